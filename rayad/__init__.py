@@ -1,0 +1,1 @@
+"""Unsupervised anomaly detection in medical images, from healthy images alone."""

@@ -1,0 +1,23 @@
+"""The letters that arrays have, in the whole package.
+
+n  images, patches or latent vectors     c  channels          h, w  rows, columns (pixels)
+m  latents, the variables of a density   gh, gw  rows, columns of a grid of places
+
+Pixels are float32 in [0, 1], the full scale of the stored bits. Scores and negative
+log-likelihoods are in nats, and higher always means more anomalous. Rows count from the
+top, columns from the left; a patch's place is its centre: the patch of side 64 at (row,
+col) holds the pixels [row - 32, row + 32) x [col - 32, col + 32).
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Pixels = Float[np.ndarray, "h w"]
+Mask = Bool[np.ndarray, "h w"]
+Grid = Float[np.ndarray, "gh gw"]
+GridMask = Bool[np.ndarray, "gh gw"]
+
+Patches = Float[Tensor, "n c h w"]
+Latents = Float[Tensor, "n m"]
+Scores = Float[Tensor, " n"]

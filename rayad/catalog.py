@@ -1,0 +1,74 @@
+"""Plug-ins by file name: a model, density or data set is the module that has its name.
+
+Nothing is registered: dropping a file into ``rayad/models`` adds a model.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from rayad.errors import OptionError
+
+PLUGGED_IN = {"models": "Config", "density": "Config", "datasets": "Dataset"}
+"""Folder -> the class by which a module of it shows that it is a plug-in."""
+
+
+def names(folder: str) -> list[str]:
+    """Names of the plug-ins in a folder of rayad, sorted."""
+    package = importlib.import_module(f"rayad.{folder}")
+    found = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
+    return sorted(
+        n for n in found if hasattr(importlib.import_module(f"rayad.{folder}.{n}"), PLUGGED_IN[folder])
+    )
+
+
+def find(folder: str, name: str) -> ModuleType:
+    """The module of the plug-in; OptionError lists what there is if the name is unknown."""
+    known = names(folder)
+    if name not in known:
+        raise OptionError(f"no {folder.rstrip('s')} {name!r}; rayad has {', '.join(known)}")
+    return importlib.import_module(f"rayad.{folder}.{name}")
+
+
+def configure(folder: str, name: str, settings: Mapping[str, Any] | Iterable[str] = ()) -> Any:
+    """The plug-in's configuration with these settings.
+
+    Args:
+        settings: field -> value, or texts NAME=VALUE as a command line has them.
+
+    Raises:
+        OptionError: unknown plug-in or field, a value that is not of the field's type, or one the plug-in refuses.
+    """
+    kind = getattr(find(folder, name), PLUGGED_IN[folder])
+    types = get_type_hints(kind)
+    pairs = settings.items() if isinstance(settings, Mapping) else [_pair(text) for text in settings]
+    values = {}
+    for field, value in pairs:
+        if field not in {f.name for f in fields(kind)}:
+            raise OptionError(f"{name} has no {field!r}; it has {', '.join(f.name for f in fields(kind))}")
+        values[field] = _parsed(name, field, types[field], value) if isinstance(value, str) else value
+    return kind(**values)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"a setting is NAME=VALUE, not {text!r}")
+    return field.replace("-", "_"), value
+
+
+def _parsed(name: str, field: str, kind: Any, text: str) -> Any:
+    """The text as a value of the field's type: text, number, or true and false."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise OptionError(f"{name}: {field} is true or false, not {text!r}")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise OptionError(f"{name}: {field} is a number, not {text!r}") from None
+    return text

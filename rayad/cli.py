@@ -1,0 +1,307 @@
+"""Find what does not belong in medical images, learned from healthy images alone.
+
+Every place is a folder, s3://bucket/key or memory://x. Exit codes: 0 done, 1 a stage failed, 2 the
+command is wrong.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol, TypeVar
+
+import tyro
+
+from rayad import catalog, storage
+from rayad.density.em import EM
+from rayad.errors import OptionError, RayadError
+from rayad.fit import Schedule
+from rayad.on_ray.resources import Workers, keep_private
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.scoring import detector as bundle
+
+T = TypeVar("T")
+Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+
+
+class Command(Protocol):
+    """A subcommand: its options, and what it does."""
+
+    def __call__(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The main job on synthetic mammograms, from nothing to the report, in minutes."""
+
+    out: str = "demo"
+    """Where corpus, detectors and report go."""
+    workers: Workers = Workers()
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        Run("demo", out=self.out, workers=self.workers, address=self.address)()
+
+
+@dataclass(frozen=True)
+class Run:
+    """All stages of a recipe; stages that are done are not run again."""
+
+    recipe: tyro.conf.Positional[str]
+    """demo or mias."""
+    out: str
+    """Where corpus, detectors and report go."""
+    source: str = ""
+    """Folder or URL of the recipe's data set; demo needs none."""
+    workers: Workers = Workers()
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad import recipes
+        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.recipe import run_recipe
+
+        recipe = recipes.find(self.recipe)
+        with cluster(self.address):
+            report = run_recipe(recipe, _place(self.source), storage.absolute(self.out), self.workers)
+        print(f"The report is at {report}")
+
+
+@dataclass(frozen=True)
+class IngestCommand:
+    """Images to a patch corpus of the healthy patients that one learns from."""
+
+    dataset: str
+    """A data set that rayad knows: mias, folder, phantom, ..."""
+    out: str
+    """Where the corpus goes."""
+    source: str = ""
+    """Folder or URL of the images; phantom needs none."""
+    settings: Settings = ()
+    """Fields of the data set, such as spacing_mm=0.05 or healthy=true."""
+    corpus: Ingest = Ingest()
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+
+        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        with cluster(self.address):
+            corpus = stages.write_corpus(self.dataset, self.source, dataset, self.corpus, storage.absolute(self.out))
+        said = corpus.manifest
+        print(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} images failed: {self.out}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """A corpus to a detector that scores by reconstruction."""
+
+    corpus: str
+    """URL of the patch corpus."""
+    out: str
+    """Where the detector goes."""
+    model: str = "cae"
+    """An image model that rayad knows: cae, bvae, ..."""
+    name: str = ""
+    """Of the detector; empty: that of the model."""
+    settings: Settings = ()
+    """Fields of the model's Config, such as latents=32 or padding=same."""
+    schedule: Schedule = Schedule()
+    workers: Workers = Workers()
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+
+        config = catalog.configure("models", self.model, self.settings)
+        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        with cluster(self.address):
+            stages.train_detector(
+                self.name or self.model, corpus, self.model, config, self.schedule, self.workers, out
+            )
+        print(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True)
+class FitDensity:
+    """A trained detector's latents to a detector that scores by likelihood."""
+
+    detector: str
+    """URL of the trained detector."""
+    corpus: str
+    """URL of the patch corpus."""
+    out: str
+    """Where the detector goes."""
+    density: str = "spn"
+    """A density that rayad knows: spn, mixture, ..."""
+    name: str = ""
+    """Of the detector; empty: the trained detector's and the density's, such as cae-spn."""
+    settings: Settings = ()
+    """Fields of the density's Config, such as replicas=20."""
+    em: EM = EM()
+    workers: Workers = Workers()
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+
+        config = catalog.configure("density", self.density, self.settings)
+        trained = bundle.load(storage.absolute(self.detector))
+        name = self.name or f"{trained.name}-{self.density}"
+        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        with cluster(self.address):
+            stages.fit_detector(name, corpus, trained, self.density, config, self.em, self.workers, out)
+        print(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Give a detector its p-values, from healthy patients that serve nothing else."""
+
+    detector: Several
+    """URLs of detectors of one corpus; their bundles get the calibration."""
+    dataset: str
+    """A data set that rayad knows: mias, folder, phantom, ..."""
+    scores: str
+    """Folder for the scores of the calibration patients."""
+    source: str = ""
+    """Folder or URL of the images; phantom needs none."""
+    settings: Settings = ()
+    """Fields of the data set."""
+    step_px: int = 8
+    """Distance of the scored places, px of the working resolution."""
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+
+        urls = [storage.absolute(url) for url in self.detector]
+        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        with cluster(self.address):
+            detectors = [bundle.load(url) for url in urls]
+            done = stages.calibrate_detectors(detectors, dataset, self.step_px, storage.absolute(self.scores))
+        for one, url in zip(done, urls, strict=True):
+            bundle.save(one, url)
+            patients = one.calibration.patients if one.calibration else 0
+            print(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Detectors on a labelled data set: results.json, index.html."""
+
+    detector: Several
+    """URLs of detectors."""
+    dataset: str
+    """A data set that rayad knows: mias, folder, phantom, ..."""
+    out: str
+    """Where the report goes."""
+    source: str = ""
+    """Folder or URL of the images; phantom needs none."""
+    settings: Settings = ()
+    """Fields of the data set."""
+    split: str = "test"
+    """test, or development for choices."""
+    step_px: int = 8
+    """Distance of the scored places, px of the working resolution."""
+    max_failures: int = 0
+    """Images that may fail before there is no result."""
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.evaluate import Evaluation, evaluate
+
+        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        detectors = [bundle.load(storage.absolute(url)) for url in self.detector]
+        options = Evaluation(self.dataset, self.source, self.split, self.step_px, self.max_failures)
+        with cluster(self.address):
+            report = evaluate(detectors, dataset, options, storage.absolute(self.out))
+        print(f"The report is at {report}")
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """Images to heatmaps: NAME.npz with scores and p-values, NAME.png with the overlay."""
+
+    detector: str
+    """URL of a detector."""
+    images: Several
+    """Images, or folders of images."""
+    out: str
+    """Folder for the heatmaps."""
+    spacing_mm: float
+    """mm a pixel of the images, which PNG, PGM, TIFF and JPEG files do not tell: 0.2 for mini-MIAS."""
+    view: str = ""
+    """MLO, CC or empty; in an MLO view the pectoral muscle is left out."""
+    step_px: int = 8
+    """Distance of the scored places, px of the working resolution."""
+
+    def __call__(self) -> None:
+        from rayad.evaluation.heatmap import Request, write_heatmaps
+
+        request = Request(self.spacing_mm, self.view, self.step_px)
+        one = bundle.load(self.detector)
+        rows = write_heatmaps(one, self.images, request, self.out)
+        for row in rows:
+            print(json.dumps(row))
+        failed = sum("reason" in row for row in rows)
+        if failed:
+            raise RayadError(f"{failed} of {len(rows)} images failed; the others' heatmaps are in {self.out}")
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "run": Run,
+    "ingest": IngestCommand,
+    "train": Train,
+    "fit-density": FitDensity,
+    "calibrate": Calibrate,
+    "evaluate": Evaluate,
+    "heatmap": Heatmap,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run a command; the exit code. What goes wrong on purpose is one line on standard error."""
+    if not os.environ.get("RAY_ADDRESS"):
+        keep_private()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="rayad", description=__doc__)
+        command()
+    except RayadError as error:
+        print(f"rayad: {error}", file=sys.stderr)
+        return 2 if isinstance(error, OptionError) else 1
+    except KeyboardInterrupt:
+        print("rayad: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _place(source: str) -> str:
+    return storage.absolute(source) if source else ""
+
+
+if __name__ == "__main__":
+    main()

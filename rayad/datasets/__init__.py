@@ -1,0 +1,1 @@
+"""One public corpus a file; each yields exams (see exam.py)."""

@@ -1,0 +1,121 @@
+"""What every data set yields: an exam a mammogram (or other image), with the lesions marked in it.
+
+A data set is a module of this folder that has a frozen dataclass ``Dataset`` with the methods of
+``Images``. Positions are pixels of the original image; a pixel's centre has whole-number coordinates.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from rayad.arrays import Mask, Pixels
+from rayad.errors import DatasetError
+from rayad.imaging import raster
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One finding in one image."""
+
+    kind: str
+    """In mammography mass, calcification, distortion or asymmetry: a row of the results each."""
+    finding: str = ""
+    """The corpus's own code for it."""
+    malignant: bool | None = None
+    """None: not known."""
+    circle: tuple[float, float, float] | None = None
+    """Row, column and radius in px of a circle around it; None where the corpus gives no place."""
+    mask_url: str = ""
+    """Image whose pixels above 0 are the lesion; goes before the circle."""
+
+    @property
+    def located(self) -> bool:
+        """Does the corpus say where it is? Only then is there a mask."""
+        return self.circle is not None or bool(self.mask_url)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One image, its patient and its label."""
+
+    exam_id: str
+    patient_id: str
+    url: str
+    anomalous: bool | None
+    """None: not known. True without a located lesion: somewhere in the image."""
+    view: str
+    """MLO, CC, or empty: not known or not a mammogram."""
+    laterality: str
+    """L, R, or empty."""
+    density: str
+    """The corpus's own class of the tissue, or empty."""
+    spacing_mm: float
+    """Distance of neighbouring pixels in the original image."""
+    lesions: tuple[Lesion, ...] = ()
+
+
+@runtime_checkable
+class Images(Protocol):
+    """What a data set's ``Dataset`` can do; it is a value, so it pickles."""
+
+    def exams(self) -> list[Exam]:
+        """All exams, sorted by exam_id; DatasetError if files and labels do not fit together."""
+        ...
+
+    def pixels(self, exam: Exam) -> Pixels:
+        """The image at its original resolution."""
+        ...
+
+    def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
+        """The lesion's pixels, of the shape of the image; DatasetError if the lesion is not located."""
+        ...
+
+
+def in_order(exams: Iterable[Exam]) -> list[Exam]:
+    """The exams sorted by exam_id; DatasetError if two have the same."""
+    ordered = sorted(exams, key=lambda exam: (exam.exam_id, exam.url))
+    twice = [name for name, count in Counter(exam.exam_id for exam in ordered).items() if count > 1]
+    if twice:
+        files = ", ".join(exam.url for exam in ordered if exam.exam_id == twice[0])
+        raise DatasetError(f"{shortened(twice)}: one image an exam expected, got {files}")
+    return ordered
+
+
+def read_grey(url: str) -> Pixels:
+    """The grey image at the URL; ImageError if it is not one."""
+    return raster.grey(raster.read(url), url)
+
+
+def circle_mask(shape: tuple[int, int], circle: tuple[float, float, float]) -> Mask:
+    """Pixels of an image whose centre is at most the radius away from the circle's centre."""
+    row, col, radius = circle
+    rows = np.arange(shape[0])[:, None] - row
+    cols = np.arange(shape[1])[None, :] - col
+    return np.asarray(np.hypot(rows, cols) <= radius)
+
+
+def read_mask(exam: Exam, lesion: Lesion, shape: tuple[int, int]) -> Mask:
+    """The lesion's mask from its file or else its circle; DatasetError if it has neither or does not fit.
+
+    Args:
+        shape: rows and columns of the exam's image.
+    """
+    if lesion.mask_url:
+        pixels = raster.read(lesion.mask_url).pixels
+        mask = np.asarray(np.atleast_3d(pixels).max(axis=2) > 0)
+        if mask.shape != shape:
+            raise DatasetError(f"{lesion.mask_url}: mask of {mask.shape} px for {exam.url} of {shape} px")
+        return mask
+    if lesion.circle is None:
+        raise DatasetError(f"{exam.exam_id}: no mask for this {lesion.kind}, the data set gives no place")
+    return circle_mask(shape, lesion.circle)
+
+
+def shortened(names: Iterable[str], at_most: int = 5) -> str:
+    """The names in a message: the first few, and how many more."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - at_most} more" if len(ordered) > at_most else ""
+    return ", ".join(ordered[:at_most]) + more

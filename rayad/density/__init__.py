@@ -1,0 +1,1 @@
+"""Densities of latents, one a file, found by its file name."""

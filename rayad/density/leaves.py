@@ -1,0 +1,189 @@
+"""Gaussian leaves: the distributions at the bottom of a circuit.
+
+In leaf region l, input distribution i is a product of Gaussians with own mean and variance for each variable w of
+the region. Its log density is affine in (z, z^2), so all of a region's inputs are one matrix product with the
+natural parameters (mean / variance, -1 / (2 variance)) and a constant. That form loses digits where a variable has
+an offset or a variance is tiny: variables are standardized first, and variances are bounded.
+
+Letters: n rows, m variables, l leaf regions, i inputs, w variables of a region, f features.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rayad.arrays import Latents, Scores
+from rayad.density.region_graph import Scopes
+from rayad.errors import OptionError, TrainingError
+
+MAX_VARIANCE = 10.0
+"""Of a leaf, relative to its variable's; as in EiNet, Peharz et al. 2020b."""
+LIMIT = 1e12
+"""Standard deviations beyond which a value counts as this far away, so that its square is finite in float32."""
+START_ROWS = 4096
+"""Of the training rows, at most, for the start of the leaves."""
+START_ROUNDS = 10
+"""Of k-means."""
+START_PRIOR = 4.0
+"""Rows of variance 1 that a cluster of the start is thought to hold beside its own."""
+
+Features = Float[Tensor, "l f n"]
+
+
+class Standardization(nn.Module):
+    """Centres and scales every variable; a missing value (NaN) stays missing."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, variables: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(variables))
+        self.register_buffer("scale", torch.ones(variables))
+
+    @torch.no_grad()
+    def start(self, z: Latents) -> None:
+        """Take mean and standard deviation from these rows; a variable that is constant in them keeps its unit.
+
+        Raises:
+            TrainingError: no rows, or an infinite value (names the row).
+        """
+        infinite = z.isinf().any(1).nonzero()
+        if len(infinite):
+            raise TrainingError(f"training latents must be finite or missing; row {int(infinite[0])} is not")
+        if not len(z):
+            raise TrainingError("a density cannot start from no rows")
+        z = z.double()
+        centre = z.nanmean(0).nan_to_num()
+        scale = (z - centre).square().nanmean(0).sqrt().nan_to_num()
+        constant = scale <= 1e-6 * centre.abs() + 1e-30
+        self.centre.copy_(centre)
+        self.scale.copy_(scale.masked_fill(constant, 1))
+
+    def forward(self, z: Latents) -> Latents:
+        """The standardized values, at most LIMIT from zero.
+
+        Raises:
+            OptionError: another number of variables than the density was built for.
+        """
+        if z.shape[1] != len(self.centre):
+            raise OptionError(f"the density was built for {len(self.centre)} variables, not {z.shape[1]}")
+        return ((z.to(self.centre) - self.centre) / self.scale).clamp(-LIMIT, LIMIT)
+
+    def log_volume(self, x: Latents) -> Scores:
+        """What a density of standardized values exceeds that of the values themselves by, in nats."""
+        log_scale = self.scale.log()
+        missing = x.isnan()
+        if missing.any():
+            return torch.where(missing, 0, log_scale).sum(1)
+        return log_scale.sum().expand(len(x))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What rows say about each leaf: expected visits, and sums of deviations from the *current* mean.
+
+    Moments about one shared reference add over batches and workers without loss of digits.
+    """
+
+    mass: Float[Tensor, "l i w"]
+    first: Float[Tensor, "l i w"]
+    second: Float[Tensor, "l i w"]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.mass, self.first, self.second]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.mass + other.mass, self.first + other.first, self.second + other.second)
+
+
+class GaussianLeaves(nn.Module):
+    """All input distributions of a circuit; takes standardized rows, NaN where a value is missing."""
+
+    scopes: Tensor
+
+    def __init__(self, scopes: Scopes, variables: int, inputs: int, min_variance: float) -> None:
+        super().__init__()
+        regions, width = scopes.shape
+        self.variables = variables
+        self.min_variance = min_variance
+        self.register_buffer("scopes", scopes)
+        self.mean = nn.Parameter(torch.zeros(regions, inputs, width), requires_grad=False)
+        self.variance = nn.Parameter(torch.ones(regions, inputs, width), requires_grad=False)
+
+    def features(self, x: Latents, missing: bool) -> Features:
+        """Each region's z and z^2, zero in unfilled places, and 1 for observed values if any are missing."""
+        observed = ~x.isnan()
+        table = x.new_zeros(3 if missing else 2, self.variables + 1, len(x))
+        table[0, :-1] = x.masked_fill(~observed, 0).T if missing else x.T
+        torch.square(table[0], out=table[1])
+        if missing:
+            table[2, :-1] = observed.T
+        places = torch.cat([self.scopes + i * (self.variables + 1) for i in range(len(table))], dim=1)
+        rows = table.flatten(0, 1).index_select(0, places.flatten())
+        return rows.view(*places.shape, len(x))
+
+    def forward(self, features: Features) -> Float[Tensor, "l i n"]:
+        """Log density of every region's part of every row, in nats; missing values left out (marginals)."""
+        filled = (self.scopes < self.variables)[:, None]  # l 1 w
+        slope = self.mean / self.variance
+        constant = (self.variance.log() + math.log(2 * math.pi)).addcmul_(slope, self.mean).mul_(-0.5) * filled
+        natural = [slope, -0.5 / self.variance]
+        if features.shape[1] == 3 * self.scopes.shape[1]:
+            return torch.bmm(torch.cat([*natural, constant], dim=2), features)
+        return torch.baddbmm(constant.sum(2, keepdim=True), torch.cat(natural, dim=2), features)
+
+    def moments(self, mass: Float[Tensor, "l i 1"], raw: Float[Tensor, "l i f"]) -> Moments:
+        """From expected visits, and sums of visits times features, to moments about the current means."""
+        width = self.scopes.shape[1]
+        first, second, observed = raw[..., :width], raw[..., width : 2 * width], raw[..., 2 * width :]
+        visits = observed if observed.shape[2] else mass.expand_as(first)
+        deviation = first - visits * self.mean
+        return Moments(visits.contiguous(), deviation, second - self.mean * (first + deviation))
+
+    def update(self, moments: Moments, step: float, prior: float, inertia: float) -> None:
+        """M-step: move the expectation parameters (mean, mean square) towards the rows' (algorithms: m' = m + s d,
+        v' = v + s (second / mass - v - s d^2), d = first / mass, without the cancellation of squares).
+
+        Args:
+            step: the way to go, 1 for all of it.
+            prior: rows of the variables' own distribution that every leaf is thought to have seen before.
+            inertia: expected visits at which a leaf goes half of its step; from no visits it does not move.
+        """
+        mass = moments.mass + prior
+        tiny = torch.finfo(mass.dtype).tiny
+        steps = step * mass / (mass + max(inertia, tiny))
+        mass = mass.clamp_min(tiny)
+        d = moments.first.sub(self.mean, alpha=prior).div_(mass)
+        second = moments.second.add(self.mean.square().add_(1), alpha=prior).div_(mass)
+        second.sub_(self.variance).addcmul_(steps * d, d, value=-1)
+        self.variance.addcmul_(steps, second).clamp_(self.min_variance, MAX_VARIANCE)
+        self.mean.addcmul_(steps, d)
+
+    def log_prior(self, prior: float) -> Tensor:
+        """What the prior adds to the objective of full-batch learning, in nats, but for a constant."""
+        fit = self.variance.log() + (1 + self.mean.square()) / self.variance
+        return (fit * (self.scopes < self.variables)[:, None]).sum() * (-prior / 2)
+
+    def start(self, x: Latents, generator: torch.Generator) -> None:
+        """k-means in every region at once, from rows drawn at random; each input takes its cluster's moments."""
+        rows = x[torch.randperm(len(x), generator=generator)[:START_ROWS]].nan_to_num(0)
+        regions, inputs, width = self.mean.shape
+        features = self.features(rows, missing=False)  # l 2w n
+        points = features[:, :width]  # l w n
+        draw = torch.rand(regions, max(inputs, len(rows)), generator=generator).argsort(1)[:, :inputs] % len(rows)
+        means = points.gather(2, draw[:, None].expand(-1, width, -1)).mT.contiguous()  # l i w
+        for _ in range(START_ROUNDS):
+            half_square = means.square().sum(2, keepdim=True) / 2
+            distance = torch.baddbmm(half_square, means, points, alpha=-1)  # l i n
+            member = torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1)
+            size = member.sum(2, keepdim=True)
+            sums = torch.bmm(member, features.mT)  # l i 2w
+            means = torch.where(size > 0, sums[..., :width] / size.clamp_min(1), means)
+        within = sums[..., width:] - size * means.square()
+        self.mean.copy_(means)
+        self.variance.copy_((within + START_PRIOR) / (size + START_PRIOR))
+        self.variance.clamp_(self.min_variance, MAX_VARIANCE)

@@ -1,0 +1,39 @@
+"""A mixture of Gaussians with diagonal covariances, the baseline of densities.
+
+Bishop, *Pattern Recognition and Machine Learning* (2006), section 9.2.2. It is the shallowest sum-product network:
+one sum over products of univariate leaves, so it is built as one.
+"""
+
+from dataclasses import dataclass
+
+from rayad.density import spn
+
+
+@dataclass(frozen=True)
+class Config:
+    """Size of a mixture."""
+
+    components: int = 100
+    """k: Gaussians of the mixture."""
+    min_variance: float = 1e-3
+    """Of a component, relative to its variable's variance in training."""
+    weight_prior: float = 1.0
+    """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
+    leaf_prior: float = 0.0
+    """Training rows of the variables' own distribution that every component is thought to have seen before."""
+
+    def build(self, variables: int) -> spn.SPN:
+        """An untrained mixture over this many variables.
+
+        Raises:
+            OptionError: a size out of range.
+        """
+        circuit = spn.Config(
+            inputs=self.components,
+            depth=0,
+            replicas=1,
+            min_variance=self.min_variance,
+            sum_prior=self.weight_prior,
+            leaf_prior=self.leaf_prior,
+        )
+        return circuit.build(variables)

@@ -1,0 +1,46 @@
+"""Random region graphs: how a circuit splits its variables (Peharz et al. 2020a).
+
+For each of R replicas the M variables are permuted and split into two balanced halves, D times over: 2^D leaf
+regions a replica. Regions of a level stand in one row, *all left halves before all right halves*, so
+
+    region q of a level with Q regions  =  region q  and  region q + Q  of the next level,
+
+and a product layer takes its children by cutting the next level in two. Only the scopes of the leaf regions
+need to be stored: a region above holds what its halves hold.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from rayad.errors import OptionError
+
+Scopes = Int64[Tensor, "l w"]
+"""The variables of each leaf region; places that a smaller region does not fill hold the number of variables."""
+
+
+def random_scopes(variables: int, depth: int, replicas: int, seed: int) -> Scopes:
+    """Draw a region graph and return the scopes of its replicas * 2**depth leaf regions.
+
+    Raises:
+        OptionError: fewer variables than the 2**depth leaf regions of a replica, or a size out of range.
+    """
+    if variables < 1:
+        raise OptionError(f"a density needs at least 1 variable, not {variables}")
+    if replicas < 1:
+        raise OptionError(f"replicas must be at least 1, not {replicas}")
+    if not 0 <= depth <= variables.bit_length() - 1:
+        raise OptionError(
+            f"depth {depth} splits {variables} variables into 2**{depth} regions;"
+            f" it must be between 0 and {variables.bit_length() - 1}"
+        )
+    generator = np.random.default_rng(seed)
+    level = [generator.permutation(variables) for _ in range(replicas)]
+    for _ in range(depth):
+        halves = [np.array_split(region, 2) for region in level]
+        level = [left for left, _ in halves] + [right for _, right in halves]
+    scopes = np.full((len(level), max(map(len, level))), variables)
+    for row, region in zip(scopes, level, strict=True):
+        row[: len(region)] = region
+    return torch.from_numpy(scopes)

@@ -1,0 +1,40 @@
+"""Everything that rayad raises on purpose.
+
+RayadError
+ ├── OptionError     the command or a configuration is wrong: unknown name, impossible value
+ ├── StorageError    a URL cannot be reached, listed, read or written
+ ├── ImageError      a file is not an image that rayad can use
+ ├── DatasetError    a data set's files, labels and images do not fit together
+ ├── FormatError     a corpus or bundle is of a newer schema, damaged or altered
+ └── TrainingError   learning failed: a loss that is not a number, a collapse
+
+A message is one sentence: what was wanted, what came, which file.
+"""
+
+
+class RayadError(Exception):
+    """The root of the tree; the command line prints it as one line and exits with 1."""
+
+
+class OptionError(RayadError):
+    """The command or a configuration is wrong; the command line exits with 2."""
+
+
+class StorageError(RayadError):
+    """A URL cannot be reached, listed, read or written."""
+
+
+class ImageError(RayadError):
+    """A file is not an image that rayad can use."""
+
+
+class DatasetError(RayadError):
+    """A data set's files, labels and images do not fit together."""
+
+
+class FormatError(RayadError):
+    """A corpus or bundle is of a newer schema, damaged or altered."""
+
+
+class TrainingError(RayadError):
+    """Learning failed: a loss that is not a number, a collapse."""

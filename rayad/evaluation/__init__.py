@@ -1,0 +1,1 @@
+"""Scores to tables: metrics, significance, figures, the report."""

@@ -1,0 +1,285 @@
+"""Pictures for people: heatmaps over images, detectors side by side, score distributions. PNG bytes.
+
+Colors mean the same in every picture: a place is colored by the share of healthy places that score
+lower (its healthy quantile), from 0.5, transparent, to 0.999, strong, on a scale that is logarithmic in the
+rest above it. Nothing is scaled to the image, so a healthy breast looks healthy. All colors keep their
+order and contrast under the common color blindnesses (matplotlib's plasma; Okabe and Ito's palette).
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, FuncNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from rayad.arrays import Grid, GridMask, Mask, Pixels
+
+LOW, HIGH = 0.5, 0.999
+"""Healthy quantiles where color begins and where it is strongest."""
+TICKS = (0.5, 0.9, 0.99, 0.999)
+TRUTH, MASK = "#56b4e9", "#f0e442"
+"""Sky blue and yellow of Okabe and Ito: the annotated lesion, and what a detector marks. On heatmaps, which hold
+yellow themselves, the mask's outline is white with a dark rim."""
+LINES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"))
+DPI = 110
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as pictures show it, with the grid its scores are on."""
+
+    name: str
+    pixels: Pixels
+    spacing_mm: float
+    rows: Int[np.ndarray, " gh"]
+    """Rows of the places' centers, px of `pixels`."""
+    cols: Int[np.ndarray, " gw"]
+    truth: Mask
+    """The annotated lesions in px of `pixels`; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """What one detector says about one view."""
+
+    healthy_quantile: Grid
+    """nan outside the tissue."""
+    mask: GridMask
+
+
+def overlay(view: View, found: Map, *, title: str = "") -> bytes:
+    """One image under its heatmap, with mask contour, scale bar and color bar."""
+    height, width = view.pixels.shape
+    tall = 7.0
+    figure = _figure(tall * width / height + 1.1, tall)
+    axes = figure.subplots()
+    _image(axes, view)
+    _heat(axes, view, found.healthy_quantile)
+    _outline(axes, view, found.mask)
+    _outline_pixels(axes, view.truth)
+    _scale_bar(axes, view)
+    axes.set_title(title or view.name, fontsize=11)
+    marks = ["white outline: marked by the detector"] + ["dashed blue: annotated lesion"] * bool(view.truth.any())
+    axes.set_xlabel("; ".join(marks), fontsize=9)
+    _color_bar(figure, [axes])
+    return _png(figure)
+
+
+def thumbnail(view: View, found: Map, height_px: int = 260) -> bytes:
+    """The overlay alone, without words or bars, for lists of images."""
+    height, width = view.pixels.shape
+    figure = Figure(figsize=(height_px * width / height / DPI, height_px / DPI), dpi=DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _image(axes, view)
+    _heat(axes, view, found.healthy_quantile)
+    _outline(axes, view, found.mask)
+    _outline_pixels(axes, view.truth)
+    return _png(figure)
+
+
+def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]]) -> bytes:
+    """Images as rows: image, annotated lesion, then heatmap and mask of each detector.
+
+    The arrangement of Fig. 2 of Dietrichstein et al. (2022).
+
+    Args:
+        views: the images.
+        maps: detector -> what it says about each view, in the order of the views.
+
+    Raises:
+        ValueError: there is no image or no detector.
+    """
+    if not views or not maps:
+        raise ValueError(f"a panel needs images and detectors, got {len(views)} and {len(maps)}")
+    columns, windows = 2 + 2 * len(maps), [_window(view, next(iter(maps.values()))[i]) for i, view in enumerate(views)]
+    tallest = max((bottom - top) / (right - left) for left, right, bottom, top in windows)
+    figure = _figure(1.6 * columns + 0.9, (1.6 * tallest + 0.08) * len(views) + 0.5)
+    grid = figure.subplots(len(views), columns, squeeze=False)
+    for i, view in enumerate(views):
+        _fill_row(grid[i], view, [found[i] for found in maps.values()])
+        for axes in grid[i]:
+            axes.set_xlim(*windows[i][:2])
+            axes.set_ylim(*windows[i][2:])
+        _scale_bar(grid[i, 0], view)
+    heads = ["image", "annotated lesion", *(f"{name}\n{what}" for name in maps for what in ("heatmap", "mask"))]
+    for axes, head in zip(grid[0], heads, strict=True):
+        axes.set_title(head, fontsize=9)
+    _color_bar(figure, list(grid.ravel()))
+    return _png(figure)
+
+
+def distributions(scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]]) -> bytes:
+    """Histograms of healthy places' and lesion places' scores, one pair of axes a detector.
+
+    After Fig. 3 of Dietrichstein et al. (2022).
+
+    Args:
+        scores: detector -> "healthy" and kinds of lesion -> scores of places. Scores beyond the central 99.8 %
+            are counted in the outermost bars.
+    """
+    across = min(3, max(1, len(scores)))
+    down = -(-len(scores) // across)
+    figure = _figure(4.0 * across, 2.9 * down + 0.4)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.ravel()[len(scores) :]:
+        axes.set_axis_off()
+    for axes, (detector, classes) in zip(grid.ravel(), scores.items(), strict=False):
+        _histograms(axes, {name: values for name, values in classes.items() if values.size})
+        axes.set_title(detector, fontsize=10)
+        axes.set_xlabel("score (higher is more unusual)", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("density of places", fontsize=9)
+    return _png(figure)
+
+
+def _fill_row(row: np.ndarray, view: View, found: Sequence[Map]) -> None:
+    height, width = view.pixels.shape
+    for axes in row:
+        _image(axes, view)
+    row[0].set_ylabel(view.name, fontsize=9)
+    _fill(row[1], view.truth, TRUTH, (-0.5, width - 0.5, height - 0.5, -0.5))
+    for one, heat, mask in zip(found, row[2::2], row[3::2], strict=True):
+        _heat(heat, view, one.healthy_quantile)
+        _fill(mask, one.mask, MASK, _extent(view))
+        _outline_pixels(mask, view.truth)
+
+
+def _histograms(axes: Axes, classes: Mapping[str, Float[np.ndarray, " n"]]) -> None:
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not classes:
+        axes.text(0.5, 0.5, "no scores", ha="center", transform=axes.transAxes)
+        return
+    ends = [np.percentile(values, [0.1, 99.9]) for values in classes.values()]
+    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    bins = np.linspace(low, high if high > low else low + 1, 41)
+    lines = iter(LINES * len(classes))
+    for name, values in classes.items():
+        density, _ = np.histogram(np.clip(values, bins[0], bins[-1]), bins, density=True)
+        label = f"{name} ({values.size:,} places)"
+        if name == "healthy":
+            axes.stairs(density, bins, fill=True, color="#bbbbbb", label=label)
+            limit = float(np.quantile(values, 0.99))
+            axes.axvline(limit, color="#555555", linewidth=1, label="99 % of healthy places lie left")
+        else:
+            color, style = next(lines)
+            axes.plot((bins[1:] + bins[:-1]) / 2, density, color=color, linestyle=style, linewidth=1.8, label=label)
+    axes.legend(fontsize=7, frameon=False)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _image(axes: Axes, view: View) -> None:
+    axes.imshow(view.pixels, cmap="gray", vmin=0, vmax=max(1e-6, float(np.quantile(view.pixels, 0.999))))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _extent(view: View) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of the grid's cells; a place at r is the center of pixels [r - s/2, r + s/2)."""
+    step = float((view.rows[1] - view.rows[0]) if view.rows.size > 1 else 2 * view.rows[0])
+    half = step / 2 + 0.5
+    return view.cols[0] - half, view.cols[-1] + step - half, view.rows[-1] + step - half, view.rows[0] - half
+
+
+def _heat(axes: Axes, view: View, quantile: Grid) -> None:
+    axes.imshow(quantile, cmap=_colors(), norm=_norm(), extent=_extent(view), interpolation="nearest")
+    axes.set_xlim(-0.5, view.pixels.shape[1] - 0.5)
+    axes.set_ylim(view.pixels.shape[0] - 0.5, -0.5)
+
+
+def _norm() -> FuncNorm:
+    def rest(quantile: np.ndarray) -> np.ndarray:
+        return -np.log10(1 - np.clip(quantile, LOW, HIGH))
+
+    return FuncNorm((rest, lambda value: 1 - 10.0 ** -np.asarray(value)), vmin=LOW, vmax=HIGH, clip=True)
+
+
+def _colors() -> Colormap:
+    """plasma, from transparent to strong."""
+    at = np.linspace(0, 1, 256)
+    colors = colormaps["plasma"](0.05 + 0.95 * at)
+    colors[:, 3] = 0.8 * np.clip(1.5 * at, 0, 1)
+    return ListedColormap(colors, name="healthy quantile").with_extremes(bad=(0, 0, 0, 0))
+
+
+def _color_bar(figure: Figure, axes: list[Axes]) -> None:
+    bar = figure.colorbar(ScalarMappable(_norm(), _colors()), ax=axes, ticks=list(TICKS), fraction=0.03, pad=0.01)
+    bar.ax.set_facecolor("#777777")
+    bar.ax.set_yticklabels([f"{tick:g}" for tick in TICKS], fontsize=9)
+    bar.ax.minorticks_off()
+    bar.set_label("healthy quantile", fontsize=9)
+
+
+def _fill(axes: Axes, mask: GridMask, color: str, extent: tuple[float, float, float, float]) -> None:
+    shown = np.where(mask, 1.0, np.nan)
+    axes.imshow(shown, cmap=ListedColormap([color]), vmin=0, vmax=1, alpha=0.75, extent=extent, interpolation="nearest")
+
+
+def _outline(axes: Axes, view: View, mask: GridMask) -> None:
+    """The border of the mask's cells, along their edges."""
+    if mask.any():
+        left, right, bottom, top = _extent(view)
+        fine = np.pad(np.repeat(np.repeat(mask, 4, axis=0), 4, axis=1).astype(float), 1)
+        y, x = _centers(top, bottom, fine.shape[0]), _centers(left, right, fine.shape[1])
+        lines = axes.contour(x, y, fine, levels=[0.5], colors=["white"], linewidths=1.2)
+        lines.set(path_effects=[withStroke(linewidth=2.6, foreground="#222222")])
+
+
+def _centers(first: float, last: float, count: int) -> Float[np.ndarray, " c"]:
+    """Centers of `count` cells, of which all but the first and the last fill the space between the edges."""
+    size = (last - first) / (count - 2)
+    return first + size * (np.arange(count) - 0.5)
+
+
+def _outline_pixels(axes: Axes, truth: Mask) -> None:
+    if truth.any():
+        lines = axes.contour(truth.astype(float), levels=[0.5], colors=[TRUTH], linestyles="--", linewidths=1.5)
+        lines.set(path_effects=[withStroke(linewidth=2.6, foreground="#222222")])
+
+
+def _window(view: View, found: Map) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of the tissue with 5 mm around it; the whole image where there is none."""
+    height, width = view.pixels.shape
+    places = np.argwhere(~np.isnan(found.healthy_quantile))
+    if places.size == 0:
+        return -0.5, width - 0.5, height - 0.5, -0.5
+    margin = 5 / view.spacing_mm
+    rows, cols = view.rows[places[:, 0]], view.cols[places[:, 1]]
+    left, right = max(cols.min() - margin, -0.5), min(cols.max() + margin, width - 0.5)
+    bottom, top = min(rows.max() + margin, height - 0.5), max(rows.min() - margin, -0.5)
+    return float(left), float(right), float(bottom), float(top)
+
+
+def _scale_bar(axes: Axes, view: View) -> None:
+    """A bar of a round length, at most a third of the width shown, at the lower edge."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    room = (right - left) * view.spacing_mm / 3
+    length = max((mm for mm in (1, 2, 5, 10, 20, 50) if mm <= room), default=1)
+    x, y = right - 0.06 * (right - left), bottom - 0.04 * (bottom - top)
+    start = x - length / view.spacing_mm
+    bar = axes.plot([start, x], [y, y], color="white", linewidth=2, solid_capstyle="butt")[0]
+    bar.set_path_effects([withStroke(linewidth=4, foreground="black")])
+    up = y - 0.015 * (bottom - top)
+    text = axes.text((start + x) / 2, up, f"{length} mm", color="white", fontsize=8, ha="center", va="bottom")
+    text.set_path_effects([withStroke(linewidth=2, foreground="black")])

@@ -1,0 +1,103 @@
+"""Images in, heatmaps out: NAME.npz with scores and p-values, NAME.png with the overlay."""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayad import storage
+from rayad.datasets.exam import read_grey
+from rayad.errors import ImageError, OptionError, StorageError
+from rayad.evaluation.figures import Map, View, overlay
+from rayad.imaging import raster
+from rayad.imaging.mammogram import Prepared, prepare
+from rayad.scoring.calibrate import Calibration, image_score
+from rayad.scoring.detector import Detector, Heatmap
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is said of the images, and where they are scored."""
+
+    spacing_mm: float
+    """mm a pixel of the images."""
+    view: str = ""
+    """MLO, CC or empty."""
+    step_px: int = 8
+    """Distance of the places, px of the working resolution."""
+
+
+def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, url: str) -> list[dict[str, Any]]:
+    """Score images one by one and write what each gives; a file that fails is a row with its reason.
+
+    Args:
+        images: files, or folders of which every image is taken.
+
+    Returns:
+        A row an image: url, name, image score and p-value, or the reason why there are none.
+
+    Raises:
+        OptionError: no spacing, or a detector that is not calibrated.
+        StorageError: the target cannot be written, or an image folder cannot be read.
+    """
+    if not request.spacing_mm > 0:
+        raise OptionError(f"the images' spacing must be a positive number of mm a pixel, not {request.spacing_mm}")
+    if detector.calibration is None:
+        raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
+    rows = []
+    for file, name in named(images):
+        try:
+            pixels = read_grey(file)
+            prepared = prepare(pixels, request.spacing_mm, request.view, detector.preprocessing)
+            heatmap = detector.heatmap(prepared, request.step_px)
+        except (ImageError, StorageError) as error:
+            rows.append({"image": file, "reason": str(error)})
+            continue
+        _write(storage.join(url, name), prepared, heatmap, detector.calibration)
+        score = image_score(heatmap.scores)
+        rows.append({"image": file, "name": name, "score": score, "p": detector.calibration.image_p(score)})
+    return rows
+
+
+def named(images: Sequence[str]) -> list[tuple[str, str]]:
+    """Every image file and the name of its heatmap: the file's, with its folder's where two have the same."""
+    files = []
+    for place in images:
+        single = place.lower().endswith(raster.SUFFIXES)
+        files += [place] if single else storage.listing(place, raster.SUFFIXES)
+    if not files:
+        raise ImageError(f"no image in {', '.join(images)}; rayad reads {', '.join(raster.SUFFIXES)}")
+    parts = [file.replace("\\", "/").rsplit("/", 2) for file in files]
+    stems = [p[-1].rsplit(".", 1)[0] for p in parts]
+    often = Counter(stems)
+    names = [s if often[s] == 1 else f"{p[-2]}-{s}" if len(p) > 1 else s for s, p in zip(stems, parts, strict=True)]
+    twice = [n for n, count in Counter(names).items() if count > 1]
+    if twice:
+        raise OptionError(f"two images would both be called {twice[0]!r}; give them in separate calls")
+    return list(zip(files, names, strict=True))
+
+
+def _write(url: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> None:
+    scale = np.array(prepared.original_shape) / np.array(prepared.pixels.shape)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        scores=heatmap.scores,
+        p_values=calibration.place_p(heatmap.scores).astype(np.float32),
+        rows=((heatmap.rows + 0.5) * scale[0] - 0.5).astype(np.float32),
+        cols=((heatmap.columns + 0.5) * scale[1] - 0.5).astype(np.float32),
+        tissue=heatmap.tissue,
+    )
+    storage.write_bytes(f"{url}.npz", buffer.getvalue())
+    storage.write_bytes(f"{url}.png", overlay(*pictured(url.rsplit("/", 1)[-1], prepared, heatmap, calibration)))
+
+
+def pictured(name: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> tuple[View, Map]:
+    """The image and the map as figures take them; the mask is where 99 of 100 healthy places score lower."""
+    nothing = np.zeros(prepared.pixels.shape, bool)
+    view = View(name, prepared.stored, prepared.spacing_mm, heatmap.rows, heatmap.columns, nothing)
+    quantile = calibration.healthy_quantile(heatmap.scores)
+    return view, Map(quantile, np.nan_to_num(quantile) > 0.99)

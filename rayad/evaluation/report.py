@@ -1,0 +1,117 @@
+"""results.json and the page made from it: one that a radiologist would be shown.
+
+`results` holds "dataset", "recipe", "commit", "rows" and "comparisons" (rayad/evaluation/table.py), and may hold
+
+- "calibration_patients": K, the healthy patients behind every p-value;
+- "counts": split -> {"images": ..., "patients": ..., ...};
+- "images": [{"exam_id", "patient_id", "diseased", "lesions": [kind], "thumbnail": name of a figure,
+  "p": {detector: {"image": p, "exam": p}}}];  "heatmap_detector": whose heatmaps the thumbnails show;
+- "settings", "provenance": name -> value;  "notes": [sentence];
+- "captions": name of a figure -> text;  "failures": [{"exam_id" or "url" or "image", "reason"}].
+
+The page needs no script, no font and no file but the PNGs beside it.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+
+from jinja2 import Environment, StrictUndefined
+
+from rayad import storage
+from rayad.errors import FormatError
+
+REQUIRED = ("dataset", "recipe", "commit", "rows", "comparisons")
+CAPTIONS = {
+    "panel": (
+        "Each row is one image: the image, the annotated lesion (blue), then for each detector its heatmap and the "
+        "places it marks (yellow; dashed: the annotated lesion). Color is the same in every image: the "
+        "share of healthy places that score lower. Nothing is scaled to the single image."
+    ),
+    "distributions": (
+        "Scores of places in healthy images (gray) and inside lesions (lines). The further a line lies to the "
+        "right of the gray area, the better the detector tells such lesions from healthy tissue."
+    ),
+}
+NAMES = {
+    "pixel_auc": "pixel AUC",
+    "image_wise_auc": "image-wise AUC",
+    "exam_auc": "exam AUC",
+    "any": "any lesion",
+}
+
+
+def build(results: dict, figures: Mapping[str, bytes], url: str) -> str:
+    """Write figures, results.json and index.html, in this order: a page that is there is whole.
+
+    Args:
+        results: see the head of this module.
+        figures: name -> PNG; "thumbnail" of an image names one of them, the others are shown in this order.
+        url: the folder to write to.
+
+    Returns:
+        The URL of index.html.
+
+    Raises:
+        FormatError: the results lack a required entry, or name a figure that is not given.
+        StorageError: the folder cannot be written.
+    """
+    page = render(results, list(figures))
+    for name, png in figures.items():
+        storage.write_bytes(storage.join(url, f"{name}.png"), png)
+    storage.write_json(storage.join(url, "results.json"), results)
+    index = storage.join(url, "index.html")
+    storage.write_bytes(index, page.encode())
+    return index
+
+
+def render(results: dict, figures: list[str]) -> str:
+    """The page as HTML; text from files and corpora is escaped.
+
+    Raises:
+        FormatError: the results lack a required entry, or name a figure that is not given.
+    """
+    missing = [name for name in REQUIRED if name not in results]
+    if missing:
+        raise FormatError(f"results need {', '.join(REQUIRED)}; {', '.join(missing)} are missing")
+    images = results.get("images", [])
+    thumbnails = {image["thumbnail"] for image in images if image.get("thumbnail")}
+    if thumbnails - set(figures):
+        raise FormatError(f"results name the figure {min(thumbnails - set(figures))!r}, which is not given")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "called": called, "p_value": p_value}
+    template = resources.files("rayad.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        results=results,
+        rows=results["rows"],
+        kinds=list(dict.fromkeys(row["lesion"] for row in results["rows"])),
+        detectors=list(dict.fromkeys(row["detector"] for row in results["rows"])),
+        images=images,
+        figures=[name for name in figures if name not in thumbnails],
+        captions=CAPTIONS | results.get("captions", {}),
+        reasons=reasons(results["rows"]),
+    )
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure of fixed digits; a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001  an en dash is meant
+
+
+def p_value(value: float | None) -> str:
+    """Two significant digits, but never 0 or 1.0 for a p that is not."""
+    if value is None:
+        return "–"  # noqa: RUF001
+    return "< 0.0001" if value < 1e-4 else "> 0.99" if 0.995 <= value < 1 else f"{value:.2g}"
+
+
+def called(name: str) -> str:
+    """The name of a figure or of a kind of lesion in prose."""
+    return NAMES.get(name, name)
+
+
+def reasons(rows: list[dict]) -> dict[str, int]:
+    """Why a figure or its interval is missing -> the number of its footnote."""
+    cells = [cell for row in rows for cell in row.values() if isinstance(cell, dict)]
+    cells += [cell for row in rows for cell in (row["froc"]["sensitivity"] or {}).values()]
+    texts = dict.fromkeys(cell["reason"] for cell in cells if cell.get("reason"))
+    return {text: i for i, text in enumerate(texts, 1)}

@@ -1,0 +1,257 @@
+"""From scored images to the rows and comparisons of results.json.
+
+Every figure is {"value" or "mean", "low", "high", ...}: null where the images do not define it, and then with a
+"reason". The ends of the 95 % interval are null, with a reason, where there are too few patients.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rayad.arrays import GridMask
+from rayad.evaluation import bootstrap, froc, metrics, significance, surface
+from rayad.evaluation.metrics import Pool, Scored, Undefined
+
+Row = dict[str, object]
+
+AREAS = {
+    "auc": metrics.area,
+    "ap": metrics.average_precision,
+    "best_dice": metrics.best_dice,
+    "aupro_by_lesion": metrics.region_overlap,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How figures are computed."""
+
+    top: float = 0.01
+    """Share of an image's tissue places whose mean score is the image's score; 0 takes the maximum."""
+    percentile: float = 99.0
+    """Places above this percentile of their own image's tissue are the predicted mask (distances)."""
+    resamples: int = 1000
+    """Draws of patients behind an interval."""
+    comparison_resamples: int = 10_000
+    """Draws of patients behind a comparison of two detectors."""
+    seed: int = 0
+
+
+def rows(
+    detector: str,
+    scored: Sequence[Scored],
+    kinds: Sequence[str],
+    *,
+    threshold: float | None = None,
+    options: Options = Options(),
+) -> list[Row]:
+    """One row of figures for each kind of lesion.
+
+    Args:
+        detector: the name for the rows.
+        scored: the test images under this detector.
+        kinds: kinds of lesion; `metrics.ANY` for a row over all of them.
+        threshold: a score at which Dice is taken, found without labels; None leaves Dice out.
+        options: shares, percentiles, resamples.
+    """
+    return [
+        {"detector": detector, "lesion": kind}
+        | _counts(scored, kind)
+        | _place_figures(scored, kind, options)
+        | _image_figures(scored, kind, threshold, options)
+        | _exam_figures(scored, kind, options)
+        | {"froc": _froc(scored, kind, options)}
+        for kind in kinds
+    ]
+
+
+def comparisons(
+    scored: Mapping[str, Sequence[Scored]],
+    kinds: Sequence[str],
+    *,
+    pairs: Sequence[tuple[str, str]] = (),
+    options: Options = Options(),
+) -> list[Row]:
+    """Two detectors on the same images, for each pair, kind and figure; p adjusted by Holm over the whole list.
+
+    Args:
+        scored: detector -> the test images, the same ones in the same order for every detector.
+        kinds: kinds of lesion.
+        pairs: which detectors; empty compares each with each.
+        options: resamples, shares.
+    """
+    tests = {"pixel_auc": _compare_pixels, "image_wise_auc": _compare_images, "exam_auc": _compare_exams}
+    found: list[Row] = []
+    for a, b in pairs or list(combinations(scored, 2)):
+        for kind in kinds:
+            for figure, test in tests.items():
+                head: Row = {"a": a, "b": b, "lesion": kind, "figure": figure}
+                try:
+                    found.append(head | vars(test(scored[a], scored[b], kind, options)))
+                except Undefined as reason:
+                    found.append(head | {"difference": None, "p": None, "note": str(reason)})
+    adjusted = significance.holm([row["p"] for row in found])  # type: ignore[reportArgumentType]  floats or None
+    return [row | {"p_holm": p} for row, p in zip(found, adjusted, strict=True)]
+
+
+def _counts(scored: Sequence[Scored], kind: str) -> Row:
+    """What stands behind the row's figures, and what fell out."""
+    held = [image for image in scored if image.holds(kind)]
+    inside = [image for image in held if metrics.usable(image, kind)]
+    healthy = {image.patient_id for image in scored} - {i.patient_id for i in scored if i.diseased is not False}
+    return {
+        "images": len(inside),
+        "patients": len({image.patient_id for image in inside}),
+        "images_without_place": sum(not image.placed(kind) for image in held),
+        "images_outside_tissue": sum(image.placed(kind) and not metrics.usable(image, kind) for image in held),
+        "healthy_images": sum(image.diseased is False for image in scored),
+        "healthy_patients": len(healthy),
+    }
+
+
+def _place_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row:
+    """AUROC, AP, Dice and AUPRO pooled over places."""
+    names = {"auc": "pixel_auc", "ap": "pixel_ap", "best_dice": "best_dice", "aupro_by_lesion": "aupro"}
+    try:
+        lesions = metrics.pool(scored, kind)
+        metrics.require_both(lesions.anomalous)
+        values = _pooled(lesions, AREAS, options)
+        healthy = _pooled(metrics.pool(scored, kind, with_healthy=True), {"auc": metrics.area}, options)["auc"]
+    except Undefined as reason:
+        return {name: _null("value", str(reason)) for name in (*names.values(), "pixel_auc_with_healthy")}
+    figures: Row = {name: values[key] for key, name in names.items()}
+    figures["pixel_ap"] = values["ap"] | {"prevalence": float(lesions.anomalous.mean())}
+    figures["best_dice"] = values["best_dice"] | {"saw_labels": True}
+    return figures | {"pixel_auc_with_healthy": healthy}
+
+
+def _pooled(pool: Pool, measures: Mapping[str, Callable[..., np.ndarray]], options: Options) -> dict[str, Row]:
+    """Exact values over all places, with intervals from histograms."""
+    weights = bootstrap.draw(pool.diseased, options.resamples, options.seed)
+    drawn = bootstrap.pooled(pool, dict(measures), weights)
+    counts = {
+        by_lesion: metrics.cumulate(pool.scores, positive.astype(float), (~pool.anomalous).astype(float))
+        for by_lesion, positive in ((False, pool.anomalous), (True, pool.share))
+    }
+    return {
+        name: _figure("value", float(measure(*counts[name.endswith("_by_lesion")])[0]), drawn[name], pool.diseased)
+        for name, measure in measures.items()
+    }
+
+
+def _image_figures(scored: Sequence[Scored], kind: str, threshold: float | None, options: Options) -> Row:
+    """Figures that are means over images: image-wise AUROC, distances; and Dice at a threshold."""
+    images = [image for image in scored if metrics.usable(image, kind)]
+    aucs = metrics.image_wise_auc(images, kind)
+    of_auc = [image for image in images if image.exam_id in aucs]
+    row: Row = {"image_wise_auc": _mean(of_auc, [aucs[image.exam_id] for image in of_auc], options)}
+    far = [surface.distances(_predicted(image, kind, options), image.lesion(kind)) for image in images]
+    steps = [image.step_mm for image in images]
+    for name, values in (
+        ("hausdorff", [d.hausdorff for d in far]),
+        ("hd95", [d.hd95 for d in far]),
+        ("surface_distance", [d.surface for d in far]),
+    ):
+        row[f"{name}_px"] = _mean(images, values, options)
+        row[f"{name}_mm"] = _mean(images, [v * step for v, step in zip(values, steps, strict=True)], options)
+    return row | {"empty_masks": sum(d.empty > 0 for d in far), "dice": _dice(images, kind, threshold, options)}
+
+
+def _predicted(image: Scored, kind: str, options: Options) -> GridMask:
+    return surface.highest(image.scores, image.tissue, options.percentile) & image.counted(kind)
+
+
+def _dice(images: Sequence[Scored], kind: str, threshold: float | None, options: Options) -> Row:
+    if threshold is None or not images:
+        return _null("value", "no threshold was given" if threshold is None else "no image gives this figure")
+    counts = np.array([metrics.dice_counts(image, kind, threshold) for image in images], dtype=float)
+    patient, strata = _patients(images)
+    weights = bootstrap.draw(strata, options.resamples, options.seed)
+    drawn = bootstrap.means(counts[:, 0], patient, weights) / bootstrap.means(counts[:, 1], patient, weights)
+    value = float(counts[:, 0].sum() / counts[:, 1].sum())
+    return _figure("value", value, drawn, strata) | {"threshold": threshold, "saw_labels": False}
+
+
+def _exam_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row:
+    """AUROC and AP of patients with this kind against healthy patients."""
+    of_patients = metrics.patient_scores(scored, kind, options.top)
+    scores = np.array([score for score, _ in of_patients.values()], dtype=float)
+    diseased = np.array([held for _, held in of_patients.values()], dtype=bool)
+    counted: Row = {"diseased": int(diseased.sum()), "healthy": int((~diseased).sum())}
+    try:
+        metrics.require_both(diseased)
+    except Undefined as reason:
+        return {name: _null("value", str(reason)) | counted for name in ("exam_auc", "exam_ap")}
+    ids = tuple(of_patients)
+    patients = Pool(scores, diseased, diseased.astype(float), np.arange(scores.size), ids, diseased)
+    values = _pooled(patients, {"auc": metrics.area, "ap": metrics.average_precision}, options)
+    prevalence: Row = {"prevalence": float(diseased.mean())}
+    return {"exam_auc": values["auc"] | counted, "exam_ap": values["ap"] | counted | prevalence}
+
+
+def _froc(scored: Sequence[Scored], kind: str, options: Options) -> Row:
+    """Sensitivity at each rate of false alarms an image."""
+    try:
+        marks = froc.marks(scored, kind)
+    except Undefined as reason:
+        return {"sensitivity": None, "reason": str(reason)}
+    weights = np.vstack([np.ones(len(marks.patients)), bootstrap.draw(marks.diseased, options.resamples, options.seed)])
+    drawn = bootstrap.sensitivities(marks, weights)
+    return {
+        "lesions": int(marks.lesion.sum()),
+        "images": int(marks.images.sum()),
+        "sensitivity": {
+            f"{rate:g}": _figure("value", float(drawn[0, i]), drawn[1:, i], marks.diseased)
+            for i, rate in enumerate(froc.RATES)
+        },
+    }
+
+
+def _compare_pixels(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
+    pools = metrics.pool(a, kind), metrics.pool(b, kind)
+    return significance.paired_bootstrap(*pools, options.comparison_resamples, options.seed)
+
+
+def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
+    def by_patient(scored: Sequence[Scored]) -> dict[str, list[float]]:
+        aucs = metrics.image_wise_auc(scored, kind)
+        owner = {image.exam_id: image.patient_id for image in scored}
+        return {p: [auc for exam, auc in aucs.items() if owner[exam] == p] for p in {owner[exam] for exam in aucs}}
+
+    return significance.wilcoxon(by_patient(a), by_patient(b))
+
+
+def _compare_exams(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
+    of_a, of_b = (metrics.patient_scores(scored, kind, options.top) for scored in (a, b))
+    scores_a, scores_b = (np.array([of[patient][0] for patient in of_a], dtype=float) for of in (of_a, of_b))
+    return significance.delong(scores_a, scores_b, np.array([held for _, held in of_a.values()], dtype=bool))
+
+
+def _mean(images: Sequence[Scored], values: Sequence[float], options: Options) -> Row:
+    """Mean and standard deviation (n - 1) over images, with the interval of the mean by patient."""
+    if not values:
+        return _null("mean", "no image gives this figure") | {"std": None, "images": 0}
+    patient, strata = _patients(images)
+    weights = bootstrap.draw(strata, options.resamples, options.seed)
+    drawn = bootstrap.means(np.array(values, dtype=float), patient, weights)
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return _figure("mean", float(np.mean(values)), drawn, strata) | {"std": std, "images": len(values)}
+
+
+def _patients(images: Sequence[Scored]) -> tuple[Int[np.ndarray, " i"], Bool[np.ndarray, " p"]]:
+    names, index = np.unique([image.patient_id for image in images], return_inverse=True)
+    return index, np.ones(names.size, dtype=bool)
+
+
+def _figure(name: str, value: float, drawn: Float[np.ndarray, " r"], strata: Bool[np.ndarray, " p"]) -> Row:
+    limits, reason = bootstrap.interval(drawn, strata)
+    if limits is None:
+        return {name: value, "low": None, "high": None, "reason": reason}
+    return {name: value, "low": limits[0], "high": limits[1]}
+
+
+def _null(name: str, reason: str) -> Row:
+    return {name: None, "low": None, "high": None, "reason": reason}

@@ -1,0 +1,1 @@
+"""Files to pixels: decoding at full depth, working resolution, tissue masks."""

@@ -1,0 +1,205 @@
+"""PNG, JPEG, TIFF and PNM (PGM, PPM) files, each sample as it is stored, 8 to 16 bits."""
+
+import io
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import tifffile
+from jaxtyping import UInt8, UInt16
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from rayad import storage
+from rayad.arrays import Pixels
+from rayad.errors import ImageError
+
+Samples = (
+    UInt8[np.ndarray, "h w"]
+    | UInt16[np.ndarray, "h w"]
+    | UInt8[np.ndarray, "h w 3"]
+    | UInt16[np.ndarray, "h w 3"]
+)
+
+SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
+"""Endings by which a folder's images are found; what a file is, its content says."""
+LARGEST = 400_000_000
+"""Pixels of the largest image that is read; a larger one is a mistake or an attack."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
+
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
+    *(EOFError, struct.error, zlib.error, tifffile.TiffFileError),
+)
+"""What Pillow and tifffile raise over damaged files, found by flipping bytes."""
+
+
+@dataclass(frozen=True)
+class Raster:
+    """An image as it is stored."""
+
+    pixels: Samples
+    """h x w grey or h x w x 3 red, green and blue samples."""
+    full_scale: int
+    """The value of white: 255, 65535, or a PNM file's own maximum."""
+
+
+def read(url: str) -> Raster:
+    """The image in a file.
+
+    Raises:
+        ImageError: the file is empty, damaged, of another kind, transparent, or holds several images.
+        StorageError: the file cannot be read.
+    """
+    return decode(storage.read_bytes(url), url)
+
+
+def decode(data: bytes, name: str) -> Raster:
+    """The image in the bytes of a file; errors call it by its name. ImageError as `read`."""
+    try:
+        if data.startswith(_PNG):
+            return _png(data, name)
+        if data.startswith(_JPEG):
+            return _with_pillow(JpegImageFile(io.BytesIO(data)), name)
+        if data.startswith(_TIFF):
+            return _tiff(data, name)
+        if _PNM.match(data):
+            return _pnm(data, name)
+    except _DAMAGE as error:
+        raise ImageError(f"{name}: damaged image: {error}") from error
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    raise ImageError(f"{name}: not a PNG, JPEG, TIFF or PGM image")
+
+
+def grey(raster: Raster, name: str) -> Pixels:
+    """The samples as a share of full scale; three equal channels count as grey.
+
+    Raises:
+        ImageError: the image has colours.
+    """
+    pixels = raster.pixels
+    if pixels.ndim == 3:
+        if not (pixels == pixels[..., :1]).all():
+            raise ImageError(f"{name}: a grey image is wanted, this one has colours")
+        pixels = pixels[..., 0]
+    return pixels.astype(np.float32) / np.float32(raster.full_scale)
+
+
+def _png(data: bytes, name: str) -> Raster:
+    """PNG; Pillow would cut 16-bit samples to 8 in all but plain grey, so these are refused."""
+    bits, kind = struct.unpack_from("BB", data, 24)
+    if bits == 16 and kind != 0:
+        raise ImageError(f"{name}: PNG with 16-bit colour or alpha is not read; store it as TIFF")
+    image = PngImageFile(io.BytesIO(data))
+    if image.n_frames > 1:
+        raise ImageError(f"{name}: one image is wanted, the file holds {image.n_frames}")
+    return _with_pillow(image, name)
+
+
+def _with_pillow(image: ImageFile, name: str) -> Raster:
+    """The classes of Pillow's formats are called directly: Image.open warns of large mammograms."""
+    _check_size(image.height, image.width, name)
+    alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")
+    if image.mode.startswith("I;16") and not alpha:
+        return Raster(np.asarray(image).astype(np.uint16), 65535)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise ImageError(f"{name}: pixels of mode {image.mode} are not read, only grey, palette and RGB")
+    expanded = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    samples = np.array(image.convert(expanded + "A" if alpha else expanded))
+    return Raster(_without_alpha(samples, 255, name) if alpha else samples, 255)
+
+
+def _without_alpha(samples: np.ndarray, full_scale: int, name: str) -> np.ndarray:
+    """The channels before the last, where the last one says that all is opaque."""
+    if (samples[..., -1] != full_scale).any():
+        raise ImageError(f"{name}: the image is partly transparent")
+    channels = samples[..., :-1]
+    return np.ascontiguousarray(channels if channels.shape[-1] == 3 else channels[..., 0])
+
+
+def _tiff(data: bytes, name: str) -> Raster:
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page = tiff.pages.first
+        frames = sum(series.size for series in tiff.series if not series.keyframe.is_reduced) // page.size
+        if frames != 1:
+            raise ImageError(f"{name}: one image is wanted, the file holds {frames}")
+        if page.dtype is None or page.dtype.kind not in "ub" or page.bitspersample > 16:
+            raise ImageError(
+                f"{name}: TIFF samples of type {page.dtype} are not read, only 1 to 16 bits, unsigned"
+            )
+        _check_size(page.imagelength, page.imagewidth, name)
+        if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0) > len(data):
+            raise ImageError(f"{name}: damaged image: the file is truncated")
+        if page.compression in (tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.JPEG):
+            return _tiff_with_pillow(data, page, name)
+        return _tiff_samples(page, name)
+
+
+def _tiff_with_pillow(data: bytes, page: tifffile.TiffPage, name: str) -> Raster:
+    """Compressions that tifffile has no code for; Pillow would cut 16-bit colour to 8 bits."""
+    if page.bitspersample > 8 and page.samplesperpixel > 1:
+        raise ImageError(
+            f"{name}: compressed TIFF with 16-bit colour is not read; store it without compression"
+        )
+    return _with_pillow(TiffImageFile(io.BytesIO(data)), name)
+
+
+def _tiff_samples(page: tifffile.TiffPage, name: str) -> Raster:
+    samples, full_scale = page.asarray(), (1 << page.bitspersample) - 1
+    if page.axes == "SYX":
+        samples = np.moveaxis(samples, 0, -1)
+    elif page.axes not in ("YX", "YXS"):
+        raise ImageError(f"{name}: a TIFF with axes {page.axes} is not a plane image")
+    samples = samples.astype(np.uint8 if full_scale < 256 else np.uint16)
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        assert page.colormap is not None  # TIFF 6.0, section 5: a palette image has one
+        return Raster(np.moveaxis(page.colormap, 0, -1)[samples], 65535)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        samples = full_scale - samples
+    if samples.ndim == 3 and samples.shape[-1] in (2, 4):
+        samples = _without_alpha(samples, full_scale, name)
+    if samples.ndim == 3 and samples.shape[-1] != 3:
+        raise ImageError(f"{name}: {samples.shape[-1]} channels are neither grey nor RGB")
+    return Raster(samples, full_scale)
+
+
+def _pnm(data: bytes, name: str) -> Raster:
+    """PGM and PPM, P2 P3 P5 P6, after the netpbm manual; Pillow rescales their samples."""
+    header = _PNM.match(data)
+    assert header is not None  # decode() matched it
+    kind, width, height, full_scale = (int(group) for group in header.groups())
+    _check_size(height, width, name)
+    if not 0 < full_scale < 65536:
+        raise ImageError(f"{name}: the maximum of a PNM is 1 to 65535, not {full_scale}")
+    shape = (height, width) if kind in (2, 5) else (height, width, 3)
+    samples = _pnm_samples(data[header.end() :], kind, full_scale, int(np.prod(shape)))
+    if samples.size < np.prod(shape):
+        raise ImageError(f"{name}: damaged image: {samples.size} samples instead of {np.prod(shape)}")
+    if samples.max() > full_scale:
+        raise ImageError(f"{name}: damaged image: sample {samples.max()} is over the maximum {full_scale}")
+    return Raster(samples.astype(np.uint8 if full_scale < 256 else np.uint16).reshape(shape), full_scale)
+
+
+def _pnm_samples(body: bytes, kind: int, full_scale: int, count: int) -> np.ndarray:
+    """At most `count` samples, plain text for kinds 2 and 3, else big-endian."""
+    if kind in (2, 3):
+        words = re.sub(rb"#[^\n]*", b"", body).split(maxsplit=count)[:count]
+        return np.array(words, dtype=np.uint32) if words else np.zeros(0, np.uint32)
+    dtype = np.dtype("u1" if full_scale < 256 else ">u2")
+    return np.frombuffer(body, dtype, count=min(count, len(body) // dtype.itemsize))
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    if height < 1 or width < 1:
+        raise ImageError(f"{name}: an image of {height} x {width} pixels is empty")
+    if height * width > LARGEST:
+        raise ImageError(f"{name}: {height} x {width} pixels are more than {LARGEST}")

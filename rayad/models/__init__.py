@@ -1,0 +1,1 @@
+"""One image model a file, found by its file name."""

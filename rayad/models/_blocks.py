@@ -1,0 +1,110 @@
+"""The convolutional encoder and decoder that models share: 64x64 px to a vector and back.
+
+Widths and kernels of Dietrichstein et al. (2022): three 5x5 convolutions at stride 2, then one linear layer.
+"valid" convolutions are unpadded, 64 -> 30 -> 13 -> 5 px: the cells of a whole image contain the cells of every
+patch whose place is a multiple of 8 px, which is what makes dense scoring exact. "same" pads, 64 -> 32 -> 16 -> 8
+px, as the paper does.
+
+Three choices are ours and were compared by validation loss on patches of mini-MIAS. Pixels are centred and
+activations leak, which halves the loss after seven epochs. The valid decoder ends with 6x6 kernels instead of
+5x5 and an output padding: padding leaves rows that only biases reach, and with them ten times the error in the
+last three rows and columns of every reconstruction.
+"""
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rayad.arrays import Latents, Patches
+from rayad.errors import OptionError
+
+PATCH = 64
+"""Side of a patch, in px."""
+STRIDE = 8
+"""Distance between the cells of a valid encoder, in px."""
+WINDOW = 5
+"""Side of a patch in cells of a valid encoder."""
+SLOPE = 0.2
+"""Of the leaking activations below zero."""
+
+Padding = Literal["valid", "same"]
+SIDES: dict[str, int] = {"valid": WINDOW, "same": PATCH // STRIDE}
+"""Side of a patch in cells."""
+
+
+class Encoder(nn.Module):
+    """Convolutions to cells, and a linear head from the cells of a patch to a vector."""
+
+    def __init__(self, channels: int, width: int, outputs: int, padding: Padding) -> None:
+        super().__init__()
+        side = side_of(padding)
+        self.slides = padding == "valid"
+        widths = [channels, width, 2 * width, 4 * width]
+        layers: list[nn.Module] = [Centre()]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 5, 2, 0 if self.slides else 2), nn.LeakyReLU(SLOPE)]
+        self.cells = nn.Sequential(*layers)
+        self.head = nn.Linear(4 * width * side**2, outputs)
+        self.apply(initialize)
+
+    def forward(self, x: Patches) -> Latents:
+        return self.head(self.cells(x).flatten(1))
+
+
+class Decoder(nn.Module):
+    """The encoder backwards: a vector to the pixels of a patch."""
+
+    def __init__(self, channels: int, width: int, inputs: int, padding: Padding) -> None:
+        super().__init__()
+        side = side_of(padding)
+        self.head = nn.Linear(inputs, 4 * width * side**2)
+        layers: list[nn.Module] = [nn.Unflatten(1, (4 * width, side, side))]
+        widths = [4 * width, 2 * width, width, channels]
+        kernels, around = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
+        for kernel, (before, after) in zip(kernels, pairwise(widths), strict=True):
+            layers += [nn.LeakyReLU(SLOPE), nn.ConvTranspose2d(before, after, kernel, 2, *around)]
+        self.pixels = nn.Sequential(*layers, Centre(-0.5))
+        self.apply(initialize)
+
+    def forward(self, z: Latents) -> Patches:
+        return self.pixels(self.head(z))
+
+
+class Centre(nn.Module):
+    """Subtract a constant; half of the full scale makes pixels in [0, 1] symmetric."""
+
+    def __init__(self, value: float = 0.5) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Patches) -> Patches:
+        return x - self.value
+
+
+def side_of(padding: str) -> int:
+    """Side of a patch in cells; OptionError for a padding that there is not."""
+    if padding not in SIDES:
+        raise OptionError(f"padding must be {' or '.join(SIDES)}, not {padding!r}")
+    return SIDES[padding]
+
+
+def initialize(layer: nn.Module) -> None:
+    """Draw weights that keep the variance through leaking activations (He et al. 2015, section 2.2).
+
+    A transposed convolution gathers only 1 / stride**2 of its kernel's taps in each value.
+    """
+    match layer:
+        case nn.ConvTranspose2d():
+            taps = layer.in_channels * layer.kernel_size[0] ** 2 / layer.stride[0] ** 2
+        case nn.Conv2d() | nn.Linear():
+            taps = layer.weight[0].numel()
+        case _:
+            return
+    if layer.weight.ndim == 4:  # a quarter faster on CPUs
+        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / (1 + SLOPE**2) / taps))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,66 @@
+"""A convolutional autoencoder: what it cannot repeat, it has not seen in healthy tissue.
+
+Dietrichstein, Major, Trapp et al., "Anomaly Detection Using Generative Models and Sum-Product Networks in
+Mammography Scans", DGM4MICCAI 2022.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from rayad.arrays import Latents, Patches, Scores
+from rayad.fit import Draw, Objective, Pass
+from rayad.models._blocks import Decoder, Encoder, Padding
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters of the autoencoder."""
+
+    width: int = 32
+    """Channels of the first convolution; the second has twice, the third four times as many."""
+    latents: int = 64
+    """Numbers that a patch is squeezed into."""
+    padding: Padding = "valid"
+    """Of the convolutions: "valid" is scored whole images at once, "same", the paper's, patch by patch."""
+    channels: int = 1
+    """1 for grey patches, 3 for colour."""
+    learning_rate: float = 1e-3
+    """The paper's is 1e-5, which 100 epochs of a few thousand patches do not train; this one needs about 20."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+
+    def build(self) -> "Autoencoder":
+        """An untrained autoencoder of this size."""
+        return Autoencoder(self)
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder, trained to repeat healthy patches."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.latents = config, config.latents
+        sizes = (config.channels, config.width, config.latents, config.padding)
+        self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
+
+    def encode(self, x: Patches) -> Latents:
+        """The latents of each patch."""
+        return self.encoder(x)
+
+    def reconstruct(self, x: Patches) -> Patches:
+        """Each patch as the model would have it."""
+        return self.decoder(self.encode(x))
+
+    def scores(self, x: Patches) -> dict[str, Scores]:
+        """The mean squared error of each patch."""
+        return {"reconstruction": (x - self.reconstruct(x)).square().flatten(1).mean(1)}
+
+    def stages(self) -> list[list[Objective | Pass]]:
+        """One objective, the score itself."""
+        parameters, config = list(self.parameters()), self.config
+        return [[Objective("reconstruction", self.loss, parameters, config.learning_rate, config.optimizer)]]
+
+    def loss(self, x: Patches, draw: Draw) -> Scores:
+        """L = mean((x - x^)^2) of each patch; there is no noise."""
+        return self.scores(x)["reconstruction"]

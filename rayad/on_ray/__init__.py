@@ -1,0 +1,1 @@
+"""The only package that imports Ray: every stage on one laptop or a cluster."""

@@ -1,0 +1,92 @@
+"""Where the work runs: a cluster made for this command, or the one that an address names."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+from tqdm import tqdm
+
+@contextmanager
+def cluster(address: str = "") -> Iterator[None]:
+    """Connect to Ray; stop only what was started here.
+
+    Args:
+        address: of a running cluster; "" takes RAY_ADDRESS (set inside a submitted job), and where that
+            is not set starts a cluster of this process's own that listens on the loopback alone.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
+        logical = (os.cpu_count() or 1) + 4
+        ray.init(
+            address="local",
+            num_cpus=logical,
+            include_dashboard=False,
+            object_store_memory=500_000_000,
+            **quiet,
+        )
+    _quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def tasks(
+    function: Callable[..., Any], arguments: Iterable[tuple], total: int, label: str, shared: tuple = ()
+) -> Iterator[Any]:
+    """Run ``function(*shared, *arguments_i)`` as Ray tasks; yield the results in the order of the arguments.
+
+    At most a few tasks a core wait, so arguments and results of a long run do not pile up.
+
+    Args:
+        shared: what every task needs; stored once in the object store.
+    """
+    remote = ray.remote(function)
+    references = [ray.put(s) for s in shared]
+    limit = 2 * int(ray.cluster_resources().get("CPU", 1))
+    pending: list[ray.ObjectRef] = []
+    with progress(total, label) as step:
+        for argument in arguments:
+            pending.append(remote.remote(*references, *argument))
+            if len(pending) >= limit:
+                yield ray.get(pending.pop(0))
+                step()
+        for reference in pending:
+            yield ray.get(reference)
+            step()
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; elsewhere a line every tenth of the way."""
+    bar = tqdm(total=total, desc=label, disable=not sys.stderr.isatty(), leave=False)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        bar.update()
+        if bar.disable and (done == total or done % max(1, total // 10) == 0):
+            print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
+
+    try:
+        yield step
+    finally:
+        bar.close()

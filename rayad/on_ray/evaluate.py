@@ -1,0 +1,252 @@
+"""Detectors on the images of a labelled data set: the figures, the pictures and the page."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rayad import provenance, storage
+from rayad.datasets.exam import Images
+from rayad.datasets.splits import assign
+from rayad.errors import OptionError
+from rayad.evaluation import figures, report, table
+from rayad.evaluation.figures import Map, View
+from rayad.evaluation.metrics import Scored, usable
+from rayad.imaging.mammogram import Preprocessing, prepare
+from rayad.imaging.spacing import resample_mask
+from rayad.on_ray import stages
+from rayad.on_ray.cluster import tasks
+from rayad.on_ray.score import ScoredImage
+from rayad.patches.corpus import fingerprint
+from rayad.scoring.calibrate import Calibration, image_score
+from rayad.scoring.detector import Detector
+
+ALARM = 0.99
+"""Healthy quantile above which a place is marked; no label enters."""
+PANEL_IMAGES = 2
+"""Images of each kind of lesion in the panel: the first by name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and how."""
+
+    dataset: str
+    source: str
+    split: str = "test"
+    step_px: int = 8
+    max_failures: int = 0
+    kinds: tuple[str, ...] = ()
+    """Kinds of lesion, a row of the table each; empty: those of the images."""
+    recipe: str = "evaluate"
+    why: str = ""
+    """How the settings were chosen."""
+
+
+def evaluate(
+    detectors: Sequence[Detector], dataset: Images, options: Evaluation, url: str, scores_url: str = ""
+) -> str:
+    """Score the split's images, compute every figure, write ``results.json`` and ``index.html``.
+
+    Args:
+        url: folder of the report.
+        scores_url: folder for the scores; "" puts them below the report.
+
+    Returns:
+        The URL of the page. A report that is there and was made of the same things is left as it is.
+
+    Raises:
+        OptionError: a detector that is not calibrated, or no kind of lesion in these images.
+        DatasetError: more images failed than allowed, or the split is empty.
+    """
+    calibrations = {d.name: _calibration(d) for d in detectors}
+    exams = stages.test_exams(dataset, options.split)
+    request = fingerprint(
+        [[(stages.identity(d), d.provenance["calibrated_on"]) for d in detectors], options, exams, provenance.commit()]
+    )
+    page = storage.join(url, "index.html")
+    written = storage.join(url, "results.json")
+    if storage.exists(page) and storage.read_json(written).get("request") == request:
+        return page
+    kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
+    if not kinds:
+        raise OptionError(f"no lesion in the {len(exams)} images of the {options.split} split: nothing to evaluate")
+    scored = _by_preprocessing(detectors, dataset, exams, options, scores_url or storage.join(url, "scores"))
+    on_grid = {name: [_grid(image, name) for image in images] for name, images in scored.items()}
+    rows = [
+        row
+        for d in detectors
+        for row in table.rows(d.name, on_grid[d.name], kinds, threshold=calibrations[d.name].threshold(ALARM))
+    ]
+    drawn, listed = _pictures(detectors, calibrations, dataset, scored, on_grid, kinds)
+    results: dict[str, Any] = {
+        "dataset": options.dataset,
+        "recipe": options.recipe,
+        "commit": provenance.commit(),
+        "request": request,
+        "rows": rows,
+        "comparisons": table.comparisons(on_grid, kinds, pairs=pairs(detectors)),
+        "calibration_patients": min(c.patients for c in calibrations.values()),
+        "counts": counts(dataset),
+        "images": listed,
+        "settings": _settings(detectors, options),
+        "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
+        "notes": _notes(next(iter(scored.values())), options),
+    }
+    return report.build(results, drawn, url)
+
+
+def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
+    """Which detectors are compared: a model's likelihood with its reconstruction, and every learned detector with
+    every one that learns nothing."""
+    learned = [d.name for d in detectors if d.model]
+    floors = [d.name for d in detectors if not d.model]
+    own = [(f"{n}-spn", n) for n in learned if f"{n}-spn" in learned]
+    return own + [(a, b) for a in learned for b in floors]
+
+
+def counts(dataset: Images) -> dict[str, dict[str, int]]:
+    """Split -> its images and patients."""
+    exams, found = dataset.exams(), defaultdict(list)
+    assigned = assign(exams)
+    for exam in exams:
+        found[assigned[exam.exam_id]].append(exam.patient_id)
+    return {split: {"images": len(ids), "patients": len(set(ids))} for split, ids in sorted(found.items())}
+
+
+def _calibration(detector: Detector) -> Calibration:
+    if detector.calibration is None:
+        raise OptionError(f"detector {detector.name!r} is not calibrated: run rayad calibrate first")
+    return detector.calibration
+
+
+def _by_preprocessing(
+    detectors: Sequence[Detector], dataset: Images, exams: Sequence, options: Evaluation, url: str
+) -> dict[str, list[ScoredImage]]:
+    """Detector -> its scored images; detectors that share their preprocessing see each image prepared once."""
+    groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
+    for detector in detectors:
+        groups[detector.preprocessing].append(detector)
+    found = {}
+    for group in groups.values():
+        label = f"{options.split} images, {', '.join(d.name for d in group)}"
+        images = stages.score(group, dataset, exams, options.step_px, url, label, options.max_failures)
+        found |= {d.name: images for d in group}
+    return {d.name: found[d.name] for d in detectors}
+
+
+def _grid(image: ScoredImage, detector: str) -> Scored:
+    exam = image.exam
+    return Scored(
+        exam.exam_id, exam.patient_id, exam.anomalous, image.scores[detector], image.tissue, image.truth, image.step_mm
+    )
+
+
+def _pictures(
+    detectors: Sequence[Detector],
+    calibrations: dict[str, Calibration],
+    dataset: Images,
+    scored: dict[str, list[ScoredImage]],
+    on_grid: dict[str, list[Scored]],
+    kinds: Sequence[str],
+) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """The figures by name, and the list of images with their p-values and thumbnails."""
+    shown = [d for d in detectors if d.model] or list(detectors)
+    main = next((d for d in shown if d.score == "likelihood"), shown[0])
+    calibration, images = calibrations[main.name], scored[main.name]
+    jobs = [(image, mapped(calibration, image.scores[main.name])) for image in images]
+    drawn = list(tasks(draw, jobs, len(jobs), "pictures", shared=(dataset, main.preprocessing)))
+    thumbnails = {f"image-{i.exam.exam_id}": png for i, (_, png) in zip(images, drawn, strict=True)}
+    chosen = [
+        index
+        for kind in kinds
+        for index in [i for i, image in enumerate(on_grid[main.name]) if usable(image, kind)][:PANEL_IMAGES]
+    ]
+    alike = [d for d in shown if d.preprocessing == main.preprocessing]
+    maps = {
+        d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike
+    }
+    pictures = {}
+    if chosen:
+        pictures["panel"] = figures.panel([drawn[i][0] for i in chosen], maps)
+    pictures["distributions"] = figures.distributions({d.name: _classes(on_grid[d.name], kinds) for d in detectors})
+    return pictures | thumbnails, _listed([main], calibrations, scored)
+
+
+def draw(dataset: Images, preprocessing: Preprocessing, image: ScoredImage, found: Map) -> tuple[View, bytes]:
+    """The image as figures take it, and its thumbnail."""
+    exam = image.exam
+    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, preprocessing)
+    truth = np.zeros(prepared.pixels.shape, bool)
+    for lesion in exam.lesions:
+        if lesion.located:
+            truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.pixels.shape)
+    view = View(exam.exam_id, prepared.stored, prepared.spacing_mm, image.rows, image.columns, truth)
+    return view, figures.thumbnail(view, found)
+
+
+def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
+    """Scores as healthy quantiles, and the places above the alarm quantile."""
+    quantile = calibration.healthy_quantile(scores)
+    return Map(quantile, np.nan_to_num(quantile) > ALARM)
+
+
+def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """Scores of healthy images' places and of places inside each kind of lesion."""
+    found = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
+    found |= {kind: [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)] for kind in kinds}
+    return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
+
+
+def _listed(
+    detectors: Sequence[Detector], calibrations: dict[str, Calibration], scored: dict[str, list[ScoredImage]]
+) -> list[dict[str, Any]]:
+    """A row an image: whose it is, what is known of it, and its p-values."""
+    rows: dict[str, dict[str, Any]] = {}
+    for detector in detectors:
+        calibration, images = calibrations[detector.name], scored[detector.name]
+        single = {i.exam.exam_id: image_score(i.scores[detector.name], calibration.top) for i in images}
+        highest: dict[str, float] = defaultdict(lambda: -np.inf)
+        for image in images:
+            patient = image.exam.patient_id
+            highest[patient] = max(highest[patient], single[image.exam.exam_id])
+        for image in images:
+            exam = image.exam
+            row = rows.setdefault(
+                exam.exam_id,
+                {
+                    "exam_id": exam.exam_id,
+                    "patient_id": exam.patient_id,
+                    "diseased": exam.anomalous,
+                    "lesions": sorted({lesion.kind for lesion in exam.lesions}),
+                    "thumbnail": f"image-{exam.exam_id}",
+                    "p": {},
+                },
+            )
+            exam_p = calibration.exam_p(highest[exam.patient_id])
+            row["p"][detector.name] = {"image": calibration.image_p(single[exam.exam_id]), "exam": exam_p}
+    return list(rows.values())
+
+
+def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, Any]:
+    said: dict[str, Any] = {"grid step": f"{options.step_px} px of the working resolution"}
+    if options.why:
+        said["how they were chosen"] = options.why
+    for one in detectors:
+        parts = [str(p.config) for p in (one.model, one.density) if p]
+        how = [f"{k}={v}" for k, v in asdict(one.preprocessing).items()]
+        said[one.name] = "; ".join([", ".join(how), str(one.aggregation), *parts, one.provenance.get("settings", "")])
+    return said
+
+
+def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
+    reflected, places = sum(i.reflected for i in images), sum(int(i.tissue.sum()) for i in images)
+    between = sum(i.between for i in images)
+    return [
+        f"{reflected} of {places} places have a patch that reaches over the image's border, as at the chest wall; "
+        "there the image is continued by reflection.",
+        f"{between} lesions hold no centre of the grid and took their nearest place.",
+        f"Places are {options.step_px} px of the working resolution apart.",
+    ]

@@ -1,0 +1,60 @@
+"""Images to a patch corpus, a shard a task, on Ray Data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from rayad import storage
+from rayad.datasets.exam import Images
+from rayad.datasets.splits import assign
+from rayad.on_ray.cluster import progress
+from rayad.patches.corpus import Ingest, ShardPlan, fingerprint, finish, plan, write_shard
+
+
+@dataclass(frozen=True)
+class WriteShard:
+    """A Ray Data map that writes the shards it is handed; a value, so it travels to the workers."""
+
+    url: str
+    plans: tuple[ShardPlan, ...]
+    dataset: Images
+    ingest: Ingest
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        numbers = [int(i) for i in batch["id"]]
+        for i in numbers:
+            write_shard(self.url, self.plans[i], self.dataset, self.ingest)
+        return {"id": numbers}
+
+
+def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Write the corpus of a data set's healthy patients and return its manifest.
+
+    Shards that are already complete are kept, so an interrupted call goes on where it stopped; a corpus
+    that is complete and was made of the same exams with the same settings is not touched.
+
+    Args:
+        provenance: what the manifest should say of the data set (its name and source).
+
+    Raises:
+        DatasetError: no healthy patients, or more failures than the settings allow.
+    """
+    exams = dataset.exams()
+    plans = tuple(plan(exams, assign(exams), settings))
+    request = fingerprint([plans, settings])
+    where = storage.join(url, "manifest.json")
+    if storage.exists(where):
+        manifest = storage.read_json(where)
+        if manifest.get("request") == request:
+            return manifest
+        storage.remove(where)
+    write = WriteShard(url, plans, dataset, settings)
+    written = ray.data.range(len(plans), override_num_blocks=len(plans)).map_batches(write, batch_size=1)
+    with progress(len(plans), f"patches to {url}") as step:
+        for _ in written.iter_rows():
+            step()
+    records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
+    return finish(url, records, settings, {"request": request, **provenance})

@@ -1,0 +1,152 @@
+"""Patches to a trained model, on N workers of Ray Train; patches arrive through Ray Data."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+import ray.train
+import torch
+
+from rayad import catalog
+from rayad.checkpoints import Folder
+from rayad.fit import Row, Schedule, fit
+from rayad.on_ray.resources import Workers
+from rayad.on_ray.workers import run, sync
+from rayad.patches.corpus import FULL_SCALE, Corpus
+from rayad.patches.order import Order
+from rayad.scoring.detector import Part
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One rank's patches of every epoch as one stream of Ray Data, read ahead and with backpressure."""
+
+    corpus: Corpus
+    order: Order
+    rank: int
+    world: int
+    epochs: int
+    """Epochs that are asked of Ray Data at once."""
+
+    def __post_init__(self) -> None:
+        self.order.check(self.world)
+
+    def window(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rank's patches of one window; the map that Ray Data runs."""
+        epoch, window = int(batch["epoch"][0]), int(batch["window"][0])
+        return {"patch": self.order.load(self.corpus.read, epoch, window, self.rank, self.world)}
+
+    def from_epoch(self, first: int) -> Iterator[torch.Tensor]:
+        """The batches of the epochs from this one on."""
+        epochs = range(first, first + self.epochs)
+        items = [{"epoch": e, "window": w} for e in epochs for w in range(self.order.windows)]
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        windows = ray.data.from_items(items, override_num_blocks=len(items))
+        # Loading asks for no whole CPU: the workers may hold them all.
+        patches = windows.map_batches(self.window, batch_size=1, num_cpus=0.01)
+        size = self.order.batch // self.world
+        for batch in patches.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2):
+            yield pixels(batch["patch"])
+        yield from self.from_epoch(first + self.epochs)
+
+    def epoch_by_epoch(self) -> Callable[[int], Iterable[torch.Tensor]]:
+        """What `fit` asks for: the batches of an epoch; epochs are asked for in order."""
+        state: dict[str, Any] = {"next": None}
+
+        def batches(epoch: int) -> Iterator[torch.Tensor]:
+            if state["next"] != epoch:
+                state["stream"] = self.from_epoch(epoch)
+            for _ in range(self.order.steps):
+                yield next(state["stream"])
+            state["next"] = epoch + 1
+
+        return batches
+
+
+def pixels(patches: np.ndarray) -> torch.Tensor:
+    """uint16 patches as float32 in [0, 1], n 1 64 64."""
+    return torch.from_numpy(patches.astype(np.float32) / FULL_SCALE)[:, None]
+
+
+def validation_batches(
+    corpus: Corpus, batch: int, rank: int, world: int
+) -> Callable[[], Iterable[torch.Tensor]]:
+    """The rank's parts of the validation patches, in the corpus's order; the last global batch may be small."""
+
+    def batches() -> Iterator[torch.Tensor]:
+        for name, _ in corpus.shards("validation"):
+            patches = corpus.read(name)
+            for start in range(0, len(patches), batch):
+                parts = np.array_split(patches[start : start + batch], world)
+                yield pixels(parts[rank])
+
+    return batches
+
+
+def train(
+    corpus_url: str,
+    model: str,
+    config: Any,
+    schedule: Schedule,
+    workers: Workers,
+    url: str,
+    report: Callable[[Row], None] = lambda row: None,
+) -> Part:
+    """Train a model on a corpus's healthy patches; interrupted, it goes on from the last epoch.
+
+    Args:
+        config: of the model; see its file.
+        url: folder for the checkpoints.
+
+    Returns:
+        The trained model, in evaluation mode.
+
+    Raises:
+        TrainingError: a loss that is not a number, a collapse.
+        OptionError: unknown model, or a batch that the workers cannot share.
+    """
+    catalog.find("models", model)
+    order_of(Corpus.open(corpus_url), schedule).check(workers.number)
+    run(
+        _loop,
+        {
+            "corpus": corpus_url,
+            "config": config,
+            "schedule": schedule,
+            "checkpoints": url,
+            "gpu": workers.gpu,
+        },
+        workers,
+        f"{url}/ray",
+    )
+    module = config.build()
+    state = Folder(url).load()
+    assert state is not None  # the workers saved it
+    module.load_state_dict(
+        {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
+    )
+    return Part(model, config, module.eval())
+
+
+def order_of(corpus: Corpus, schedule: Schedule) -> Order:
+    """The order in which a corpus's training patches are learned from."""
+    return Order(tuple(corpus.shards("train")), schedule.batch, schedule.seed)
+
+
+def _loop(task: dict[str, Any]) -> None:
+    """One worker's part of `train`."""
+    corpus, schedule, us = Corpus.open(task["corpus"]), task["schedule"], sync()
+    torch.manual_seed(schedule.seed)
+    model = task["config"].build()
+    stream = Stream(corpus, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
+    fit(
+        model,
+        stream.epoch_by_epoch(),
+        validation_batches(corpus, schedule.batch, us.rank, us.world),
+        schedule,
+        sync=us,
+        checkpoints=Folder(task["checkpoints"]),
+        report=lambda row: ray.train.report(row),
+    )

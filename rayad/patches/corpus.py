@@ -1,0 +1,221 @@
+"""The patch corpus: npy shards, an index in parquet and a manifest, at any URL.
+
+``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy`` hold n x 64 x 64
+uint16 pixels (65535 is the full scale of the image they come from). docs/formats.md has every field.
+A shard depends on its exams, the settings and the seed alone, so it has the same bytes whoever writes
+it; a shard that is complete is not written again, so an interrupted corpus goes on.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import UInt16
+
+from rayad import storage
+from rayad.datasets.exam import Exam, Images
+from rayad.errors import DatasetError, FormatError, ImageError, StorageError
+from rayad.imaging.mammogram import Preprocessing, context, prepare
+from rayad.patches.sample import Sampling, choose, cut, leaves_image
+
+SCHEMA = 1
+FULL_SCALE = 65535
+LEARNING_SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """What a corpus is made of; equal settings give equal bytes."""
+
+    preprocessing: Preprocessing = Preprocessing()
+    sampling: Sampling = Sampling()
+    shard_patches: int = 4096
+    """Patches a shard, about; a shard holds whole images."""
+    max_failures: float = 0.01
+    """Share of images that may fail before the corpus is refused."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The exams of one shard, all of one split."""
+
+    name: str
+    split: str
+    exams: tuple[Exam, ...]
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of settings, stable over runs and machines."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def plan(exams: list[Exam], splits: dict[str, str], ingest: Ingest) -> list[ShardPlan]:
+    """Group the healthy exams that one learns from into shards, in the order of their ids.
+
+    Raises:
+        DatasetError: a split that learning needs has no image.
+    """
+    per_shard = max(1, ingest.shard_patches // ingest.sampling.patches)
+    plans: list[ShardPlan] = []
+    for split in LEARNING_SPLITS:
+        chosen = sorted((e for e in exams if splits[e.exam_id] == split), key=lambda e: e.exam_id)
+        if not chosen:
+            raise DatasetError(f"no image of a healthy patient in the {split} split, of {len(exams)} images")
+        for start in range(0, len(chosen), per_shard):
+            name = f"shard-{len(plans):05d}"
+            plans.append(ShardPlan(name, split, tuple(chosen[start : start + per_shard])))
+    return plans
+
+
+def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> dict[str, Any]:
+    """Write one shard and its part of the index, unless they are complete; return its record.
+
+    The record says what the shard holds and which images failed for which reason; it is written last,
+    so a shard with a record is whole.
+    """
+    record_url = storage.join(url, "parts", f"{plan.name}.json")
+    request = fingerprint([SCHEMA, asdict(plan), asdict(ingest)])
+    if storage.exists(record_url):
+        record = storage.read_json(record_url)
+        if record["request"] == request:
+            return record
+    blocks, parts, failures = [], [], []
+    for exam in plan.exams:
+        try:
+            patches, rows = exam_patches(dataset, exam, ingest)
+        except (ImageError, StorageError, DatasetError) as error:
+            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": str(error)})
+            continue
+        blocks.append(patches)
+        parts.append(rows)
+    data = _npy(np.concatenate(blocks) if blocks else np.empty((0, 64, 64), np.uint16))
+    index = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    index.insert(0, "shard", plan.name)
+    index.insert(1, "row_in_shard", np.arange(len(index)))
+    index["split"] = plan.split
+    storage.write_bytes(storage.join(url, f"{plan.name}.npy"), data)
+    storage.write_bytes(storage.join(url, "parts", f"{plan.name}.parquet"), _parquet(index))
+    record = {
+        "request": request,
+        "name": plan.name,
+        "split": plan.split,
+        "patches": len(index),
+        "images": len(blocks),
+        "reflected": int(index["reflected"].sum()) if len(index) else 0,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "failures": failures,
+    }
+    storage.write_json(record_url, record)
+    return record
+
+
+def exam_patches(
+    dataset: Images, exam: Exam, ingest: Ingest
+) -> tuple[UInt16[np.ndarray, "n 64 64"], pd.DataFrame]:
+    """The patches of one image and their rows of the index."""
+    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, ingest.preprocessing)
+    rows, columns, regions = choose(prepared.breast, prepared.tissue, ingest.sampling, exam.exam_id)
+    patches = np.round(cut(prepared.pixels, rows, columns) * FULL_SCALE).astype(np.uint16)
+    facts = {k: getattr(exam, k) for k in ("exam_id", "patient_id", "view", "laterality", "density")}
+    index = pd.DataFrame({"region": regions, "row": rows, "col": columns, **facts})
+    for name, values in context(prepared).items():
+        index[name] = values[rows, columns]
+    index["reflected"] = leaves_image(prepared.pixels.shape, rows, columns)
+    return patches, index
+
+
+def finish(
+    url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Merge the shards' parts into the index, then write the manifest: from now on the corpus exists.
+
+    Raises:
+        DatasetError: more images failed than ``max_failures`` allows; the first reasons are in the message.
+    """
+    failures = [f for r in records for f in r["failures"]]
+    images = sum(r["images"] for r in records) + len(failures)
+    if len(failures) > ingest.max_failures * images:
+        first = "; ".join(f["reason"] for f in failures[:3])
+        raise DatasetError(
+            f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}"
+        )
+    parts = [storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]]
+    index = pd.concat([pd.read_parquet(io.BytesIO(storage.read_bytes(p))) for p in parts], ignore_index=True)
+    data = _parquet(index)
+    storage.write_bytes(storage.join(url, "index.parquet"), data)
+    shards = [{k: r[k] for k in ("name", "split", "patches", "images", "sha256")} for r in records]
+    manifest = {
+        "schema": SCHEMA,
+        "parameters": asdict(ingest),
+        "patches": len(index),
+        "images": images - len(failures),
+        "reflected_patches": sum(r["reflected"] for r in records),
+        "shards": shards,
+        "index_sha256": hashlib.sha256(data).hexdigest(),
+        "content": fingerprint([s["sha256"] for s in shards]),
+        "failures": failures,
+        **provenance,
+    }
+    storage.write_json(storage.join(url, "manifest.json"), manifest)
+    storage.remove(storage.join(url, "parts"))
+    return manifest
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that is complete; ``Corpus.open(url)``."""
+
+    url: str
+    manifest: dict[str, Any]
+
+    @staticmethod
+    def open(url: str) -> "Corpus":
+        """Read the manifest.
+
+        Raises:
+            FormatError: there is no corpus, or it is of a newer schema.
+        """
+        where = storage.join(url, "manifest.json")
+        if not storage.exists(where):
+            raise FormatError(f"{url}: no patch corpus here, manifest.json is missing")
+        manifest = storage.read_json(where)
+        if manifest.get("schema", 0) > SCHEMA:
+            raise FormatError(
+                f"{where}: schema {manifest['schema']} is newer than {SCHEMA}, which this rayad reads"
+            )
+        return Corpus(url, manifest)
+
+    def shards(self, split: str) -> list[tuple[str, int]]:
+        """Name and number of patches of the split's shards."""
+        return [
+            (s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]
+        ]
+
+    def read(self, shard: str) -> UInt16[np.ndarray, "n 64 64"]:
+        """The patches of a shard, checked against the manifest's hash."""
+        where = storage.join(self.url, f"{shard}.npy")
+        data = storage.read_bytes(where)
+        expected = next(s["sha256"] for s in self.manifest["shards"] if s["name"] == shard)
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
+        return np.load(io.BytesIO(data), allow_pickle=False)
+
+    def index(self) -> pd.DataFrame:
+        """A row a patch: shard, row_in_shard, exam and place."""
+        return pd.read_parquet(io.BytesIO(storage.read_bytes(storage.join(self.url, "index.parquet"))))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()

@@ -1,0 +1,86 @@
+"""In which order patches are learned from: it follows from (seed, epoch, rank) alone.
+
+The order of an epoch is one permutation for all workers: shards are shuffled, then taken in windows of a
+few shards, and the rows of a window are shuffled together, so memory is bounded whatever the corpus.
+Position p of that order belongs to global batch p // B; rank r of W takes the r-th of W equal parts of
+each. With a fixed global batch every number of workers therefore learns from the same batches.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, UInt16
+
+from rayad.errors import OptionError
+
+Read = Callable[[str], UInt16[np.ndarray, "n 64 64"]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order over the shards of one split."""
+
+    shards: tuple[tuple[str, int], ...]
+    """Name and number of patches of each."""
+    batch: int = 64
+    """Global batch, over all workers; the last patches of an epoch that fill none are left out."""
+    seed: int = 0
+    window: int = 4
+    """Shards whose rows are shuffled together."""
+
+    def __post_init__(self) -> None:
+        if self.steps == 0:
+            n = sum(count for _, count in self.shards)
+            raise OptionError(f"a batch of {self.batch} patches is more than the {n} patches of the corpus")
+
+    @property
+    def steps(self) -> int:
+        """Global batches an epoch."""
+        return sum(count for _, count in self.shards) // self.batch
+
+    @property
+    def windows(self) -> int:
+        """Windows an epoch."""
+        return -(-len(self.shards) // self.window)
+
+    def check(self, world: int) -> None:
+        """OptionError unless the workers can share a global batch evenly."""
+        if self.batch % world:
+            raise OptionError(f"the global batch of {self.batch} does not divide over {world} workers")
+
+    def members(self, epoch: int, window: int) -> list[tuple[str, int]]:
+        """The shards of a window, with their numbers of patches."""
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
+        chosen = shuffled[window * self.window : (window + 1) * self.window]
+        return [self.shards[i] for i in chosen]
+
+    def rows(self, epoch: int, window: int, rank: int, world: int) -> Int64[np.ndarray, " n"]:
+        """Which rows of the window's concatenated shards the rank takes, in its order."""
+        before = sum(n for w in range(window) for _, n in self.members(epoch, w))
+        n = sum(n for _, n in self.members(epoch, window))
+        shuffled = np.random.default_rng([self.seed, epoch, window]).permutation(n)
+        position = before + np.arange(n)
+        part = position % self.batch // (self.batch // world)
+        mine = (part == rank) & (position < self.steps * self.batch)
+        return shuffled[mine]
+
+    def load(
+        self, read: Read, epoch: int, window: int, rank: int, world: int
+    ) -> UInt16[np.ndarray, "n 64 64"]:
+        """The rank's patches of a window, in its order."""
+        patches = np.concatenate([read(name) for name, _ in self.members(epoch, window)])
+        return patches[self.rows(epoch, window, rank, world)]
+
+    def batches(
+        self, read: Read, epoch: int, rank: int = 0, world: int = 1
+    ) -> Iterator[UInt16[np.ndarray, "b 64 64"]]:
+        """The rank's parts of the epoch's global batches, read in this process."""
+        self.check(world)
+        waiting = np.empty((0, 64, 64), np.uint16)
+        size = self.batch // world
+        for window in range(self.windows):
+            waiting = np.concatenate([waiting, self.load(read, epoch, window, rank, world)])
+            whole = len(waiting) // size * size
+            yield from waiting[:whole].reshape(-1, size, *waiting.shape[1:])
+            waiting = waiting[whole:]

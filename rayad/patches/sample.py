@@ -1,0 +1,78 @@
+"""Where the patches of an image are taken: half inside the tissue, half along the breast's contour.
+
+Dietrichstein et al. 2022, section 3: 120 patches of 64x64 an image.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from scipy import ndimage
+
+from rayad.arrays import Mask, Pixels
+from rayad.errors import ImageError
+from rayad.imaging.mammogram import PATCH
+
+Places = Int64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many patches of an image, and where."""
+
+    patches: int = 120
+    """Patches an image."""
+    contour: float = 0.5
+    """Share of them whose centre lies on the skin line; the others have their centre in the tissue."""
+    seed: int = 0
+
+
+def generator(seed: int, exam_id: str) -> np.random.Generator:
+    """Random numbers that depend on the seed and the image alone, whoever draws them, in whatever order."""
+    digest = hashlib.sha256(exam_id.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def skin_line(breast: Mask) -> Mask:
+    """The breast's outermost pixels, without those where it only ends at the image's border."""
+    inner = ndimage.binary_erosion(breast, structure=np.ones((3, 3)), border_value=1)
+    return breast & ~inner
+
+
+def choose(breast: Mask, tissue: Mask, sampling: Sampling, exam_id: str) -> tuple[Places, Places, np.ndarray]:
+    """Rows, columns and region ("interior" or "contour") of the patch centres of one image.
+
+    Drawn without replacement where there are enough places.
+
+    Raises:
+        ImageError: no tissue, so there is nothing to learn from.
+    """
+    random = generator(sampling.seed, exam_id)
+    n_contour = round(sampling.patches * sampling.contour)
+    parts = {"interior": (tissue, sampling.patches - n_contour), "contour": (skin_line(breast), n_contour)}
+    rows, columns, regions = [], [], []
+    for region, (mask, n) in parts.items():
+        places = np.argwhere(mask)
+        if n and not len(places):
+            raise ImageError(f"{exam_id}: no {region} place to take {n} patches from")
+        taken = places[random.choice(len(places), n, replace=len(places) < n)] if n else places[:0]
+        rows.append(taken[:, 0])
+        columns.append(taken[:, 1])
+        regions += [region] * n
+    return np.concatenate(rows), np.concatenate(columns), np.array(regions)
+
+
+def cut(pixels: Pixels, rows: Places, columns: Places) -> Float32[np.ndarray, "n 64 64"]:
+    """The patches around these centres; the image is continued by reflection."""
+    half = PATCH // 2
+    padded = np.pad(pixels, half, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (PATCH, PATCH))
+    return np.ascontiguousarray(windows[rows, columns], dtype=np.float32)
+
+
+def leaves_image(shape: tuple[int, int], rows: Places, columns: Places) -> np.ndarray:
+    """Which of these patches reach over the image's border, so that a part of them is reflection."""
+    half = PATCH // 2
+    h, w = shape
+    return (rows < half) | (rows > h - half) | (columns < half) | (columns > w - half)

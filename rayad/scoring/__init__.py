@@ -1,0 +1,1 @@
+"""Images to scores: dense scoring, calibration, the detector bundle."""

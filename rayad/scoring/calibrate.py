@@ -1,0 +1,199 @@
+"""What healthy patients score: conformal p-values, healthy quantiles and thresholds.
+
+Built from K calibration patients that serve nothing else. p is the probability, over healthy
+patients, of a score at least as high; it cannot be below 1 / (K + 1), so K belongs beside every p.
+
+Places of one patient resemble each other, and so do its images: only patients are exchangeable.
+Places and images therefore use hierarchical conformal prediction (Lee, Barber and Willett,
+arXiv 2306.06342), p = (1 + sum_k mean_i 1[s_ki >= s]) / (K + 1): valid for a place (image) drawn at
+random from a new healthy patient. An exam uses one number a patient, the maximum over its images,
+p = (1 + #{k: s_k >= s}) / (K + 1): valid where patients have about as many images as here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rayad.arrays import Grid
+from rayad.errors import DatasetError, FormatError
+
+SURVIVAL_POINTS = 1024
+"""Points of a patient's compressed survival function: a place's p is too large by less than 1/1024, never too small."""
+
+
+def image_score(scores: Grid, top: float = 0.01) -> float:
+    """The score of an image: the mean of its highest places.
+
+    Args:
+        scores: scores of the places, nan outside the tissue.
+        top: share of the tissue places that enter the mean, at least one; 0 takes the maximum.
+
+    Raises:
+        ValueError: no place has a score.
+    """
+    inside = scores[~np.isnan(scores)]
+    if inside.size == 0:
+        raise ValueError("an image's score needs at least one place with a score, got none")
+    count = max(1, math.ceil(top * inside.size))
+    return float(np.partition(inside, inside.size - count)[-count:].mean(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Healthy scores of K patients; every method is a pure function of a score."""
+
+    exam_scores: Float[np.ndarray, " k"]
+    """The highest image score of each patient, ascending."""
+    image_scores: Float[np.ndarray, " i"]
+    """The score of each image, ascending."""
+    image_weights: Float[np.ndarray, " i"]
+    """1 / (number of images of that image's patient), in the order of `image_scores`."""
+    survival: Float[np.ndarray, " s"]
+    """The compressed survival functions of all patients, `SURVIVAL_POINTS` a patient, merged and ascending."""
+    levels: Float[np.ndarray, " q"]
+    """Levels in [0, 1] of the healthy quantile function, ascending."""
+    quantiles: Float[np.ndarray, " q"]
+    """The healthy score at each level; every patient weighs the same."""
+    top: float = 0.01
+    """Share of an image's places that its score is the mean of; see `image_score`."""
+
+    @property
+    def patients(self) -> int:
+        """K, the number of calibration patients."""
+        return len(self.exam_scores)
+
+    @property
+    def floor(self) -> float:
+        """The smallest p-value that K patients can give, 1 / (K + 1)."""
+        return 1 / (self.patients + 1)
+
+    def exam_p(self, score: float) -> float:
+        """p of an exam whose highest image score this is."""
+        at_least = self.patients - np.searchsorted(self.exam_scores, score, side="left")
+        return float((1 + at_least) / (self.patients + 1))
+
+    def image_p(self, score: float) -> float:
+        """p of an image with this `image_score`."""
+        first = np.searchsorted(self.image_scores, score, side="left")
+        return min(1.0, float((1 + self.image_weights[first:].sum()) / (self.patients + 1)))
+
+    def place_p(self, scores: Grid) -> Grid:
+        """p of every place by itself, not adjusted for the number of places; nan where the score is nan."""
+        at_least = self.survival.size - np.searchsorted(self.survival, scores, side="left")
+        p = (1 + at_least / SURVIVAL_POINTS) / (self.patients + 1)
+        return np.where(np.isnan(scores), np.nan, p)
+
+    def healthy_quantile(self, scores: Grid) -> Grid:
+        """The share of healthy places that score lower, in [0, 1]; for display, not a p-value. nan stays nan."""
+        values, first, ties = np.unique(self.quantiles, return_index=True, return_counts=True)
+        steps = np.stack([values, np.nextafter(values, np.inf)], axis=1).ravel()  # a tie is a step, not a slope
+        levels = np.stack([self.levels[first], self.levels[first + ties - 1]], axis=1).ravel()
+        shares = np.interp(scores, steps, levels)
+        return np.where(np.isnan(scores), np.nan, shares)
+
+    def threshold(self, quantile: float) -> float:
+        """The score below which this share of healthy places lies; no label of a lesion enters.
+
+        Raises:
+            ValueError: the quantile is not in [0, 1].
+        """
+        if not 0 <= quantile <= 1:
+            raise ValueError(f"a healthy quantile must be in [0, 1], not {quantile}")
+        return float(np.interp(quantile, self.levels, self.quantiles))
+
+    def to_tensors(self) -> dict[str, np.ndarray]:
+        """Plain arrays for a safetensors file; `top` and K are arrays of one element."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "top"}
+        return arrays | {"top": np.array([self.top]), "patients": np.array([self.patients])}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> "Calibration":
+        """The inverse of `to_tensors`.
+
+        Raises:
+            FormatError: an array is missing or their sizes do not fit together.
+        """
+        names = [f.name for f in fields(cls)]
+        missing = sorted({*names, "patients"} - tensors.keys())
+        if missing:
+            raise FormatError(f"calibration: arrays {', '.join(missing)} are missing")
+        calibration = cls(*(tensors[name] for name in names[:-1]), top=float(tensors["top"][0]))
+        patients = int(tensors["patients"][0])
+        if patients != calibration.patients or calibration.survival.size != patients * SURVIVAL_POINTS:
+            raise FormatError(
+                f"calibration: {patients} patients do not fit {calibration.patients} exam scores "
+                f"and {calibration.survival.size} survival points"
+            )
+        return calibration
+
+
+def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01) -> Calibration:
+    """Calibrate on healthy patients.
+
+    Args:
+        patients: patient id -> the grids of place scores of its images, nan outside the tissue.
+        top: share of places that an image's score is the mean of; see `image_score`.
+
+    Raises:
+        DatasetError: no patient, a patient without images, an image without scores or with an infinite one.
+    """
+    if not patients:
+        raise DatasetError("calibration needs at least one healthy patient, got none")
+    places = {name: [_inside(name, grid) for grid in grids] for name, grids in patients.items()}
+    images = {name: [image_score(grid, top) for grid in grids] for name, grids in patients.items()}
+    pooled = {name: np.concatenate(of_images) for name, of_images in places.items() if of_images}
+    if len(pooled) < len(patients):
+        raise DatasetError(f"calibration: patient {min(patients.keys() - pooled.keys())} has no image")
+    scores = np.array([score for of_patient in images.values() for score in of_patient])
+    weights = np.array([1 / len(of_patient) for of_patient in images.values() for _ in of_patient])
+    order = np.argsort(scores, kind="stable")
+    levels = _levels()
+    return Calibration(
+        exam_scores=np.sort([max(of_patient) for of_patient in images.values()]),
+        image_scores=scores[order],
+        image_weights=weights[order],
+        survival=np.sort(np.concatenate([survival_points(of_patient) for of_patient in pooled.values()])),
+        levels=levels,
+        quantiles=_quantiles(list(pooled.values()), levels),
+        top=top,
+    )
+
+
+def survival_points(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " s"]:
+    """A survival function S(s) = mean_i 1[s_i >= s] in Q = `SURVIVAL_POINTS` points u_0 >= u_1 >= ...
+
+    u_j is the score of descending rank floor(j n / Q) + 1. Of the r scores >= s, the points >= s are those
+    with j < r Q / n, so mean_j 1[u_j >= s] = ceil(r Q / n) / Q: in [S(s), S(s) + 1/Q), never too small.
+    """
+    descending = np.sort(scores)[::-1].astype(np.float64)
+    return descending[_ranks(descending.size)]
+
+
+def _ranks(size: int) -> Int[np.ndarray, " s"]:
+    return np.arange(SURVIVAL_POINTS, dtype=np.int64) * size // SURVIVAL_POINTS
+
+
+def _inside(patient: str, grid: Grid) -> Float[np.ndarray, " n"]:
+    inside = grid[~np.isnan(grid)].astype(np.float64)
+    if inside.size == 0:
+        raise DatasetError(f"calibration: an image of patient {patient} has no place with a score")
+    if not np.isfinite(inside).all():
+        raise DatasetError(f"calibration: an image of patient {patient} has an infinite score")
+    return inside
+
+
+def _levels() -> Float[np.ndarray, " q"]:
+    """Even steps of 1/1024, and even steps of log(1 - level) from 0.999 to 0.99999, where alarms live."""
+    return np.unique(np.concatenate([np.linspace(0, 1, 1025), 1 - np.logspace(-3, -5, 201)]))
+
+
+def _quantiles(of_patients: list[np.ndarray], levels: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
+    scores = np.concatenate(of_patients)
+    weights = np.concatenate([np.full(s.size, 1 / s.size) for s in of_patients])
+    order = np.argsort(scores, kind="stable")
+    below = np.cumsum(weights[order]) / len(of_patients)
+    at = np.searchsorted(below, levels, side="left")
+    return scores[order][np.minimum(at, scores.size - 1)]

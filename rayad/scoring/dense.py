@@ -1,0 +1,136 @@
+"""A whole image through a model at once, equal to the model's patch by patch.
+
+The places of a grid with distance `step` are the pixels step // 2, step // 2 + step, ... in both directions; the
+patch of a place is the 64x64 px around it in the image continued by reflection. An encoder with unpadded
+convolutions gives cells at a distance of 8 px; where the step is a multiple of that, the cells of the image
+contain those of every patch. So the convolutions run once over the image, in tiles that bound the memory, and
+the head reads windows of 5x5 cells. Other encoders and other steps take the patches one by one.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayad.arrays import GridMask, Latents, Patches, Pixels, Scores
+from rayad.errors import ImageError
+from rayad.models._blocks import PATCH, STRIDE, WINDOW, Encoder
+
+TILE = (512, 1152)
+"""Rows and columns of an image, in px, whose cells are computed at once: in float32 at most 19 MB a layer."""
+BATCH = 64
+"""Patches that are looked at at once; more are slower on a CPU, their layers leave the cache."""
+
+Rows = Int[np.ndarray, " gh"]
+Columns = Int[np.ndarray, " gw"]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What a model is asked for here."""
+
+    def encode(self, x: Patches) -> Latents: ...
+
+    def scores(self, x: Patches) -> dict[str, Scores]: ...
+
+
+def places(h: int, w: int, step: int) -> tuple[Rows, Columns]:
+    """Rows and columns of the grid's places, in px."""
+    return np.arange(step // 2, h, step), np.arange(step // 2, w, step)
+
+
+def encode(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = None) -> Latents:
+    """The latents of the places in the mask, or of all, row by row; the decoder does not run.
+
+    Computed in the precision of the model; bfloat16 comes back as float32.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, Encoder) or not encoder.slides or step % STRIDE:
+        return encode_patches(model, pixels, step, mask)
+    rows, columns, wanted = _grid(pixels, step, mask)
+    image = _continued(pixels, model)
+    head = encoder.head.weight.unflatten(1, (-1, WINDOW, WINDOW)).contiguous(memory_format=torch.channels_last)
+    latents = head.new_zeros(*wanted.shape, len(head))  # gh gw m
+    with torch.no_grad():
+        for tile in _tiles(wanted, step):
+            (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
+            cells = encoder.cells(image[None, None, top : bottom + PATCH, left : right + PATCH])
+            found = functional.conv2d(cells, head, encoder.head.bias, stride=step // STRIDE)
+            latents[tile] = found[0].permute(1, 2, 0)
+    return _full_precision(latents[torch.from_numpy(wanted)])
+
+
+def encode_patches(
+    model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = None, *, batch: int = BATCH
+) -> Latents:
+    """The latents of the places in the mask, or of all, patch by patch: for any model and any step.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    scorer = cast(Scorer, model)
+    with torch.no_grad():
+        found = [scorer.encode(x) for x in _patches(model, pixels, step, mask, batch)]
+    return _full_precision(torch.cat(found))
+
+
+def reconstruction(
+    model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = None, *, batch: int = BATCH
+) -> Scores:
+    """The reconstruction score of the places in the mask, or of all, row by row; higher is more anomalous.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    scorer = cast(Scorer, model)
+    with torch.no_grad():
+        found = [scorer.scores(x)["reconstruction"] for x in _patches(model, pixels, step, mask, batch)]
+    return _full_precision(torch.cat(found))
+
+
+def _patches(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None, batch: int) -> Iterator[Patches]:
+    """The patches of the places in the mask in batches; at least one, maybe empty."""
+    rows, columns, wanted = _grid(pixels, step, mask)
+    windows = _continued(pixels, model).unfold(0, PATCH, 1).unfold(1, PATCH, 1)  # h w 64 64, a view
+    k, j = np.nonzero(wanted)
+    top, left = torch.from_numpy(rows[k]), torch.from_numpy(columns[j])
+    for start in range(0, max(len(top), 1), batch):
+        yield windows[top[start : start + batch], left[start : start + batch]][:, None]
+
+
+def _continued(pixels: Pixels, model: nn.Module) -> Tensor:
+    """The image with half a patch of its reflection around it: the patch of (r, c) begins there at (r, c)."""
+    return torch.from_numpy(np.pad(pixels, PATCH // 2, mode="reflect")).to(next(model.parameters()))
+
+
+def _grid(pixels: Pixels, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
+    """Rows and columns of the grid's places, and which of them are wanted."""
+    h, w = pixels.shape
+    if min(h, w) < PATCH:
+        raise ImageError(f"an image of at least {PATCH}x{PATCH} px is wanted to score patches, not {h}x{w}")
+    rows, columns = places(h, w, step)
+    wanted = np.ones((len(rows), len(columns)), bool) if mask is None else mask
+    assert wanted.shape == (len(rows), len(columns))  # a mask is made for the grid of its image
+    return rows, columns, wanted
+
+
+def _tiles(wanted: GridMask, step: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles of the grid that hold all wanted places, each shrunk to those that it holds."""
+    high, wide = (max(1, (side - PATCH) // step + 1) for side in TILE)
+    for top in range(0, wanted.shape[0], high):
+        for left in range(0, wanted.shape[1], wide):
+            held = np.argwhere(wanted[top : top + high, left : left + wide]) + np.array([top, left])
+            if len(held):
+                first, last = held.min(0), held.max(0) + 1
+                yield slice(first[0], last[0]), slice(first[1], last[1])
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x

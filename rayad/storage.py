@@ -1,0 +1,290 @@
+"""Files by URL: a local path, s3://bucket/key or memory://x; written whole or not at all.
+
+The endpoint and the credentials of s3:// come from the environment: AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from botocore.exceptions import BotoCoreError, NoCredentialsError
+from fsspec import AbstractFileSystem
+
+from rayad.errors import FormatError, StorageError
+
+
+def join(url: str, *parts: str) -> str:
+    """The URL of a file or folder below `url`; a scheme stays as it is."""
+    head = url if url.endswith("://") else url.rstrip("/") + "/" if url else ""
+    return head + "/".join(part.strip("/") for part in parts)
+
+
+def absolute(url: str) -> str:
+    """The same place for a process that runs in another folder."""
+    path = _local(url)
+    return url if path is None else os.path.abspath(path)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file or a folder; StorageError where that cannot be asked.
+
+    Outside local disks a folder is there as long as a file is below it.
+    """
+    path = _local(url)
+    if path is not None:
+        return os.path.exists(path)
+    with _explained("look at", url):
+        filesystem, key = _remote(url)
+        try:
+            is_file = filesystem.info(key)["type"] == "file"
+        except FileNotFoundError:
+            return False
+        # SeaweedFS keeps an emptied folder for a while, as a file without a name
+        return is_file or any(name for _, _, files in filesystem.walk(key) for name in files)
+
+
+def listing(url: str, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """Every file below a folder, recursively and sorted, as URLs that open.
+
+    Args:
+        url: the folder.
+        suffixes: endings to keep, such as ".png", whatever their case; none keeps all.
+
+    Returns:
+        The files, without those that are hidden or inside a hidden folder: their name starts with a dot.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be read.
+    """
+    path = _local(url)
+    with _explained("list", url):
+        below = _local_names(path) if path is not None else _remote_names(url)
+    wanted = tuple(suffix.lower() for suffix in suffixes)
+    shown = (name for name in below if not any(part.startswith(".") for part in name.split("/")))
+    return [join(url, name) for name in sorted(shown) if not wanted or name.lower().endswith(wanted)]
+
+
+@contextmanager
+def reading(url: str) -> Iterator[BinaryIO]:
+    """Open for reading in binary; seekable, also on s3://. StorageError where it cannot be read."""
+    path = _local(url)
+    with _explained("read", url):
+        if path is None:
+            filesystem, key = _remote(url)
+            file = filesystem.open(key, "rb")
+        else:
+            file = open(path, "rb")  # noqa: SIM115, closed below
+    with _explained("read", url, inside=True), file:
+        yield cast(BinaryIO, file)
+
+
+def writing(url: str) -> AbstractContextManager[BinaryIO]:
+    """Open for writing in binary: the file appears whole when the block ends, or not at all.
+
+    Missing folders are made. An exception inside the block leaves the old file, or none.
+
+    Raises:
+        StorageError: the target cannot be written: no permission, no space, no such bucket, a folder.
+    """
+    path = _local(url)
+    return _writing_remotely(url) if path is None else _writing_locally(path, url)
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole content of a file."""
+    with reading(url) as file:
+        return file.read()
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a whole file, atomically as `writing` does."""
+    with writing(url) as file:
+        file.write(data)
+
+
+def read_json(url: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FormatError: the file is not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(read_bytes(url))
+    except ValueError as error:
+        raise FormatError(f"{url}: is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{url}: a JSON object is wanted, not a {type(value).__name__}")
+    return value
+
+
+def write_json(url: str, value: dict[str, Any]) -> None:
+    """Write an object as indented JSON; ValueError for nan and infinities, which JSON cannot hold."""
+    write_bytes(url, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder with everything below it; nothing happens where there is none.
+
+    Raises:
+        StorageError: it cannot be removed, or it is a whole bucket or file system.
+    """
+    path = _local(url)
+    with _explained("remove", url):
+        if path is None:
+            _remove_remotely(url)
+        elif os.path.abspath(path) == os.path.sep:
+            raise PermissionError("it is the whole file system")
+        elif os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+
+
+def _local(url: str) -> str | None:
+    """The path of a local URL, None where the URL has another scheme."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    return rest if scheme == "file" else None
+
+
+def _remote(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL and the key in it; listings are always fresh."""
+    options: dict[str, Any] = {}
+    if url.startswith("s3://"):
+        options = {
+            # botocore would find these, but fsspec keeps one file system for each set of options
+            "endpoint_url": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            "key": os.environ.get("AWS_ACCESS_KEY_ID"),
+            "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+            "token": os.environ.get("AWS_SESSION_TOKEN"),
+            "use_listings_cache": False,
+            "config_kwargs": {"connect_timeout": 3, "read_timeout": 60, "retries": {"max_attempts": 2}},
+        }
+    return fsspec.url_to_fs(url, **options)
+
+
+def _local_names(folder: str) -> list[str]:
+    """Relative names of the files below a folder; links to folders are followed, once each."""
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(errno.ENOTDIR, "there is no such folder")
+    names: list[str] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_reraise):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        names += [os.path.relpath(os.path.join(place, file), folder) for file in files]
+    return names
+
+
+def _reraise(error: OSError) -> None:
+    raise error
+
+
+def _remote_names(url: str) -> list[str]:
+    """Names of the objects below a prefix, relative to it."""
+    filesystem, key = _remote(url)
+    head = filesystem.unstrip_protocol(key).rstrip("/") + "/"
+    found = [filesystem.unstrip_protocol(name) for name in filesystem.find(key)]
+    names = [name.removeprefix(head) for name in found if name.startswith(head)]
+    if not names and filesystem.info(key)["type"] != "directory":
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
+    return names
+
+
+def _remove_remotely(url: str) -> None:
+    filesystem, key = _remote(url)
+    if "/" not in key.strip("/") and url.startswith("s3://"):
+        raise PermissionError("it is a whole bucket")
+    for name in filesystem.find(key):  # not rm(recursive=True), which takes * and [ in a name for a pattern
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(name)
+
+
+@contextmanager
+def _writing_locally(path: str, url: str) -> Iterator[BinaryIO]:
+    folder = os.path.dirname(path) or "."
+    part = os.path.join(folder, f".{uuid.uuid4().hex}.part")
+    with _explained("write", url):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        os.makedirs(folder, exist_ok=True)
+        file = open(part, "xb")  # noqa: SIM115, closed below
+    try:
+        with _explained("write", url, inside=True), file:
+            yield file
+        with _explained("write", url):
+            _flush_to_disk(part)
+            os.replace(part, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+
+
+@contextmanager
+def _writing_remotely(url: str) -> Iterator[BinaryIO]:
+    """Collect in a local temporary file: an upload makes an object visible when it is complete."""
+    with _explained("write", url):
+        filesystem, key = _remote(url)
+        folder = tempfile.mkdtemp(prefix="rayad-")
+    try:
+        part = os.path.join(folder, os.path.basename(key) or "part")  # its ending tells the type of content
+        with _explained("write", url, inside=True), open(part, "xb") as file:
+            yield file
+        with _explained("write", url):
+            filesystem.put_file(part, key)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush_to_disk(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(verb: str, url: str, *, inside: bool = False) -> Iterator[None]:
+    """Turn what the system says into one StorageError about the URL.
+
+    `inside` a caller's block only the failures of the stream itself count: those of other files
+    carry a file name.
+    """
+    try:
+        yield
+    except (OSError, BotoCoreError) as error:
+        if inside and getattr(error, "filename", None) is not None:
+            raise
+        raise StorageError(f"cannot {verb} {url}: {_reason(error)}") from error
+    except (ValueError, ImportError) as error:  # fsspec: a scheme or a name that it does not know
+        if inside:
+            raise
+        raise StorageError(f"cannot {verb} {url}: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What to tell a user, in a few words."""
+    if isinstance(error, NoCredentialsError):
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if isinstance(error, BotoCoreError):
+        return str(error)
+    if isinstance(error, PermissionError):
+        return f"access is denied ({getattr(error, 'strerror', None) or error})"
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if isinstance(error, NotADirectoryError | FileExistsError) and error.filename is not None:
+        return f"{error.filename} is a file, not a folder"
+    return getattr(error, "strerror", None) or f"the disk or the connection failed ({error or type(error).__name__})"

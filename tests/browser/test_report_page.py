@@ -1,0 +1,105 @@
+"""The written page in a real browser: Debian's chromium, without a network."""
+
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from rayad.evaluation import report, table
+from rayad.evaluation.figures import Map, View, distributions, panel, thumbnail
+from rayad.evaluation.metrics import Scored
+
+CHROMIUM = "/usr/bin/chromium"
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --allow-file-access-from-files"
+)
+ASK = """<script>addEventListener("load", () => {
+  const wide = [...document.images].map(i => i.getAttribute("src") + "=" + i.naturalWidth).join(" ");
+  const body = document.documentElement;
+  const table = document.getElementById("main-table").getBoundingClientRect();
+  document.title = `images ${wide} overflow ${body.scrollWidth - body.clientWidth} table ${Math.round(table.width)}`;
+})</script>"""
+
+
+def cohort():
+    generator, tissue, images = np.random.default_rng(0), np.ones((12, 12), dtype=bool), []
+    for i in range(14):
+        mask = np.zeros((12, 12), dtype=bool)
+        mask[3:6, i % 8 : i % 8 + 3] = i >= 7
+        scores = generator.normal(size=(12, 12)) + 2 * mask
+        images.append(Scored(f"e{i}", f"p{i}", i >= 7, scores, tissue, {"mass": mask} if i >= 7 else {}, 3.2))
+    return images
+
+
+def pictures(images):
+    centers = np.arange(4, 96, 8)
+    truth = np.repeat(np.repeat(images[9].truth["mass"], 8, axis=0), 8, axis=1)
+    view = View("e9", np.full((96, 96), 0.4, dtype=np.float32), 0.4, centers, centers, truth)
+    found = Map(np.clip(images[9].scores / 4, 0, 1), images[9].scores > 2)
+    places = {"healthy": images[0].scores.ravel(), "mass": images[9].scores[images[9].truth["mass"]]}
+    return {
+        "panel": panel([view], {"cae": [found]}),
+        "distributions": distributions({"cae": places}),
+        "image-e9": thumbnail(view, found),
+    }
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A report of a small cohort: its folder and its results."""
+    folder, images = tmp_path_factory.mktemp("report"), cohort()
+    image = {"exam_id": "e9", "patient_id": "p9", "diseased": True, "lesions": ["mass"], "thumbnail": "image-e9"}
+    results = {
+        "dataset": "phantom",
+        "recipe": "demo",
+        "commit": "0123abc",
+        "rows": table.rows("cae", images, ["mass", "distortion"], options=table.Options(resamples=100)),
+        "comparisons": [],
+        "calibration_patients": 24,
+        "images": [image | {"p": {"cae": {"image": 0.04, "exam": 0.08}}}],
+    }
+    report.build(results, pictures(images), str(folder))
+    return folder, results
+
+
+def dom(page, profile, width=1280):
+    """The page's document after loading, as the browser has it."""
+    if not os.path.exists(CHROMIUM):
+        reason = f"{CHROMIUM} is not there: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    command = [CHROMIUM, *OPTIONS.split(), f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom"]
+    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_the_table_has_every_figure_of_results_json(written, tmp_path):
+    folder, results = written
+    document = dom(folder / "index.html", tmp_path)
+    main = re.search(r'<table id="main-table">.*?</table>', document, re.DOTALL).group()
+    cells = [re.sub(r"<[^>]+>", " ", cell) for cell in re.findall(r"<td>(.*?)</td>", main, re.DOTALL)]
+    mass, distortion = results["rows"]
+    assert len(cells) == 12
+    assert cells[0].split() == [f"{mass['pixel_auc'][key]:.2f}" for key in ("value", "low")] + [
+        "to",
+        f"{mass['pixel_auc']['high']:.2f}",
+    ]
+    assert cells[2].split()[:3] == [
+        f"{mass['image_wise_auc']['mean']:.2f}",
+        "±",
+        f"{mass['image_wise_auc']['std']:.2f}",
+    ]
+    assert distortion["pixel_auc"]["reason"] in document
+
+
+@pytest.mark.parametrize("width", [1280, 500])
+def test_images_load_and_the_page_fits_the_window(written, tmp_path, width):
+    folder, _ = written
+    asking = folder / f"asking-{width}.html"
+    asking.write_text((folder / "index.html").read_text(encoding="utf-8").replace("</body>", f"{ASK}</body>"))
+    title = re.search(r"<title>(.*?)</title>", dom(asking, tmp_path, width)).group(1)
+    loaded = dict(re.findall(r"(\S+\.png)=(\d+)", title))
+    assert set(loaded) == {"panel.png", "distributions.png", "image-e9.png"}
+    assert all(int(wide) > 100 for wide in loaded.values())
+    assert " overflow 0 " in title

@@ -1,0 +1,30 @@
+"""A test's folder is its marker; what a folder needs and is not there skips its tests, or fails them under CI."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+def missing(reason: str) -> None:
+    """Skip, or fail under CI=true, because something that the test needs is not here."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images that RAYAD_DATA names."""
+    folder = os.environ.get("RAYAD_DATA")
+    if not folder:
+        missing("RAYAD_DATA is not set: name the folder that holds mini-mias, ddsm-tissue-66, ...")
+    assert folder is not None
+    return Path(folder)

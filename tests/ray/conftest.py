@@ -1,0 +1,16 @@
+"""One Ray for the tests of this folder, listening on the loopback alone."""
+
+import pytest
+
+from rayad.on_ray.resources import keep_private
+
+keep_private()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_cluster():
+    """A cluster of this session's own, with more logical CPUs than cores."""
+    from rayad.on_ray.cluster import cluster
+
+    with cluster():
+        yield

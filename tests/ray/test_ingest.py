@@ -1,0 +1,88 @@
+"""Corpora: the same bytes whatever the parallelism, restartable, with every failure counted."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from rayad import storage
+from rayad.datasets import phantom
+from rayad.datasets.exam import Exam
+from rayad.errors import DatasetError, FormatError, ImageError
+from rayad.on_ray.ingest import ingest
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+
+SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
+
+
+@dataclass(frozen=True)
+class Healthy(phantom.Dataset):
+    """A small phantom; the image named ``broken`` cannot be read."""
+
+    broken: str = ""
+
+    def pixels(self, exam: Exam):
+        if exam.exam_id == self.broken:
+            raise ImageError(f"{exam.exam_id}: truncated")
+        return super().pixels(exam)
+
+
+def hashes(manifest: dict) -> list[str]:
+    return [shard["sha256"] for shard in manifest["shards"]]
+
+
+def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path):
+    dataset = Healthy(patients=12)
+    whole = ingest(dataset, str(tmp_path / "a"), SETTINGS, {"dataset": "phantom"})
+    first = ingest(dataset, str(tmp_path / "b"), SETTINGS, {"dataset": "phantom"})
+    assert hashes(first) == hashes(whole)
+    assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(str(tmp_path / "b/index.parquet"))
+
+
+def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
+    dataset, url = Healthy(patients=12), str(tmp_path / "a")
+    ingest(dataset, url, SETTINGS, {})
+    before = (tmp_path / "a/shard-00000.npy").stat().st_mtime_ns
+    ingest(dataset, url, SETTINGS, {})
+    assert (tmp_path / "a/shard-00000.npy").stat().st_mtime_ns == before
+
+
+def test_the_index_names_every_patch_and_its_place(tmp_path):
+    ingest(Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    corpus = Corpus.open(str(tmp_path / "a"))
+    index = corpus.index()
+    assert len(index) == corpus.manifest["patches"]
+    assert set(index["split"]) == {"train", "validation"}
+    assert not set(index[index.split == "train"].patient_id) & set(index[index.split == "validation"].patient_id)
+    one = index[index.shard == "shard-00000"]
+    assert len(corpus.read("shard-00000")) == len(one)
+    assert np.isfinite(index[["skin_mm", "rel_row", "rel_col", "ring_density"]].to_numpy()).all()
+
+
+def test_failures_are_counted_and_too_many_end_the_ingest(tmp_path):
+    broken = Healthy(patients=12).exams()
+    learned = next(e for e in broken if e.exam_id in _learned(tmp_path))
+    dataset = Healthy(patients=12, broken=learned.exam_id)
+    with pytest.raises(DatasetError, match="truncated"):
+        ingest(dataset, str(tmp_path / "strict"), SETTINGS, {})
+    manifest = ingest(dataset, str(tmp_path / "lenient"), replace(SETTINGS, max_failures=0.5), {})
+    assert [f["exam_id"] for f in manifest["failures"]] == [learned.exam_id]
+
+
+def _learned(tmp_path) -> set[str]:
+    ingest(Healthy(patients=12), str(tmp_path / "all"), SETTINGS, {})
+    return set(Corpus.open(str(tmp_path / "all")).index().exam_id)
+
+
+def test_an_altered_shard_and_a_newer_schema_are_refused(tmp_path):
+    url = str(tmp_path / "a")
+    ingest(Healthy(patients=12), url, SETTINGS, {})
+    data = bytearray(storage.read_bytes(f"{url}/shard-00000.npy"))
+    data[-1] ^= 1
+    storage.write_bytes(f"{url}/shard-00000.npy", bytes(data))
+    with pytest.raises(FormatError, match="altered or truncated"):
+        Corpus.open(url).read("shard-00000")
+    storage.write_json(f"{url}/manifest.json", {**storage.read_json(f"{url}/manifest.json"), "schema": 99})
+    with pytest.raises(FormatError, match="newer"):
+        Corpus.open(url)

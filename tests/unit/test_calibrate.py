@@ -1,0 +1,177 @@
+"""Healthy scores to p-values, against brute force and against simulated patients."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayad.errors import DatasetError, FormatError
+from rayad.scoring.calibrate import SURVIVAL_POINTS, calibrate, image_score, survival_points
+
+rng = np.random.default_rng
+
+
+def healthy(patients, images, places, seed=0):
+    """Clustered scores: a patient effect as large as the noise, an image effect half of it."""
+    generator = rng(seed)
+    effect = generator.normal(size=(patients, 1, 1)) + 0.5 * generator.normal(size=(patients, images, 1))
+    return effect + generator.normal(size=(patients, images, places))
+
+
+def of(scores, top=0.01):
+    return calibrate({f"p{i}": [image[None] for image in patient] for i, patient in enumerate(scores)}, top)
+
+
+def hierarchical(scores, s):
+    """The published formula, place by place."""
+    return (1 + sum(np.mean(np.ravel(patient) >= s) for patient in scores)) / (len(scores) + 1)
+
+
+def test_an_image_scores_the_mean_of_its_top_places():
+    grid = np.array([[np.nan, 5.0, 1.0], [2.0, 4.0, np.nan]])
+    assert image_score(grid, top=0.5) == 4.5
+    assert image_score(grid, top=0.0) == 5
+    assert image_score(grid, top=0.01) == 5
+    with pytest.raises(ValueError, match="at least one place"):
+        image_score(np.full((2, 2), np.nan))
+
+
+def test_exam_and_image_p_count_patients_by_hand():
+    # two patients, image scores (maxima) 1, 3 and 2
+    calibration = calibrate(
+        {"a": [np.array([[0.0, 1.0]]), np.array([[3.0, 0.0]])], "b": [np.array([[2.0, 2.0]])]}, top=0.0
+    )
+    assert [calibration.exam_p(s) for s in (3.5, 3.0, 2.5, 2.0, 0.0)] == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1, 1])
+    assert [calibration.image_p(s) for s in (3.5, 3.0, 2.0, 1.0)] == pytest.approx([1 / 3, 1.5 / 3, 2.5 / 3, 1])
+    assert (calibration.patients, calibration.floor) == (2, pytest.approx(1 / 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=3000), st.integers(-6, 6).map(float))
+def test_a_compressed_survival_function_is_never_too_small(scores, s):
+    points = survival_points(np.array(scores))
+    exact, compressed = np.mean(np.array(scores) >= s), np.mean(points >= s)
+    assert exact <= compressed + 1e-12
+    assert compressed < exact + 1 / SURVIVAL_POINTS + 1e-12
+
+
+@pytest.mark.parametrize("places", [7, 1024, 5000])
+def test_place_p_is_the_hierarchical_formula_up_to_the_compression(places):
+    scores = healthy(6, 2, places)
+    grid = np.linspace(-5, 5, 201)[None]
+    exact = np.array([hierarchical(scores, s) for s in grid[0]])
+    p = of(scores).place_p(grid)[0]
+    assert (p >= exact - 1e-12).all()
+    assert (p - exact).max() < 1 / SURVIVAL_POINTS
+
+
+def test_place_p_is_exact_where_the_places_divide_the_points():
+    scores = healthy(5, 2, SURVIVAL_POINTS // 4)
+    grid = scores.ravel()[::37][None]
+    assert of(scores).place_p(grid)[0] == pytest.approx([hierarchical(scores, s) for s in grid[0]], abs=1e-12)
+
+
+def test_p_values_are_valid_for_new_clustered_patients():
+    """P(p <= a) <= a, over calibrations and new patients; one place, one image, one exam of each new patient."""
+    draws, K = 400, 9
+    found = {"place": [], "image": [], "exam": []}
+    for seed in range(draws):
+        scores = healthy(K + 20, 2, 30, seed)
+        calibration = of(scores[:K], top=0.0)
+        new = scores[K:]
+        found["place"].append(calibration.place_p(new[:, 0, :1]).ravel())
+        found["image"].append([calibration.image_p(s) for s in new[:, 1].max(axis=1)])
+        found["exam"].append([calibration.exam_p(s) for s in new.max(axis=(1, 2))])
+    for kind, values in found.items():
+        p = np.array(values)
+        for a in (0.1, 0.2, 0.5):
+            rate = (p <= a + 1e-12).mean(axis=1)  # of each calibration
+            error = rate.std() / np.sqrt(draws)
+            assert rate.mean() <= a + 3 * error, (kind, a)
+    assert (np.array(found["exam"]) <= 0.1 + 1e-12).mean() == pytest.approx(0.1, abs=0.025)  # exact, not just valid
+
+
+def test_pooled_ranks_would_not_be_valid_where_the_hierarchical_p_is():
+    """The reason for the hierarchy: few patients with many places each promise a precision that is not there."""
+    pooled, valid = [], []
+    for seed in range(300):
+        scores = healthy(25, 1, 60, seed)
+        places = scores[:5].ravel()
+        new = scores[5:, 0, :1]
+        pooled.append((1 + (places >= new).sum(axis=1)) / (places.size + 1))
+        valid.append(of(scores[:5]).place_p(new).ravel())
+    assert (np.array(pooled) <= 0.02).mean() > 0.03
+    assert (np.array(valid) <= 0.02).mean() == 0
+
+
+def test_the_smallest_p_is_one_over_patients_plus_one():
+    calibration = of(healthy(19, 1, 50))
+    assert calibration.exam_p(1e9) == calibration.image_p(1e9) == calibration.place_p(np.array([[1e9]]))[0, 0] == 0.05
+    assert calibration.place_p(np.array([[-1e9]]))[0, 0] == 1
+
+
+def test_healthy_quantiles_agree_with_the_empirical_distribution():
+    scores = healthy(8, 2, 3000)
+    calibration = of(scores)
+    grid = np.quantile(scores, [0.0, 0.1, 0.5, 0.9, 0.99, 0.999])[None]
+    share = [(scores < s).mean() for s in grid[0]]
+    assert calibration.healthy_quantile(grid)[0] == pytest.approx(share, abs=1e-3)
+    assert calibration.healthy_quantile(np.array([[-1e9, 1e9]]))[0].tolist() == [0, 1]
+    assert (scores > calibration.threshold(0.99)).mean() == pytest.approx(0.01, abs=1e-3)
+    assert (scores > calibration.threshold(0.9999)).mean() == pytest.approx(1e-4, abs=3e-5)
+
+
+def test_every_patient_weighs_the_same_in_the_healthy_quantiles():
+    few, many = np.zeros((1, 10)), np.ones((1, 10_000))
+    calibration = calibrate({"few": [few], "many": [many]})
+    assert calibration.healthy_quantile(np.array([[0.0, 0.5, 1.0, 1.5]]))[0] == pytest.approx(
+        [0, 0.5, 0.5, 1], abs=1e-3
+    )
+    assert calibration.threshold(0.4) == 0
+    assert calibration.threshold(0.6) == 1
+
+
+def test_places_without_a_score_stay_without_one():
+    calibration = of(healthy(3, 1, 20))
+    grid = np.array([[np.nan, 0.0]], dtype=np.float32)
+    for result in (calibration.place_p(grid), calibration.healthy_quantile(grid)):
+        assert np.isnan(result).tolist() == [[True, False]]
+
+
+def test_a_calibration_survives_safetensors():
+    calibration = of(healthy(4, 2, 100), top=0.05)
+    stored = safetensors.numpy.load(safetensors.numpy.save(calibration.to_tensors()))
+    again = type(calibration).from_tensors(stored)
+    grid = np.linspace(-4, 4, 50)[None]
+    assert again.top == 0.05
+    assert (again.place_p(grid) == calibration.place_p(grid)).all()
+    assert again.image_p(1.0) == calibration.image_p(1.0)
+    assert again.threshold(0.99) == calibration.threshold(0.99)
+
+
+def test_a_damaged_calibration_is_refused():
+    tensors = of(healthy(4, 2, 100)).to_tensors()
+    with pytest.raises(FormatError, match="survival are missing"):
+        type(of(healthy(2, 1, 9))).from_tensors({k: v for k, v in tensors.items() if k != "survival"})
+    with pytest.raises(FormatError, match="do not fit"):
+        type(of(healthy(2, 1, 9))).from_tensors(tensors | {"survival": tensors["survival"][:-1]})
+
+
+@pytest.mark.parametrize(
+    ("patients", "message"),
+    [
+        ({}, "at least one healthy patient, got none"),
+        ({"a": []}, "patient a has no image"),
+        ({"a": [np.full((2, 2), np.nan)]}, "patient a has no place"),
+        ({"a": [np.array([[1.0, np.inf]])]}, "patient a has an infinite score"),
+    ],
+)
+def test_what_cannot_calibrate_is_named(patients, message):
+    with pytest.raises(DatasetError, match=message):
+        calibrate(patients)
+
+
+def test_a_quantile_outside_the_unit_interval_is_refused():
+    with pytest.raises(ValueError, match="must be in"):
+        of(healthy(2, 1, 9)).threshold(99.0)

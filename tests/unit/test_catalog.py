@@ -1,0 +1,36 @@
+"""Plug-ins are found by file name, and their settings are read from text."""
+
+import pytest
+
+from rayad import catalog
+from rayad.errors import OptionError
+
+
+def test_every_plug_in_is_found_by_its_file_name():
+    assert {"cae", "bvae"} <= set(catalog.names("models"))
+    assert {"spn", "mixture"} <= set(catalog.names("density"))
+    assert {"mias", "folder", "phantom"} <= set(catalog.names("datasets"))
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(OptionError, match="no model 'cea'; rayad has bvae, cae"):
+        catalog.find("models", "cea")
+
+
+def test_settings_are_read_from_text_by_the_fields_types():
+    config = catalog.configure("datasets", "phantom", ["patients=7", "diseased=0.25", "pectoral=false"])
+    assert (config.patients, config.diseased, config.pectoral) == (7, 0.25, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("patients", "NAME=VALUE"),
+        ("patient=7", "it has source, patients"),
+        ("patients=many", "is a number, not 'many'"),
+        ("pectoral=maybe", "true or false"),
+    ],
+)
+def test_a_wrong_setting_says_what_is_wanted(text: str, answer: str):
+    with pytest.raises(OptionError, match=answer):
+        catalog.configure("datasets", "phantom", [text])

@@ -1,0 +1,108 @@
+"""The detector bundle: equal scores after a round trip, and a sentence for every kind of damage."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rayad import catalog, storage
+from rayad.errors import FormatError, OptionError
+from rayad.imaging.mammogram import Prepared, Preprocessing
+from rayad.scoring import detector as bundle
+from rayad.scoring.calibrate import calibrate
+from rayad.scoring.combine import Aggregation
+from rayad.scoring.detector import Detector, Part
+
+
+def prepared() -> Prepared:
+    pixels = np.random.default_rng(0).random((150, 100), dtype=np.float32)
+    breast = np.zeros(pixels.shape, bool)
+    breast[10:140, :70] = True
+    return Prepared(pixels, pixels, breast, breast, 0.4, (300, 200))
+
+
+def detector() -> Detector:
+    torch.manual_seed(0)
+    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
+    mixture = catalog.configure("density", "mixture", {"components": 3})
+    density = mixture.build(6)
+    density.start(torch.randn(50, 6), 0)
+    return Detector(
+        "small",
+        "likelihood",
+        Preprocessing(),
+        Part("cae", config, config.build().eval()),
+        Part("mixture", mixture, density.eval(), 6),
+        Aggregation("gaussian", 3.0),
+        provenance={"made_of": "test"},
+    )
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    one = detector()
+    scores = one.heatmap(prepared(), 8).scores
+    bundle.save(bundle.calibrated(one, calibrate({"a": [scores], "b": [scores + 1]})), str(tmp_path))
+    return str(tmp_path)
+
+
+def test_a_bundle_scores_as_the_detector_that_was_saved(url):
+    saved, loaded = detector(), bundle.load(url)
+    assert np.array_equal(
+        saved.heatmap(prepared(), 8).scores, loaded.heatmap(prepared(), 8).scores, equal_nan=True
+    )
+    assert loaded.calibration is not None
+    assert loaded.calibration.patients == 2
+
+
+def test_every_score_has_values_in_the_tissue_and_only_there():
+    learned = detector()
+    for score in bundle.KINDS:
+        heatmap = replace(learned, score=score).heatmap(prepared(), 16)
+        assert np.array_equal(np.isfinite(heatmap.scores), heatmap.tissue), score
+
+
+def test_the_likelihood_never_runs_the_decoder(monkeypatch):
+    one = detector()
+    assert one.model is not None
+    monkeypatch.setattr(one.model.module.decoder, "forward", lambda z: pytest.fail("the decoder ran"))
+    one.heatmap(prepared(), 8)
+
+
+def test_altered_truncated_and_missing_tensors_are_refused(url):
+    where = f"{url}/model.safetensors"
+    data = storage.read_bytes(where)
+    storage.write_bytes(where, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(FormatError, match=r"model\.safetensors: altered or truncated"):
+        bundle.load(url)
+    storage.write_bytes(where, data[: len(data) // 2])
+    with pytest.raises(FormatError, match="altered or truncated"):
+        bundle.load(url)
+    storage.remove(where)
+    with pytest.raises(FormatError, match="missing"):
+        bundle.load(url)
+
+
+def test_a_newer_schema_and_an_empty_folder_are_refused(url, tmp_path):
+    said = storage.read_json(f"{url}/detector.json")
+    storage.write_json(f"{url}/detector.json", {**said, "schema": bundle.SCHEMA + 1})
+    with pytest.raises(FormatError, match="newer than"):
+        bundle.load(url)
+    with pytest.raises(FormatError, match="no detector here"):
+        bundle.load(str(tmp_path / "nothing"))
+
+
+def test_an_unknown_model_in_a_bundle_is_answered_with_the_known_ones(url):
+    said = storage.read_json(f"{url}/detector.json")
+    said["model"]["name"] = "transformer"
+    storage.write_json(f"{url}/detector.json", said)
+    with pytest.raises(OptionError, match="rayad has bvae, cae"):
+        bundle.load(url)
+
+
+def test_a_score_without_its_parts_is_refused():
+    with pytest.raises(OptionError, match="needs a trained model"):
+        Detector("d", "likelihood", Preprocessing())
+    with pytest.raises(OptionError, match="rayad has reconstruction"):
+        Detector("d", "magic", Preprocessing())

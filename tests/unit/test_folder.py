@@ -1,0 +1,203 @@
+"""Any folder of images: with a table, without one, and written by export."""
+
+import io
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayad import storage
+from rayad.datasets import phantom
+from rayad.datasets.exam import Exam, Images, Lesion
+from rayad.datasets.folder import Dataset, export
+from rayad.errors import DatasetError, ImageError, StorageError
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    mask = np.zeros((6, 8), np.uint8)
+    mask[1:3, 4:7] = 1
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.png").write_bytes(encoded(grey))
+    (tmp_path / "b" / "c.tif").write_bytes(encoded(grey.astype(np.uint16) * 1000, "TIFF"))
+    (tmp_path / "b" / "c mask.png").write_bytes(encoded(mask))
+    (tmp_path / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def labels(folder: Path, text: str) -> Dataset:
+    (folder / "labels.csv").write_text(text)
+    return Dataset(str(folder), spacing_mm=0.1)
+
+
+def exams(dataset: Images) -> dict[str, Exam]:
+    return {exam.exam_id: exam for exam in dataset.exams()}
+
+
+def test_without_a_table_every_image_is_a_patient_without_a_label(folder):
+    found = Dataset(str(folder), spacing_mm=0.1).exams()
+    assert [exam.exam_id for exam in found] == ["a", "b/c", "b/c mask"]
+    assert [exam.patient_id for exam in found] == ["a", "b/c", "b/c mask"]
+    assert {(exam.anomalous, exam.spacing_mm, exam.view) for exam in found} == {(None, 0.1, "")}
+
+
+def test_all_may_be_called_healthy(folder):
+    found = Dataset(str(folder), spacing_mm=0.1, healthy=True).exams()
+    assert {exam.anomalous for exam in found} == {False}
+
+
+def test_a_label_in_the_table_goes_before_healthy(folder):
+    dataset = labels(folder, "image,label\na.png,anomalous\n")
+    assert exams(replace(dataset, healthy=True))["a"].anomalous is True
+
+
+def test_the_table_describes_image_and_lesions(folder):
+    dataset = labels(
+        folder,
+        "image,patient,label,view,laterality,density,kind,finding,malignant,row,col,radius,mask,spacing_mm\n"
+        "a.png,p1,Normal,cc,l,D,,,,,,,,0.05\n"
+        'b/c.tif,p2,anomalous,MLO,R,,mass,"SPIC, 2",yes,2,5.5,1.5,,\n'
+        "b/c.tif,,,,,,calcification,,no,,,,b/c mask.png,\n"
+        "b/c.tif,,,,,,,late,,,,,,\n",
+    )
+    found = exams(dataset)
+    assert found["a"] == Exam("a", "p1", f"{folder}/a.png", False, "CC", "L", "D", 0.05)
+    mask_url = f"{folder}/b/c mask.png"
+    lesions = (
+        Lesion("mass", "SPIC, 2", True, (2.0, 5.5, 1.5)),
+        Lesion("calcification", "", False, None, mask_url),
+        Lesion("lesion", "late", None),
+    )
+    assert found["b/c"] == Exam("b/c", "p2", f"{folder}/b/c.tif", True, "MLO", "R", "", 0.1, lesions)
+    assert set(found) == {"a", "b/c"}  # the mask is no image
+    assert [lesion.located for lesion in lesions] == [True, True, False]
+    np.testing.assert_array_equal(np.argwhere(dataset.lesion_mask(found["b/c"], lesions[1]))[[0, -1]], [[1, 4], [2, 6]])
+
+
+def test_a_lesion_makes_an_image_anomalous(folder):
+    assert exams(labels(folder, "image,kind\na.png,mass\n"))["a"].anomalous is True
+
+
+def test_images_that_the_table_leaves_out_have_no_label(folder):
+    found = exams(labels(folder, "image,label\n./a.png,normal\n"))
+    assert (found["a"].anomalous, found["b/c"].anomalous) == (False, None)
+
+
+def test_pixels_keep_their_depth(folder):
+    dataset = Dataset(str(folder), spacing_mm=0.1)
+    pixels = dataset.pixels(exams(dataset)["b/c"])
+    np.testing.assert_allclose(pixels * 65535, np.arange(48).reshape(6, 8) * 1000, atol=0.01)
+
+
+def test_a_table_by_a_spreadsheet_is_read(folder):
+    (folder / "labels.csv").write_bytes("\ufeffimage,label\r\na.png,normal\r\n\r\n".encode())
+    assert exams(Dataset(str(folder), spacing_mm=1.0))["a"].anomalous is False
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,label\nx.png,normal\ny.png,normal\n", r"names images that are not there: x\.png, y\.png"),
+        ("image,kind,mask\na.png,mass,m.png\n", r"not there: m\.png"),
+        ("image,lable\na.png,normal\n", r"columns image, lable; wanted image and any of patient, label"),
+        ("patient,label\np,normal\n", "wanted image and any of"),
+        ("", "wanted image and any of"),
+        ("image,label\na.png,sick\n", "a.png: label 'sick' is not normal, anomalous or empty"),
+        ("image,laterality\na.png,left\n", "laterality 'left' is not l, r or empty"),
+        ("image,malignant\na.png,maybe\n", "malignant 'maybe' is not no, yes or empty"),
+        ("image,label,kind\na.png,normal,mass\n", "a.png is normal and has a lesion"),
+        ("image,patient\na.png,p\na.png,q\n", "a.png has one patient, not p and q"),
+        ("image,row,col,radius\na.png,1,2,\n", "radius '' is not a number"),
+        ("image,row,col,radius\na.png,1,x,3\n", "col 'x' is not a number"),
+        ("image,row,col,radius\na.png,1,2,0\n", "radius 0 is not above 0"),
+        ("image,spacing_mm\na.png,-1\n", "spacing_mm -1 is not above 0"),
+        ("image,spacing_mm\na.png,nan\n", "spacing_mm 'nan' is not a number"),
+        ("image,label\na.png\n", "a row needs an image and 2 cells"),
+        ("image,label\na.png,normal,1\n", "a row needs an image and 2 cells"),
+        ("image,label\n,normal\n", "a row needs an image and 2 cells"),
+        ('image,label\n"a.png,normal\n', "not a table of comma-separated UTF-8 text"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_explained(folder, table, message):
+    with pytest.raises(DatasetError, match=message):
+        labels(folder, table).exams()
+
+
+def test_a_table_that_is_not_text_is_explained(folder):
+    (folder / "labels.csv").write_bytes(b"image\n\xff\xfe\n")
+    with pytest.raises(DatasetError, match="UTF-8"):
+        Dataset(str(folder), spacing_mm=0.1).exams()
+
+
+def test_a_missing_spacing_is_asked_for(folder):
+    (folder / "labels.csv").write_text("image,spacing_mm\na.png,0.1\n")
+    with pytest.raises(DatasetError, match=r"b/c mask\.png, .*/b/c\.tif: no spacing_mm"):
+        Dataset(str(folder)).exams()
+
+
+def test_images_that_differ_in_their_ending_only_are_named(folder):
+    (folder / "a.pgm").write_bytes(b"P5\n1 1\n255\n\x01")
+    with pytest.raises(DatasetError, match=r"a: one image an exam .*a\.pgm, .*a\.png"):
+        Dataset(str(folder), spacing_mm=0.1).exams()
+
+
+def test_an_empty_folder_is_no_data_set(tmp_path):
+    with pytest.raises(DatasetError, match="no image in this folder"):
+        Dataset(str(tmp_path), spacing_mm=0.1).exams()
+    with pytest.raises(StorageError):
+        Dataset(str(tmp_path / "nowhere"), spacing_mm=0.1).exams()
+
+
+def test_a_mask_of_another_shape_is_an_error(folder):
+    (folder / "b" / "c mask.png").write_bytes(encoded(np.ones((8, 6), np.uint8)))
+    dataset = labels(folder, "image,mask\na.png,b/c mask.png\n")
+    exam = exams(dataset)["a"]
+    with pytest.raises(DatasetError, match=r"mask of \(8, 6\) px for .*a\.png of \(6, 8\) px"):
+        dataset.lesion_mask(exam, exam.lesions[0])
+
+
+def test_colour_is_refused(folder):
+    (folder / "a.png").write_bytes(encoded(np.arange(3 * 48, dtype=np.uint8).reshape(6, 8, 3)))
+    dataset = Dataset(str(folder), spacing_mm=0.1)
+    with pytest.raises(ImageError, match=r"a\.png"):
+        dataset.pixels(exams(dataset)["a"])
+
+
+@pytest.mark.parametrize("url", ["memory://exported", "{tmp}/exported"])
+def test_what_export_writes_reads_back_equal(url, tmp_path):
+    source = phantom.Dataset(patients=5, diseased=0.6, height=128, width=96)
+    before = source.exams()
+    target = url.format(tmp=tmp_path)
+    export(source, before, target)
+    dataset = pickle.loads(pickle.dumps(Dataset(target)))
+    after = dataset.exams()
+    assert [without_urls(exam) for exam in after] == [without_urls(exam) for exam in before]
+    assert any(exam.lesions for exam in after)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_allclose(dataset.pixels(new), source.pixels(old), atol=1 / 65535)
+        for one, other in zip(old.lesions, new.lesions, strict=True):
+            np.testing.assert_array_equal(dataset.lesion_mask(new, other), source.lesion_mask(old, one))
+
+
+def without_urls(exam: Exam) -> Exam:
+    return replace(exam, url="", lesions=tuple(replace(lesion, mask_url="") for lesion in exam.lesions))
+
+
+def test_export_keeps_unknown_labels_and_places(folder):
+    dataset = labels(folder, "image,kind,malignant\na.png,,\nb/c.tif,mass,\nb/c mask.png,,\n")
+    before = dataset.exams()
+    export(dataset, before, "memory://unknown")
+    after = Dataset("memory://unknown").exams()
+    assert [without_urls(exam) for exam in after] == [without_urls(exam) for exam in before]
+    assert [exam.anomalous for exam in after] == [None, True, None]
+    assert not storage.exists("memory://unknown/masks")

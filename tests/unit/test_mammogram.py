@@ -1,0 +1,66 @@
+"""From an image to what the stages see."""
+
+import numpy as np
+import pytest
+
+from rayad.datasets import phantom
+from rayad.errors import ImageError, OptionError
+from rayad.imaging.mammogram import Preprocessing, context, intensity, prepare
+
+
+@pytest.fixture(scope="module")
+def breast() -> np.ndarray:
+    dataset = phantom.Dataset(patients=1)
+    return dataset.pixels(dataset.exams()[0])
+
+
+def test_an_image_at_its_working_resolution_keeps_its_values(breast):
+    prepared = prepare(breast, 0.4, "MLO", Preprocessing(spacing_mm=0.4))
+    assert np.array_equal(prepared.stored, breast)
+    assert prepared.pixels is prepared.stored
+    assert not (prepared.tissue & ~prepared.breast).any()
+
+
+def test_the_working_resolution_is_in_mm(breast):
+    prepared = prepare(breast, 0.4, "", Preprocessing(spacing_mm=0.8))
+    assert prepared.stored.shape == (breast.shape[0] // 2, breast.shape[1] // 2)
+    assert prepared.original_shape == breast.shape
+
+
+def test_the_relative_intensity_is_how_much_brighter_a_place_is_than_around():
+    tissue = np.ones((80, 80), bool)
+    stored = np.full((80, 80), 0.4, np.float32)
+    stored[40, 40], stored[10, 10] = 0.6, 0.2
+    seen = intensity(stored, tissue, Preprocessing(intensity="relative"))
+    assert seen[40, 40] == seen.max() == pytest.approx(1)
+    assert seen[10, 10] == 0
+    moved = intensity(stored * 0.5 + 0.1, tissue, Preprocessing(intensity="relative"))
+    assert moved == pytest.approx(seen, abs=1e-5)  # neither the film's gain nor its offset matters
+
+
+def test_the_context_is_where_a_place_lies(breast):
+    prepared = prepare(breast, 0.4, "", Preprocessing())
+    maps = context(prepared)
+    rows, columns = np.nonzero(prepared.breast)
+    assert maps["rel_row"][rows.min(), 0] == 0
+    assert maps["rel_row"][rows.max(), 0] == 1
+    assert maps["rel_col"][0, columns.max()] == 1
+    assert maps["skin_mm"][~prepared.breast].max() == 0
+
+
+def test_the_ring_around_a_patch_does_not_see_the_patch(breast):
+    prepared = prepare(breast, 0.4, "", Preprocessing())
+    row, column = 250, 120
+    before = context(prepared)["ring_density"][row, column]
+    prepared.stored[row - 32 : row + 32, column - 32 : column + 32] = 1
+    assert context(prepared)["ring_density"][row, column] == pytest.approx(before, abs=1e-5)
+
+
+def test_an_image_smaller_than_a_patch_is_refused_with_its_sizes(breast):
+    with pytest.raises(ImageError, match="is 63x60 px at 0.4 mm, smaller than a 64-px patch"):
+        prepare(breast[:63, :60], 0.4, "", Preprocessing())
+
+
+def test_a_spacing_that_is_no_length_is_refused(breast):
+    with pytest.raises(OptionError, match="positive"):
+        prepare(breast, 0.0, "", Preprocessing())

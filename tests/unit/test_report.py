@@ -1,0 +1,190 @@
+"""The page and results.json: complete, escaped, self-contained."""
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from rayad import storage
+from rayad.errors import FormatError
+from rayad.evaluation.report import build, number, p_value, render
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def cell(value=0.734, low=0.612, high=0.853, **more):
+    return {"value": value, "low": low, "high": high, **more}
+
+
+def mean(value=12.34, std=4.56):
+    return {"mean": value, "std": std, "low": value - 2, "high": value + 2, "images": 9}
+
+
+def row(detector="cae", lesion="mass", **changes):
+    figures = {
+        name: cell() for name in ("pixel_auc", "pixel_auc_with_healthy", "exam_auc", "best_dice", "dice", "aupro")
+    }
+    figures |= {name: cell(prevalence=0.017) for name in ("pixel_ap", "exam_ap")}
+    figures |= {"image_wise_auc": mean(0.81, 0.09)}
+    figures |= {f"{d}_{u}": mean() for d in ("hausdorff", "hd95", "surface_distance") for u in ("px", "mm")}
+    counts = {"images": 9, "patients": 8, "images_without_place": 1, "images_outside_tissue": 2, "healthy_images": 20}
+    froc = {"lesions": 9, "images": 29, "sensitivity": {"0.25": cell(0.111), "8": cell(0.999)}}
+    return {"detector": detector, "lesion": lesion, **counts, **figures, "empty_masks": 0, "froc": froc} | changes
+
+
+def results(**changes):
+    comparison = {
+        "a": "cae", "b": "cae-spn", "lesion": "mass", "figure": "pixel_auc", "test": "bootstrap", "difference": -0.123,
+        "low": -0.2, "high": -0.05, "p": 0.004, "p_holm": 0.012, "floor": 0.0002, "patients": 8, "note": "",
+    }  # fmt: skip
+    image = {
+        "exam_id": "mdb024",
+        "patient_id": "p12",
+        "diseased": True,
+        "lesions": ["mass"],
+        "thumbnail": "image-mdb024",
+    }
+    return {
+        "dataset": "mias", "recipe": "mias-quick", "commit": "0123abc", "rows": [row(), row("cae-spn")],
+        "comparisons": [comparison], "calibration_patients": 24,
+        "images": [image | {"p": {"cae-spn": {"image": 0.04, "exam": 0.08}}}],
+        "counts": {"train": {"images": 48, "patients": 24}}, "settings": {"grid": "8 px"},
+        "provenance": {"corpus sha256": "9f2c01", "seed": 7, "torch": "2.13.0"}, "notes": ["Films of one hospital."],
+        "failures": [{"exam_id": "mdb999", "reason": "truncated"}],
+    } | changes  # fmt: skip
+
+
+FIGURES = {"panel": PNG + b"1", "distributions": PNG + b"2", "image-mdb024": PNG + b"3"}
+
+
+class Page(HTMLParser):
+    """The tags, attributes and words of a page, and whether its tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def page(changed=None, figures=tuple(FIGURES)):
+    return Page(render(results() if changed is None else changed, list(figures)))
+
+
+def test_the_page_says_every_figure_of_the_table_with_its_interval():
+    text = page().text
+    for said in ("0.73 0.61 to 0.85", "0.81 ± 0.09", "12.3 ± 4.6 10.3 to 14.3", "(0.017)", "0.11", "cae-spn"):
+        assert said in text
+
+
+def test_the_page_closes_its_tags_and_shows_every_picture_once():
+    parsed = page()
+    assert parsed.open == []
+    sources = [attributes["src"] for tag, attributes in parsed.tags if tag == "img"]
+    assert sorted(sources) == sorted(f"{name}.png" for name in FIGURES)
+    assert all(attributes["alt"] for tag, attributes in parsed.tags if tag == "img")
+
+
+def test_the_page_explains_p_values_with_their_floor_and_its_limits():
+    text = page().text
+    for said in (
+        "K = 24 healthy patients stand behind every p-value",
+        "1/(K + 1) = 0.04",
+        "not the probability of disease",
+        "not a medical device",
+        "Films of one hospital.",
+        "mdb999: truncated",
+        "from 48 images of 24 healthy patients",
+        "1 more have no annotated place",
+        "in 2 more the lesion lies outside the tissue found",
+    ):
+        assert said in text
+
+
+def test_the_page_names_where_it_comes_from():
+    text = page().text
+    for said in ("0123abc", "mias-quick", "corpus sha256 9f2c01", "seed 7", "torch 2.13.0", "grid 8 px"):
+        assert said in text
+
+
+def test_comparisons_show_both_p_values():
+    assert "cae − cae-spn mass pixel AUC bootstrap -0.123 -0.200 to -0.050 0.004 0.012 0.0002 8" in page().text  # noqa: RUF001
+
+
+def test_a_missing_figure_is_a_dash_with_its_reason():
+    reason = "AUROC needs both classes, got 0 anomalous and 12 normal"
+    null = {"value": None, "low": None, "high": None, "reason": reason}
+    parsed = page(results(rows=[row(exam_auc=null, froc={"sensitivity": None, "reason": reason})]))
+    assert parsed.text.count(reason) == 1
+    assert "– 1" in parsed.text  # noqa: RUF001
+    assert ("a", {"href": "#reason-1"}) in parsed.tags
+    assert ("li", {"id": "reason-1"}) in parsed.tags
+
+
+def test_the_least_that_results_may_hold_is_a_page():
+    least = {key: results()[key] for key in ("dataset", "recipe", "commit")} | {"rows": [], "comparisons": []}
+    parsed = page(least, [])
+    assert parsed.open == []
+    assert "Scores were not calibrated" in parsed.text
+
+
+def test_text_from_files_is_escaped():
+    evil = "<script>alert(1)</script>"
+    text = render(results(notes=[evil], failures=[{"url": evil, "reason": evil}], dataset=evil), list(FIGURES))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 4
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    text = render(results(), list(FIGURES))
+    assert not re.search(r"https?:|//|@import|<script|<link|url\(", text)
+
+
+def test_build_writes_the_page_the_numbers_and_the_pictures(tmp_path):
+    url = storage.join(str(tmp_path), "report")
+    assert build(results(), FIGURES, url) == storage.join(url, "index.html")
+    assert json.loads((tmp_path / "report/results.json").read_text()) == results()
+    assert (tmp_path / "report/index.html").read_text(encoding="utf-8") == render(results(), list(FIGURES))
+    for name, png in FIGURES.items():
+        assert (tmp_path / f"report/{name}.png").read_bytes() == png
+
+
+def test_building_does_not_change_the_results(tmp_path):
+    given = results()
+    before = copy.deepcopy(given)
+    build(given, FIGURES, str(tmp_path))
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "figures", "message"),
+    [
+        ({"dataset": "mias", "rows": []}, [], "recipe, commit, comparisons are missing"),
+        (results(), ["panel"], "the figure 'image-mdb024', which is not given"),
+    ],
+)
+def test_incomplete_results_are_refused_before_anything_is_written(tmp_path, changed, figures, message):
+    with pytest.raises(FormatError, match=message):
+        build(changed, dict.fromkeys(figures, PNG), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_read_well():
+    assert [number(0.005), number(1.0), number(None), number(12.345, 1)] == ["0.01", "1.00", "–", "12.3"]  # noqa: RUF001
+    assert [p_value(p) for p in (1.0, 0.999, 0.0385, 2e-5, None)] == ["1", "> 0.99", "0.038", "< 0.0001", "–"]  # noqa: RUF001
