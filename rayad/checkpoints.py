@@ -33,7 +33,8 @@ class Folder:
             StorageError: it cannot be written; the last one is still there.
         """
         scalars = json.dumps(state.scalars)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+        # Copies: safetensors refuses names that share their memory.
+        tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors.items()}
         metadata = {"scalars": scalars, "sha256": _digest(tensors, scalars)}
         storage.write_bytes(self._file(), save(tensors, metadata))
 

@@ -96,7 +96,9 @@ class IngestCommand:
         with cluster(self.address):
             corpus = stages.write_corpus(self.dataset, self.source, dataset, self.corpus, storage.absolute(self.out))
         said = corpus.manifest
-        print(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} images failed: {self.out}")
+        print(
+            f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} images failed: {self.out}"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,7 @@ class Train:
         config = catalog.configure("models", self.model, self.settings)
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with cluster(self.address):
-            stages.train_detector(
-                self.name or self.model, corpus, self.model, config, self.schedule, self.workers, out
-            )
+            stages.train_detector(self.name or self.model, corpus, self.model, config, self.schedule, self.workers, out)
         print(f"The detector is at {self.out}")
 
 

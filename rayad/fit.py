@@ -73,7 +73,8 @@ class Objective:
     """A value a sample. All its randomness comes from `draw`: nothing else is equal on every worker."""
     parameters: list[nn.Parameter]
     learning_rate: float
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: str = "adam"
+    """Or "sgd"."""
     repeats: int = 1
     """Batches in a row, in a round over the stage's objectives; a batch serves one step of one objective."""
     validates: bool = True
@@ -296,7 +297,7 @@ def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches]
     for step, part in enumerate(parts):
         x, _, draw = team.receive(part, 0, step)
         losses = [float(team.loss(objective, x, draw)) for objective in judges]
-        sums += torch.tensor([sum(losses), len(x)])
+        sums += torch.tensor([sum(losses), len(x)], dtype=torch.float64)
     sums = sums.to(next(team.model.parameters()).device)
     team.sync.sum_([sums])
     loss, count = sums.tolist()

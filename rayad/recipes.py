@@ -52,13 +52,13 @@ def find(name: str) -> Recipe:
 _DEMO = Recipe(
     name="demo",
     dataset="phantom",
-    dataset_fields={"patients": 48},
+    dataset_fields={"patients": 60},
     kinds=("mass", "calcification"),
-    ingest=Ingest(Preprocessing(), Sampling(patches=120), shard_patches=1024),
-    schedule=Schedule(epochs=8, patience=3),
+    ingest=Ingest(Preprocessing(intensity="relative"), Sampling(), shard_patches=1024),
+    schedule=Schedule(epochs=6, patience=3),
     models={"cae": {}},
     density={"inputs": 20, "replicas": 20},
-    em=EM(epochs=10),
+    em=EM(epochs=20),
 )
 
 _MIAS = Recipe(

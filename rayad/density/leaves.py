@@ -27,6 +27,8 @@ START_ROWS = 4096
 """Of the training rows, at most, for the start of the leaves."""
 START_ROUNDS = 10
 """Of k-means."""
+START_BLOCK = 1 << 22
+"""Distances that k-means holds at a time."""
 START_PRIOR = 4.0
 """Rows of variance 1 that a cluster of the start is thought to hold beside its own."""
 
@@ -169,21 +171,36 @@ class GaussianLeaves(nn.Module):
         return (fit * (self.scopes < self.variables)[:, None]).sum() * (-prior / 2)
 
     def start(self, x: Latents, generator: torch.Generator) -> None:
-        """k-means in every region at once, from rows drawn at random; each input takes its cluster's moments."""
+        """k-means in every region, from rows drawn at random; each input takes the moments of its cluster."""
         rows = x[torch.randperm(len(x), generator=generator)[:START_ROWS]].nan_to_num(0)
-        regions, inputs, width = self.mean.shape
-        features = self.features(rows, missing=False)  # l 2w n
-        points = features[:, :width]  # l w n
-        draw = torch.rand(regions, max(inputs, len(rows)), generator=generator).argsort(1)[:, :inputs] % len(rows)
-        means = points.gather(2, draw[:, None].expand(-1, width, -1)).mT.contiguous()  # l i w
-        for _ in range(START_ROUNDS):
-            half_square = means.square().sum(2, keepdim=True) / 2
-            distance = torch.baddbmm(half_square, means, points, alpha=-1)  # l i n
-            member = torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1)
-            size = member.sum(2, keepdim=True)
-            sums = torch.bmm(member, features.mT)  # l i 2w
-            means = torch.where(size > 0, sums[..., :width] / size.clamp_min(1), means)
-        within = sums[..., width:] - size * means.square()
-        self.mean.copy_(means)
-        self.variance.copy_((within + START_PRIOR) / (size + START_PRIOR))
+        table = torch.cat([rows.T, rows.new_zeros(1, len(rows))])
+        regions, inputs, _ = self.mean.shape
+        size = max(1, START_BLOCK // (inputs * len(rows)))
+        for part in (slice(i, i + size) for i in range(0, regions, size)):
+            self.mean[part], self.variance[part] = _k_means(table[self.scopes[part]], inputs, generator)
         self.variance.clamp_(self.min_variance, MAX_VARIANCE)
+
+
+def _k_means(
+    points: Float[Tensor, "l w n"], clusters: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "l i w"], Float[Tensor, "l i w"]]:
+    """Means and variances of the clusters of each region; an empty cluster keeps the row it started from."""
+    regions, width, rows = points.shape
+    order = torch.rand(regions, rows, generator=generator).argsort(1)
+    chosen = order[:, torch.arange(clusters) % rows].to(points.device)  # l i
+    means = points.gather(2, chosen[:, None].expand(-1, width, -1)).mT  # l i w
+    for _ in range(START_ROUNDS):
+        member = _nearest(points, means)
+        size = member.sum(2, keepdim=True)
+        means = torch.where(size > 0, torch.bmm(member, points.mT) / size.clamp_min(1), means)
+    member = _nearest(points, means)
+    size, first = member.sum(2, keepdim=True), torch.bmm(member, points.mT)
+    within = torch.bmm(member, points.mT.square()) - means * (2 * first - size * means)
+    return means, (within + START_PRIOR) / (size + START_PRIOR)
+
+
+def _nearest(points: Float[Tensor, "l w n"], means: Float[Tensor, "l i w"]) -> Float[Tensor, "l i n"]:
+    """1 for the cluster whose mean is nearest, 0 for the others."""
+    half_square = means.square().sum(2, keepdim=True) / 2
+    distance = torch.baddbmm(half_square, means, points, alpha=-1)
+    return torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1)

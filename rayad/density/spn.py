@@ -10,9 +10,9 @@ One pass upwards gives log p. One pass downwards gives every node's expected vis
 the statistics of expectation-maximization are matrix products; no graph of derivatives is recorded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -32,7 +32,7 @@ MAX_ROWS = 256
 """Rows that go through the circuit together; 128 to 512 are best for the cache."""
 BUDGET = 1 << 24
 """Numbers that a circuit keeps at a time; a deep circuit takes fewer rows."""
-INERTIA = 1e-6
+INERTIA = 1e-12
 """Expected visits of a batch at which a node goes half of its step: one that no row came near does not move."""
 MIN_MIN_VARIANCE = 1e-6
 """The least bound of a variance; below it float32 has no digits left for the quadratic form of a leaf."""
@@ -69,9 +69,7 @@ class Config:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} of a circuit must be at least 0 rows, not {getattr(self, name)}")
         if not MIN_MIN_VARIANCE <= self.min_variance <= 1:
-            raise OptionError(
-                f"min_variance must be between {MIN_MIN_VARIANCE} and 1, not {self.min_variance}"
-            )
+            raise OptionError(f"min_variance must be between {MIN_MIN_VARIANCE} and 1, not {self.min_variance}")
 
     def build(self, variables: int) -> "SPN":
         """An untrained circuit over this many variables.
@@ -142,14 +140,13 @@ class SPN(nn.Module):
         scopes = random_scopes(variables, config.depth, config.replicas, config.seed)
         self.standardization = Standardization(variables)
         self.leaves = GaussianLeaves(scopes, variables, config.inputs, config.min_variance)
-        self.sums = nn.ModuleList()
-        """From the bottom up; the roots come last."""
+        self.inner = nn.ModuleList()  # from the bottom up
         nodes = config.inputs
         for depth in range(config.depth - 1, 0, -1):
-            self.sums.append(SumLayer(config.replicas * 2**depth, config.sums, nodes, nodes, pooled=False))
+            self.inner.append(SumLayer(config.replicas * 2**depth, config.sums, nodes, nodes, pooled=False))
             nodes = config.sums
         right = nodes if config.depth else 1
-        self.sums.append(SumLayer(config.replicas, config.roots, nodes, right, pooled=True))
+        self.root = SumLayer(config.replicas, config.roots, nodes, right, pooled=True)
         self.mixing = nn.Parameter(torch.full((config.roots,), 1 / config.roots), requires_grad=False)
         self.register_buffer("rows", torch.tensor(1.0))
         """Of training, which the priors are measured by."""
@@ -166,7 +163,7 @@ class SPN(nn.Module):
         self.standardization.start(z)
         self.rows.fill_(len(z))
         self.leaves.start(self.standardization(z), generator)
-        for layer in self._layers():
+        for layer in self.layers():
             layer.start(generator)
         self.mixing.fill_(1 / len(self.mixing))
 
@@ -181,12 +178,12 @@ class SPN(nn.Module):
         """
         x = self.standardization(z)
         missing = bool(x.isnan().any())
-        parts = [self._up(part, missing).log_prob for part in x.split(self._rows_at_once())]
+        parts = [self.upward(part, missing).log_prob for part in x.split(self._rows_at_once())]
         return torch.cat(parts) - self.standardization.log_volume(x)
 
     @torch.no_grad()
     def statistics(self, z: Latents) -> Statistics:
-        """E-step: what these rows say about every parameter; none of them may be zero rows.
+        """E-step: what these rows say about every parameter; there may be no rows.
 
         Raises:
             OptionError: another number of variables than the circuit was built for.
@@ -195,21 +192,21 @@ class SPN(nn.Module):
         missing = bool(x.isnan().any())
         blocks, (regions, inputs, width) = 3 if missing else 2, self.leaves.mean.shape
         mass, raw = x.new_zeros(regions, inputs, 1), x.new_zeros(regions, inputs, blocks * width)
-        visits = [torch.zeros_like(layer.weights) for layer in self._layers()]
+        visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
         roots, log_likelihood = torch.zeros_like(self.mixing), x.new_zeros((), dtype=torch.float64)
         for part in x.split(self._rows_at_once()):
-            up = self._up(part, missing)
+            up = self.upward(part, missing)
             log_likelihood += up.log_prob.sum(dtype=torch.float64)
-            shares = F.threshold_(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf).exp_()  # r c n
+            shares = F.threshold(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf, inplace=True).exp_()  # r c n
             roots += shares.sum((0, 2))
-            flow = self._down(up, shares, visits)
+            flow = self.downward(up, shares, visits)
             mass += flow.sum(2, keepdim=True)
             raw.baddbmm_(flow, up.features.mT)
         return Statistics(
             x.new_full((), len(x), dtype=torch.float64),
             log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
             self.leaves.moments(mass, raw),
-            tuple(layer.weights * visit for layer, visit in zip(self._layers(), visits, strict=True)),
+            tuple(layer.weights * visit for layer, visit in zip(self.layers(), visits, strict=True)),
             roots,
         )
 
@@ -222,7 +219,7 @@ class SPN(nn.Module):
         """
         share = float(statistics.rows / self.rows)
         self.leaves.update(statistics.leaves, step, self.config.leaf_prior * share, INERTIA)
-        for layer, visits in zip(self._layers(), statistics.sums, strict=True):
+        for layer, visits in zip(self.layers(), statistics.sums, strict=True):
             layer.update(visits, step, self.config.sum_prior * share, INERTIA)
         if statistics.rows > 0:
             self.mixing.lerp_(statistics.roots / statistics.roots.sum(), step).clamp_min_(MIN_WEIGHT)
@@ -230,55 +227,56 @@ class SPN(nn.Module):
     @torch.no_grad()
     def log_prior(self) -> float:
         """What the priors add to the log likelihood of the training rows, in nats, but for a constant."""
-        sums = sum(float(layer.log_prior(self.config.sum_prior)) for layer in self._layers())
+        sums = sum(float(layer.log_prior(self.config.sum_prior)) for layer in self.layers())
         return sums + float(self.leaves.log_prior(self.config.leaf_prior))
 
-    def _up(self, x: Latents, missing: bool) -> Upward:
+    def upward(self, x: Latents, missing: bool) -> Upward:
+        """Densities of all nodes for a few standardized rows; `missing` says whether any value is NaN."""
         features = self.leaves.features(x, missing)
         densities = self.leaves(features)
         peak = densities.amax(1, keepdim=True)
-        densities = F.threshold_(densities.sub_(peak), NEGLIGIBLE, -torch.inf).exp_()
+        densities = F.threshold(densities.sub_(peak), NEGLIGIBLE, -torch.inf, inplace=True).exp_()
         levels, outs = [Level(densities, peak)], []
-        for layer in self._layers():
-            left, right = self._children(levels[-1])
-            out = layer(left.values, right.values)
-            outs.append(out)
-            if not layer.pooled:
-                top = out.amax(1, keepdim=True)
-                levels.append(Level(out / top, top.log().add_(left.peak).add_(right.peak)))
+        for layer in self.inner:
+            left, right = self.children(levels[-1])
+            outs.append(layer(left.values, right.values))
+            top = outs[-1].amax(1, keepdim=True)
+            levels.append(Level(outs[-1] / top, top.log().add_(left.peak).add_(right.peak)))
+        left, right = self.children(levels[-1])
+        outs.append(self.root(left.values, right.values))
         log_roots = outs[-1].log().add_(left.peak).add_(right.peak).add_(self.mixing.log()[:, None])
         return Upward(features, levels, outs, log_roots, log_roots.flatten(0, 1).logsumexp(0))
 
-    def _down(self, up: Upward, shares: Float[Tensor, "r c n"], visits: list[Tensor]) -> Float[Tensor, "l i n"]:
-        """Expected visits of every leaf in every row; those of the weights are added to `visits`."""
+    def downward(self, up: Upward, shares: Float[Tensor, "r c n"], visits: list[Tensor]) -> Float[Tensor, "l i n"]:
+        """Expected visits d log p / d log N of every leaf in every row.
+
+        Args:
+            shares: expected visits of the roots in each replica.
+            visits: added to, those of every weight over the rows, but for a factor: the weight.
+        """
         flow = shares
-        for layer, level, out, visit in reversed(
-            list(zip(self._layers(), up.levels, up.outs, visits, strict=True))
-        ):
+        for layer, level, out, visit in reversed(list(zip(self.layers(), up.levels, up.outs, visits, strict=True))):
             below = Level(torch.empty_like(level.values), level.peak)
-            children, flows = self._children(level), self._children(below)
-            gain = flow / out
-            layer.backward(
-                gain, (children[0].values, children[1].values), (flows[0].values, flows[1].values), visit
-            )
+            (left, right), (flow_left, flow_right) = self.children(level), self.children(below)
+            flows = flow_left.values, flow_right.values
+            layer.backward(flow / out, (left.values, right.values), flows, visit)
             flow = below.values
         return flow
 
-    def _children(self, level: Level) -> tuple[Level, Level]:
+    def children(self, level: Level) -> tuple[Level, Level]:
         """The left and right halves of a level; without depth, the right one is nothing: 1."""
         if self.config.depth == 0:
             return level, Level(torch.ones_like(level.peak), torch.zeros_like(level.peak))
         (left, right), (left_peak, right_peak) = level.values.chunk(2), level.peak.chunk(2)
         return Level(left, left_peak), Level(right, right_peak)
 
-    def _layers(self) -> Iterator[SumLayer]:
-        for layer in self.sums:
-            assert isinstance(layer, SumLayer)  # nothing else is put into the list
-            yield layer
+    def layers(self) -> list[SumLayer]:
+        """All sums, from the bottom up; the roots come last."""
+        return [*cast(Iterable[SumLayer], self.inner), self.root]
 
     def _rows_at_once(self) -> int:
         regions, inputs, width = self.leaves.mean.shape
         numbers = regions * (4 * inputs + 2 * width) + 4 * sum(
-            layer.weights.shape[0] * layer.weights.shape[1] for layer in self._layers()
+            layer.weights.shape[0] * layer.weights.shape[1] for layer in self.layers()
         )
         return max(16, min(MAX_ROWS, BUDGET // numbers))

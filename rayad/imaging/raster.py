@@ -19,10 +19,7 @@ from rayad.arrays import Pixels
 from rayad.errors import ImageError
 
 Samples = (
-    UInt8[np.ndarray, "h w"]
-    | UInt16[np.ndarray, "h w"]
-    | UInt8[np.ndarray, "h w 3"]
-    | UInt16[np.ndarray, "h w 3"]
+    UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
 )
 
 SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -133,9 +130,7 @@ def _tiff(data: bytes, name: str) -> Raster:
         if frames != 1:
             raise ImageError(f"{name}: one image is wanted, the file holds {frames}")
         if page.dtype is None or page.dtype.kind not in "ub" or page.bitspersample > 16:
-            raise ImageError(
-                f"{name}: TIFF samples of type {page.dtype} are not read, only 1 to 16 bits, unsigned"
-            )
+            raise ImageError(f"{name}: TIFF samples of type {page.dtype} are not read, only 1 to 16 bits, unsigned")
         _check_size(page.imagelength, page.imagewidth, name)
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0) > len(data):
             raise ImageError(f"{name}: damaged image: the file is truncated")
@@ -147,9 +142,7 @@ def _tiff(data: bytes, name: str) -> Raster:
 def _tiff_with_pillow(data: bytes, page: tifffile.TiffPage, name: str) -> Raster:
     """Compressions that tifffile has no code for; Pillow would cut 16-bit colour to 8 bits."""
     if page.bitspersample > 8 and page.samplesperpixel > 1:
-        raise ImageError(
-            f"{name}: compressed TIFF with 16-bit colour is not read; store it without compression"
-        )
+        raise ImageError(f"{name}: compressed TIFF with 16-bit colour is not read; store it without compression")
     return _with_pillow(TiffImageFile(io.BytesIO(data)), name)
 
 

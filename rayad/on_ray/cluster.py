@@ -10,6 +10,7 @@ import ray
 import ray.data
 from tqdm import tqdm
 
+
 @contextmanager
 def cluster(address: str = "") -> Iterator[None]:
     """Connect to Ray; stop only what was started here.

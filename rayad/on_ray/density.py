@@ -60,4 +60,5 @@ def _loop(task: dict[str, Any]) -> None:
         report=lambda row: ray.train.report(row),
     )
     if us.rank == 0:
-        Folder(task["result"]).save(State(density.state_dict(), {"history": history.summary()}))
+        said = {"best": history.best, "epochs": len(history.rows), "warnings": list(history.warnings)}
+        Folder(task["result"]).save(State(density.state_dict(), said))

@@ -80,7 +80,8 @@ def evaluate(
         for d in detectors
         for row in table.rows(d.name, on_grid[d.name], kinds, threshold=calibrations[d.name].threshold(ALARM))
     ]
-    drawn, listed = _pictures(detectors, calibrations, dataset, scored, on_grid, kinds)
+    main = _main(detectors)
+    drawn, listed = _pictures(main, detectors, calibrations, dataset, scored, on_grid, kinds)
     results: dict[str, Any] = {
         "dataset": options.dataset,
         "recipe": options.recipe,
@@ -91,6 +92,7 @@ def evaluate(
         "calibration_patients": min(c.patients for c in calibrations.values()),
         "counts": counts(dataset),
         "images": listed,
+        "heatmap_detector": main.name,
         "settings": _settings(detectors, options),
         "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
         "notes": _notes(next(iter(scored.values())), options),
@@ -144,7 +146,13 @@ def _grid(image: ScoredImage, detector: str) -> Scored:
     )
 
 
+def _main(detectors: Sequence[Detector]) -> Detector:
+    """The detector whose heatmaps the list of images shows: the first that scores by likelihood, else the first."""
+    return next((d for d in detectors if d.score == "likelihood"), detectors[0])
+
+
 def _pictures(
+    main: Detector,
     detectors: Sequence[Detector],
     calibrations: dict[str, Calibration],
     dataset: Images,
@@ -154,7 +162,6 @@ def _pictures(
 ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """The figures by name, and the list of images with their p-values and thumbnails."""
     shown = [d for d in detectors if d.model] or list(detectors)
-    main = next((d for d in shown if d.score == "likelihood"), shown[0])
     calibration, images = calibrations[main.name], scored[main.name]
     jobs = [(image, mapped(calibration, image.scores[main.name])) for image in images]
     drawn = list(tasks(draw, jobs, len(jobs), "pictures", shared=(dataset, main.preprocessing)))
@@ -165,9 +172,7 @@ def _pictures(
         for index in [i for i, image in enumerate(on_grid[main.name]) if usable(image, kind)][:PANEL_IMAGES]
     ]
     alike = [d for d in shown if d.preprocessing == main.preprocessing]
-    maps = {
-        d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike
-    }
+    maps = {d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike}
     pictures = {}
     if chosen:
         pictures["panel"] = figures.panel([drawn[i][0] for i in chosen], maps)

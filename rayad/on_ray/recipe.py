@@ -35,9 +35,7 @@ def _learned(
 ) -> list[Detector]:
     """The detectors of one image model: by reconstruction, and by the likelihood of its latents."""
     spn = catalog.configure("density", "spn", recipe.density)
-    trained = stages.train_detector(
-        model, corpus, model, config, recipe.schedule, workers, _address(url, model)
-    )
+    trained = stages.train_detector(model, corpus, model, config, recipe.schedule, workers, _address(url, model))
     name = f"{model}-spn"
     fitted = stages.fit_detector(name, corpus, trained, "spn", spn, recipe.em, workers, _address(url, name))
     return [trained, stages.aggregated(fitted, recipe.aggregation)]

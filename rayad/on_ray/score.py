@@ -53,9 +53,7 @@ def score_exams(
     Returns:
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
-    results = tasks(
-        score_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, tuple(detectors), step, url)
-    )
+    results = tasks(score_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, tuple(detectors), step, url))
     scored, failures = [], []
     for exam, reason in zip(exams, results, strict=True):
         if reason:

@@ -65,9 +65,7 @@ def fit_detector(
     latents = storage.join(url, f"latents-{request}")
     part, history = fit_density(corpus.url, trained.model, density, config, em, workers, latents)
     origin = _origin(corpus, request, em) | {"density_training": history}
-    fitted = Detector(
-        name, "likelihood", trained.preprocessing, model=trained.model, density=part, provenance=origin
-    )
+    fitted = Detector(name, "likelihood", trained.preprocessing, model=trained.model, density=part, provenance=origin)
     bundle.save(fitted, url)
     storage.remove(latents)
     return fitted
@@ -75,7 +73,9 @@ def fit_detector(
 
 def floor_detector(name: str, score: str, corpus: Corpus) -> Detector:
     """A detector that learns nothing: what a trained one has to beat."""
-    return Detector(name, score, _preprocessing(corpus), provenance=_origin(corpus, fingerprint(["floor", score]), None))
+    return Detector(
+        name, score, _preprocessing(corpus), provenance=_origin(corpus, fingerprint(["floor", score]), None)
+    )
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:

@@ -70,9 +70,7 @@ def pixels(patches: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(patches.astype(np.float32) / FULL_SCALE)[:, None]
 
 
-def validation_batches(
-    corpus: Corpus, batch: int, rank: int, world: int
-) -> Callable[[], Iterable[torch.Tensor]]:
+def validation_batches(corpus: Corpus, batch: int, rank: int, world: int) -> Callable[[], Iterable[torch.Tensor]]:
     """The rank's parts of the validation patches, in the corpus's order; the last global batch may be small."""
 
     def batches() -> Iterator[torch.Tensor]:
@@ -124,9 +122,7 @@ def train(
     module = config.build()
     state = Folder(url).load()
     assert state is not None  # the workers saved it
-    module.load_state_dict(
-        {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
-    )
+    module.load_state_dict({k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")})
     return Part(model, config, module.eval())
 
 

@@ -37,7 +37,5 @@ def aggregate(scores: Grid, tissue: GridMask, aggregation: Aggregation, step_mm:
     elif aggregation.kind == "maximum":
         reach = int(size)
         y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-        scores = ndimage.maximum_filter(
-            np.where(tissue, scores, -np.inf), footprint=x * x + y * y <= size * size
-        )
+        scores = ndimage.maximum_filter(np.where(tissue, scores, -np.inf), footprint=x * x + y * y <= size * size)
     return np.where(tissue, scores, np.nan).astype(scores.dtype)

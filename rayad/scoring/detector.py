@@ -18,7 +18,7 @@ from torch import nn
 
 from rayad import catalog, storage
 from rayad.arrays import Grid, GridMask
-from rayad.errors import FormatError, OptionError
+from rayad.errors import FormatError, ImageError, OptionError
 from rayad.imaging.mammogram import Prepared, Preprocessing
 from rayad.scoring import dense, floors
 from rayad.scoring.calibrate import Calibration
@@ -72,9 +72,7 @@ class Detector:
         if self.score not in KINDS:
             raise OptionError(f"no score {self.score!r}; rayad has {', '.join(KINDS)}")
         if None in needs:
-            raise OptionError(
-                f"detector {self.name!r}: the {self.score} score needs a trained model and density"
-            )
+            raise OptionError(f"detector {self.name!r}: the {self.score} score needs a trained model and density")
 
     def heatmap(self, prepared: Prepared, step: int) -> Heatmap:
         """Score the tissue of a prepared image on a grid.
@@ -83,14 +81,15 @@ class Detector:
             step: distance of the places, in px of the working resolution.
 
         Raises:
-            ImageError: the image is smaller than a patch.
+            ImageError: the image is smaller than a patch, or no place lies in the tissue.
         """
         rows, columns = dense.places(*prepared.pixels.shape, step)
         tissue = prepared.tissue[np.ix_(rows, columns)]
+        if not tissue.any():
+            raise ImageError(f"none of the {tissue.size} places of the grid lies in the tissue")
         scores = np.full(tissue.shape, np.nan, np.float32)
-        if tissue.any():
-            scores[tissue] = self._places(prepared, step, tissue)
-            scores = aggregate(scores, tissue, self.aggregation, step * prepared.spacing_mm)
+        scores[tissue] = self._places(prepared, step, tissue)
+        scores = aggregate(scores, tissue, self.aggregation, step * prepared.spacing_mm)
         return Heatmap(scores, rows, columns, tissue)
 
     def _places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
@@ -117,7 +116,7 @@ def save(detector: Detector, url: str) -> None:
     for kind in ("model", "density"):
         part: Part | None = getattr(detector, kind)
         if part is not None:
-            state = {k: v.detach().cpu().contiguous() for k, v in part.module.state_dict().items()}
+            state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in part.module.state_dict().items()}
             files[kind] = safetensors.torch.save(state)
     if detector.calibration is not None:
         files["calibration"] = safetensors.numpy.save(detector.calibration.to_tensors())
@@ -148,9 +147,7 @@ def describe(url: str) -> dict[str, Any]:
         raise FormatError(f"{url}: no detector here, detector.json is missing")
     description = storage.read_json(where)
     if description.get("schema", 0) > SCHEMA:
-        raise FormatError(
-            f"{where}: schema {description['schema']} is newer than {SCHEMA}, which this rayad reads"
-        )
+        raise FormatError(f"{where}: schema {description['schema']} is newer than {SCHEMA}, which this rayad reads")
     return description
 
 
@@ -193,9 +190,7 @@ def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
     try:
         module.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError) as error:
-        raise FormatError(
-            f"{url}: {kind}.safetensors does not fit {name} of detector.json: {error}"
-        ) from None
+        raise FormatError(f"{url}: {kind}.safetensors does not fit {name} of detector.json: {error}") from None
     return Part(name, config, module.eval(), variables)
 
 

@@ -37,7 +37,9 @@ def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path
     whole = ingest(dataset, str(tmp_path / "a"), SETTINGS, {"dataset": "phantom"})
     first = ingest(dataset, str(tmp_path / "b"), SETTINGS, {"dataset": "phantom"})
     assert hashes(first) == hashes(whole)
-    assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(str(tmp_path / "b/index.parquet"))
+    assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(
+        str(tmp_path / "b/index.parquet")
+    )
 
 
 def test_a_corpus_that_is_done_is_not_written_again(tmp_path):

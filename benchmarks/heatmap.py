@@ -1,0 +1,167 @@
+"""How fast a heatmap is: dense scoring against the best patch loop, then end to end with a density.
+
+    python benchmarks/heatmap.py            # prints tables, writes benchmarks/results/heatmap.json
+
+The encoder is the untrained CAE of the default size, the image noise: neither changes the work. Runs of what is
+compared alternate, so that other work on the machine meets both; medians are reported, of wall-clock seconds and
+of the CPU seconds of the one thread.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import numpy as np
+import torch
+import tyro
+
+from rayad.arrays import Pixels, Scores
+from rayad.density import spn
+from rayad.models import cae
+from rayad.scoring import dense
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+Name = TypeVar("Name")
+RESULTS = Path(__file__).parent / "results" / "heatmap.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sizes of the benchmark."""
+
+    side: int = 1024
+    """Rows and columns of the image, in px."""
+    runs: int = 7
+    """Runs that a median is taken over."""
+    threads: int = 1
+    batches: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Batch sizes among which the best patch loop is sought."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Medians over the runs, in seconds."""
+
+    wall: float
+    cpu: float
+
+
+def main(options: Options) -> None:
+    """Measure, print, and write the results."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).random((options.side, options.side), np.float32)
+    facts = machine(options)
+    show(facts)
+    encoders, heatmaps = [], []
+    for precision in DTYPES:
+        encoders.append(compare_encoders(precision, pixels, options))
+        show(encoders[-1])
+    for precision, step in product(DTYPES, (16, 8)):
+        heatmaps.append(time_heatmap(precision, step, pixels, options))
+        show(heatmaps[-1])
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(facts | {"encoder": encoders, "heatmap": heatmaps}, indent=2) + "\n")
+
+
+def compare_encoders(precision: str, pixels: Pixels, options: Options) -> dict[str, object]:
+    """The encoder alone, all places at 16 px: dense against the best of the patch loops."""
+    model = encoder(precision)
+    loops = {
+        (batch, layout): loop(encoder(precision, layout), pixels, batch)
+        for batch in options.batches
+        for layout in LAYOUTS
+    }
+    tried = alternate(loops, 1)
+    best = min(tried, key=lambda key: tried[key].cpu)
+    times = alternate({"dense": lambda: dense.encode(model, pixels, 16), "loop": loops[best]}, options.runs)
+    one, other = dense.encode(model, pixels, 16), dense.encode_patches(model, pixels, 16)
+    return {
+        "precision": precision,
+        "best loop": f"{best[0]} {best[1]}",
+        **{f"{name} s": time.wall for name, time in times.items()},
+        **{f"{name} CPU s": time.cpu for name, time in times.items()},
+        "times faster": times["loop"].wall / times["dense"].wall,
+        "times faster (CPU)": times["loop"].cpu / times["dense"].cpu,
+        "largest difference": float((one - other).abs().max() / other.std()),
+    }
+
+
+def time_heatmap(precision: str, step: int, pixels: Pixels, options: Options) -> dict[str, object]:
+    """Pixels to likelihoods at all places: the encoder in this precision, the density in float32."""
+    model = encoder(precision)
+    density = spn.Config().build(model.latents)
+    density.start(dense.encode(model, pixels, 64), 0)
+
+    def heatmap() -> Scores:
+        with torch.inference_mode():
+            return density.log_prob(dense.encode(model, pixels, step))
+
+    times = alternate({"all": heatmap, "encoder": lambda: dense.encode(model, pixels, step)}, options.runs)
+    return {
+        "precision": precision,
+        "step px": step,
+        "places": len(heatmap()),
+        "s": times["all"].wall,
+        "CPU s": times["all"].cpu,
+        "encoder CPU s": times["encoder"].cpu,
+    }
+
+
+def encoder(precision: str, layout: str = "channels last") -> cae.Autoencoder:
+    """The CAE with weights in this precision and layout."""
+    model = cae.Config().build().to(DTYPES[precision]).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[layout])
+    return model
+
+
+def loop(model: cae.Autoencoder, pixels: Pixels, batch: int) -> Callable[[], object]:
+    """The patch loop with batches of this size."""
+    return lambda: dense.encode_patches(model, pixels, 16, batch=batch)
+
+
+def alternate(works: dict[Name, Callable[[], object]], runs: int) -> dict[Name, Times]:
+    """Medians of the times of each work; the works take turns, after one round that does not count."""
+    taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in works}
+    for _ in range(runs + 1):
+        for name, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: Times(*map(median, zip(*pairs[1:], strict=True))) for name, pairs in taken.items()}
+
+
+def machine(options: Options) -> dict[str, object]:
+    """What the figures were measured on."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": facts.get("model name", platform.processor()),
+        **{flag: flag in flags for flag in ("avx512_bf16", "amx_bf16")},
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "image": f"{options.side}x{options.side}",
+        "runs": options.runs,
+    }
+
+
+def show(row: dict[str, object]) -> None:
+    """Print one row."""
+    print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,79 @@
+"""Training on Ray Train: N workers learn what one process learns, from patches that arrive through Ray Data."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rayad import catalog
+from rayad.checkpoints import Folder
+from rayad.datasets import phantom
+from rayad.errors import OptionError, TrainingError
+from rayad.fit import Schedule, fit
+from rayad.on_ray.ingest import ingest
+from rayad.on_ray.resources import Workers
+from rayad.on_ray.train import order_of, pixels, train, validation_batches
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+
+SMALL = {"width": 4, "latents": 6, "optimizer": "sgd", "learning_rate": 0.05}
+TEN_STEPS = Schedule(epochs=1, batch=16)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    """A corpus of at least ten global batches of 16."""
+    url = str(tmp_path_factory.mktemp("corpus"))
+    dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
+    ingest(dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    return Corpus.open(url)
+
+
+def alone(corpus: Corpus, config: Any, schedule: Schedule) -> dict[str, torch.Tensor]:
+    """What one process learns, without Ray."""
+    torch.manual_seed(schedule.seed)
+    model, order = config.build(), order_of(corpus, schedule)
+    fit(
+        model,
+        lambda epoch: (pixels(batch) for batch in order.batches(corpus.read, epoch)),
+        validation_batches(corpus, schedule.batch, 0, 1),
+        schedule,
+    )
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("model", ["cae", "bvae"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, model, precision, tolerance):
+    assert order_of(corpus, TEN_STEPS).steps >= 10
+    settings = SMALL | ({"learning_rate": 1e-5} if model == "bvae" else {})
+    config, schedule = catalog.configure("models", model, settings), replace(TEN_STEPS, precision=precision)
+    expected = alone(corpus, config, schedule)
+    part = train(corpus.url, model, config, schedule, Workers(2), str(tmp_path / "training"))
+    for name, value in part.module.state_dict().items():
+        scale = expected[name].abs().max().clamp(min=1e-3)
+        assert ((value.to(expected[name].dtype) - expected[name]).abs().max() / scale).item() <= tolerance, name
+
+
+def test_training_on_ray_resumes_from_its_last_epoch(corpus, tmp_path):
+    config = catalog.configure("models", "cae", SMALL)
+    once = train(corpus.url, "cae", config, replace(TEN_STEPS, epochs=2), Workers(2), str(tmp_path / "once"))
+    train(corpus.url, "cae", config, replace(TEN_STEPS, epochs=1), Workers(2), str(tmp_path / "twice"))
+    again = train(corpus.url, "cae", config, replace(TEN_STEPS, epochs=2), Workers(2), str(tmp_path / "twice"))
+    for name, value in again.module.state_dict().items():
+        assert torch.equal(value, once.module.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tmp_path):
+    config = catalog.configure("models", "cae", SMALL | {"learning_rate": 1e20})
+    url = str(tmp_path / "training")
+    with pytest.raises(TrainingError, match="epoch 1.*step"):
+        train(corpus.url, "cae", config, TEN_STEPS, Workers(2, max_failures=0), url)
+    assert Folder(url).load() is None  # there was no good epoch to keep
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(corpus, tmp_path):
+    config = catalog.configure("models", "cae", SMALL)
+    with pytest.raises(OptionError, match="does not divide over 3"):
+        train(corpus.url, "cae", config, TEN_STEPS, Workers(3), str(tmp_path))
