@@ -179,8 +179,8 @@ class Calibrate:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set."""
-    step_px: int = 8
-    """Distance of the scored places, px of the working resolution."""
+    step_mm: float = 3.2
+    """Distance of the scored places, mm."""
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -192,7 +192,7 @@ class Calibrate:
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         with cluster(self.address):
             detectors = [bundle.load(url) for url in urls]
-            done = stages.calibrate_detectors(detectors, dataset, self.step_px, storage.absolute(self.scores))
+            done = stages.calibrate_detectors(detectors, dataset, self.step_mm, storage.absolute(self.scores))
         for one, url in zip(done, urls, strict=True):
             bundle.save(one, url)
             patients = one.calibration.patients if one.calibration else 0
@@ -215,8 +215,8 @@ class Evaluate:
     """Fields of the data set."""
     split: str = "test"
     """test, or development for choices."""
-    step_px: int = 8
-    """Distance of the scored places, px of the working resolution."""
+    step_mm: float = 3.2
+    """Distance of the scored places, mm."""
     max_failures: int = 0
     """Images that may fail before there is no result."""
     address: str = ""
@@ -229,7 +229,7 @@ class Evaluate:
 
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         detectors = [bundle.load(storage.absolute(url)) for url in self.detector]
-        options = Evaluation(self.dataset, self.source, self.split, self.step_px, self.max_failures)
+        options = Evaluation(self.dataset, self.source, self.split, self.step_mm, self.max_failures)
         with cluster(self.address):
             report = evaluate(detectors, dataset, options, storage.absolute(self.out))
         print(f"The report is at {report}")
@@ -249,13 +249,13 @@ class Heatmap:
     """mm a pixel of the images, which PNG, PGM, TIFF and JPEG files do not tell: 0.2 for mini-MIAS."""
     view: str = ""
     """MLO, CC or empty; in an MLO view the pectoral muscle is left out."""
-    step_px: int = 8
-    """Distance of the scored places, px of the working resolution."""
+    step_mm: float = 3.2
+    """Distance of the scored places, mm."""
 
     def __call__(self) -> None:
         from rayad.evaluation.heatmap import Request, write_heatmaps
 
-        request = Request(self.spacing_mm, self.view, self.step_px)
+        request = Request(self.spacing_mm, self.view, self.step_mm)
         one = bundle.load(self.detector)
         rows = write_heatmaps(one, self.images, request, self.out)
         for row in rows:

@@ -7,6 +7,7 @@ one sum over products of univariate leaves, so it is built as one.
 from dataclasses import dataclass
 
 from rayad.density import spn
+from rayad.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Config:
     """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
     leaf_prior: float = 0.0
     """Training rows of the variables' own distribution that every component is thought to have seen before."""
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise OptionError(f"components of a mixture must be at least 1, not {self.components}")
 
     def build(self, variables: int) -> spn.SPN:
         """An untrained mixture over this many variables.

@@ -238,11 +238,11 @@ class SPN(nn.Module):
         densities = F.threshold(densities.sub_(peak), NEGLIGIBLE, -torch.inf, inplace=True).exp_()
         levels, outs = [Level(densities, peak)], []
         for layer in self.inner:
-            left, right = self.children(levels[-1])
+            left, right = self.halves(levels[-1])
             outs.append(layer(left.values, right.values))
             top = outs[-1].amax(1, keepdim=True)
             levels.append(Level(outs[-1] / top, top.log().add_(left.peak).add_(right.peak)))
-        left, right = self.children(levels[-1])
+        left, right = self.halves(levels[-1])
         outs.append(self.root(left.values, right.values))
         log_roots = outs[-1].log().add_(left.peak).add_(right.peak).add_(self.mixing.log()[:, None])
         return Upward(features, levels, outs, log_roots, log_roots.flatten(0, 1).logsumexp(0))
@@ -257,13 +257,13 @@ class SPN(nn.Module):
         flow = shares
         for layer, level, out, visit in reversed(list(zip(self.layers(), up.levels, up.outs, visits, strict=True))):
             below = Level(torch.empty_like(level.values), level.peak)
-            (left, right), (flow_left, flow_right) = self.children(level), self.children(below)
+            (left, right), (flow_left, flow_right) = self.halves(level), self.halves(below)
             flows = flow_left.values, flow_right.values
             layer.backward(flow / out, (left.values, right.values), flows, visit)
             flow = below.values
         return flow
 
-    def children(self, level: Level) -> tuple[Level, Level]:
+    def halves(self, level: Level) -> tuple[Level, Level]:
         """The left and right halves of a level; without depth, the right one is nothing: 1."""
         if self.config.depth == 0:
             return level, Level(torch.ones_like(level.peak), torch.zeros_like(level.peak))

@@ -19,7 +19,8 @@ MIN_WEIGHT = 1e-16
 BLOCK = 1 << 20
 """Numbers of an intermediate result, so that it stays in the cache."""
 
-Values = Float[Tensor, "p i n"]
+Left = Float[Tensor, "p i n"]
+Right = Float[Tensor, "p j n"]
 Weights = Float[Tensor, "p s i j"]
 
 
@@ -38,7 +39,7 @@ class SumLayer(nn.Module):
         self.weights.copy_(draw.exponential_(generator=generator))
         self._normalize()
 
-    def forward(self, left: Values, right: Values) -> Float[Tensor, "p s n"]:
+    def forward(self, left: Left, right: Right) -> Float[Tensor, "p s n"]:
         out = left.new_empty(len(left), self.weights.shape[1], left.shape[2])
         for part in self._blocks(left):
             torch.sum(self._reach(part, right).mul_(left[part, None]), dim=2, out=out[part])
@@ -47,8 +48,8 @@ class SumLayer(nn.Module):
     def backward(
         self,
         gain: Float[Tensor, "p s n"],
-        children: tuple[Values, Values],
-        flows: tuple[Values, Values],
+        children: tuple[Left, Right],
+        flows: tuple[Left, Right],
         visits: Weights,
     ) -> None:
         """Pass visits down, in closed form: d log p / d log of every child and weight.
@@ -94,11 +95,11 @@ class SumLayer(nn.Module):
     def _normalize(self) -> None:
         self.weights.clamp_min_(MIN_WEIGHT).div_(self.weights.sum(self._own, keepdim=True))
 
-    def _reach(self, part: slice, right: Values) -> Float[Tensor, "p s i n"]:
+    def _reach(self, part: slice, right: Right) -> Float[Tensor, "p s i n"]:
         """sum_j W_sij b_j."""
         weights = self.weights[part]
         return torch.bmm(weights.flatten(1, 2), right[part]).unflatten(1, weights.shape[1:3])
 
-    def _blocks(self, left: Values) -> Iterator[slice]:
-        size = max(1, BLOCK // (self.weights.shape[1] * left[0].numel()))
+    def _blocks(self, left: Left) -> Iterator[slice]:
+        size = max(1, BLOCK // max(1, self.weights.shape[1] * left[0].numel()))
         return (slice(i, i + size) for i in range(0, len(left), size))

@@ -26,8 +26,8 @@ class Request:
     """mm a pixel of the images."""
     view: str = ""
     """MLO, CC or empty."""
-    step_px: int = 8
-    """Distance of the places, px of the working resolution."""
+    step_mm: float = 3.2
+    """Distance of the places, mm."""
 
 
 def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, url: str) -> list[dict[str, Any]]:
@@ -47,12 +47,12 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
         raise OptionError(f"the images' spacing must be a positive number of mm a pixel, not {request.spacing_mm}")
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
-    rows = []
+    rows, step = [], detector.preprocessing.step(request.step_mm)
     for file, name in named(images):
         try:
             pixels = read_grey(file)
             prepared = prepare(pixels, request.spacing_mm, request.view, detector.preprocessing)
-            heatmap = detector.heatmap(prepared, request.step_px)
+            heatmap = detector.heatmap(prepared, step)
         except (ImageError, StorageError) as error:
             rows.append({"image": file, "reason": str(error)})
             continue

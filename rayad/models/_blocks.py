@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         widths = [channels, width, 2 * width, 4 * width]
         layers: list[nn.Module] = [Centre()]
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 5, 2, 0 if self.slides else 2), nn.LeakyReLU(SLOPE)]
+            layers += [nn.Conv2d(before, after, 5, 2, 0 if self.slides else 2), nn.LeakyReLU(SLOPE, inplace=True)]
         self.cells = nn.Sequential(*layers)
         self.head = nn.Linear(4 * width * side**2, outputs)
         self.apply(initialize)
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         widths = [4 * width, 2 * width, width, channels]
         kernels, around = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
         for kernel, (before, after) in zip(kernels, pairwise(widths), strict=True):
-            layers += [nn.LeakyReLU(SLOPE), nn.ConvTranspose2d(before, after, kernel, 2, *around)]
+            layers += [nn.LeakyReLU(SLOPE, inplace=True), nn.ConvTranspose2d(before, after, kernel, 2, *around)]
         self.pixels = nn.Sequential(*layers, Centre(-0.5))
         self.apply(initialize)
 

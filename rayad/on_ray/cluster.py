@@ -1,5 +1,6 @@
 """Where the work runs: a cluster made for this command, or the one that an address names."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,7 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def tasks(

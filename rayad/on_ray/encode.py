@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -26,7 +27,7 @@ class EncodeShards:
     model: Part
     url: str
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Any) -> Any:
         for shard in batch["shard"]:
             where = storage.join(self.url, f"{shard}.npy")
             if not storage.exists(where):

@@ -36,7 +36,7 @@ class Evaluation:
     dataset: str
     source: str
     split: str = "test"
-    step_px: int = 8
+    step_mm: float = 3.2
     max_failures: int = 0
     kinds: tuple[str, ...] = ()
     """Kinds of lesion, a row of the table each; empty: those of the images."""
@@ -134,7 +134,7 @@ def _by_preprocessing(
     found = {}
     for group in groups.values():
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
-        images = stages.score(group, dataset, exams, options.step_px, url, label, options.max_failures)
+        images = stages.score(group, dataset, exams, options.step_mm, url, label, options.max_failures)
         found |= {d.name: images for d in group}
     return {d.name: found[d.name] for d in detectors}
 
@@ -166,11 +166,10 @@ def _pictures(
     jobs = [(image, mapped(calibration, image.scores[main.name])) for image in images]
     drawn = list(tasks(draw, jobs, len(jobs), "pictures", shared=(dataset, main.preprocessing)))
     thumbnails = {f"image-{i.exam.exam_id}": png for i, (_, png) in zip(images, drawn, strict=True)}
-    chosen = [
-        index
-        for kind in kinds
-        for index in [i for i, image in enumerate(on_grid[main.name]) if usable(image, kind)][:PANEL_IMAGES]
-    ]
+    chosen: list[int] = []
+    for kind in kinds:
+        held = [i for i, image in enumerate(on_grid[main.name]) if usable(image, kind) and i not in chosen]
+        chosen += held[:PANEL_IMAGES]
     alike = [d for d in shown if d.preprocessing == main.preprocessing]
     maps = {d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike}
     pictures = {}
@@ -236,7 +235,7 @@ def _listed(
 
 
 def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, Any]:
-    said: dict[str, Any] = {"grid step": f"{options.step_px} px of the working resolution"}
+    said: dict[str, Any] = {"distance of places": f"{options.step_mm:g} mm"}
     if options.why:
         said["how they were chosen"] = options.why
     for one in detectors:
@@ -253,5 +252,5 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
         f"{reflected} of {places} places have a patch that reaches over the image's border, as at the chest wall; "
         "there the image is continued by reflection.",
         f"{between} lesions hold no centre of the grid and took their nearest place.",
-        f"Places are {options.step_px} px of the working resolution apart.",
+        f"Places are {options.step_mm:g} mm apart.",
     ]

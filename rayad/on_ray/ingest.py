@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
 
@@ -23,7 +22,7 @@ class WriteShard:
     dataset: Images
     ingest: Ingest
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Any) -> dict[str, Any]:
         numbers = [int(i) for i in batch["id"]]
         for i in numbers:
             write_shard(self.url, self.plans[i], self.dataset, self.ingest)

@@ -1,9 +1,14 @@
 """Run a recipe: ingest, train, fit densities, calibrate, evaluate, report."""
 
+from typing import Any
+
 from rayad import catalog, recipes, storage
+from rayad.datasets.exam import Images
 from rayad.on_ray import stages
 from rayad.on_ray.evaluate import Evaluation, evaluate
 from rayad.on_ray.resources import Workers
+from rayad.patches.corpus import Corpus
+from rayad.recipes import Line
 from rayad.scoring import detector as bundle
 from rayad.scoring.detector import Detector
 
@@ -13,32 +18,40 @@ def run_recipe(recipe: recipes.Recipe, source: str, url: str, workers: Workers) 
 
     Args:
         source: folder or URL of the recipe's data set.
-        url: where ``corpus``, ``detectors`` and ``report`` go.
+        url: where ``corpus``, ``detectors``, ``scores`` and ``report`` go.
     """
     dataset = catalog.configure("datasets", recipe.dataset, {"source": source, **recipe.dataset_fields})
-    corpus = stages.write_corpus(recipe.dataset, source, dataset, recipe.ingest, storage.join(url, "corpus"))
-    detectors = [stages.floor_detector(n, n, corpus) for n in recipes.FLOORS]
-    for model, fields in recipe.models.items():
-        detectors += _learned(recipe, model, catalog.configure("models", model, fields), corpus, url, workers)
-    scores = storage.join(url, "scores")
-    detectors = stages.calibrate_detectors(detectors, dataset, recipe.step_px, scores)
-    for one in detectors:
-        bundle.save(one, _address(url, one.name))
+    detectors = [d for line in recipe.lines for d in _detectors(recipe, line, dataset, source, url, workers)]
     options = Evaluation(
-        recipe.dataset, source, step_px=recipe.step_px, kinds=recipe.kinds, recipe=recipe.name, why=recipe.why
+        recipe.dataset, source, step_mm=recipe.step_mm, kinds=recipe.kinds, recipe=recipe.name, why=recipe.why
     )
-    return evaluate(detectors, dataset, options, storage.join(url, "report"), scores)
+    return evaluate(detectors, dataset, options, storage.join(url, "report"), storage.join(url, "scores"))
 
 
-def _learned(
-    recipe: recipes.Recipe, model: str, config: object, corpus: stages.Corpus, url: str, workers: Workers
+def _detectors(
+    recipe: recipes.Recipe, line: Line, dataset: Images, source: str, url: str, workers: Workers
 ) -> list[Detector]:
+    """The line's detectors, calibrated and saved."""
+    where = storage.join(url, "-".join(filter(None, ["corpus", line.name])))
+    corpus = stages.write_corpus(recipe.dataset, source, dataset, line.ingest, where)
+    detectors = [stages.floor_detector(n, *how, corpus) for n, how in line.floors.items()]
+    for model, fields in line.models.items():
+        detectors += _learned(line, model, catalog.configure("models", model, fields), corpus, url, workers)
+    calibrated = stages.calibrate_detectors(detectors, dataset, recipe.step_mm, storage.join(url, "scores"))
+    for before, after in zip(detectors, calibrated, strict=True):
+        if before is not after:
+            bundle.save(after, _address(url, after.name))
+    return calibrated
+
+
+def _learned(line: Line, model: str, config: Any, corpus: Corpus, url: str, workers: Workers) -> list[Detector]:
     """The detectors of one image model: by reconstruction, and by the likelihood of its latents."""
-    spn = catalog.configure("density", "spn", recipe.density)
-    trained = stages.train_detector(model, corpus, model, config, recipe.schedule, workers, _address(url, model))
-    name = f"{model}-spn"
-    fitted = stages.fit_detector(name, corpus, trained, "spn", spn, recipe.em, workers, _address(url, name))
-    return [trained, stages.aggregated(fitted, recipe.aggregation)]
+    spn = catalog.configure("density", "spn", line.density)
+    name = "-".join(filter(None, [line.name, model]))
+    trained = stages.train_detector(name, corpus, model, config, line.schedule, workers, _address(url, name))
+    name = f"{name}-spn"
+    fitted = stages.fit_detector(name, corpus, trained, "spn", spn, line.em, workers, _address(url, name))
+    return [trained, stages.aggregated(fitted, line.aggregation)]
 
 
 def _address(url: str, detector: str) -> str:

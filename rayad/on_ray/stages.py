@@ -71,11 +71,10 @@ def fit_detector(
     return fitted
 
 
-def floor_detector(name: str, score: str, corpus: Corpus) -> Detector:
+def floor_detector(name: str, score: str, aggregation: Aggregation, corpus: Corpus) -> Detector:
     """A detector that learns nothing: what a trained one has to beat."""
-    return Detector(
-        name, score, _preprocessing(corpus), provenance=_origin(corpus, fingerprint(["floor", score]), None)
-    )
+    origin = _origin(corpus, fingerprint(["floor", score, _preprocessing(corpus)]), None)
+    return Detector(name, score, _preprocessing(corpus), aggregation=aggregation, provenance=origin)
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
@@ -86,25 +85,25 @@ def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
 
 
 def calibrate_detectors(
-    detectors: Sequence[Detector], dataset: Images, step: int, url: str, max_failures: int = 0
+    detectors: Sequence[Detector], dataset: Images, step_mm: float, url: str, max_failures: int = 0
 ) -> list[Detector]:
     """Give detectors that share their preprocessing their p-values, from healthy patients that serve nothing else.
 
     Args:
-        step: of the grid, px of the working resolution.
+        step_mm: distance of the scored places.
         url: folder for the scores.
     """
     exams = _of_split(dataset, ("calibration",))
-    wanted = [fingerprint([identity(d), step, [e.exam_id for e in exams]]) for d in detectors]
+    wanted = [fingerprint([identity(d), step_mm, [e.exam_id for e in exams]]) for d in detectors]
     if all(d.calibration and d.provenance["calibrated_on"] == w for d, w in zip(detectors, wanted, strict=True)):
         return list(detectors)
-    scored = score(detectors, dataset, exams, step, url, "calibration", max_failures)
+    scored = score(detectors, dataset, exams, step_mm, url, "calibration", max_failures)
     result = []
     for one, made_of in zip(detectors, wanted, strict=True):
         patients = defaultdict(list)
         for image in scored:
             patients[image.exam.patient_id].append(image.scores[one.name])
-        result.append(bundle.calibrated(one, calibrate(patients), calibrated_on=made_of, grid_step_px=step))
+        result.append(bundle.calibrated(one, calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
     return result
 
 
@@ -117,7 +116,7 @@ def score(
     detectors: Sequence[Detector],
     dataset: Images,
     exams: Sequence[Exam],
-    step: int,
+    step_mm: float,
     url: str,
     label: str,
     max_failures: int = 0,
@@ -127,6 +126,7 @@ def score(
     Raises:
         DatasetError: more images failed than ``max_failures``; names the first and its reason.
     """
+    step = detectors[0].preprocessing.step(step_mm)
     made_of = fingerprint([step, [identity(d) for d in detectors]])
     scored, failures = score_exams(dataset, exams, detectors, step, storage.join(url, made_of), label)
     if len(failures) > max_failures:

@@ -33,7 +33,7 @@ class Stream:
     def __post_init__(self) -> None:
         self.order.check(self.world)
 
-    def window(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def window(self, batch: Any) -> dict[str, Any]:
         """The rank's patches of one window; the map that Ray Data runs."""
         epoch, window = int(batch["epoch"][0]), int(batch["window"][0])
         return {"patch": self.order.load(self.corpus.read, epoch, window, self.rank, self.world)}
@@ -44,11 +44,11 @@ class Stream:
         items = [{"epoch": e, "window": w} for e in epochs for w in range(self.order.windows)]
         ray.data.DataContext.get_current().execution_options.preserve_order = True
         windows = ray.data.from_items(items, override_num_blocks=len(items))
-        # Loading asks for no whole CPU: the workers may hold them all.
-        patches = windows.map_batches(self.window, batch_size=1, num_cpus=0.01)
+        # Loading asks for no whole CPU: the workers may hold them all. Two windows at a time bound the memory.
+        patches = windows.map_batches(self.window, batch_size=1, num_cpus=0.01, concurrency=2)
         size = self.order.batch // self.world
         for batch in patches.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2):
-            yield pixels(batch["patch"])
+            yield pixels(np.asarray(batch["patch"]))
         yield from self.from_epoch(first + self.epochs)
 
     def epoch_by_epoch(self) -> Callable[[int], Iterable[torch.Tensor]]:

@@ -105,7 +105,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
         "split": plan.split,
         "patches": len(index),
         "images": len(blocks),
-        "reflected": int(index["reflected"].sum()) if len(index) else 0,
+        "reflected": int(np.sum(index["reflected"].to_numpy())) if len(index) else 0,
         "sha256": hashlib.sha256(data).hexdigest(),
         "failures": failures,
     }

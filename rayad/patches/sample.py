@@ -36,7 +36,7 @@ def generator(seed: int, exam_id: str) -> np.random.Generator:
 
 def skin_line(breast: Mask) -> Mask:
     """The breast's outermost pixels, without those where it only ends at the image's border."""
-    inner = ndimage.binary_erosion(breast, structure=np.ones((3, 3)), border_value=1)
+    inner = np.asarray(ndimage.binary_erosion(breast, np.ones((3, 3)), border_value=1), dtype=bool)
     return breast & ~inner
 
 

@@ -14,7 +14,6 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from rayad import catalog, storage
 from rayad.arrays import Grid, GridMask
@@ -33,7 +32,8 @@ class Part:
 
     name: str
     config: Any
-    module: nn.Module
+    module: Any
+    """An nn.Module that keeps the promises of its kind."""
     variables: int = 0
     """Of a density: the number of variables it was built for."""
 
@@ -83,7 +83,7 @@ class Detector:
         Raises:
             ImageError: the image is smaller than a patch, or no place lies in the tissue.
         """
-        rows, columns = dense.places(*prepared.pixels.shape, step)
+        rows, columns = _grid(prepared, step)
         tissue = prepared.tissue[np.ix_(rows, columns)]
         if not tissue.any():
             raise ImageError(f"none of the {tissue.size} places of the grid lies in the tissue")
@@ -95,7 +95,7 @@ class Detector:
     def _places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""
         if self.score in floors.MAPS:
-            rows, columns = dense.places(*prepared.pixels.shape, step)
+            rows, columns = _grid(prepared, step)
             values = floors.MAPS[self.score](prepared.stored, prepared.tissue, prepared.spacing_mm)
             return values[np.ix_(rows, columns)][tissue]
         assert self.model is not None  # __post_init__ saw to it
@@ -177,6 +177,11 @@ def load(url: str) -> Detector:
 def calibrated(detector: Detector, calibration: Calibration, **provenance: Any) -> Detector:
     """The detector with this calibration."""
     return replace(detector, calibration=calibration, provenance={**detector.provenance, **provenance})
+
+
+def _grid(prepared: Prepared, step: int) -> tuple[np.ndarray, np.ndarray]:
+    h, w = prepared.pixels.shape
+    return dense.places(h, w, step)
 
 
 def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:

@@ -1,0 +1,202 @@
+"""Learning: workers agree, the best parameters are kept, poor settings are named, and densities are learned."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor
+
+from rayad.density.em import EM, History, fit, full_batch, improve, paper
+from rayad.density.spn import SPN, Config
+from rayad.errors import OptionError, TrainingError
+
+SMALL = Config(inputs=4, replicas=3, depth=2, sums=2, roots=2)
+
+
+def clusters(number: int, seed: int = 0) -> Tensor:
+    """Two narrow clusters, in all five variables at -3 or at 3."""
+    generator = torch.Generator().manual_seed(seed)
+    side = torch.randint(2, (number, 1), generator=generator) * 6 - 3
+    return side + torch.randn(number, 5, dtype=torch.float64, generator=generator)
+
+
+class Together:
+    """Workers that are threads of this process; sums are in the order of ranks."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.barrier = Barrier(world)
+        self.given: list[list[Tensor]] = [[] for _ in range(world)]
+
+    def sum_(self, rank: int, tensors: list[Tensor]) -> None:
+        self.given[rank] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait()
+        for tensor, parts in zip(tensors, zip(*self.given, strict=True), strict=True):
+            tensor.copy_(sum(parts[1:], parts[0]))
+        self.barrier.wait()
+
+
+@dataclass
+class Worker:
+    """One of them."""
+
+    rank: int
+    together: Together
+
+    @property
+    def world(self) -> int:
+        return self.together.world
+
+    def sum_(self, tensors: list[Tensor]) -> None:
+        self.together.sum_(self.rank, tensors)
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        raise AssertionError("densities only need sums")
+
+
+def learned(world: int, dtype: torch.dtype, em: EM, train: Tensor) -> tuple[list[SPN], History]:
+    """The densities of all workers after learning."""
+    together, densities = Together(world), [SMALL.build(5).to(dtype) for _ in range(world)]
+
+    def work(rank: int) -> History:
+        return fit(densities[rank], train, clusters(50, seed=1), em, sync=Worker(rank, together))
+
+    with ThreadPoolExecutor(world) as pool:
+        histories = list(pool.map(work, range(world)))
+    assert len({history.best["validation"] for history in histories}) == 1
+    return densities, histories[0]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("batches", [1, 12])
+def test_many_workers_learn_what_one_learns(dtype: torch.dtype, tolerance: float, batches: int):
+    train = clusters(100).to(dtype)
+    train[::9, 2] = float("nan")
+    em = EM(epochs=3, batches=batches, step=0.3)
+    (alone,), history = learned(1, dtype, em, train)
+    many, _ = learned(3, dtype, em, train)
+    assert len(history.rows) == 3
+    for density in many:
+        for name, value in density.state_dict().items():
+            torch.testing.assert_close(
+                value, alone.state_dict()[name], rtol=tolerance, atol=tolerance, msg=lambda text: f"{name}: {text}"
+            )
+
+
+def test_more_workers_than_rows_of_a_batch():
+    (alone,), _ = learned(1, torch.float64, EM(epochs=2, batches=5), clusters(10))
+    many, _ = learned(4, torch.float64, EM(epochs=2, batches=5), clusters(10))
+    torch.testing.assert_close(many[3].leaves.mean, alone.leaves.mean, rtol=0, atol=1e-12)
+
+
+def test_a_circuit_beats_one_gaussian_on_two_clusters():
+    train, test = clusters(400), clusters(200, seed=2)
+    density = SMALL.build(5).double()
+    fit(density, train, clusters(100, seed=1), EM(epochs=20))
+    one = multivariate_normal(train.mean(0).numpy(), train.T.cov().numpy()).logpdf(test.numpy()).mean()
+    assert density.log_prob(test).mean().item() > one + 0.5
+
+
+def test_learning_stops_after_patience_and_keeps_the_best():
+    """Full steps on few rows over-fit: validation falls soon, and the epochs after the best are forgotten."""
+    train, validation = torch.randn(30, 8, dtype=torch.float64), torch.randn(200, 8, dtype=torch.float64)
+    density, reported = Config(inputs=10, replicas=5).build(8).double(), []
+    history = fit(density, train, validation, EM(epochs=60, batches=1, step=1, patience=3), report=reported.append)
+    assert len(history.rows) < 60
+    assert history.best["epoch"] == len(history.rows) - 3
+    assert tuple(reported) == history.rows
+    bits = -density.log_prob(validation).mean().item() / (8 * torch.log(torch.tensor(2.0)).item())
+    assert history.best["validation"] == pytest.approx(bits, rel=1e-6)
+
+
+def test_improve_goes_on_from_where_a_density_stands():
+    train, validation = clusters(100), clusters(50, seed=1)
+    density = SMALL.build(5).double()
+    first = fit(density, train, validation, EM(epochs=3, step=0.2))
+    second = improve(density, train, validation, EM(epochs=1, step=1e-6, seed=1))
+    assert second.rows[0]["validation"] == pytest.approx(first.best["validation"], rel=1e-4)
+
+
+def test_full_batch_learning_reports_a_falling_training_loss():
+    history = fit(SMALL.build(5).double(), clusters(100), clusters(50, seed=1), full_batch(epochs=8))
+    bits = [row["train"] for row in history.rows]
+    assert bits == sorted(bits, reverse=True)
+
+
+def test_every_epoch_visits_all_rows_once_in_a_new_order():
+    seen: list[list[float]] = []
+
+    class Watched(SPN):
+        def statistics(self, z: Tensor):
+            seen.append(z[:, 0].tolist())
+            return super().statistics(z)
+
+    train = torch.arange(23.0)[:, None].repeat(1, 5)
+    fit(Watched(SMALL, 5), train, train, EM(epochs=2, batches=4))
+    assert [len(rows) for rows in seen] == [6, 6, 6, 5] * 2
+    first, second = sum(seen[:4], []), sum(seen[4:], [])
+    assert sorted(first) == sorted(second) == list(range(23))
+    assert first != second
+
+
+def test_steps_shrink_by_the_decay():
+    history = fit(SMALL.build(5), clusters(40), clusters(20), EM(epochs=3, step=0.2, decay=0.5))
+    assert [row["step"] for row in history.rows] == pytest.approx([0.2, 0.2 / 1.5, 0.1])
+    assert history.progress == pytest.approx(16 * (0.2 + 0.2 / 1.5 + 0.1))
+
+
+def test_hardly_any_progress_is_named():
+    history = fit(SMALL.build(5), clusters(128), clusters(20), paper(128))
+    assert [len(history.rows), history.progress] == [50, pytest.approx(50 * 2 * 1e-4)]
+    assert "the steps add up to 0.01, below 3" in history.warnings[0]
+    assert not fit(SMALL.build(5), clusters(40), clusters(20), EM(epochs=4, step=0.1)).warnings
+
+
+def test_missing_training_values_are_named():
+    train = clusters(40)
+    train[:10, 0] = float("nan")
+    history = fit(SMALL.build(5), train, clusters(20), EM(epochs=4, step=0.1))
+    assert history.warnings == ("5.00% of the training values are missing",)
+
+
+def test_a_likelihood_that_is_not_a_number_stops_learning():
+    density = SMALL.build(5)
+
+    def poison(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            density.mixing.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match="the log likelihood is nan in epoch 3, step 1"):
+        fit(density, clusters(40), clusters(20), EM(epochs=5), report=poison)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EM(epochs=0), "epochs of expectation-maximization must be at least 1, not 0"),
+        (lambda: EM(batches=0), "batches of expectation-maximization must be at least 1, not 0"),
+        (lambda: EM(patience=-1), "patience of expectation-maximization must be at least 1, not -1"),
+        (lambda: EM(step=0.0), r"step of expectation-maximization must be in \(0, 1\], not 0.0"),
+        (lambda: EM(step=1.5), r"step of expectation-maximization must be in \(0, 1\], not 1.5"),
+        (lambda: EM(decay=-1.0), "decay of expectation-maximization must be at least 0, not -1.0"),
+    ],
+)
+def test_bad_settings_are_refused(make: Callable[[], EM], message: str):
+    with pytest.raises(OptionError, match=message):
+        make()
+
+
+def test_unusable_rows_are_refused():
+    density, z = SMALL.build(5), clusters(10)
+    with pytest.raises(TrainingError, match="there are no training rows"):
+        fit(density, z[:0], z, EM())
+    with pytest.raises(TrainingError, match="there are no validation rows"):
+        fit(density, z, z[:0], EM())
+    with pytest.raises(OptionError, match="built for 5 variables, not 4"):
+        fit(density, z[:, :4], z[:, :4], EM())
+    with pytest.raises(TrainingError, match="row 3 is not"):
+        fit(density, torch.where(torch.arange(10)[:, None] == 3, float("inf"), z), z, EM())
