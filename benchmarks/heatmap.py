@@ -121,7 +121,7 @@ def encoder(precision: str, layout: str = "channels last") -> cae.Autoencoder:
     model = cae.Config().build().to(DTYPES[precision]).eval()
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[layout])
+            parameter.data = parameter.data.to(memory_format=LAYOUTS[layout])
     return model
 
 

@@ -12,11 +12,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rayad.arrays import Latents, Scores
@@ -27,6 +27,7 @@ ENOUGH = 3.0
 """Steps times step size below which a circuit is hardly trained."""
 
 
+@runtime_checkable
 class Statistics(Protocol):
     """What rows say about a density: values that add."""
 
@@ -38,8 +39,11 @@ class Statistics(Protocol):
 
 
 S = TypeVar("S", bound=Statistics)
+Held = Float[Tensor, "v m"]
+"""Validation rows."""
 
 
+@runtime_checkable
 class Density(Protocol[S]):
     """What learning asks of a density: an nn.Module with an E-step and an M-step."""
 
@@ -110,7 +114,7 @@ class History:
 def fit(
     density: Density[S],
     train: Latents,
-    validation: Latents,
+    validation: Held,
     em: EM,
     *,
     sync: Sync = ALONE,
@@ -125,7 +129,7 @@ def fit(
 def improve(
     density: Density[S],
     train: Latents,
-    validation: Latents,
+    validation: Held,
     em: EM,
     *,
     sync: Sync = ALONE,
@@ -188,7 +192,7 @@ def _bits(density: Density[S], z: Latents, epoch: int, sync: Sync) -> float:
     return -float(total) / (z.numel() * math.log(2))
 
 
-def _check(train: Latents, validation: Latents) -> None:
+def _check(train: Latents, validation: Held) -> None:
     for name, z in (("training", train), ("validation", validation)):
         if not len(z):
             raise TrainingError(f"there are no {name} rows")

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
@@ -52,7 +52,9 @@ class Standardization(nn.Module):
 
         Raises:
             TrainingError: no rows, or an infinite value (names the row).
+            OptionError: another number of variables than the density was built for.
         """
+        self._check(z)
         infinite = z.isinf().any(1).nonzero()
         if len(infinite):
             raise TrainingError(f"training latents must be finite or missing; row {int(infinite[0])} is not")
@@ -71,8 +73,7 @@ class Standardization(nn.Module):
         Raises:
             OptionError: another number of variables than the density was built for.
         """
-        if z.shape[1] != len(self.centre):
-            raise OptionError(f"the density was built for {len(self.centre)} variables, not {z.shape[1]}")
+        self._check(z)
         return ((z.to(self.centre) - self.centre) / self.scale).clamp(-LIMIT, LIMIT)
 
     def log_volume(self, x: Latents) -> Scores:
@@ -82,6 +83,10 @@ class Standardization(nn.Module):
         if missing.any():
             return torch.where(missing, 0, log_scale).sum(1)
         return log_scale.sum().expand(len(x))
+
+    def _check(self, z: Latents) -> None:
+        if z.shape[1] != len(self.centre):
+            raise OptionError(f"the density was built for {len(self.centre)} variables, not {z.shape[1]}")
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,8 @@ class GaussianLeaves(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "l i n"]:
         """Log density of every region's part of every row, in nats; missing values left out (marginals)."""
-        filled = (self.scopes < self.variables)[:, None]  # l 1 w
         slope = self.mean / self.variance
-        constant = (self.variance.log() + math.log(2 * math.pi)).addcmul_(slope, self.mean).mul_(-0.5) * filled
+        constant = (self.variance.log() + math.log(2 * math.pi)).addcmul_(slope, self.mean).mul_(-0.5) * self.filled
         natural = [slope, -0.5 / self.variance]
         if features.shape[1] == 3 * self.scopes.shape[1]:
             return torch.bmm(torch.cat([*natural, constant], dim=2), features)
@@ -142,9 +146,9 @@ class GaussianLeaves(nn.Module):
         """From expected visits, and sums of visits times features, to moments about the current means."""
         width = self.scopes.shape[1]
         first, second, observed = raw[..., :width], raw[..., width : 2 * width], raw[..., 2 * width :]
-        visits = observed if observed.shape[2] else mass.expand_as(first)
+        visits = observed if observed.shape[2] else mass * self.filled
         deviation = first - visits * self.mean
-        return Moments(visits.contiguous(), deviation, second - self.mean * (first + deviation))
+        return Moments(visits, deviation, second - self.mean * (first + deviation))
 
     def update(self, moments: Moments, step: float, prior: float, inertia: float) -> None:
         """M-step: move the expectation parameters (mean, mean square) towards the rows' (algorithms: m' = m + s d,
@@ -168,7 +172,12 @@ class GaussianLeaves(nn.Module):
     def log_prior(self, prior: float) -> Tensor:
         """What the prior adds to the objective of full-batch learning, in nats, but for a constant."""
         fit = self.variance.log() + (1 + self.mean.square()) / self.variance
-        return (fit * (self.scopes < self.variables)[:, None]).sum() * (-prior / 2)
+        return (fit * self.filled).sum() * (-prior / 2)
+
+    @property
+    def filled(self) -> Bool[Tensor, "l 1 w"]:
+        """The places that hold a variable; the others have no visits and no part in any density."""
+        return (self.scopes < self.variables)[:, None]
 
     def start(self, x: Latents, generator: torch.Generator) -> None:
         """k-means in every region, from rows drawn at random; each input takes the moments of its cluster."""

@@ -46,7 +46,7 @@ def distances(a: GridMask, b: GridMask) -> Distances:
 
 def border(mask: GridMask) -> GridMask:
     """Places of the mask with a neighbor above, below, left or right that is not in it; the grid's rim is border."""
-    return mask & ~ndimage.binary_erosion(mask)
+    return mask & ~np.asarray(ndimage.binary_erosion(mask), dtype=bool)
 
 
 def highest(scores: Grid, tissue: GridMask, percentile: float = 99.0) -> GridMask:

@@ -103,8 +103,8 @@ def initialize(layer: nn.Module) -> None:
             taps = layer.weight[0].numel()
         case _:
             return
-    if layer.weight.ndim == 4:  # a quarter faster on CPUs
-        layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    if layer.weight.ndim == 4:  # a quarter faster on CPUs; contiguous() would leave a single channel first
+        layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / (1 + SLOPE**2) / taps))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -39,7 +39,7 @@ class Config:
     channels: int = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: float = 1e-3
-    """The paper's is 1e-5, which 100 epochs of a few thousand patches do not train; this one needs about 20."""
+    """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def build(self) -> "VariationalAutoencoder":

@@ -20,8 +20,8 @@ from rayad.arrays import GridMask, Latents, Patches, Pixels, Scores
 from rayad.errors import ImageError
 from rayad.models._blocks import PATCH, STRIDE, WINDOW, Encoder
 
-TILE = (512, 1152)
-"""Rows and columns of an image, in px, whose cells are computed at once: in float32 at most 19 MB a layer."""
+TILE = (576, 1152)
+"""Rows and columns of an image, in px, whose cells are computed at once: in float32 at most 21 MB a layer."""
 BATCH = 64
 """Patches that are looked at at once; more are slower on a CPU, their layers leave the cache."""
 

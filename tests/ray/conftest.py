@@ -7,9 +7,9 @@ from rayad.on_ray.resources import keep_private
 keep_private()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def ray_cluster():
-    """A cluster of this session's own, with more logical CPUs than cores."""
+    """A cluster of these tests alone, with more logical CPUs than cores."""
     from rayad.on_ray.cluster import cluster
 
     with cluster():

@@ -62,6 +62,14 @@ def test_every_pixel_of_a_reconstruction_depends_on_the_latents(padding):
     assert spread.min() > 0.01 * spread.median()
 
 
+def test_layers_keep_channels_last():
+    """Several times faster on CPUs; a single channel is easily taken for channels first."""
+    model, x = Config(width=4).build(), torch.rand(1, 1, 96, 128)
+    for layer in model.encoder.cells:
+        x = layer(x)
+        assert isinstance(layer, nn.Conv2d) <= x.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_score_is_the_mean_squared_error():
     model, x = Config(width=4).build(), torch.rand(3, 1, 64, 64)
     errors = (x - model.reconstruct(x)).detach().numpy() ** 2

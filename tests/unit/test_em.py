@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from threading import Barrier
 
 import pytest
@@ -72,7 +73,7 @@ def learned(world: int, dtype: torch.dtype, em: EM, train: Tensor) -> tuple[list
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("batches", [1, 12])
+@pytest.mark.parametrize("batches", [1, 4])
 def test_many_workers_learn_what_one_learns(dtype: torch.dtype, tolerance: float, batches: int):
     train = clusters(100).to(dtype)
     train[::9, 2] = float("nan")
@@ -81,10 +82,7 @@ def test_many_workers_learn_what_one_learns(dtype: torch.dtype, tolerance: float
     many, _ = learned(3, dtype, em, train)
     assert len(history.rows) == 3
     for density in many:
-        for name, value in density.state_dict().items():
-            torch.testing.assert_close(
-                value, alone.state_dict()[name], rtol=tolerance, atol=tolerance, msg=lambda text: f"{name}: {text}"
-            )
+        torch.testing.assert_close(dict(density.state_dict()), dict(alone.state_dict()), rtol=tolerance, atol=tolerance)
 
 
 def test_more_workers_than_rows_of_a_batch():
@@ -138,7 +136,7 @@ def test_every_epoch_visits_all_rows_once_in_a_new_order():
     train = torch.arange(23.0)[:, None].repeat(1, 5)
     fit(Watched(SMALL, 5), train, train, EM(epochs=2, batches=4))
     assert [len(rows) for rows in seen] == [6, 6, 6, 5] * 2
-    first, second = sum(seen[:4], []), sum(seen[4:], [])
+    first, second = list(chain(*seen[:4])), list(chain(*seen[4:]))
     assert sorted(first) == sorted(second) == list(range(23))
     assert first != second
 

@@ -86,7 +86,7 @@ def test_a_partial_step_blends_expectation_parameters(leaves: GaussianLeaves):
     square = 0.7 * (leaves.variance + leaves.mean**2) + 0.3 * (full.variance + full.mean**2)
     leaves.update(moments(leaves, x, flow), step=step, prior=0, inertia=0)
     torch.testing.assert_close(leaves.mean.data, mean, rtol=0, atol=1e-12)
-    filled = (leaves.scopes < M)[:, None].expand_as(mean)
+    filled = leaves.filled.expand_as(mean)
     torch.testing.assert_close(leaves.variance[filled], (square - mean**2)[filled], rtol=0, atol=1e-12)
 
 
@@ -98,7 +98,7 @@ def test_a_prior_is_rows_seen_before(leaves: GaussianLeaves):
     other = GaussianLeaves(leaves.scopes, M, 3, 1e-3).double()
     other.update(moments(other, more, torch.ones(4, 3, 24, dtype=torch.float64)), 1, prior=0, inertia=0)
     leaves.update(moments(leaves, x, flow), 1, prior=4, inertia=0)
-    filled = (leaves.scopes < M)[:, None].expand_as(leaves.mean)
+    filled = leaves.filled.expand_as(leaves.mean)
     torch.testing.assert_close(leaves.mean.data, other.mean.data, rtol=0, atol=1e-12)
     torch.testing.assert_close(leaves.variance[filled], other.variance[filled], rtol=0, atol=1e-12)
 
@@ -115,9 +115,9 @@ def test_variances_stay_between_their_bounds(leaves: GaussianLeaves):
     same, apart = torch.zeros(10, M, dtype=torch.float64), 100 * rows(10)
     flow = torch.ones(4, 3, 10, dtype=torch.float64)
     leaves.update(moments(leaves, same, flow), 1, prior=0, inertia=0)
-    assert (leaves.variance == 1e-3).all()
+    filled = leaves.filled.expand_as(leaves.mean)
+    assert (leaves.variance[filled] == 1e-3).all()
     leaves.update(moments(leaves, apart, flow), 1, prior=0, inertia=0)
-    filled = (leaves.scopes < M)[:, None].expand_as(leaves.mean)
     assert (leaves.variance[filled] == MAX_VARIANCE).all()
 
 

@@ -1,0 +1,52 @@
+"""Densities on Ray Train: statistics add over workers, so N workers learn what one process learns."""
+
+import pytest
+import torch
+
+from rayad import catalog
+from rayad.datasets import phantom
+from rayad.density import em
+from rayad.density.em import EM
+from rayad.on_ray.density import fit_density
+from rayad.on_ray.encode import encode, read_latents
+from rayad.on_ray.ingest import ingest
+from rayad.on_ray.resources import Workers
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+from rayad.scoring.detector import Part
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    url = str(tmp_path_factory.mktemp("corpus"))
+    dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
+    ingest(dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    return Corpus.open(url)
+
+
+@pytest.fixture(scope="module")
+def model() -> Part:
+    torch.manual_seed(0)
+    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
+    return Part("cae", config, config.build().eval())
+
+
+@pytest.mark.parametrize("schedule", [EM(epochs=3, batches=4, step=0.3), em.full_batch(3)])
+def test_two_workers_learn_the_density_of_one_process(corpus, model, tmp_path, schedule):
+    config = catalog.configure("density", "spn", {"inputs": 3, "replicas": 4})
+    part, said = fit_density(corpus.url, model, "spn", config, schedule, Workers(2), str(tmp_path))
+    train, validation = (read_latents(corpus, str(tmp_path), split) for split in ("train", "validation"))
+    alone = config.build(train.shape[1])
+    em.fit(alone, train, validation, schedule)
+    for name, value in part.module.state_dict().items():
+        assert value == pytest.approx(alone.state_dict()[name], rel=1e-5, abs=1e-6), name
+    assert said["epochs"] == 3
+
+
+def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
+    encode(corpus, model, str(tmp_path))
+    shards = [name for name, _ in corpus.shards("train")]
+    patches = torch.cat([torch.from_numpy(corpus.read(s).astype("float32") / 65535) for s in shards])
+    with torch.no_grad():
+        expected = model.module.encode(patches[:, None])
+    assert torch.allclose(read_latents(corpus, str(tmp_path), "train"), expected, atol=1e-5)

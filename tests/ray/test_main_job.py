@@ -1,0 +1,100 @@
+"""The main job through the command line, small: ingest, train, density, calibration, evaluation, heatmap."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rayad import cli, recipes, storage
+from rayad.datasets import folder, phantom
+from rayad.on_ray.recipe import run_recipe
+from rayad.on_ray.resources import Workers
+from rayad.patches.sample import Sampling
+
+PHANTOM = ["--dataset", "phantom", "--settings", "patients=30"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> str:
+    """A folder in which the stages were run one after the other."""
+    out = str(tmp_path_factory.mktemp("main"))
+    stages = [
+        ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--corpus.sampling.patches", "20"],
+        [*("train", "--corpus", f"{out}/corpus", "--out", f"{out}/cae", "--schedule.epochs", "2"), "--settings", "width=8"],
+        [
+            *("fit-density", "--detector", f"{out}/cae", "--corpus", f"{out}/corpus", "--out", f"{out}/cae-spn"),
+            *("--em.epochs", "3", "--settings", "inputs=5", "replicas=5"),
+        ],
+        ["calibrate", "--detector", f"{out}/cae", f"{out}/cae-spn", *PHANTOM, "--scores", f"{out}/scores"],
+        ["evaluate", "--detector", f"{out}/cae", f"{out}/cae-spn", *PHANTOM, "--out", f"{out}/report"],
+    ]
+    for stage in stages:
+        assert cli.run(stage) == 0, stage
+    return out
+
+
+def test_the_report_has_a_row_for_each_detector_and_lesion(place):
+    results = storage.read_json(f"{place}/report/results.json")
+    rows = {(row["detector"], row["lesion"]) for row in results["rows"]}
+    assert rows == {(d, k) for d in ("cae", "cae-spn") for k in ("mass", "calcification")}
+    assert all(0 <= row["pixel_auc"]["value"] <= 1 for row in results["rows"])
+    assert storage.exists(f"{place}/report/index.html")
+
+
+def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_path, capsys):
+    dataset = phantom.Dataset(patients=30)
+    folder.export(dataset, dataset.exams()[:2], str(tmp_path / "new"))
+    storage.write_bytes(str(tmp_path / "new/broken.png"), b"not a picture")
+    arguments = ["--images", str(tmp_path / "new"), "--out", str(tmp_path / "maps"), "--spacing-mm", "0.4"]
+    assert cli.run(["heatmap", "--detector", f"{place}/cae-spn", *arguments]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert sum("reason" in row for row in rows) == 1
+    named = [row["name"] for row in rows if "name" in row]
+    assert len(named) >= 2
+    with np.load(tmp_path / f"maps/{named[0]}.npz") as heatmap:
+        tissue = heatmap["tissue"]
+        assert heatmap["scores"].dtype == np.float32
+        assert np.array_equal(np.isfinite(heatmap["scores"]), tissue)
+        assert ((heatmap["p_values"][tissue] > 0) & (heatmap["p_values"][tissue] <= 1)).all()
+        assert len(heatmap["rows"]) == tissue.shape[0]
+    assert storage.read_bytes(str(tmp_path / f"maps/{named[0]}.png")).startswith(b"\x89PNG")
+
+
+def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
+    demo = recipes.find("demo")
+    line = demo.lines[0]
+    line = replace(
+        line,
+        ingest=replace(line.ingest, sampling=Sampling(patches=12)),
+        models={"cae": {"width": 4}},
+        schedule=replace(line.schedule, epochs=1),
+        density={"inputs": 3, "replicas": 3},
+        em=replace(line.em, epochs=2),
+    )
+    small = replace(demo, lines=(line,), dataset_fields={"patients": 30, "height": 256, "width": 192})
+    report = run_recipe(small, "", str(tmp_path), Workers(1))
+    before = {url: storage.read_bytes(url) for url in storage.listing(str(tmp_path))}
+    assert run_recipe(small, "", str(tmp_path), Workers(1)) == report
+    assert {url: storage.read_bytes(url) for url in storage.listing(str(tmp_path))} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        (["run", "nothing", "--out", "x"], 2, "no recipe 'nothing'; rayad has demo, mias"),
+        (["ingest", "--dataset", "nothing", "--out", "x"], 2, "no dataset 'nothing'; rayad has folder, mias, phantom"),
+        (["train", "--corpus", "nowhere", "--out", "x", "--model", "nothing"], 2, "no model 'nothing'"),
+        (["train", "--corpus", "nowhere", "--out", "x"], 1, "no patch corpus here"),
+        (["train", "--corpus", "nowhere", "--out", "x", "--settings", "latent=3"], 2, "it has width, latents"),
+        (["heatmap", "--detector", "nowhere", "--images", "x", "--out", "x", "--spacing-mm", "1"], 1, "no detector here"),
+        (["ingest", "--dataset", "mias", "--source", "nowhere", "--out", "x"], 1, "nowhere"),
+    ],
+)
+def test_a_wrong_command_says_in_one_line_what_is_wanted(arguments, code, answer, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == code
+    said = capsys.readouterr().err.strip()
+    assert answer in said
+    assert "\n" not in said
+    assert not list(tmp_path.iterdir())
