@@ -20,9 +20,7 @@ def names(folder: str) -> list[str]:
     """Names of the plug-ins in a folder of rayad, sorted."""
     package = importlib.import_module(f"rayad.{folder}")
     found = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
-    return sorted(
-        n for n in found if hasattr(importlib.import_module(f"rayad.{folder}.{n}"), PLUGGED_IN[folder])
-    )
+    return sorted(n for n in found if hasattr(importlib.import_module(f"rayad.{folder}.{n}"), PLUGGED_IN[folder]))
 
 
 def find(folder: str, name: str) -> ModuleType:

@@ -77,17 +77,18 @@ def tasks(
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; elsewhere a line every tenth of the way."""
+def progress(total: int, label: str) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said)`` moves it and shows what is said."""
     bar = tqdm(total=total, desc=label, disable=not sys.stderr.isatty(), leave=False)
     done = 0
 
-    def step() -> None:
+    def step(said: str = "") -> None:
         nonlocal done
         done += 1
+        bar.set_postfix_str(said, refresh=False)
         bar.update()
         if bar.disable and (done == total or done % max(1, total // 10) == 0):
-            print(f"{label}: {done} of {total}", file=sys.stderr, flush=True)
+            print(f"{label}: {done} of {total} {said}".rstrip(), file=sys.stderr, flush=True)
 
     try:
         yield step

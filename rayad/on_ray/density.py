@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import ray.train
 import torch
 
 from rayad import catalog, storage
@@ -10,7 +9,7 @@ from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.resources import Workers
-from rayad.on_ray.workers import run, sync
+from rayad.on_ray.workers import report, run, sync
 from rayad.patches.corpus import Corpus
 from rayad.progress import State
 from rayad.scoring.detector import Part
@@ -36,7 +35,7 @@ def fit_density(
     encode(corpus, model, url)
     result = storage.join(url, density)
     task = {"corpus": corpus_url, "latents": url, "config": config, "em": em, "result": result}
-    run(_loop, task, workers, storage.join(url, "ray"))
+    run(_loop, task, workers, storage.join(url, "ray"), em.epochs, f"fitting {density}")
     state = Folder(result).load()
     assert state is not None  # rank 0 saved it
     variables = read_latents(corpus, url, "validation").shape[1]
@@ -57,7 +56,7 @@ def _loop(task: dict[str, Any]) -> None:
         latents["validation"],
         task["em"],
         sync=us,
-        report=lambda row: ray.train.report(row),
+        report=lambda row: report(task, row),
     )
     if us.rank == 0:
         said = {"best": history.best, "epochs": len(history.rows), "warnings": list(history.warnings)}

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import ray.data
-import ray.train
 import torch
 
 from rayad import catalog
 from rayad.checkpoints import Folder
-from rayad.fit import Row, Schedule, fit
+from rayad.fit import Schedule, fit
 from rayad.on_ray.resources import Workers
-from rayad.on_ray.workers import run, sync
+from rayad.on_ray.workers import report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus
 from rayad.patches.order import Order
 from rayad.scoring.detector import Part
@@ -90,7 +89,6 @@ def train(
     schedule: Schedule,
     workers: Workers,
     url: str,
-    report: Callable[[Row], None] = lambda row: None,
 ) -> Part:
     """Train a model on a corpus's healthy patches; interrupted, it goes on from the last epoch.
 
@@ -118,6 +116,8 @@ def train(
         },
         workers,
         f"{url}/ray",
+        schedule.epochs,
+        f"training {model}",
     )
     module = config.build()
     state = Folder(url).load()
@@ -144,5 +144,5 @@ def _loop(task: dict[str, Any]) -> None:
         schedule,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),
-        report=lambda row: ray.train.report(row),
+        report=lambda row: report(task, row),
     )

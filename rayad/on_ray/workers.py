@@ -1,9 +1,12 @@
 """Run a function on N workers of Ray Train, and let them agree through torch.distributed."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from rayad import errors, storage
 from rayad.errors import RayadError, TrainingError
+from rayad.on_ray.cluster import progress
 from rayad.on_ray.resources import Workers
 
 
@@ -39,20 +43,51 @@ class Distributed:
                 tensor.copy_(part.view_as(tensor))
 
 
-def run(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], workers: Workers, url: str) -> None:
-    """Run ``loop(config)`` on every worker until all return.
+@ray.remote(num_cpus=0)
+class _Epochs:
+    """What rank 0 tells of its epochs, for the process that waits."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def tell(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def after(self, number: int) -> list[dict[str, float]]:
+        return self.rows[number:]
+
+
+def report(task: dict[str, Any], row: dict[str, float]) -> None:
+    """Tell Ray Train, and from rank 0 the process that waits, how an epoch went."""
+    ray.train.report(row)
+    if "epoch" in row and ray.train.get_context().get_world_rank() == 0:
+        task["epochs"].tell.remote(row)
+
+
+def run(
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    workers: Workers,
+    url: str,
+    epochs: int = 0,
+    label: str = "",
+) -> None:
+    """Run ``loop(config)`` on every worker until all return, and show the epochs that `report` tells of.
 
     Args:
         url: folder for Ray Train's own files; removed when all went well.
+        epochs: that may come, at most.
+        label: what is shown of them.
 
     Raises:
         RayadError: the one that a worker raised.
     """
     url = storage.absolute(url)
     storage.remove(url)
+    told = _Epochs.remote()
     trainer = TorchTrainer(
         _Guarded(loop, url),
-        train_loop_config=config,
+        train_loop_config=config | {"epochs": told},
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers.number, use_gpu=workers.gpu),
         run_config=RunConfig(
@@ -60,7 +95,8 @@ def run(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], workers:
         ),
     )
     try:
-        trainer.fit()
+        with _shown(told, epochs, label):
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(url, error) from error
     storage.remove(url)
@@ -70,6 +106,31 @@ def sync() -> Distributed:
     """The seam of this worker."""
     context = ray.train.get_context()
     return Distributed(context.get_world_rank(), context.get_world_size())
+
+
+@contextmanager
+def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
+    """Show the epochs from another thread while this one waits for Ray Train."""
+    over = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        with progress(epochs, label) as step:
+            while True:
+                last = over.wait(1)
+                for row in ray.get(told.after.remote(seen)):
+                    seen += 1
+                    step(f"validation {row['validation']:.5g}" if "validation" in row else "")
+                if last:
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     return record
 
 
-def exam_patches(
-    dataset: Images, exam: Exam, ingest: Ingest
-) -> tuple[UInt16[np.ndarray, "n 64 64"], pd.DataFrame]:
+def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[UInt16[np.ndarray, "n 64 64"], pd.DataFrame]:
     """The patches of one image and their rows of the index."""
     prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, ingest.preprocessing)
     rows, columns, regions = choose(prepared.breast, prepared.tissue, ingest.sampling, exam.exam_id)
@@ -128,9 +126,7 @@ def exam_patches(
     return patches, index
 
 
-def finish(
-    url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: dict[str, Any]
-) -> dict[str, Any]:
+def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
     """Merge the shards' parts into the index, then write the manifest: from now on the corpus exists.
 
     Raises:
@@ -140,9 +136,7 @@ def finish(
     images = sum(r["images"] for r in records) + len(failures)
     if len(failures) > ingest.max_failures * images:
         first = "; ".join(f["reason"] for f in failures[:3])
-        raise DatasetError(
-            f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}"
-        )
+        raise DatasetError(f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}")
     parts = [storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]]
     index = pd.concat([pd.read_parquet(io.BytesIO(storage.read_bytes(p))) for p in parts], ignore_index=True)
     data = _parquet(index)
@@ -184,16 +178,12 @@ class Corpus:
             raise FormatError(f"{url}: no patch corpus here, manifest.json is missing")
         manifest = storage.read_json(where)
         if manifest.get("schema", 0) > SCHEMA:
-            raise FormatError(
-                f"{where}: schema {manifest['schema']} is newer than {SCHEMA}, which this rayad reads"
-            )
+            raise FormatError(f"{where}: schema {manifest['schema']} is newer than {SCHEMA}, which this rayad reads")
         return Corpus(url, manifest)
 
     def shards(self, split: str) -> list[tuple[str, int]]:
         """Name and number of patches of the split's shards."""
-        return [
-            (s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]
-        ]
+        return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
 
     def read(self, shard: str) -> UInt16[np.ndarray, "n 64 64"]:
         """The patches of a shard, checked against the manifest's hash."""

@@ -65,16 +65,12 @@ class Order:
         mine = (part == rank) & (position < self.steps * self.batch)
         return shuffled[mine]
 
-    def load(
-        self, read: Read, epoch: int, window: int, rank: int, world: int
-    ) -> UInt16[np.ndarray, "n 64 64"]:
+    def load(self, read: Read, epoch: int, window: int, rank: int, world: int) -> UInt16[np.ndarray, "n 64 64"]:
         """The rank's patches of a window, in its order."""
         patches = np.concatenate([read(name) for name, _ in self.members(epoch, window)])
         return patches[self.rows(epoch, window, rank, world)]
 
-    def batches(
-        self, read: Read, epoch: int, rank: int = 0, world: int = 1
-    ) -> Iterator[UInt16[np.ndarray, "b 64 64"]]:
+    def batches(self, read: Read, epoch: int, rank: int = 0, world: int = 1) -> Iterator[UInt16[np.ndarray, "b 64 64"]]:
         """The rank's parts of the epoch's global batches, read in this process."""
         self.check(world)
         waiting = np.empty((0, 64, 64), np.uint16)

@@ -21,7 +21,11 @@ def place(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("main"))
     stages = [
         ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--corpus.sampling.patches", "20"],
-        [*("train", "--corpus", f"{out}/corpus", "--out", f"{out}/cae", "--schedule.epochs", "2"), "--settings", "width=8"],
+        [
+            *("train", "--corpus", f"{out}/corpus", "--out", f"{out}/cae", "--schedule.epochs", "2"),
+            "--settings",
+            "width=8",
+        ],
         [
             *("fit-density", "--detector", f"{out}/cae", "--corpus", f"{out}/corpus", "--out", f"{out}/cae-spn"),
             *("--em.epochs", "3", "--settings", "inputs=5", "replicas=5"),
@@ -87,7 +91,11 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
         (["train", "--corpus", "nowhere", "--out", "x", "--model", "nothing"], 2, "no model 'nothing'"),
         (["train", "--corpus", "nowhere", "--out", "x"], 1, "no patch corpus here"),
         (["train", "--corpus", "nowhere", "--out", "x", "--settings", "latent=3"], 2, "it has width, latents"),
-        (["heatmap", "--detector", "nowhere", "--images", "x", "--out", "x", "--spacing-mm", "1"], 1, "no detector here"),
+        (
+            ["heatmap", "--detector", "nowhere", "--images", "x", "--out", "x", "--spacing-mm", "1"],
+            1,
+            "no detector here",
+        ),
         (["ingest", "--dataset", "mias", "--source", "nowhere", "--out", "x"], 1, "nowhere"),
     ],
 )

@@ -68,7 +68,7 @@ def test_training_on_ray_resumes_from_its_last_epoch(corpus, tmp_path):
 def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tmp_path):
     config = catalog.configure("models", "cae", SMALL | {"learning_rate": 1e20})
     url = str(tmp_path / "training")
-    with pytest.raises(TrainingError, match="epoch 1.*step"):
+    with pytest.raises(TrainingError, match=r"epoch 1.*step"):
         train(corpus.url, "cae", config, TEN_STEPS, Workers(2, max_failures=0), url)
     assert Folder(url).load() is None  # there was no good epoch to keep
 

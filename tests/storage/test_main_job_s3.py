@@ -24,7 +24,17 @@ def test_ingest_train_density_and_heatmap_live_on_s3(own_ray, capsys):
     source = ["--dataset", "folder", "--source", f"{root}/images"]
     stages = [
         ["ingest", *source, "--out", f"{root}/corpus", "--corpus.sampling.patches", "10"],
-        ["train", "--corpus", f"{root}/corpus", "--out", f"{root}/cae", "--schedule.epochs", "1", "--settings", "width=4"],
+        [
+            "train",
+            "--corpus",
+            f"{root}/corpus",
+            "--out",
+            f"{root}/cae",
+            "--schedule.epochs",
+            "1",
+            "--settings",
+            "width=4",
+        ],
         [
             *("fit-density", "--detector", f"{root}/cae", "--corpus", f"{root}/corpus", "--out", f"{root}/cae-spn"),
             *("--em.epochs", "2", "--settings", "inputs=3", "replicas=3"),

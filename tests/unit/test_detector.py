@@ -49,9 +49,7 @@ def url(tmp_path) -> str:
 
 def test_a_bundle_scores_as_the_detector_that_was_saved(url):
     saved, loaded = detector(), bundle.load(url)
-    assert np.array_equal(
-        saved.heatmap(prepared(), 8).scores, loaded.heatmap(prepared(), 8).scores, equal_nan=True
-    )
+    assert np.array_equal(saved.heatmap(prepared(), 8).scores, loaded.heatmap(prepared(), 8).scores, equal_nan=True)
     assert loaded.calibration is not None
     assert loaded.calibration.patients == 2
 
