@@ -4,7 +4,9 @@
 
 The encoder is the untrained CAE of the default size, the image noise: neither changes the work. Runs of what is
 compared alternate, so that other work on the machine meets both; medians are reported, of wall-clock seconds and
-of the CPU seconds of the one thread.
+of the process's CPU seconds, which other work disturbs less. The largest difference is that of the latents, in
+their standard deviations. Where convolutions run at the processor's peak in both ways, dense scoring is as many
+times faster as it is less work: about 7 times at 16 px and 22 at 8 px.
 """
 
 import json
@@ -21,6 +23,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 from rayad.arrays import Pixels, Scores
 from rayad.density import spn
@@ -63,10 +66,10 @@ def main(options: Options) -> None:
     show(facts)
     encoders, heatmaps = [], []
     for precision in DTYPES:
-        encoders.append(compare_encoders(precision, pixels, options))
+        encoders.append(rounded(compare_encoders(precision, pixels, options)))
         show(encoders[-1])
     for precision, step in product(DTYPES, (16, 8)):
-        heatmaps.append(time_heatmap(precision, step, pixels, options))
+        heatmaps.append(rounded(time_heatmap(precision, step, pixels, options)))
         show(heatmaps[-1])
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(facts | {"encoder": encoders, "heatmap": heatmaps}, indent=2) + "\n")
@@ -91,6 +94,7 @@ def compare_encoders(precision: str, pixels: Pixels, options: Options) -> dict[s
         **{f"{name} CPU s": time.cpu for name, time in times.items()},
         "times faster": times["loop"].wall / times["dense"].wall,
         "times faster (CPU)": times["loop"].cpu / times["dense"].cpu,
+        "times less work": operations(loops[best]) / operations(lambda: dense.encode(model, pixels, 16)),
         "largest difference": float((one - other).abs().max() / other.std()),
     }
 
@@ -130,6 +134,13 @@ def loop(model: cae.Autoencoder, pixels: Pixels, batch: int) -> Callable[[], obj
     return lambda: dense.encode_patches(model, pixels, 16, batch=batch)
 
 
+def operations(work: Callable[[], object]) -> int:
+    """Multiplications and additions of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
 def alternate(works: dict[Name, Callable[[], object]], runs: int) -> dict[Name, Times]:
     """Medians of the times of each work; the works take turns, after one round that does not count."""
     taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in works}
@@ -158,9 +169,14 @@ def machine(options: Options) -> dict[str, object]:
     }
 
 
+def rounded(row: dict[str, object]) -> dict[str, object]:
+    """Three digits of every measured value."""
+    return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
 def show(row: dict[str, object]) -> None:
     """Print one row."""
-    print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+    print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":

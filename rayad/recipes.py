@@ -93,7 +93,7 @@ _MIAS = Recipe(
     lines=(
         Line(
             name="",
-            ingest=Ingest(Preprocessing(intensity="relative"), Sampling(patches=240, contour=0.0), shard_patches=2048),
+            ingest=Ingest(Preprocessing(intensity="relative"), Sampling(patches=150, contour=0.0), shard_patches=2048),
             floors=FLOORS,
             models={"cae": {}, "bvae": {}},
             schedule=Schedule(epochs=6),
@@ -105,7 +105,7 @@ _MIAS = Recipe(
             name="specks",
             ingest=Ingest(
                 Preprocessing(spacing_mm=0.2, intensity="specks"),
-                Sampling(patches=240, contour=0.0),
+                Sampling(patches=150, contour=0.0),
                 shard_patches=2048,
             ),
             floors={"fine-top-hat": ("top-hat", Aggregation())},
@@ -113,7 +113,6 @@ _MIAS = Recipe(
             schedule=Schedule(epochs=6),
             density={"inputs": 20, "replicas": 10},
             em=EM(),
-            aggregation=SMOOTH,
         ),
     ),
     why=(

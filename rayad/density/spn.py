@@ -57,7 +57,7 @@ class Config:
     min_variance: float = 1e-3
     """Of a leaf, relative to its variable's variance in training."""
     sum_prior: float = 1.0
-    """Training rows, spread evenly over a sum's weights, that it is thought to have seen before (Laplace)."""
+    """Training rows, spread evenly over the weights of a level, that are thought to have come before (Laplace)."""
     leaf_prior: float = 0.0
     """Training rows of the variables' own distribution that every leaf is thought to have seen before."""
 

@@ -74,19 +74,17 @@ class SumLayer(nn.Module):
         Args:
             visits: expected visits of every weight.
             step: the way to go, 1 for all of it.
-            prior: visits of a sum that are thought to have come before, evenly (Laplace).
+            prior: visits that are thought to have come before, spread evenly over all weights (Laplace).
             inertia: visits at which a sum goes half of its step.
         """
-        total = visits.sum(self._own, keepdim=True)
-        numbers = self.weights[0, 0].numel() * (len(self.weights) if self.pooled else 1)
-        target = (visits + prior / numbers) / (total + prior).clamp_min_(torch.finfo(total.dtype).tiny)
-        self.weights.lerp_(target, step * total / (total + inertia))
+        seen = visits + prior / visits.numel()
+        total = seen.sum(self._own, keepdim=True)
+        self.weights.lerp_(seen / total.clamp_min(torch.finfo(total.dtype).tiny), step * total / (total + inertia))
         self._normalize()
 
     def log_prior(self, prior: float) -> Tensor:
         """What the prior adds to the objective of full-batch learning, in nats."""
-        numbers = self.weights[0, 0].numel() * (len(self.weights) if self.pooled else 1)
-        return self.weights.log().sum() * (prior / numbers)
+        return self.weights.log().mean() * prior
 
     @property
     def _own(self) -> tuple[int, ...]:
@@ -95,8 +93,8 @@ class SumLayer(nn.Module):
     def _normalize(self) -> None:
         self.weights.clamp_min_(MIN_WEIGHT).div_(self.weights.sum(self._own, keepdim=True))
 
-    def _reach(self, part: slice, right: Right) -> Float[Tensor, "p s i n"]:
-        """sum_j W_sij b_j."""
+    def _reach(self, part: slice, right: Right) -> Float[Tensor, "b s i n"]:
+        """sum_j W_sij b_j of the b products in this part."""
         weights = self.weights[part]
         return torch.bmm(weights.flatten(1, 2), right[part]).unflatten(1, weights.shape[1:3])
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ray.train.torch
 import torch
 
 from rayad import catalog, storage
@@ -47,9 +48,9 @@ def fit_density(
 def _loop(task: dict[str, Any]) -> None:
     """One worker's part of `fit_density`: every worker holds all latents and sums over its share of the rows."""
     torch.set_num_threads(1)
-    corpus, us = Corpus.open(task["corpus"]), sync()
-    latents = {split: read_latents(corpus, task["latents"], split) for split in ("train", "validation")}
-    density = task["config"].build(latents["train"].shape[1])
+    corpus, us, device = Corpus.open(task["corpus"]), sync(), ray.train.torch.get_device()
+    latents = {s: read_latents(corpus, task["latents"], s).to(device) for s in ("train", "validation")}
+    density = task["config"].build(latents["train"].shape[1]).to(device)
     history = fit(
         density,
         latents["train"],

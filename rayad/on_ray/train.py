@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray.data
+import ray.train.torch
 import torch
 
 from rayad import catalog
@@ -135,7 +136,7 @@ def _loop(task: dict[str, Any]) -> None:
     """One worker's part of `train`."""
     corpus, schedule, us = Corpus.open(task["corpus"]), task["schedule"], sync()
     torch.manual_seed(schedule.seed)
-    model = task["config"].build()
+    model = task["config"].build().to(ray.train.torch.get_device())
     stream = Stream(corpus, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
     fit(
         model,

@@ -87,7 +87,11 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     ("arguments", "code", "answer"),
     [
         (["run", "nothing", "--out", "x"], 2, "no recipe 'nothing'; rayad has demo, mias"),
-        (["ingest", "--dataset", "nothing", "--out", "x"], 2, "no dataset 'nothing'; rayad has folder, mias, phantom"),
+        (
+            ["ingest", "--dataset", "nothing", "--out", "x"],
+            2,
+            "no dataset 'nothing'; rayad has folder, mias, pasted, phantom",
+        ),
         (["train", "--corpus", "nowhere", "--out", "x", "--model", "nothing"], 2, "no model 'nothing'"),
         (["train", "--corpus", "nowhere", "--out", "x"], 1, "no patch corpus here"),
         (["train", "--corpus", "nowhere", "--out", "x", "--settings", "latent=3"], 2, "it has width, latents"),

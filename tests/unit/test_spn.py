@@ -168,6 +168,15 @@ def test_statistics_of_shards_add_up():
     assert whole.rows.item() == 600
 
 
+def test_blocks_that_fit_the_cache_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch):
+    density, z = circuit(7, 2, 3, 2, 2, 2), rows(50, 7, seed=2)
+    whole = density.statistics(z)
+    monkeypatch.setattr("rayad.density.sums.BLOCK", 1)
+    monkeypatch.setattr("rayad.density.spn.BUDGET", 1)
+    for parts, one in zip(density.statistics(z).tensors(), whole.tensors(), strict=True):
+        torch.testing.assert_close(parts, one, rtol=1e-12, atol=1e-11)
+
+
 def test_float32_agrees_with_float64_where_variables_have_offsets():
     z = rows(300, 8) / 30 + 100
     double = Config(inputs=5, replicas=4).build(8).double()
