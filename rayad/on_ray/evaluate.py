@@ -62,7 +62,7 @@ def evaluate(
         DatasetError: more images failed than allowed, or the split is empty.
     """
     calibrations = {d.name: _calibration(d) for d in detectors}
-    exams = stages.test_exams(dataset, options.split)
+    exams = stages.exams_of(dataset, options.split)
     request = fingerprint(
         [[(stages.identity(d), d.provenance["calibrated_on"]) for d in detectors], options, exams, provenance.commit()]
     )

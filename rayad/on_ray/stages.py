@@ -93,7 +93,7 @@ def calibrate_detectors(
         step_mm: distance of the scored places.
         url: folder for the scores.
     """
-    exams = _of_split(dataset, ("calibration",))
+    exams = exams_of(dataset, "calibration")
     wanted = [fingerprint([identity(d), step_mm, [e.exam_id for e in exams]]) for d in detectors]
     if all(d.calibration and d.provenance["calibrated_on"] == w for d, w in zip(detectors, wanted, strict=True)):
         return list(detectors)
@@ -138,23 +138,19 @@ def score(
     return scored
 
 
-def test_exams(dataset: Images, split: str) -> list[Exam]:
-    """The exams of a split on which detectors are compared: test or development."""
-    return _of_split(dataset, (split,))
+def exams_of(dataset: Images, split: str) -> list[Exam]:
+    """The exams of a split; DatasetError if there are none."""
+    exams = dataset.exams()
+    assigned = assign(exams)
+    chosen = [e for e in exams if assigned[e.exam_id] == split]
+    if not chosen:
+        raise DatasetError(f"no image of {len(exams)} is in the {split} split")
+    return chosen
 
 
 def open_dataset(name: str, source: str, settings: Sequence[str] = ()) -> Images:
     """The data set of this name at this source, with NAME=VALUE settings."""
     return catalog.configure("datasets", name, [f"source={source}", *settings])
-
-
-def _of_split(dataset: Images, splits: Sequence[str]) -> list[Exam]:
-    exams = dataset.exams()
-    assigned = assign(exams)
-    chosen = [e for e in exams if assigned[e.exam_id] in splits]
-    if not chosen:
-        raise DatasetError(f"no image of {len(exams)} is in the {' or '.join(splits)} split")
-    return chosen
 
 
 def _finished(url: str, request: str) -> Detector | None:
