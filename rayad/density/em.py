@@ -63,9 +63,9 @@ class EM:
     """Passes over the training rows, at most."""
     batches: int = 16
     """Steps an epoch; 1 takes all rows at once."""
-    step: float = 0.05
+    step: float = 0.1
     """Share of the way to a batch's parameters that the first epoch's steps go, above 0 and at most 1."""
-    decay: float = 0.0
+    decay: float = 0.05
     """Steps of epoch e (from 0) are 1 + decay * e times smaller."""
     patience: int = 8
     """Epochs without a higher validation likelihood after which learning ends."""
