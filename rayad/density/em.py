@@ -3,9 +3,10 @@
 Every step takes a batch of training rows: each worker computes the statistics of its share, the statistics are
 summed over workers, and every worker makes the same M-step. With one batch an epoch and step 1 this is EM on all
 rows; with more it is stochastic EM (Cappe and Moulines 2009), which blends the expectation parameters of every node
-with the batch's. A node's estimate from a batch rests on at least one row's weight, so over an epoch on about as many
-rows as there are batches: few batches over-fit, many blur. Learning ends when the likelihood of validation rows has
-stopped to rise, and the best parameters are kept.
+with the batch's own, however few the visits they rest on. So a node that only one row visits still learns from the
+next best rows of the batches that lack this row: with b batches an epoch it rests on about b rows. Few batches
+over-fit, many blur; 16 served 1,000 rows of digits and 20,000 patches alike. Learning ends when the likelihood of
+validation rows has stopped to rise, and the best parameters are kept.
 """
 
 import math
@@ -65,7 +66,7 @@ class EM:
     """Steps an epoch; 1 takes all rows at once."""
     step: float = 0.1
     """Share of the way to a batch's parameters that the first epoch's steps go, above 0 and at most 1."""
-    decay: float = 0.05
+    decay: float = 0.1
     """Steps of epoch e (from 0) are 1 + decay * e times smaller."""
     patience: int = 8
     """Epochs without a higher validation likelihood after which learning ends."""
@@ -88,12 +89,12 @@ class EM:
 
 def full_batch(epochs: int = 100) -> EM:
     """Expectation-maximization on all rows at once."""
-    return EM(epochs=epochs, batches=1, step=1.0)
+    return EM(epochs=epochs, batches=1, step=1.0, decay=0.0)
 
 
 def paper(rows: int) -> EM:
     """Dietrichstein et al. 2022 for this many training rows: 50 epochs, batches of 64, step 1e-4, no early stop."""
-    return EM(epochs=50, batches=max(1, round(rows / 64)), step=1e-4, patience=50)
+    return EM(epochs=50, batches=max(1, round(rows / 64)), step=1e-4, decay=0.0, patience=50)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,8 @@ def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
     try:
         module.load_state_dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError) as error:
-        raise FormatError(f"{url}: {kind}.safetensors does not fit {name} of detector.json: {error}") from None
+        said_why = " ".join(str(error).split())
+        raise FormatError(f"{url}: {kind}.safetensors does not fit {name} of detector.json: {said_why}") from None
     return Part(name, config, module.eval(), variables)
 
 

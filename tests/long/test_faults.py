@@ -41,10 +41,12 @@ def corpus(tmp_path_factory) -> Corpus:
     return Corpus.open(url)
 
 
-def workers_of_ray() -> list[int]:
-    """Process ids of Ray Train's workers on this machine that this test session started."""
-    found = subprocess.run(["pgrep", "-f", "ray::RayTrainWorker"], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+def own_workers() -> list[int]:
+    """Process ids of Ray Train's workers that this process started, through its raylet."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    raylets = {pid for pid, parent, args in rows if int(parent) == os.getpid() and "raylet" in args}
+    return [int(pid) for pid, parent, args in rows if parent in raylets and args.startswith("ray::RayTrainWorker")]
 
 
 def test_training_whose_worker_is_killed_learns_what_it_would_have_learned(corpus, tmp_path):
@@ -58,7 +60,7 @@ def test_training_whose_worker_is_killed_learns_what_it_would_have_learned(corpu
     def kill_after_the_first_epoch() -> None:
         while not storage.exists(str(tmp_path / "b/checkpoint.safetensors")):
             time.sleep(0.2)
-        killed.extend(workers_of_ray()[:1])
+        killed.extend(own_workers()[:1])
         os.kill(killed[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill_after_the_first_epoch, daemon=True)
