@@ -34,7 +34,10 @@ def _detectors(
     """The line's detectors, calibrated and saved."""
     where = storage.join(url, "-".join(filter(None, ["corpus", line.name])))
     corpus = stages.write_corpus(recipe.dataset, source, dataset, line.ingest, where)
-    detectors = [stages.floor_detector(n, *how, corpus) for n, how in line.floors.items()]
+    detectors = [
+        stages.aggregated(stages.floor_detector(name, score, corpus, _address(url, name)), aggregation)
+        for name, (score, aggregation) in line.floors.items()
+    ]
     for model, fields in line.models.items():
         detectors += _learned(line, model, catalog.configure("models", model, fields), corpus, url, workers)
     calibrated = stages.calibrate_detectors(detectors, dataset, recipe.step_mm, storage.join(url, "scores"))

@@ -71,10 +71,11 @@ def fit_detector(
     return fitted
 
 
-def floor_detector(name: str, score: str, aggregation: Aggregation, corpus: Corpus) -> Detector:
+def floor_detector(name: str, score: str, corpus: Corpus, url: str) -> Detector:
     """A detector that learns nothing: what a trained one has to beat."""
-    origin = _origin(corpus, fingerprint(["floor", score, _preprocessing(corpus)]), None)
-    return Detector(name, score, _preprocessing(corpus), aggregation=aggregation, provenance=origin)
+    request = fingerprint(["floor", score, _preprocessing(corpus)])
+    done = _finished(url, request)
+    return done or Detector(name, score, _preprocessing(corpus), provenance=_origin(corpus, request, None))
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
