@@ -102,11 +102,13 @@ def evaluate(
 
 def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
     """Which detectors are compared: a model's likelihood with its reconstruction, and every learned detector with
-    every one that learns nothing."""
-    learned = [d.name for d in detectors if d.model]
-    floors = [d.name for d in detectors if not d.model]
-    own = [(f"{n}-spn", n) for n in learned if f"{n}-spn" in learned]
-    return own + [(a, b) for a in learned for b in floors]
+    every one that learns nothing. Both must see the same picture, so that they score the same places."""
+    return [
+        (a.name, b.name)
+        for a in detectors
+        for b in detectors
+        if a.model and a.preprocessing == b.preprocessing and (not b.model or a.name == f"{b.name}-spn")
+    ]
 
 
 def counts(dataset: Images) -> dict[str, dict[str, int]]:
