@@ -66,8 +66,7 @@ def named(images: Sequence[str]) -> list[tuple[str, str]]:
     """Every image file and the name of its heatmap: the file's, with its folder's where two have the same."""
     files = []
     for place in images:
-        single = place.lower().endswith(raster.SUFFIXES)
-        files += [place] if single else storage.listing(place, raster.SUFFIXES)
+        files += [place] if place.lower().endswith(raster.SUFFIXES) else _below(place)
     if not files:
         raise ImageError(f"no image in {', '.join(images)}; rayad reads {', '.join(raster.SUFFIXES)}")
     parts = [file.replace("\\", "/").rsplit("/", 2) for file in files]
@@ -78,6 +77,14 @@ def named(images: Sequence[str]) -> list[tuple[str, str]]:
     if twice:
         raise OptionError(f"two images would both be called {twice[0]!r}; give them in separate calls")
     return list(zip(files, names, strict=True))
+
+
+def _below(place: str) -> list[str]:
+    """The images in a folder; what is no folder is taken for a file, whose reading says what is wrong with it."""
+    try:
+        return storage.listing(place, raster.SUFFIXES)
+    except StorageError:
+        return [place]
 
 
 def _write(url: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> None:

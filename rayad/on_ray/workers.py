@@ -43,7 +43,6 @@ class Distributed:
                 tensor.copy_(part.view_as(tensor))
 
 
-@ray.remote(num_cpus=0)
 class _Epochs:
     """What rank 0 tells of its epochs, for the process that waits."""
 
@@ -84,7 +83,7 @@ def run(
     """
     url = storage.absolute(url)
     storage.remove(url)
-    told = _Epochs.remote()
+    told = ray.remote(num_cpus=0)(_Epochs).remote()
     trainer = TorchTrainer(
         _Guarded(loop, url),
         train_loop_config=config | {"epochs": told},
