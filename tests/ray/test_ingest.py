@@ -1,9 +1,11 @@
 """Corpora: the same bytes whatever the parallelism, restartable, with every failure counted."""
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from rayad import storage
 from rayad.datasets import phantom
@@ -13,6 +15,7 @@ from rayad.on_ray.ingest import ingest
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
 
 
