@@ -120,10 +120,11 @@ def train(
         schedule.epochs,
         f"training {model}",
     )
-    module = config.build()
     state = Folder(url).load()
     assert state is not None  # the workers saved it
-    module.load_state_dict({k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")})
+    best = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
+    module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
+    module.load_state_dict(best)
     return Part(model, config, module.eval())
 
 

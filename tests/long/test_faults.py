@@ -52,14 +52,14 @@ def own_workers() -> list[int]:
 def test_training_whose_worker_is_killed_learns_what_it_would_have_learned(corpus, tmp_path):
     from rayad.on_ray.train import train
 
-    config = catalog.configure("models", "cae", {"width": 8})
-    schedule = Schedule(epochs=4)
+    config = catalog.configure("models", "cae", {"width": 16})
+    schedule = Schedule(epochs=20, patience=20)  # long enough to be met at work
     undisturbed = train(corpus.url, "cae", config, schedule, Workers(2), str(tmp_path / "a"))
     killed = []
 
     def kill_after_the_first_epoch() -> None:
         while not storage.exists(str(tmp_path / "b/checkpoint.safetensors")):
-            time.sleep(0.2)
+            time.sleep(0.05)
         killed.extend(own_workers()[:1])
         os.kill(killed[0], signal.SIGKILL)
 

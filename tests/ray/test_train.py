@@ -54,17 +54,7 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     expected = alone(corpus, config, schedule)
     part = train(corpus.url, model, config, schedule, Workers(2), str(tmp_path / "training"))
     for name, value in part.module.state_dict().items():
-        scale = expected[name].abs().max().clamp(min=1e-3)
-        assert ((value.to(expected[name].dtype) - expected[name]).abs().max() / scale).item() <= tolerance, name
-
-
-def test_training_on_ray_resumes_from_its_last_epoch(corpus, tmp_path):
-    config = catalog.configure("models", "cae", SMALL)
-    once = train(corpus.url, "cae", config, replace(TEN_STEPS, epochs=2), Workers(2), str(tmp_path / "once"))
-    train(corpus.url, "cae", config, replace(TEN_STEPS, epochs=1), Workers(2), str(tmp_path / "twice"))
-    again = train(corpus.url, "cae", config, replace(TEN_STEPS, epochs=2), Workers(2), str(tmp_path / "twice"))
-    for name, value in again.module.state_dict().items():
-        assert torch.equal(value, once.module.state_dict()[name]), name
+        torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tmp_path):

@@ -5,6 +5,7 @@ import os
 import resource
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,13 +24,15 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "folder" else f"file://{tmp_path}"
 
 
-@pytest.fixture
+@contextmanager
 def tiny_files() -> Iterator[None]:
-    """The system refuses files of more than 1 kB in this process, as a full disk would."""
+    """The system refuses files of more than 1 kB in this process, as a full disk would; pytest's log among them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
@@ -145,12 +148,11 @@ def test_new_files_have_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-@pytest.mark.usefixtures("tiny_files")
 def test_a_disk_that_is_full_half_way_leaves_nothing(tmp_path: Path) -> None:
     url = str(tmp_path / "x.bin")
-    with pytest.raises(StorageError, match=r"cannot write .*x\.bin: File too large"):
+    with tiny_files(), pytest.raises(StorageError, match=r"cannot write .*x\.bin: File too large"):
         storage.write_bytes(url, bytes(100_000))
-    with pytest.raises(StorageError, match=r"cannot write .*x\.bin"), storage.writing(url) as file:
+    with tiny_files(), pytest.raises(StorageError, match=r"cannot write .*x\.bin"), storage.writing(url) as file:
         np.save(file, np.zeros(100_000))
     assert os.listdir(tmp_path) == []
 
