@@ -116,7 +116,8 @@ _MIAS = Recipe(
         ),
     ),
     why=(
-        "Choices were made on healthy validation patients and on the development half of the diseased: the picture "
+        "Choices were made on another split of these patients, which shares images with this test half "
+        "(docs/method.md): the picture "
         "that models see (relative: a density is two-sided, but lesions are bright, so what is darker than its "
         "surroundings is set to zero; specks: only what a top-hat leaves), the resolution, no contour patches, the "
         "number of epochs and the smoothing of likelihoods."
