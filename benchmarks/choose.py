@@ -71,9 +71,8 @@ REST: dict[str, dict[str, Change]] = {
     "patches": {
         "120, half on the contour": sampling(120, 0.5),
         "120, none": sampling(120, 0.0),
-        "240, none": sampling(240, 0.0),
     },
-    "epochs": {"6": epochs(6), "3": epochs(3), "12": epochs(12)},
+    "epochs": {"6": epochs(6), "12": epochs(12)},
     "circuit": {"I=45, R=50": circuit(45, 50), "I=20, R=10": circuit(20, 10)},
     "aggregation": {
         "none": aggregation("none"),
@@ -86,15 +85,14 @@ QUESTIONS: dict[str, dict[str, dict[str, Change]]] = {
     "mass": {
         "picture": {
             f"{intensity}, {spacing} mm": picture(spacing, intensity)
-            for intensity in (STORED, RELATIVE)
-            for spacing in (0.4, 0.8)
+            for intensity, spacing in ((STORED, 0.4), (RELATIVE, 0.4), (STORED, 0.8))
         },
         **REST,
     },
     "calcification": {
         "picture": {
             f"{intensity}, {spacing} mm": picture(spacing, intensity)
-            for intensity, spacing in ((STORED, 0.2), (STORED, 0.4), (RELATIVE, 0.2), (SPECKS, 0.2))
+            for intensity, spacing in ((STORED, 0.2), (SPECKS, 0.2))
         },
         **REST,
     },

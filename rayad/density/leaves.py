@@ -33,6 +33,7 @@ START_PRIOR = 4.0
 """Rows of variance 1 that a cluster of the start is thought to hold beside its own."""
 
 Features = Float[Tensor, "l f n"]
+Parameters = Float[Tensor, "l i w"]
 
 
 class Standardization(nn.Module):
@@ -135,12 +136,16 @@ class GaussianLeaves(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "l i n"]:
         """Log density of every region's part of every row, in nats; missing values left out (marginals)."""
+        slope, curvature, constant = self.natural()
+        if features.shape[1] == 3 * self.scopes.shape[1]:
+            return torch.bmm(torch.cat([slope, curvature, constant], dim=2), features)
+        return torch.baddbmm(constant.sum(2, keepdim=True), torch.cat([slope, curvature], dim=2), features)
+
+    def natural(self) -> tuple[Parameters, Parameters, Parameters]:
+        """Coefficients of z and z^2, and the constant, of the log density of every variable of every input."""
         slope = self.mean / self.variance
         constant = (self.variance.log() + math.log(2 * math.pi)).addcmul_(slope, self.mean).mul_(-0.5) * self.filled
-        natural = [slope, -0.5 / self.variance]
-        if features.shape[1] == 3 * self.scopes.shape[1]:
-            return torch.bmm(torch.cat([*natural, constant], dim=2), features)
-        return torch.baddbmm(constant.sum(2, keepdim=True), torch.cat(natural, dim=2), features)
+        return slope, -0.5 / self.variance, constant
 
     def moments(self, mass: Float[Tensor, "l i 1"], raw: Float[Tensor, "l i f"]) -> Moments:
         """From expected visits, and sums of visits times features, to moments about the current means."""

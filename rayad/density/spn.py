@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
+from rayad.density import kernel
 from rayad.density.leaves import Features, GaussianLeaves, Moments, Standardization
 from rayad.density.region_graph import random_scopes
 from rayad.density.sums import MIN_WEIGHT, SumLayer
@@ -106,6 +107,26 @@ class Statistics:
         )
 
 
+class Sums(NamedTuple):
+    """What the passes over rows add up."""
+
+    log_likelihood: Float[Tensor, ""]
+    """Of the standardized rows."""
+    roots: Float[Tensor, " c"]
+    mass: Float[Tensor, "l i 1"]
+    """Expected visits of every input distribution."""
+    raw: Float[Tensor, "l i f"]
+    """Sums of visits times features."""
+    visits: list[Tensor]
+    """Of every weight, but for a factor: the weight."""
+
+    def plus(self, other: "Sums") -> "Sums":
+        """The sums over the rows of both."""
+        visits = [mine + others for mine, others in zip(self.visits, other.visits, strict=True)]
+        log_likelihood, roots = self.log_likelihood + other.log_likelihood, self.roots + other.roots
+        return Sums(log_likelihood, roots, self.mass + other.mass, self.raw + other.raw, visits)
+
+
 class Level(NamedTuple):
     """All regions of one depth, for some rows."""
 
@@ -178,6 +199,9 @@ class SPN(nn.Module):
         """
         x = self.standardization(z)
         missing = bool(x.isnan().any())
+        packed = None if missing else kernel.packed(self)
+        if packed:
+            return packed.log_prob(x) - self.standardization.log_volume(x)
         parts = [self.upward(part, missing).log_prob for part in x.split(self._rows_at_once())]
         return torch.cat(parts) - self.standardization.log_volume(x)
 
@@ -190,6 +214,18 @@ class SPN(nn.Module):
         """
         x = self.standardization(z)
         missing = bool(x.isnan().any())
+        packed = None if missing else kernel.packed(self, learns=True)
+        sums = packed.statistics(x) if packed else self._sums(x, missing)
+        return Statistics(
+            x.new_full((), len(x), dtype=torch.float64),
+            sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
+            self.leaves.moments(sums.mass, sums.raw),
+            tuple(layer.weights * visit for layer, visit in zip(self.layers(), sums.visits, strict=True)),
+            sums.roots,
+        )
+
+    def _sums(self, x: Latents, missing: bool) -> Sums:
+        """The passes of `statistics`, in torch."""
         blocks, (regions, inputs, width) = 3 if missing else 2, self.leaves.mean.shape
         mass, raw = x.new_zeros(regions, inputs, 1), x.new_zeros(regions, inputs, blocks * width)
         visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
@@ -202,13 +238,7 @@ class SPN(nn.Module):
             flow = self.downward(up, shares, visits)
             mass += flow.sum(2, keepdim=True)
             raw.baddbmm_(flow, up.features.mT)
-        return Statistics(
-            x.new_full((), len(x), dtype=torch.float64),
-            log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
-            self.leaves.moments(mass, raw),
-            tuple(layer.weights * visit for layer, visit in zip(self.layers(), visits, strict=True)),
-            roots,
-        )
+        return Sums(log_likelihood, roots, mass, raw, visits)
 
     @torch.no_grad()
     def update(self, statistics: Statistics, step: float) -> None:

@@ -1,0 +1,200 @@
+"""The compiled kernel of circuits with Gaussian leaves: float32, on a CPU, for rows without missing values.
+
+`kernel.cpp` beside this file is built by the machine's own C++ compiler at first use, for this very processor, and kept
+in the user's cache under a name that follows from source, compiler and processor. Where there is no compiler, where
+RAYAD_KERNEL is "off", and for all other rows and circuits, torch does the work: the same numbers but for rounding.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from rayad.arrays import Latents, Scores
+
+if TYPE_CHECKING:
+    from rayad.density.spn import SPN, Sums
+
+T = TypeVar("T")
+SOURCE = Path(__file__).with_suffix(".cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
+ROWS_A_THREAD = 256
+"""At least, or a second thread costs more than it brings."""
+
+
+class _Circuit(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("variables", "replicas", "depth", "width", "inputs", "sums", "roots")),
+        *((name, ctypes.c_void_p) for name in ("scopes", "slopes", "constants", "forward", "reverse", "log_mixing")),
+    )
+
+
+class _Statistics(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("log_likelihood", "roots", "mass", "raw", "visits"))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel; None where there is no compiler, and with a warning where it fails."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    try:
+        found = ctypes.CDLL(str(_built(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        warnings.warn(f"the compiled kernel could not be built, torch does its work: {said[:300]}", stacklevel=2)
+        return None
+    found.lanes.restype = ctypes.c_int32
+    for function in (found.log_prob, found.statistics):
+        function.restype = ctypes.c_int32
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    return found
+
+
+def _built(compiler: str) -> Path:
+    """The shared library, compiled unless it is there; two that build it at once do not disturb each other."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+    processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
+    known = "\n".join([SOURCE.read_text(), *FLAGS, version, platform.machine(), *processor])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayad"
+    target = cache / f"kernel-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+    if not target.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = Path(folder) / "kernel.so"
+            subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, text=True, check=True)
+            made.replace(target)
+    return target
+
+
+_switch = {"on": os.environ.get("RAYAD_KERNEL") != "off"}
+
+
+@contextmanager
+def switched(on: bool) -> Iterator[None]:
+    """Let torch do the work, or the kernel where it can, in this process and block."""
+    before, _switch["on"] = _switch["on"], on
+    try:
+        yield
+    finally:
+        _switch["on"] = before
+
+
+def packed(circuit: "SPN", learns: bool = False) -> "Packed | None":
+    """The circuit as the kernel takes it, or None where torch has to do the work.
+
+    Args:
+        learns: whether statistics are wanted, which need the weights in a second order.
+    """
+    parameters = [circuit.leaves.mean, circuit.leaves.variance, circuit.mixing, *(y.weights for y in circuit.layers())]
+    fits = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+    compiled = library() if fits and _switch["on"] else None
+    if compiled is None:
+        return None
+    if any(p.is_inference() for p in parameters):  # torch does not count their changes
+        return Packed(circuit, compiled, learns)
+    state = tuple((p.data_ptr(), p._version) for p in parameters)
+    kept = _packed.get(circuit)
+    if kept and kept[0] == state and (kept[1].learns or not learns):
+        return kept[1]
+    _packed[circuit] = state, Packed(circuit, compiled, learns)
+    return _packed[circuit][1]
+
+
+_packed: WeakKeyDictionary["SPN", tuple[tuple, "Packed"]] = WeakKeyDictionary()
+"""Circuit -> the state of its parameters, and the same in the kernel's order."""
+
+
+class Packed:
+    """A circuit's parameters in the kernel's order; a copy that learning does not change."""
+
+    def __init__(self, circuit: "SPN", compiled: ctypes.CDLL, learns: bool) -> None:
+        self.compiled, self.learns = compiled, learns
+        leaves, config = circuit.leaves, circuit.config
+        weights = [layer.weights for layer in circuit.layers()]
+        slope, curvature, constant = leaves.natural()
+        self.inputs, self.shapes = config.inputs, [w.shape for w in weights]
+        self.scopes = leaves.scopes.int()
+        self.slopes = self._padded(torch.cat([slope, curvature], dim=2).mT)
+        self.constants = self._padded(constant.sum(2), -torch.inf)
+        self.forward = [self._padded(w.mT) for w in weights]
+        self.reverse = [self._padded(w) if learns and w.shape[3] > 1 else w for w in weights]
+        self.log_mixing = circuit.mixing.log()
+        self.tables = _addresses(self.forward), _addresses(self.reverse)
+        width = leaves.scopes.shape[1]
+        self.sizes = _Circuit(
+            leaves.variables,
+            *(config.replicas, config.depth, width, config.inputs, config.sums, config.roots),
+            *(t.data_ptr() for t in (self.scopes, self.slopes, self.constants)),
+            *(ctypes.addressof(table) for table in self.tables),
+            self.log_mixing.data_ptr(),
+        )
+
+    def log_prob(self, x: Latents) -> Scores:
+        """log p of standardized rows, in nats."""
+        out = x.new_empty(len(x))
+        self._shared(x, lambda first, part: self._run(self.compiled.log_prob, part, out[first:].data_ptr()))
+        return out
+
+    def statistics(self, x: Latents) -> "Sums":
+        """The sums of the passes over standardized rows."""
+        parts = self._shared(x, lambda first, part: self._sums(part))
+        return functools.reduce(lambda one, other: one.plus(other), parts)
+
+    def _sums(self, x: Latents) -> "Sums":
+        from rayad.density.spn import Sums
+
+        lp, roots = x.new_zeros((), dtype=torch.float64), x.new_zeros(len(self.log_mixing), dtype=torch.float64)
+        mass, raw = torch.zeros_like(self.constants), torch.zeros_like(self.slopes)
+        order = zip(self.shapes, self.reverse, self.forward, strict=True)
+        visits = [torch.zeros_like(reverse if shape[3] > 1 else forward) for shape, reverse, forward in order]
+        table = _addresses(visits)
+        where = _Statistics(*(t.data_ptr() for t in (lp, roots, mass, raw)), ctypes.addressof(table))
+        self._run(self.compiled.statistics, x, ctypes.addressof(where))
+        seen = [
+            v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
+            for v, shape in zip(visits, self.shapes, strict=True)
+        ]
+        return Sums(lp, roots.to(x), mass[:, : self.inputs, None], raw[..., : self.inputs].mT, seen)
+
+    def _shared(self, x: Latents, work: Callable[[int, Latents], T]) -> list[T]:
+        """Do the work on the rows, shared by torch's threads; ctypes lets go of the interpreter meanwhile."""
+        threads = max(1, min(torch.get_num_threads(), len(x) // ROWS_A_THREAD))
+        parts = x.contiguous().tensor_split(threads)
+        firsts = [sum(map(len, parts[:k])) for k in range(threads)]
+        if threads == 1:
+            return [work(0, parts[0])]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, firsts, parts))
+
+    def _run(self, function: Callable[..., int], x: Latents, out: int) -> None:
+        if function(ctypes.addressof(self.sizes), x.data_ptr(), len(x), out):
+            raise MemoryError("there is no memory for a block of rows of the circuit")
+
+    def _padded(self, values: Tensor, filler: float = 0.0) -> Tensor:
+        """The last dimension filled up to whole vectors."""
+        lanes, size = self.compiled.lanes(), values.shape[-1]
+        wide = values.new_full((*values.shape[:-1], -(-size // lanes) * lanes), filler)
+        wide[..., :size] = values
+        return wide
+
+
+def _addresses(tensors: list[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
