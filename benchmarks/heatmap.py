@@ -107,7 +107,7 @@ def time_heatmap(precision: str, step: int, pixels: Pixels, options: Options) ->
 
     def heatmap() -> Scores:
         with torch.inference_mode():
-            return density.log_prob(dense.encode(model, pixels, step))
+            return dense.likelihood(model, density.log_prob, pixels, step)
 
     times = alternate({"all": heatmap, "encoder": lambda: dense.encode(model, pixels, step)}, options.runs)
     return {

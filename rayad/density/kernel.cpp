@@ -287,13 +287,9 @@ void sum_upward(int64_t n_rows, int64_t J, int64_t N, const float *a, const floa
 }
 
 void log_rows(const float *x, float *out, int64_t n) {
-    for (int64_t k = 0; k < n; k += LANES) {
-        Vector value = {};
-        int64_t count = n - k < LANES ? n - k : LANES;
-        std::memcpy(&value, x + k, 4 * count);
-        value = logarithm(value);
-        std::memcpy(out + k, &value, 4 * count);
-    }
+    int64_t k = 0;
+    for (; k + LANES <= n; k += LANES) store(out + k, logarithm(load(x + k)));
+    for (; k < n; k++) out[k] = logarithm(all(x[k]))[0];
 }
 
 // Values of an inner region: its sums, divided by the largest of each row.
@@ -552,5 +548,67 @@ int32_t statistics(const Circuit *circuit, const float *x, int64_t n, const Stat
         for (int64_t r = 0; r < circuit->replicas; r++) replica_downward(laid.block, r, found, real, *out);
     }
     return 0;
+}
+
+// Natural parameters of l i w leaves, as `Circuit` has them: slopes l 2w N, constants l N.
+void pack_leaves(const float *mean, const float *variance, const int32_t *scopes, int64_t variables, int64_t regions,
+                 int64_t inputs, int64_t width, float *slopes, float *constants) {
+    const int64_t N = padded(inputs), all_of_region = inputs * width;
+    float *logs = scratch.take(3 * (all_of_region + LANES));
+    if (!logs) return;
+    float *slope = logs + all_of_region + LANES, *curvature = slope + all_of_region + LANES;
+    for (int64_t l = 0; l < regions; l++, slopes += 2 * width * N, constants += N) {
+        const float *m = mean + l * all_of_region, *v = variance + l * all_of_region;
+        log_rows(v, logs, all_of_region);
+        for (int64_t k = 0; k < all_of_region; k++) {
+            const float inverse = 1.0f / v[k];
+            slope[k] = m[k] * inverse;
+            curvature[k] = -0.5f * inverse;
+            logs[k] = -0.5f * (logs[k] + 1.8378770664f + m[k] * slope[k]);  // log 2 pi
+        }
+        int64_t filled = 0;  // a region's unfilled places are its last
+        while (filled < width && scopes[l * width + filled] < variables) filled++;
+        for (int64_t i = 0; i < N; i++) {
+            float constant = i < inputs ? 0.0f : -INFINITY;
+            for (int64_t w = 0; i < inputs && w < filled; w++) constant += logs[i * width + w];
+            constants[i] = constant;
+        }
+        for (int64_t w = 0; w < width; w++)
+            for (int64_t i = 0; i < N; i++) {
+                slopes[w * N + i] = i < inputs ? slope[i * width + w] : 0.0f;
+                slopes[(width + w) * N + i] = i < inputs ? curvature[i * width + w] : 0.0f;
+            }
+    }
+}
+
+// Moments about the current means from raw sums l 2w N and mass l N: visits, first and second, each l i w.
+void leaf_moments(const float *mean, const float *mass, const float *raw, const int32_t *scopes, int64_t variables,
+                  int64_t regions, int64_t inputs, int64_t width, float *visits, float *first, float *second) {
+    const int64_t N = padded(inputs);
+    for (int64_t l = 0; l < regions; l++)
+        for (int64_t i = 0; i < inputs; i++)
+            for (int64_t w = 0; w < width; w++) {
+                const int64_t at = (l * inputs + i) * width + w;
+                const float seen = scopes[l * width + w] < variables ? mass[l * N + i] : 0.0f, mu = mean[at];
+                const float sum = raw[(l * 2 * width + w) * N + i], squares = raw[(l * 2 * width + width + w) * N + i];
+                const float deviation = sum - seen * mu;
+                visits[at] = seen;
+                first[at] = deviation;
+                second[at] = squares - mu * (sum + deviation);
+            }
+}
+
+// The M-step of n leaves: GaussianLeaves.update in one pass.
+void leaf_update(float *mean, float *variance, const float *visits, const float *first, const float *second, int64_t n,
+                 float step, float prior, float inertia, float least, float most) {
+    const float tiny = 1.17549435e-38f, slow = inertia > tiny ? inertia : tiny;
+    for (int64_t k = 0; k < n; k++) {
+        const float mass = visits[k] + prior, steps = step * mass / (mass + slow), held = mass > tiny ? mass : tiny;
+        const float mu = mean[k], d = (first[k] - prior * mu) / held;
+        const float square = (second[k] + prior * (mu * mu + 1.0f)) / held - variance[k] - steps * d * d;
+        const float moved = variance[k] + steps * square;
+        variance[k] = moved < least ? least : moved > most ? most : moved;
+        mean[k] = mu + steps * d;
+    }
 }
 }

@@ -7,7 +7,7 @@ contain those of every patch. So the convolutions run once over the image, in ti
 the head reads windows of 5x5 cells. Other encoders and other steps take the patches one by one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,9 @@ BATCH = 64
 
 Rows = Int[np.ndarray, " gh"]
 Columns = Int[np.ndarray, " gw"]
+Indices = Int[np.ndarray, "_"]
+"""Of places, in the flattened grid."""
+LogProb = Callable[[Latents], Scores]
 
 
 @runtime_checkable
@@ -51,18 +54,47 @@ def encode(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = 
     Raises:
         ImageError: the image is smaller than a patch.
     """
+    wanted = _grid(pixels, step, mask)[2]
+    where, latents = zip(*_parts(model, pixels, step, wanted), strict=True)
+    return torch.cat(latents)[_row_by_row(where)]
+
+
+def likelihood(model: nn.Module, log_prob: LogProb, pixels: Pixels, step: int, mask: GridMask | None = None) -> Scores:
+    """-log p of the latents of the places in the mask, or of all, row by row, in nats; higher is more anomalous.
+
+    Encoder and density go over the image in one pass, tile by tile: of the latents no more than a tile's are kept.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    wanted = _grid(pixels, step, mask)[2]
+    where, scores = zip(*((at, -log_prob(z)) for at, z in _parts(model, pixels, step, wanted)), strict=True)
+    return torch.cat(scores)[_row_by_row(where)]
+
+
+def _parts(model: nn.Module, pixels: Pixels, step: int, wanted: GridMask) -> Iterator[tuple[Indices, Latents]]:
+    """The latents of the wanted places, a part of the image after the other, with the places' indices in the grid.
+
+    There is at least one part, maybe empty.
+    """
+    index = np.arange(wanted.size).reshape(wanted.shape)
     encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, Encoder) or not encoder.slides or step % STRIDE:
-        return encode_patches(model, pixels, step, mask)
-    rows, columns, wanted = _grid(pixels, step, mask)
+    if not isinstance(encoder, Encoder) or not encoder.slides or step % STRIDE or not wanted.any():
+        yield index[wanted], encode_patches(model, pixels, step, wanted)
+        return
+    rows, columns, _ = _grid(pixels, step, wanted)
     image = _continued(pixels, model)
-    latents = image.new_zeros(*wanted.shape, encoder.head.out_features)  # gh gw m
-    with torch.no_grad():
-        for tile in _tiles(wanted, step):
-            (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
+    for tile in _tiles(wanted, step):
+        (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
+        with torch.no_grad():
             cells = encoder.cells(image[None, None, top : bottom + PATCH, left : right + PATCH])
-            latents[tile] = _windows(encoder.head, cells, step // STRIDE)[0].permute(1, 2, 0)
-    return _full_precision(latents[torch.from_numpy(wanted)])
+            latents = _windows(encoder.head, cells, step // STRIDE)[0].permute(1, 2, 0)
+        yield index[tile][wanted[tile]], _full_precision(latents[torch.from_numpy(wanted[tile])])
+
+
+def _row_by_row(where: Sequence[Indices]) -> Tensor:
+    """The order that brings the parts' places into that of the grid."""
+    return torch.from_numpy(np.concatenate(where).argsort(kind="stable"))
 
 
 def encode_patches(

@@ -103,8 +103,8 @@ class Detector:
             if self.score == "reconstruction":
                 return dense.reconstruction(self.model.module, prepared.pixels, step, tissue).numpy()
             assert self.density is not None
-            latents = dense.encode(self.model.module, prepared.pixels, step, tissue)
-            return -self.density.module.log_prob(latents).numpy()
+            log_prob = self.density.module.log_prob
+            return dense.likelihood(self.model.module, log_prob, prepared.pixels, step, tissue).numpy()
 
 
 KINDS = ("reconstruction", "likelihood", *floors.MAPS)

@@ -176,3 +176,16 @@ def test_a_model_without_an_encoder_goes_patch_by_patch():
     means = dense.encode(Mean(), pixels, 40)[:, 0]
     truth = [patch(pixels, r, c).mean() for r in (20, 60) for c in (20, 60)]
     assert means.numpy() == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [8, 16, 20])
+def test_the_likelihood_in_one_pass_is_that_of_all_latents(step, monkeypatch):
+    encoder, pixels = model(torch.float64), image(190, 230)
+    mask = np.random.default_rng(0).random([len(p) for p in dense.places(190, 230, step)]) < 0.6
+
+    def log_prob(z):
+        return -z.square().sum(1)
+
+    truth = -log_prob(dense.encode(encoder, pixels, step, mask))
+    monkeypatch.setattr(dense, "TILE", (96, 128))
+    torch.testing.assert_close(dense.likelihood(encoder, log_prob, pixels, step, mask), truth, rtol=1e-12, atol=1e-12)
