@@ -265,6 +265,28 @@ class Heatmap:
             raise RayadError(f"{failed} of {len(rows)} images failed; the others' heatmaps are in {self.out}")
 
 
+@dataclass(frozen=True)
+class Check:
+    """Is a detector bundle whole, and are its numbers those of a detector?"""
+
+    detector: Several
+    """URLs of detectors."""
+
+    def __call__(self) -> None:
+        from rayad.scoring.check import faults
+
+        faulty = 0
+        for url in self.detector:
+            found = faults(storage.absolute(url))
+            for fault in found:
+                print(f"{url}: {fault}", file=sys.stderr)
+            faulty += bool(found)
+            if not found:
+                print(f"{url}: {bundle.load(storage.absolute(url)).summary()}")
+        if faulty:
+            raise RayadError(f"{faulty} of {len(self.detector)} detectors are not what docs/formats.md says")
+
+
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
@@ -274,6 +296,7 @@ COMMANDS: dict[str, type[Command]] = {
     "calibrate": Calibrate,
     "evaluate": Evaluate,
     "heatmap": Heatmap,
+    "check": Check,
 }
 
 

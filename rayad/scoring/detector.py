@@ -74,6 +74,13 @@ class Detector:
         if None in needs:
             raise OptionError(f"detector {self.name!r}: the {self.score} score needs a trained model and density")
 
+    def summary(self) -> str:
+        """One line on what it is."""
+        parts = [f"{p.name} of {sum(t.numel() for t in p.module.state_dict().values()):,} numbers" for p in self._parts]
+        patients = self.calibration.patients if self.calibration else 0
+        calibrated = f"calibrated on {patients} healthy patients" if patients else "not calibrated, so without p-values"
+        return ", ".join([f"{self.name} scores by {self.score}", *parts, calibrated])
+
     def heatmap(self, prepared: Prepared, step: int) -> Heatmap:
         """Score the tissue of a prepared image on a grid.
 
@@ -91,6 +98,10 @@ class Detector:
         scores[tissue] = self._places(prepared, step, tissue)
         scores = aggregate(scores, tissue, self.aggregation, step * prepared.spacing_mm)
         return Heatmap(scores, rows, columns, tissue)
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [part for part in (self.model, self.density) if part]
 
     def _places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""

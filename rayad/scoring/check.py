@@ -1,0 +1,86 @@
+"""Is a detector bundle what docs/formats.md says? Everything that can be told without an image.
+
+Loading refuses a bundle whose hashes or shapes do not fit. This looks further: at fields that are missing or unknown,
+at numbers that are no parameters of a density, and at the region graph that follows from the seed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from rayad import storage
+from rayad.scoring import detector as bundle
+from rayad.scoring.calibrate import Calibration
+from rayad.scoring.detector import Detector
+
+REQUIRED = {
+    "schema": int,
+    "name": str,
+    "score": str,
+    "preprocessing": dict,
+    "aggregation": dict,
+    "model": (dict, type(None)),
+    "density": (dict, type(None)),
+    "sha256": dict,
+    "provenance": dict,
+}
+"""Field of ``detector.json`` -> its type."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A model or density that can tell what is wrong with its parameters."""
+
+    def faults(self) -> Iterator[str]: ...
+
+
+def faults(url: str) -> list[str]:
+    """What is wrong with the bundle, a sentence each; nothing if it is whole.
+
+    Raises:
+        FormatError: there is no bundle, it is of a newer schema, or its tensors are not those it names.
+    """
+    said = bundle.describe(url)
+    found = list(_of_description(said))
+    if found:
+        return found
+    loaded = bundle.load(url)
+    found += [f"{name} is beside the bundle's files, and nothing names it" for name in _strangers(url, said)]
+    return [*found, *_of_parts(loaded), *_of_calibration(loaded.calibration)]
+
+
+def _of_description(said: dict[str, Any]) -> Iterator[str]:
+    for name, kind in REQUIRED.items():
+        if name not in said:
+            yield f"detector.json has no {name!r}"
+        elif not isinstance(said[name], kind):
+            yield f"{name!r} of detector.json is {said[name]!r}"
+    for name in said.keys() - REQUIRED.keys():
+        yield f"detector.json has a field {name!r} that nobody knows"
+
+
+def _strangers(url: str, said: dict[str, Any]) -> Iterator[str]:
+    known = {"detector.json", *(f"{kind}.safetensors" for kind in said["sha256"])}
+    for name in (file.rsplit("/", 1)[-1] for file in storage.listing(url)):
+        if name.endswith(".safetensors") and name not in known:
+            yield name
+
+
+def _of_parts(one: Detector) -> Iterator[str]:
+    for kind, part in (("model", one.model), ("density", one.density)):
+        if part is None:
+            continue
+        for name, value in part.module.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                yield f"{kind}: {name} holds numbers that are not finite"
+        if isinstance(part.module, Checked):
+            yield from (f"{kind}: {fault}" for fault in part.module.faults())
+
+
+def _of_calibration(calibration: Calibration | None) -> Iterator[str]:
+    for field in fields(calibration) if calibration else ():
+        value = getattr(calibration, field.name)
+        if hasattr(value, "dtype") and not torch.isfinite(torch.as_tensor(value)).all():
+            yield f"calibration: {field.name} holds numbers that are not finite"

@@ -1,0 +1,50 @@
+"""What the checker of bundles finds."""
+
+import safetensors.torch
+import torch
+
+from rayad import cli, storage
+from rayad.imaging.mammogram import Preprocessing
+from rayad.models import cae
+from rayad.scoring import detector as bundle
+from rayad.scoring.check import faults
+from rayad.scoring.detector import Detector, Part
+
+
+def saved(url: str, spoil=lambda state: None) -> str:
+    """The bundle of a small detector whose parameters were spoiled before they were written."""
+    config = cae.Config(width=4, latents=6)
+    module = config.build()
+    spoil(module.state_dict())
+    bundle.save(Detector("cae", "reconstruction", Preprocessing(), Part("cae", config, module)), url)
+    return url
+
+
+def test_a_whole_bundle_has_no_faults_and_a_line_about_itself(tmp_path, capsys):
+    assert faults(saved(str(tmp_path))) == []
+    assert cli.run(["check", "--detector", str(tmp_path)]) == 0
+    assert "cae scores by reconstruction" in capsys.readouterr().out
+
+
+def test_numbers_that_are_none_are_found(tmp_path, capsys):
+    url = saved(str(tmp_path), lambda state: state["encoder.head.bias"].fill_(torch.nan))
+    assert faults(url) == ["model: encoder.head.bias holds numbers that are not finite"]
+    assert cli.run(["check", "--detector", url]) == 1
+    assert "1 of 1 detectors" in capsys.readouterr().err
+
+
+def test_missing_and_unknown_fields_are_named(tmp_path):
+    url = saved(str(tmp_path))
+    said = bundle.describe(url)
+    del said["aggregation"]
+    storage.write_json(f"{url}/detector.json", said | {"colour": "blue"})
+    assert faults(url) == [
+        "detector.json has no 'aggregation'",
+        "detector.json has a field 'colour' that nobody knows",
+    ]
+
+
+def test_tensors_that_nothing_names_are_found(tmp_path):
+    url = saved(str(tmp_path))
+    storage.write_bytes(f"{url}/old.safetensors", safetensors.torch.save({"x": torch.zeros(1)}))
+    assert faults(url) == ["old.safetensors is beside the bundle's files, and nothing names it"]
