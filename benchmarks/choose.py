@@ -72,7 +72,7 @@ REST: dict[str, dict[str, Change]] = {
         "120, half on the contour": sampling(120, 0.5),
         "120, none": sampling(120, 0.0),
     },
-    "epochs": {"6": epochs(6), "12": epochs(12)},
+    "epochs": {"6": epochs(6), "3": epochs(3)},
     "circuit": {"I=45, R=50": circuit(45, 50), "I=20, R=10": circuit(20, 10)},
     "aggregation": {
         "none": aggregation("none"),
