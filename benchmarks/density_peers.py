@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rayad.density.spn import SPN
+from rayad.density.spn import SPN, Config
 
 Rows = Tensor
 
@@ -113,7 +113,7 @@ def _spflow(circuit: SPN, model: nn.Module, order: Callable[[Tensor], Tensor]) -
     factorize = next(module for module in modules if isinstance(module, Factorize))
     scopes = in_pairs(circuit.leaves.scopes, replicas)  # r f w
     holds = torch.zeros(*scopes.shape[:2], circuit.leaves.variables + 1).scatter_(2, scopes, 1)
-    factorize.indices.copy_(holds[..., :-1].permute(2, 1, 0))
+    factorize.get_buffer("indices").copy_(holds[..., :-1].permute(2, 1, 0))
     sums = [module for module in modules if isinstance(module, EinsumLayer | Sum)]  # from the root down
     share, *weights = weights_in_pairs(circuit)
     targets = [share[None, None], *map(order, reversed(weights))]
@@ -127,7 +127,8 @@ def _spflow(circuit: SPN, model: nn.Module, order: Callable[[Tensor], Tensor]) -
         model.load_state_dict(kept)
         expectation_maximization(model, x, max_steps=1, bias_correction=False)
 
-    return Peer(_without_gradients(lambda x: model.log_likelihood(x).flatten()), em)
+    log_likelihood: Callable[[Rows], Tensor] = model.log_likelihood  # pyright: ignore[reportAssignmentType]
+    return Peer(_without_gradients(lambda x: log_likelihood(x).flatten()), em)
 
 
 def weights_in_pairs(circuit: SPN) -> list[Tensor]:
@@ -185,17 +186,20 @@ def cirkit(circuit: SPN) -> Peer:
 
 def cirkit_em(circuit: SPN) -> Peer:
     """cirkit without fused layers. The statistics of its Gaussian leaves add up from step to step; timed as it is."""
+    return _cirkit_peer(cirkit_model(circuit, fused=False), cirkit_model(circuit, fused=False))
+
+
+def _cirkit_peer(model: nn.Module, trained: nn.Module) -> Peer:
     from cirkit.backend.torch.em_optimizer import EM
 
-    model = cirkit_model(circuit, fused=False)
-    optimizer = EM(model, lr=0.01, pseudocount=0.0)
+    optimizer = EM(trained, lr=0.01, pseudocount=0.0)
 
     def em(x: Rows) -> None:
         optimizer.zero_grad()
-        model(x).sum().backward()
+        trained(x).sum().backward()
         optimizer.step()
 
-    return Peer(_cirkit_log_prob(cirkit_model(circuit, fused=False)), em)
+    return Peer(_cirkit_log_prob(model), em)
 
 
 def _cirkit_log_prob(model: nn.Module) -> Callable[[Rows], Tensor]:
@@ -245,7 +249,30 @@ def cirkit_model(circuit: SPN, fused: bool) -> nn.Module:
         return PipelineContext(backend="torch", semiring="lse-sum", fold=True, optimize=fused).compile(symbols)
 
 
-def _cirkit_regions(circuit: SPN):  # noqa: ANN202
+def cirkit_categorical(config: Config, variables: int, states: int) -> Peer:
+    """cirkit's circuit with categorical leaves and parameters of its own, unfused for its EM."""
+    from cirkit.pipeline import PipelineContext
+    from cirkit.symbolic.initializers import DirichletInitializer
+    from cirkit.symbolic.layers import CategoricalLayer
+    from cirkit.symbolic.parameters import Parameter, TensorParameter
+    from cirkit.templates.region_graph import RandomBinaryTree
+
+    def drawn(shape: tuple[int, ...]) -> Parameter:
+        return Parameter.from_input(TensorParameter(*shape, initializer=DirichletInitializer()))
+
+    symbols = RandomBinaryTree(variables, depth=config.depth, num_repetitions=config.replicas).build_circuit(
+        input_factory=lambda scope, units: CategoricalLayer(scope, units, num_categories=states, probs_factory=drawn),
+        sum_product="tucker",
+        sum_weight_factory=drawn,
+        num_input_units=config.inputs,
+        num_sum_units=config.sums,
+        num_classes=config.roots,
+    )
+    model = PipelineContext(backend="torch", semiring="lse-sum", fold=True, optimize=False).compile(symbols)
+    return _cirkit_peer(model, model)
+
+
+def _cirkit_regions(circuit: SPN):
     from cirkit.templates.region_graph.graph import PartitionNode, RegionGraph, RegionNode
 
     if circuit.config.depth == 0:
