@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, util
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
@@ -59,34 +60,40 @@ class Options:
     """What a peer may take; where it would need more it is not run."""
     scaling_s: float = 5.0
     """Seconds for which processes run side by side."""
+    parts: tuple[str, ...] = ("parity", "speed", "memory", "categorical", "scaling")
+    """What is measured; the file keeps the last results of the others."""
     table: bool = False
     """Only print the tables of the last results, as Markdown."""
 
 
 def main(options: Options) -> None:
-    """Measure, print, and write the results."""
+    """Measure, print, and write the results, part by part."""
     torch.set_num_threads(1)
-    found: dict[str, object] = machine(1, options.runs) | {"sgemm GFLOP/s": sgemm_peak()}
-    show(found)
-    tables: dict[str, list[dict]] = {"parity": [], "speed": [], "memory": []}
-    for name in CIRCUITS:
-        collect(tables["parity"], parity(name))
-        collect(tables["speed"], speed(name, options))
-        collect(tables["memory"], memory(name, options))
-    collect(tables.setdefault("categorical", []), categorical(options))
-    collect(tables.setdefault("scaling", []), scaling(options.scaling_s))
-    found["sgemm GFLOP/s"] = peak = max(cast(float, found["sgemm GFLOP/s"]), sgemm_peak())
-    for row in tables["speed"]:
-        row |= {"share of sgemm": f"{row['GFLOP/s'] / peak:.1%}"} if "GFLOP/s" in row else {}
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found |= machine(1, options.runs) | {"sgemm GFLOP/s": sgemm_peak()}
+    show(rounded({name: value for name, value in found.items() if not isinstance(value, list)}))
+    works = {
+        "parity": lambda: chain.from_iterable(map(parity, CIRCUITS)),
+        "speed": lambda: chain.from_iterable(speed(name, options) for name in CIRCUITS),
+        "memory": lambda: chain.from_iterable(memory(name, options) for name in CIRCUITS),
+        "categorical": lambda: categorical(options),
+        "scaling": lambda: scaling(options.scaling_s),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rounded(found) | tables, indent=2) + "\n")
+    for part in options.parts:
+        found[part] = list(shown(works[part]()))
+        if part == "speed":
+            found["sgemm GFLOP/s"] = max(found["sgemm GFLOP/s"], sgemm_peak())
+            for row in (row for row in found[part] if "GFLOP/s" in row):
+                row["share of sgemm"] = f"{row['GFLOP/s'] / found['sgemm GFLOP/s']:.1%}"
+        RESULTS.write_text(json.dumps(rounded(found), indent=2) + "\n")
 
 
-def collect(table: list[dict], rows: Iterator[dict[str, object]]) -> None:
-    """Print rows as they come, and keep them."""
-    for row in rows:
-        table.append(rounded(row))
-        show(table[-1])
+def shown(rows: Iterator[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Rounded rows, printed as they come."""
+    for row in map(rounded, rows):
+        show(row)
+        yield row
 
 
 # The works that are compared
@@ -282,14 +289,23 @@ def peak_mib(name: str, library: str, operation: str, batch: int) -> float | str
         work = rayad_works(circuit, operation)[library]
     rows = circuit.standardization(z)[:batch].clone()
     work(rows[:2])
-    Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
-    before = status_mib("VmRSS")
+    before = forget_peak()
     work(rows)
-    return status_mib("VmHWM") - before
+    return grown_mib(before)
 
 
-def status_mib(field: str) -> float:
-    """A size of this process, from Linux."""
+def forget_peak() -> float:
+    """Let Linux forget the largest size of this process; returns the present one, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS")
+
+
+def grown_mib(before: float) -> float:
+    """From this size to the largest since."""
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 

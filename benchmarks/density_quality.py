@@ -91,21 +91,26 @@ SPFLOW = {"inputs": 10, "depth": 1, "replicas": 10}
 def main(options: Options) -> None:
     """Fit, print, and write the results."""
     torch.set_num_threads(1)
-    tables = {path.stem: path for path in options.latents} or dict.fromkeys(("digits", "breast_cancer"))
-    found, searches = [], {}
+    tables = {path.stem: path for path in options.latents} or dict.fromkeys(("breast_cancer", "digits"))
+    facts, found, searches = machine(1, options.seeds), [], {}
+    RESULTS.parent.mkdir(exist_ok=True)
     for table, path in tables.items():
         seeds = [load(table, path, seed) for seed in range(options.seeds)]
         setting, searches[table] = search(seeds[0], options)
-        for name, bits in densities(setting, len(seeds[0].train), options).items():
-            taken = [bits(rows, seed) for seed, rows in enumerate(seeds)]
-            validation, test = map(np.array, zip(*taken, strict=True))
-            row: dict[str, object] = {"table": table, "density": name}
-            row |= {"test bits": float(test.mean()), "spread": float(test.std())}
-            found.append(rounded(row | {"validation bits": float(validation.mean())}))
+        for name, work in densities(setting, len(seeds[0].train), options).items():
+            found.append({"table": table, "density": name} | over_seeds(work, seeds))
             show(found[-1])
-    facts = machine(1, options.seeds)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(facts | {"densities": found, "searches": searches}, indent=2) + "\n")
+        RESULTS.write_text(json.dumps(facts | {"densities": found, "searches": searches}, indent=2) + "\n")
+
+
+def over_seeds(work: Callable[[Rows, int], tuple[float, float]], seeds: list[Rows]) -> dict[str, object]:
+    """Mean and spread of the test bits, or why there are none."""
+    try:
+        validation, test = map(np.array, zip(*(work(rows, seed) for seed, rows in enumerate(seeds)), strict=True))
+    except Exception as error:  # noqa: BLE001  a density that is missing or fails is a row of the table
+        return {"reason": f"{type(error).__name__}: {error}"[:160]}
+    row = {"test bits": test.mean(), "spread": test.std(), "validation bits": validation.mean()}
+    return rounded({name: float(value) for name, value in row.items()})
 
 
 def load(table: str, path: Path | None, seed: int) -> Rows:
