@@ -11,7 +11,9 @@ that says so. Useful operations are those of the matrix products that a circuit 
 peak is of torch's matrix product, measured in the same run. Memory is what a fresh process takes on top of the model.
 """
 
+import ctypes
 import dataclasses
+import gc
 import json
 import sys
 import time
@@ -43,6 +45,8 @@ VARIABLES, CODES = 64, 512
 OPERATIONS = ("inference", "EM")
 STEP = 0.01
 """Of the M-step, so that many of them on the same rows leave a circuit that is none too odd."""
+ROWS_A_TURN = 1024
+"""At least, that rayad is timed on: a small batch takes a few milliseconds."""
 COPIES = {"inference": 2, "EM": 9}
 """Values of all leaves by variable, (rows, m, i, r), that a peer holds at a time; measured with SPFlow and cirkit."""
 
@@ -202,8 +206,12 @@ def speed(name: str, options: Options) -> Iterator[dict[str, object]]:
     useful = operations(config, VARIABLES)
     for operation in OPERATIONS:
         for batch in options.batches:
-            works = {way: partial(work, z[:batch]) for way, work in rayad_works(circuit, operation).items()}
-            notes = {}
+            often = max(1, ROWS_A_TURN // batch)
+            works: dict[str, Callable[[], object]] = {
+                way: partial(repeat, often, partial(work, z[:batch]))
+                for way, work in rayad_works(circuit, operation).items()
+            }
+            notes: dict[str, str] = {}
             for peer, copy in peers.items():
                 work = peer_work(copy, operation, config, batch, options.memory_gib)
                 failure = work if isinstance(work, str) else tried(partial(work, x[:64]))
@@ -212,19 +220,31 @@ def speed(name: str, options: Options) -> Iterator[dict[str, object]]:
                 else:
                     works[peer] = partial(work, x[:batch])
             times = alternate(works, options.runs, options.patience)
-            rayad = {way: batch / times[way].cpu for way in rayad_variants()}
+            rayad = {way: often * batch / times[way].cpu for way in rayad_variants()}
             for way in [*rayad, *peers]:
-                row = {"circuit": name, "operation": operation, "batch": batch, "library": way}
+                row: dict[str, object] = {"circuit": name, "operation": operation, "batch": batch, "library": way}
                 if way in notes:
                     yield row | {"note": notes[way]}
                     continue
-                rate = batch / times[way].cpu
+                rate = rayad.get(way, batch / times[way].cpu)
                 yield row | {
                     "samples/CPU s": rate,
                     **{f"{mine} times as fast": own / rate for mine, own in rayad.items()},
                     "GFLOP/s": rate * useful[operation] / 1e9,
                     "runs": times[way].runs,
+                    **({"note": "a step of Adam: it has no EM"} if adam(peers.get(way), operation) else {}),
                 }
+
+
+def repeat(often: int, work: Callable[[], object]) -> None:
+    """Do it several times."""
+    for _ in range(often):
+        work()
+
+
+def adam(copy: Peer | str | None, operation: str) -> bool:
+    """Whether a gradient step stands for EM."""
+    return operation == "EM" and isinstance(copy, Peer) and copy.em is None
 
 
 def peer_work(
@@ -289,19 +309,16 @@ def peak_mib(name: str, library: str, operation: str, batch: int) -> float | str
         work = rayad_works(circuit, operation)[library]
     rows = circuit.standardization(z)[:batch].clone()
     work(rows[:2])
-    before = forget_peak()
-    work(rows)
-    return grown_mib(before)
+    return taken_mib(partial(work, rows))
 
 
-def forget_peak() -> float:
-    """Let Linux forget the largest size of this process; returns the present one, in MiB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status_mib("VmRSS")
-
-
-def grown_mib(before: float) -> float:
-    """From this size to the largest since."""
+def taken_mib(work: Callable[[], object]) -> float:
+    """Growth of this process, in MiB, after what its allocator keeps has gone back to Linux."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
+    before = _status_mib("VmRSS")
+    work()
     return _status_mib("VmHWM") - before
 
 

@@ -7,10 +7,8 @@ density.py), by least squares: 1 where time follows the operations, less where a
 is the growth of the process during the work, above the built circuit.
 """
 
-import ctypes
-import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import tyro
-from density import OPERATIONS, forget_peak, grown_mib, operations, rayad_variants, rayad_works
+from density import OPERATIONS, operations, rayad_variants, rayad_works, taken_mib
 from heatmap import alternate, machine, rounded, show
 
 from rayad.density import spn
@@ -96,15 +94,6 @@ def measure(size: str, value: int, options: Options) -> Iterator[dict[str, objec
                 "GFLOP/s": options.rows * useful[operation] / times[way].cpu / 1e9,
                 "MiB": taken_mib(works[way]),
             }
-
-
-def taken_mib(work: Callable[[], object]) -> float:
-    """Growth of the process, after what the allocator keeps has gone back to the system."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = forget_peak()
-    work()
-    return grown_mib(before)
 
 
 def fits(points: list[dict]) -> Iterator[dict[str, object]]:
