@@ -6,9 +6,9 @@
 Lower is better. All densities see the same rows, standardized by mean and deviation of the training rows, and bits are
 those of standardized values. Digits are integers and some columns are constant: noise from [0, 1) is added to every
 value, so that a density cannot grow without bound on a value that repeats. Test rows are the same for all seeds, a
-seed divides the others and starts the fits. Every choice that the script makes (settings, number of components, epoch) is made on validation
-rows; rayad's settings are sought one axis after the other. The axes, the rotation and SPFlow's start were
-settled by hand after test figures of these two tables had been seen: only latents give a blind comparison.
+seed divides the others and starts the fits. What the script chooses (settings, number of components, epoch) it chooses
+on validation rows; rayad's settings are sought one axis after the other. The axes, the rotation and SPFlow's start were
+settled by hand after test figures of these two tables had been seen: only other rows compare blindly.
 """
 
 import json
