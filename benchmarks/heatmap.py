@@ -55,6 +55,7 @@ class Times:
 
     wall: float
     cpu: float
+    runs: int
 
 
 def main(options: Options) -> None:
@@ -62,7 +63,7 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     pixels = np.random.default_rng(0).random((options.side, options.side), np.float32)
-    facts = machine(options)
+    facts = machine(options.threads, options.runs) | {"image": f"{options.side}x{options.side}"}
     show(facts)
     encoders, heatmaps = [], []
     for precision in DTYPES:
@@ -141,18 +142,28 @@ def operations(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def alternate(works: dict[Name, Callable[[], object]], runs: int) -> dict[Name, Times]:
-    """Medians of the times of each work; the works take turns, after one round that does not count."""
+def alternate(works: dict[Name, Callable[[], object]], runs: int, patience: float = float("inf")) -> dict[Name, Times]:
+    """Medians of the times of each work; the works take turns, after one round that does not count.
+
+    Args:
+        patience: CPU seconds after which a work takes no more turns; its first one counts if it was the only one.
+    """
     taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(runs + 1):
         for name, work in works.items():
+            if sum(cpu for _, cpu in taken[name]) > patience:
+                continue
             wall, cpu = time.perf_counter(), time.process_time()
             work()
             taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: Times(*map(median, zip(*pairs[1:], strict=True))) for name, pairs in taken.items()}
+    counted = {name: pairs[1:] or pairs for name, pairs in taken.items()}
+    return {
+        name: Times(median(wall for wall, _ in pairs), median(cpu for _, cpu in pairs), len(pairs))
+        for name, pairs in counted.items()
+    }
 
 
-def machine(options: Options) -> dict[str, object]:
+def machine(threads: int, runs: int) -> dict[str, object]:
     """What the figures were measured on."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -161,11 +172,10 @@ def machine(options: Options) -> dict[str, object]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "cpu": facts.get("model name", platform.processor()),
-        **{flag: flag in flags for flag in ("avx512_bf16", "amx_bf16")},
+        **{flag: flag in flags for flag in ("avx512f", "avx512_bf16", "amx_bf16")},
         "torch": torch.__version__,
-        "threads": options.threads,
-        "image": f"{options.side}x{options.side}",
-        "runs": options.runs,
+        "threads": threads,
+        "runs": runs,
     }
 
 
