@@ -38,8 +38,8 @@ Combine = Callable[[Weights, Left, Right], Float[Tensor, "p s n"]]
 class Upward(NamedTuple):
     """Logarithms of all nodes' values, for some rows."""
 
-    levels: list[Float[Tensor, "q i n"]]
-    """From the leaves up, without the roots."""
+    levels: list[Tensor]
+    """From the leaves up, without the roots; each of regions, nodes and rows."""
     roots: Float[Tensor, "r c n"]
     """Each replica's part of pi_c S_c."""
 
@@ -268,7 +268,7 @@ def _parts(circuit: SPN, z: Latents) -> Iterator[Latents]:
     """The standardized rows, a few at a time; at least one part, maybe empty."""
     factors = circuit.leaves.mean.numel()
     pairs = sum(layer.weights[:, :, :, 0].numel() for layer in circuit.layers())
-    yield from circuit.standardization(z).split(max(1, BUDGET // (4 * factors + 4 * pairs)))
+    yield from circuit.standardization(z).split(max(1, BUDGET // (16 * factors + 4 * pairs)))
 
 
 def _log_prob(circuit: SPN, z: Latents) -> Scores:
@@ -387,8 +387,8 @@ def _filled(circuit: SPN, z: Latents, x: Latents) -> Latents:
     return torch.where(z.isnan(), values.to(z.dtype), z)
 
 
-def _visits(circuit: SPN) -> tuple[Float[Tensor, "l i"], list[Float[Tensor, "p i j"]]]:
-    """How often each leaf and each pair of nodes, from the bottom up, is drawn."""
+def _visits(circuit: SPN) -> tuple[Float[Tensor, "l i"], list[Tensor]]:
+    """How often each leaf is drawn, and on each level, from the bottom up, each pair of nodes (p i j)."""
     flow, pairs = circuit.mixing.expand(circuit.config.replicas, -1), []
     for layer in reversed(circuit.layers()):
         pair = torch.einsum("ps,psij->pij", flow, layer.weights)
