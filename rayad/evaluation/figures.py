@@ -30,7 +30,7 @@ TRUTH, MASK = "#56b4e9", "#f0e442"
 """Sky blue and yellow of Okabe and Ito: the annotated lesion, and what a detector marks. On heatmaps, which hold
 yellow themselves, the mask's outline is white with a dark rim."""
 LINES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"))
-CHANGE = 0.2
+CHANGE = 0.1
 """Change to the healthy version where its color is strongest, share of the full scale; the same in every picture."""
 DPI = 110
 
@@ -106,7 +106,7 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
         _outline_pixels(axes, view.truth)
         axes.set_title(head, fontsize=10)
     _color_bar(figure, [two])
-    bar = figure.colorbar(change, ax=[four], fraction=0.05, pad=0.01)
+    bar = figure.colorbar(change, ax=[four], fraction=0.03, pad=0.01, extend="both")
     bar.set_label("change, share of the full scale", fontsize=9)
     return _png(figure)
 

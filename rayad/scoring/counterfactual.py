@@ -2,8 +2,9 @@
 
 A density that has learned from healthy patches knows each latent's distribution given the others. The latents of a
 place whose surprise -log p(z_v | z_rest) is high are left out, one after the other, and then replaced by their mean
-given those that stay; the model decodes the result. Both are exact (rayad/density/queries.py). What is shown beside it is the difference to
-the *reconstruction* of the place, not to the place itself, which also differs by all that the model cannot draw.
+given those that stay; the model decodes the result. Both are exact (rayad/density/queries.py). What is shown beside
+it is the difference to the *reconstruction* of the place, not to the place itself, which also differs by all that
+the model cannot draw.
 
 It is an explanation of the likelihood, not of the lesion: what the encoder does not see, no latent can take back.
 """
@@ -25,9 +26,9 @@ from rayad.imaging.mammogram import PATCH, Prepared
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
 
-NATS = 5.0
+NATS = 4.0
 """Surprise above which a latent is replaced, the latent measured in its standard deviations in training: that of a
-standard normal 2.9 standard deviations from its mean, where 4 of 1,000 values lie. A healthy place stays as it is."""
+standard normal 2.5 standard deviations from its mean, where 13 of 1,000 values lie. Most of a healthy place stays."""
 STEP = 16
 """Distance of the decoded patches, px: a pixel lies in 16 of them."""
 
@@ -83,9 +84,9 @@ def patches(detector: Detector, x: Patches, nats: float = NATS) -> tuple[Patches
     Raises:
         OptionError: the detector is lacking something; says what.
     """
-    model, decoder, density = _parts(detector)
+    model, decode, density = _parts(detector)
     z = model.encode(x)
-    return decoder(z), decoder(healthy(density, z, nats))
+    return decode(z), decode(healthy(density, z, nats))
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
         OptionError: the detector is lacking something; says what.
         ImageError: the image is smaller than a patch.
     """
-    model, decoder, density = _parts(detector)
+    model, decode, density = _parts(detector)
     height, width = prepared.pixels.shape
     rows, columns = dense.places(height, width, step)
     tissue = prepared.tissue[np.ix_(rows, columns)]
@@ -109,23 +110,29 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     replaced[tissue] = (z != better).sum(1).numpy()
     k, j = np.nonzero(tissue)
     corners = torch.from_numpy(np.stack([rows[k], columns[j]], 1))
-    shown, changed = _blended(decoder, (z, better), corners, (height, width))
+    shown, changed = _blended(decode, (z, better), corners, (height, width))
     known = prepared.tissue & ~np.isnan(shown)
     return Counterfactual(np.where(known, shown, prepared.pixels), np.where(known, changed, 0), replaced)
 
 
 def _parts(detector: Detector) -> tuple[dense.Scorer, Decode, SPN]:
-    """Model, decoder and circuit."""
+    """Model, its decoder and the circuit."""
     reason = lacking(detector)
     if reason:
         raise OptionError(f"{reason}: a healthy counterfactual needs a model with a decoder and a circuit")
     assert detector.model is not None  # nothing is lacking
     assert detector.density is not None
-    return detector.model.module, detector.model.module.decoder, detector.density.module
+    model = detector.model.module
+
+    def decode(z: Latents) -> Patches:
+        """In the precision of the model, as the encoder is."""
+        return model.decoder(z.to(next(model.decoder.parameters()))).float()
+
+    return model, decode, detector.density.module
 
 
 def _blended(
-    decoder: Decode, latents: tuple[Latents, Latents], corners: Int64[torch.Tensor, "n 2"], shape: tuple[int, int]
+    decode: Decode, latents: tuple[Latents, Latents], corners: Int64[torch.Tensor, "n 2"], shape: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Healthy version and change, nan where no patch reaches.
 
@@ -138,7 +145,7 @@ def _blended(
     total = torch.zeros(3, shape[0] + PATCH, shape[1] + PATCH)  # healthy, change, weight
     for start in range(0, len(corners), dense.BATCH):
         part = slice(start, start + dense.BATCH)
-        found, better = (decoder(z[part])[:, 0].float() for z in latents)
+        found, better = (decode(z[part])[:, 0] for z in latents)
         stack = torch.stack([better, found - better, torch.ones_like(found)], 1) * window
         for (row, column), patch in zip(corners[part].tolist(), stack, strict=True):
             total[:, row : row + PATCH, column : column + PATCH] += patch

@@ -128,7 +128,8 @@ def learned() -> Detector:
     x = stripes(600, 0)
     blob = torch.zeros(64, 64)
     blob[24:40, 24:40] = 1
-    directions = torch.cat([torch.linalg.svd(x[:60].flatten(1) - 0.5, full_matrices=False)[2][:4], blob.flatten()[None]])
+    components = torch.linalg.svd(x[:60].flatten(1) - 0.5, full_matrices=False)[2][:4]
+    directions = torch.cat([components, blob.flatten()[None]])
     basis = torch.linalg.qr(directions.T)[0]  # p 5
     model = Linear(5)
     model.decoder = nn.Sequential(nn.Linear(5, 64 * 64), nn.Unflatten(1, (1, 64, 64)))
