@@ -266,7 +266,7 @@ def _exact(circuit: SPN) -> SPN:
 
 def _parts(circuit: SPN, z: Latents) -> Iterator[Latents]:
     """The standardized rows, a few at a time; at least one part, maybe empty."""
-    factors = circuit.leaves.mean.numel()
+    factors = circuit.leaves.scopes.numel() * circuit.config.inputs
     pairs = sum(layer.weights[:, :, :, 0].numel() for layer in circuit.layers())
     yield from circuit.standardization(z).split(max(1, BUDGET // (16 * factors + 4 * pairs)))
 
