@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
@@ -183,6 +183,33 @@ class GaussianLeaves(nn.Module):
     def filled(self) -> Bool[Tensor, "l 1 w"]:
         """The places that hold a variable; the others have no visits and no part in any density."""
         return (self.scopes < self.variables)[:, None]
+
+    def factors(self, x: Latents) -> Float[Tensor, "l i w n"]:
+        """Log density of every single variable, in nats; 0 where a value is missing and in unfilled places."""
+        missing = self.spread(x.isnan())[:, None]  # l 1 w n
+        deviation = self.spread(x.nan_to_num(0))[:, None] - self.mean[..., None]
+        fit = deviation.square_().div_(self.variance[..., None]).add_(self.variance.log()[..., None])
+        return fit.add_(math.log(2 * math.pi)).mul_(-0.5).masked_fill_(missing | ~self.filled[..., None], 0)
+
+    def modes(self) -> tuple[Float[Tensor, "l i w"], Float[Tensor, "l i w"]]:
+        """The most probable value of every leaf's variable, and its log density."""
+        return self.mean, (self.variance.log() + math.log(2 * math.pi)) * -0.5
+
+    def expectations(self) -> tuple[Float[Tensor, "l i w"], Float[Tensor, "l i w"]]:
+        """Mean and variance of every leaf's variable."""
+        return self.mean, self.variance
+
+    def draw(
+        self, region: Int64[Tensor, "n k"], node: Int64[Tensor, "n k"], generator: torch.Generator
+    ) -> Float[Tensor, "n k w"]:
+        """A random value of every variable of these leaves."""
+        mean, variance = self.mean[region, node], self.variance[region, node]
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+        return noise.mul_(variance.sqrt()).add_(mean)
+
+    def spread(self, table: Shaped[Tensor, "n m"]) -> Shaped[Tensor, "l w n"]:
+        """The rows' values at the places of every region; 0 in unfilled places."""
+        return torch.cat([table, table.new_zeros(len(table), 1)], dim=1).T[self.scopes]
 
     def start(self, x: Latents, generator: torch.Generator) -> None:
         """k-means in every region, from rows drawn at random; each input takes the moments of its cluster."""

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, FuncNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
 from rayad.arrays import Grid, GridMask, Mask, Pixels
@@ -29,6 +30,8 @@ TRUTH, MASK = "#56b4e9", "#f0e442"
 """Sky blue and yellow of Okabe and Ito: the annotated lesion, and what a detector marks. On heatmaps, which hold
 yellow themselves, the mask's outline is white with a dark rim."""
 LINES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"))
+CHANGE = 0.1
+"""Change to the healthy version where its color is strongest, share of the full scale; the same in every picture."""
 DPI = 110
 
 
@@ -55,6 +58,18 @@ class Map:
     mask: GridMask
 
 
+@dataclass(frozen=True)
+class Healthy:
+    """What one view would look like if it were healthy, in the picture that the models see."""
+
+    pixels: Pixels
+    """The healthy version."""
+    change: Pixels
+    """Reconstruction minus healthy version."""
+    picture: str
+    """Which picture: stored, relative or specks (rayad/imaging/mammogram.py)."""
+
+
 def overlay(view: View, found: Map, *, title: str = "") -> bytes:
     """One image under its heatmap, with mask contour, scale bar and color bar."""
     height, width = view.pixels.shape
@@ -73,6 +88,29 @@ def overlay(view: View, found: Map, *, title: str = "") -> bytes:
     return _png(figure)
 
 
+def explained(view: View, found: Map, healthy: Healthy) -> bytes:
+    """Side by side: the image, the image under its heatmap, its healthy counterfactual, and what that changed."""
+    height, width = view.pixels.shape
+    tall = 5.0
+    figure = _figure(4 * tall * width / height + 2.2, tall + 0.5)
+    one, two, three, four = grid = figure.subplots(1, 4)
+    _image(one, view)
+    _scale_bar(one, view)
+    _image(two, view)
+    _heat(two, view, found.healthy_quantile)
+    _outline(two, view, found.mask)
+    _gray(three, healthy.pixels)
+    change = _change(four, healthy)
+    heads = [view.name, "heatmap (white: marked)", *_heads(healthy)]
+    for axes, head in zip(grid, heads, strict=True):
+        _outline_pixels(axes, view.truth)
+        axes.set_title(head, fontsize=10)
+    _color_bar(figure, [two])
+    bar = figure.colorbar(change, ax=[four], fraction=0.03, pad=0.01, extend="both")
+    bar.set_label("change, share of the full scale", fontsize=9)
+    return _png(figure)
+
+
 def thumbnail(view: View, found: Map, height_px: int = 260) -> bytes:
     """The overlay alone, without words or bars, for lists of images."""
     height, width = view.pixels.shape
@@ -85,7 +123,7 @@ def thumbnail(view: View, found: Map, height_px: int = 260) -> bytes:
     return _png(figure)
 
 
-def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]]) -> bytes:
+def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]], healthy: Sequence[Healthy] = ()) -> bytes:
     """Images as rows: image, annotated lesion, then heatmap and mask of each detector.
 
     The arrangement of Fig. 2 of Dietrichstein et al. (2022).
@@ -93,23 +131,29 @@ def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]]) -> bytes:
     Args:
         views: the images.
         maps: detector -> what it says about each view, in the order of the views.
+        healthy: two more columns, the healthy version of each view and what it changed.
 
     Raises:
         ValueError: there is no image or no detector.
     """
     if not views or not maps:
         raise ValueError(f"a panel needs images and detectors, got {len(views)} and {len(maps)}")
-    columns, windows = 2 + 2 * len(maps), [_window(view, next(iter(maps.values()))[i]) for i, view in enumerate(views)]
+    columns = 2 + 2 * len(maps) + 2 * bool(healthy)
+    windows = [_window(view, next(iter(maps.values()))[i]) for i, view in enumerate(views)]
     tallest = max((bottom - top) / (right - left) for left, right, bottom, top in windows)
     figure = _figure(1.6 * columns + 0.9, (1.6 * tallest + 0.08) * len(views) + 0.5)
     grid = figure.subplots(len(views), columns, squeeze=False)
     for i, view in enumerate(views):
-        _fill_row(grid[i], view, [found[i] for found in maps.values()])
+        _fill_row(grid[i, : 2 + 2 * len(maps)], view, [found[i] for found in maps.values()])
+        if healthy:
+            _gray(grid[i, -2], healthy[i].pixels)
+            _change(grid[i, -1], healthy[i])
         for axes in grid[i]:
             axes.set_xlim(*windows[i][:2])
             axes.set_ylim(*windows[i][2:])
         _scale_bar(grid[i, 0], view)
     heads = ["image", "annotated lesion", *(f"{name}\n{what}" for name in maps for what in ("heatmap", "mask"))]
+    heads += _heads(healthy[0]) if healthy else []
     for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=9)
     _color_bar(figure, list(grid.ravel()))
@@ -152,6 +196,19 @@ def _fill_row(row: np.ndarray, view: View, found: Sequence[Map]) -> None:
         _outline_pixels(mask, view.truth)
 
 
+def _heads(healthy: Healthy) -> list[str]:
+    return [
+        f"{healthy.picture} picture\nif it were healthy",
+        f"what makes it unlikely\n(red: too bright; to ±{CHANGE:g})",
+    ]
+
+
+def _change(axes: Axes, healthy: Healthy) -> AxesImage:
+    shown = axes.imshow(healthy.change, cmap="RdBu_r", vmin=-CHANGE, vmax=CHANGE)
+    _bare(axes)
+    return shown
+
+
 def _histograms(axes: Axes, classes: Mapping[str, Float[np.ndarray, " n"]]) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -189,7 +246,15 @@ def _png(figure: Figure) -> bytes:
 
 
 def _image(axes: Axes, view: View) -> None:
-    axes.imshow(view.pixels, cmap="gray", vmin=0, vmax=max(1e-6, float(np.quantile(view.pixels, 0.999))))
+    _gray(axes, view.pixels)
+
+
+def _gray(axes: Axes, pixels: Pixels) -> None:
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=max(1e-6, float(np.quantile(pixels, 0.999))))
+    _bare(axes)
+
+
+def _bare(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)

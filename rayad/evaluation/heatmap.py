@@ -1,4 +1,7 @@
-"""Images in, heatmaps out: NAME.npz with scores and p-values, NAME.png with the overlay."""
+"""Images in, heatmaps out: NAME.npz with scores and p-values, NAME.png with the overlay.
+
+A detector by likelihood that can draw also shows what the image would look like if it were healthy.
+"""
 
 import io
 from collections import Counter
@@ -11,9 +14,10 @@ import numpy as np
 from rayad import storage
 from rayad.datasets.exam import read_grey
 from rayad.errors import ImageError, OptionError, StorageError
-from rayad.evaluation.figures import Map, View, overlay
+from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.imaging import raster
 from rayad.imaging.mammogram import Prepared, prepare
+from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector, Heatmap
 
@@ -56,7 +60,7 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
         except (ImageError, StorageError) as error:
             rows.append({"image": file, "reason": str(error)})
             continue
-        _write(storage.join(url, name), prepared, heatmap, detector.calibration)
+        _write(storage.join(url, name), prepared, heatmap, detector)
         score = image_score(heatmap.scores)
         rows.append({"image": file, "name": name, "score": score, "p": detector.calibration.image_p(score)})
     return rows
@@ -87,19 +91,37 @@ def _below(place: str) -> list[str]:
         return [place]
 
 
-def _write(url: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> None:
+def _write(url: str, prepared: Prepared, heatmap: Heatmap, detector: Detector) -> None:
+    assert detector.calibration is not None  # write_heatmaps() saw to it
     scale = np.array(prepared.original_shape) / np.array(prepared.pixels.shape)
+    arrays = {
+        "scores": heatmap.scores,
+        "p_values": detector.calibration.place_p(heatmap.scores).astype(np.float32),
+        "rows": ((heatmap.rows + 0.5) * scale[0] - 0.5).astype(np.float32),
+        "cols": ((heatmap.columns + 0.5) * scale[1] - 0.5).astype(np.float32),
+        "tissue": heatmap.tissue,
+    }
+    view, found = pictured(url.rsplit("/", 1)[-1], prepared, heatmap, detector.calibration)
+    if counterfactual.lacking(detector):
+        png = overlay(view, found)
+    else:
+        healthy = if_healthy(detector, prepared)
+        arrays |= {"counterfactual": healthy.pixels, "change": healthy.change}
+        png = explained(view, found, healthy)
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        scores=heatmap.scores,
-        p_values=calibration.place_p(heatmap.scores).astype(np.float32),
-        rows=((heatmap.rows + 0.5) * scale[0] - 0.5).astype(np.float32),
-        cols=((heatmap.columns + 0.5) * scale[1] - 0.5).astype(np.float32),
-        tissue=heatmap.tissue,
-    )
+    np.savez_compressed(buffer, **arrays)
     storage.write_bytes(f"{url}.npz", buffer.getvalue())
-    storage.write_bytes(f"{url}.png", overlay(*pictured(url.rsplit("/", 1)[-1], prepared, heatmap, calibration)))
+    storage.write_bytes(f"{url}.png", png)
+
+
+def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
+    """The healthy counterfactual as figures take it.
+
+    Raises:
+        OptionError: the detector is lacking a decoder or a density.
+    """
+    found = counterfactual.image(detector, prepared)
+    return Healthy(found.pixels, found.change, detector.preprocessing.intensity)
 
 
 def pictured(name: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> tuple[View, Map]:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from rayad import provenance, storage
-from rayad.datasets.exam import Images
+from rayad.datasets.exam import Exam, Images
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import figures, report, table
 from rayad.evaluation.figures import Map, View
+from rayad.evaluation.heatmap import if_healthy
 from rayad.evaluation.metrics import Scored, usable
 from rayad.imaging.mammogram import Preprocessing, prepare
 from rayad.imaging.spacing import resample_mask
@@ -20,6 +21,7 @@ from rayad.on_ray import stages
 from rayad.on_ray.cluster import tasks
 from rayad.on_ray.score import ScoredImage
 from rayad.patches.corpus import fingerprint
+from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector
 
@@ -176,7 +178,8 @@ def _pictures(
     maps = {d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike}
     pictures = {}
     if chosen:
-        pictures["panel"] = figures.panel([drawn[i][0] for i in chosen], maps)
+        healthy = _if_healthy(main, dataset, [images[i] for i in chosen])
+        pictures["panel"] = figures.panel([drawn[i][0] for i in chosen], maps, healthy)
     pictures["distributions"] = figures.distributions({d.name: _classes(on_grid[d.name], kinds) for d in detectors})
     return pictures | thumbnails, _listed([main], calibrations, scored)
 
@@ -191,6 +194,20 @@ def draw(dataset: Images, preprocessing: Preprocessing, image: ScoredImage, foun
             truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.pixels.shape)
     view = View(exam.exam_id, prepared.stored, prepared.spacing_mm, image.rows, image.columns, truth)
     return view, figures.thumbnail(view, found)
+
+
+def _if_healthy(detector: Detector, dataset: Images, images: Sequence[ScoredImage]) -> list[figures.Healthy]:
+    """The healthy counterfactual of each image; none for a detector that has none."""
+    if counterfactual.lacking(detector):
+        return []
+    jobs = [(image.exam,) for image in images]
+    return list(tasks(explain, jobs, len(jobs), "counterfactuals", shared=(dataset, detector)))
+
+
+def explain(dataset: Images, detector: Detector, exam: Exam) -> figures.Healthy:
+    """What an image would look like if it were healthy."""
+    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, detector.preprocessing)
+    return if_healthy(detector, prepared)
 
 
 def mapped(calibration: Calibration, scores: np.ndarray) -> Map:

@@ -63,6 +63,8 @@ def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_p
         assert np.array_equal(np.isfinite(heatmap["scores"]), tissue)
         assert ((heatmap["p_values"][tissue] > 0) & (heatmap["p_values"][tissue] <= 1)).all()
         assert len(heatmap["rows"]) == tissue.shape[0]
+        assert heatmap["counterfactual"].dtype == heatmap["change"].dtype == np.float32
+        assert heatmap["counterfactual"].shape == heatmap["change"].shape
     assert storage.read_bytes(str(tmp_path / f"maps/{named[0]}.png")).startswith(b"\x89PNG")
 
 

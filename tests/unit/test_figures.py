@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayad.evaluation.figures import HIGH, LOW, Map, View, distributions, overlay, panel, thumbnail
+from rayad.evaluation.figures import (
+    CHANGE,
+    HIGH,
+    LOW,
+    Healthy,
+    Map,
+    View,
+    distributions,
+    explained,
+    overlay,
+    panel,
+    thumbnail,
+)
 
 
 def view(side=96, level=0.5, truth=None, spacing_mm=0.5):
@@ -99,6 +111,27 @@ def test_a_panel_has_a_row_an_image_and_columns_for_each_detector():
     assert more.shape[0] > 1.5 * one.shape[0]
     assert more.shape[1] > 1.3 * one.shape[1]
     assert decoded(panel(views[:1], {"cae": [heat(np.nan)]})).std() > 0
+
+
+def if_healthy(change=0.0):
+    pixels = np.full((96, 96), 0.5, dtype=np.float32)
+    return Healthy(pixels, np.full((96, 96), change, dtype=np.float32), "relative")
+
+
+def test_what_is_too_bright_is_red_what_is_too_dark_blue_and_no_change_is_white():
+    quarters = {}
+    for change in (0.0, CHANGE, -CHANGE):
+        picture = decoded(explained(view(), heat(0.5), if_healthy(change)))
+        quarters[change] = picture[picture.shape[0] // 2, int(0.8 * picture.shape[1])]  # in the fourth picture
+    assert quarters[0.0].min() > 240
+    assert quarters[CHANGE][0] > 2 * quarters[CHANGE][2]
+    assert quarters[-CHANGE][2] > 2 * quarters[-CHANGE][0]
+
+
+def test_a_panel_gains_two_columns_where_there_is_a_healthy_version():
+    without = decoded(panel([view()], {"cae-spn": [heat(0.9)]}))
+    more = decoded(panel([view()], {"cae-spn": [heat(0.9)]}, [if_healthy()]))
+    assert more.shape[1] / without.shape[1] == pytest.approx((6 * 1.6 + 0.9) / (4 * 1.6 + 0.9), abs=0.01)
 
 
 def test_a_panel_of_nothing_is_refused():
