@@ -22,7 +22,7 @@ class Config:
     """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
     leaf_prior: float = 0.0
     """Training rows of the variables' own distribution that every component is thought to have seen before."""
-    state_prior: float = 0.1
+    state_prior: float = 1.0
     """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
     states: tuple[int, ...] = ()
     """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
