@@ -56,7 +56,7 @@ class _Coordinate(NamedTuple):
 
     take: Callable[[], Tensor]
     """Its value in the circuit."""
-    put: Callable[[Tensor], None]
+    put: Callable[[Tensor], object]
     """Give the circuit this value."""
     slope: Callable[[Statistics], Tensor]
     """Derivative of the likelihood of the rows."""

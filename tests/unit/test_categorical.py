@@ -218,3 +218,30 @@ def test_values_that_are_no_codes_are_refused(value):
 def test_states_that_fit_no_variables_are_refused(states):
     with pytest.raises(OptionError, match="states"):
         Config(states=states).build(3)
+
+
+def test_outliers_of_a_million_deviations_keep_finite_likelihoods_in_their_order():
+    """Constant numbers too, beside codes: the further, the less likely."""
+    z = codes(60, MIXED).float()
+    z[:, 2] = 0.25
+    density = Config(inputs=4, replicas=3, states=MIXED).build(5)
+    density.start(z, seed=0)
+    for _ in range(5):
+        density.update(density.statistics(z), 1)
+    far = z[:1].repeat(5, 1)
+    far[:, 0] += 6 * torch.tensor([0.0, 10, 1e3, 1e6, float("inf")])
+    log_prob = density.log_prob(far)
+    assert log_prob.isfinite().all()
+    assert (log_prob.diff() < 0).all()
+
+
+@pytest.mark.parametrize("states", [(), (3,)])
+def test_statistics_of_many_rows_are_the_sum_over_blocks(states, monkeypatch):
+    """As one call, in blocks of its own, and by the caller."""
+    density, z = circuit(4, states or (0,), 1, 3, 1, 1, 2), codes(90, (states or (0,)) * 4, seed=4)
+    whole = density.statistics(z)
+    by_caller = [density.statistics(part) for part in z.split(13)]
+    monkeypatch.setattr("rayad.density.spn.ROWS_A_SUM", 20)
+    for other in (density.statistics(z), sum(by_caller[1:], by_caller[0])):
+        for mine, its in zip(whole.tensors(), other.tensors(), strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-11, atol=1e-11)
