@@ -69,4 +69,9 @@ def _parsed(name: str, field: str, kind: Any, text: str) -> Any:
             return kind(text)
         except ValueError:
             raise OptionError(f"{name}: {field} is a number, not {text!r}") from None
+    if kind == tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in text.split(",") if part)
+        except ValueError:
+            raise OptionError(f"{name}: {field} is whole numbers with commas between, not {text!r}") from None
     return text

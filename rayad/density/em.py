@@ -18,11 +18,12 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
 from rayad.errors import OptionError, TrainingError
-from rayad.fit import ALONE, Row, Sync
+from rayad.fit import ALONE, Checkpoints, Row, Sync
+from rayad.progress import Progress, State, pack, unpack
 
 ENOUGH = 3.0
 """Steps times step size below which a circuit is hardly trained."""
@@ -36,12 +37,16 @@ class Statistics(Protocol):
     def rows(self) -> Tensor: ...
     @property
     def log_likelihood(self) -> Tensor: ...
+    @property
+    def visits(self) -> Tensor: ...
     def tensors(self) -> list[Tensor]: ...
 
 
 S = TypeVar("S", bound=Statistics)
 Held = Float[Tensor, "v m"]
 """Validation rows."""
+Labels = Int64[Tensor, " k"]
+"""The root of every training row, -1 where it is not known."""
 
 
 @runtime_checkable
@@ -50,8 +55,9 @@ class Density(Protocol[S]):
 
     def start(self, z: Latents, seed: int) -> None: ...
     def log_prob(self, z: Latents) -> Scores: ...
-    def statistics(self, z: Latents) -> S: ...
+    def statistics(self, z: Latents, labels: Labels | None = None) -> S: ...
     def update(self, statistics: S, step: float) -> None: ...
+    def revive(self, z: Latents, visits: Tensor, share: float, seed: int) -> int: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state_dict: dict[str, Tensor], /) -> object: ...
 
@@ -72,6 +78,8 @@ class EM:
     """Epochs without a higher validation likelihood after which learning ends."""
     seed: int = 0
     """Of the start and of the order of rows."""
+    revive: float = 0.0
+    """Share of the mean visits in an epoch below which an input distribution is dead and starts anew; 0: none is."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batches", "patience"):
@@ -79,6 +87,8 @@ class EM:
                 raise OptionError(f"{name} of expectation-maximization must be at least 1, not {getattr(self, name)}")
         if not 0 < self.step <= 1:
             raise OptionError(f"step of expectation-maximization must be in (0, 1], not {self.step}")
+        if not 0 <= self.revive < 1:
+            raise OptionError(f"revive of expectation-maximization must be in [0, 1), not {self.revive}")
         if not 0 <= self.decay < math.inf:
             raise OptionError(f"decay of expectation-maximization must be at least 0, not {self.decay}")
 
@@ -118,13 +128,17 @@ def fit(
     validation: Held,
     em: EM,
     *,
+    labels: Labels | None = None,
     sync: Sync = ALONE,
+    checkpoints: Checkpoints | None = None,
     report: Callable[[Row], None] = lambda row: None,
 ) -> History:
     """Start the density from the training rows, then `improve` it."""
-    _check(train, validation)
-    density.start(train, em.seed)
-    return improve(density, train, validation, em, sync=sync, report=report)
+    _check(train, validation, labels)
+    saved = checkpoints.load() if checkpoints else None
+    if saved is None:
+        density.start(train, em.seed)
+    return _improve(density, train, validation, em, _Around(labels, sync, checkpoints, report), saved)
 
 
 def improve(
@@ -133,7 +147,9 @@ def improve(
     validation: Held,
     em: EM,
     *,
+    labels: Labels | None = None,
     sync: Sync = ALONE,
+    checkpoints: Checkpoints | None = None,
     report: Callable[[Row], None] = lambda row: None,
 ) -> History:
     """Learn from where the density stands, in place, and leave the parameters that are best on validation in it.
@@ -141,41 +157,71 @@ def improve(
     Args:
         train: all training rows, the same on every worker; missing values are NaN.
         validation: rows that decide when to stop; the same on every worker.
+        labels: the root that a training row is known to come from, -1 where it is not: roots become classes.
+        checkpoints: saved by rank 0 after every epoch. Where a state is saved, every worker goes on from it, to the
+            same bits as without the interruption.
         report: called on every worker after every epoch.
 
     Raises:
-        TrainingError: no rows, or a likelihood that is not finite (names epoch and step).
-        OptionError: another number of variables than the density was built for.
+        TrainingError: no rows, an infinite value, or a likelihood that is not finite (names epoch and step).
+        OptionError: another number of variables than the density was built for, or of labels than of rows.
+        FormatError: the checkpoint is of another density.
     """
-    _check(train, validation)
-    rows: list[Row] = []
-    best, best_epoch = density.state_dict(), 0
-    while len(rows) < em.epochs and len(rows) - best_epoch < em.patience:
-        epoch, began = len(rows) + 1, time.perf_counter()
-        row = {"epoch": epoch, "step": em.step_of(epoch - 1), "train": _epoch(density, train, em, epoch, sync)}
-        row["validation"] = _bits(density, validation, epoch, sync)
-        rows.append(row | {"seconds": time.perf_counter() - began})
-        if best_epoch == 0 or row["validation"] < rows[best_epoch - 1]["validation"]:
-            best_epoch = epoch
+    _check(train, validation, labels)
+    saved = checkpoints.load() if checkpoints else None
+    return _improve(density, train, validation, em, _Around(labels, sync, checkpoints, report), saved)
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What learning is given besides the rows."""
+
+    labels: Labels | None
+    sync: Sync
+    checkpoints: Checkpoints | None
+    report: Callable[[Row], None]
+
+
+def _improve(
+    density: Density[S], train: Latents, validation: Held, em: EM, around: _Around, saved: State | None
+) -> History:
+    assert isinstance(density, nn.Module)  # Density's docstring; a Protocol cannot say it
+    progress, best = unpack(saved, density) if saved else (Progress(), density.state_dict())
+    while progress.epoch < em.epochs and progress.epoch - progress.best_epoch < em.patience:
+        epoch, began = progress.epoch + 1, time.perf_counter()
+        bits, visits = _epoch(density, train, em, epoch, around)
+        row = {"epoch": epoch, "step": em.step_of(epoch - 1), "train": bits}
+        row["validation"] = _bits(density, validation, epoch, around.sync)
+        progress = progress.after_epoch(row | {"seconds": time.perf_counter() - began})
+        if progress.best_epoch == epoch:
             best = {name: value.clone() for name, value in density.state_dict().items()}
-        report(rows[-1])
+        if em.revive > 0:
+            density.revive(train, visits, em.revive, em.seed + epoch)
+        if around.checkpoints and around.sync.rank == 0:
+            around.checkpoints.save(pack(density, best, [], progress))
+        around.report(progress.rows[-1])
     density.load_state_dict(best)
-    progress = len(_batches(len(train), em, 1)) * sum(row["step"] for row in rows)
-    return History(tuple(rows), progress, tuple(_warnings(progress, train)))
+    steps = len(_batches(len(train), em, 1)) * sum(row["step"] for row in progress.rows)
+    return History(tuple(progress.rows), steps, tuple(_warnings(steps, train)))
 
 
-def _epoch(density: Density[S], train: Latents, em: EM, epoch: int, sync: Sync) -> float:
-    """All steps of an epoch; returns bits a dimension of the training rows, each as it was met."""
-    total = 0.0
+def _epoch(density: Density[S], train: Latents, em: EM, epoch: int, around: _Around) -> tuple[float, Tensor]:
+    """All steps of an epoch; returns bits a dimension of the rows, each as it was met, and the visits of inputs."""
+    total, visits, sync, labels = 0.0, torch.zeros(()), around.sync, around.labels
     for number, rows in enumerate(_batches(len(train), em, epoch), 1):
-        statistics = density.statistics(train[rows[sync.rank :: sync.world]])
-        sync.sum_(statistics.tensors())
+        mine = rows[sync.rank :: sync.world]
+        known = () if labels is None else (labels[mine],)
+        statistics = density.statistics(train[mine], *known)
+        if sync.world > 1:  # of codes, a table is only made where it has to be added
+            sync.sum_(statistics.tensors())
         log_likelihood = float(statistics.log_likelihood)
         if not math.isfinite(log_likelihood):
             raise TrainingError(f"the log likelihood is {log_likelihood} in epoch {epoch}, step {number}")
         total += log_likelihood
+        if em.revive > 0:
+            visits = visits.to(statistics.visits) + statistics.visits
         density.update(statistics, em.step_of(epoch - 1))
-    return -total / (train.numel() * math.log(2))
+    return -total / (train.numel() * math.log(2)), visits
 
 
 def _batches(number: int, em: EM, epoch: int) -> list[Int64[Tensor, " b"]]:
@@ -193,10 +239,15 @@ def _bits(density: Density[S], z: Latents, epoch: int, sync: Sync) -> float:
     return -float(total) / (z.numel() * math.log(2))
 
 
-def _check(train: Latents, validation: Held) -> None:
+def _check(train: Latents, validation: Held, labels: Labels | None) -> None:
     for name, z in (("training", train), ("validation", validation)):
         if not len(z):
             raise TrainingError(f"there are no {name} rows")
+    infinite = train.isinf().any(1).nonzero()
+    if len(infinite):
+        raise TrainingError(f"training rows must be finite or missing; row {int(infinite[0])} is not")
+    if labels is not None and len(labels) != len(train):
+        raise OptionError(f"every training row needs a label or -1: {len(train)} rows have {len(labels)} labels")
 
 
 def _warnings(progress: float, train: Latents) -> Iterator[str]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rayad.arrays import Latents, Scores
+from rayad.density.leaves import GaussianLeaves, Raw
 
 if TYPE_CHECKING:
     from rayad.density.spn import SPN, Sums
@@ -103,6 +104,8 @@ def packed(circuit: "SPN", learns: bool = False) -> "Packed | None":
     Args:
         learns: whether statistics are wanted, which need the weights in a second order.
     """
+    if not isinstance(circuit.leaves, GaussianLeaves):
+        return None
     parameters = [circuit.leaves.mean, circuit.leaves.variance, circuit.mixing, *(y.weights for y in circuit.layers())]
     fits = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
     compiled = library() if fits and _switch["on"] else None
@@ -128,6 +131,7 @@ class Packed:
     def __init__(self, circuit: "SPN", compiled: ctypes.CDLL, learns: bool) -> None:
         self.compiled, self.learns = compiled, learns
         leaves, config = circuit.leaves, circuit.config
+        assert isinstance(leaves, GaussianLeaves)  # packed() saw to it
         weights = [layer.weights for layer in circuit.layers()]
         slope, curvature, constant = leaves.natural()
         self.inputs, self.shapes = config.inputs, [w.shape for w in weights]
@@ -172,7 +176,8 @@ class Packed:
             v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
             for v, shape in zip(visits, self.shapes, strict=True)
         ]
-        return Sums(lp, roots.to(x), mass[:, : self.inputs, None], raw[..., : self.inputs].mT, seen)
+        leaves = Raw(mass[:, : self.inputs, None], raw[..., : self.inputs].mT)
+        return Sums(lp, roots.to(x), leaves, seen)
 
     def _shared(self, x: Latents, work: Callable[[int, Latents], T]) -> list[T]:
         """Do the work on the rows, shared by torch's threads; ctypes lets go of the interpreter meanwhile."""

@@ -1,4 +1,4 @@
-"""Gaussian leaves: the distributions at the bottom of a circuit.
+"""Gaussian leaves: the distributions of numbers at the bottom of a circuit.
 
 In leaf region l, input distribution i is a product of Gaussians with own mean and variance for each variable w of
 the region. Its log density is affine in (z, z^2), so all of a region's inputs are one matrix product with the
@@ -37,13 +37,20 @@ Parameters = Float[Tensor, "l i w"]
 
 
 class Standardization(nn.Module):
-    """Centres and scales every variable; a missing value (NaN) stays missing."""
+    """Centres and scales every number and checks every code; a missing value (NaN) stays missing.
+
+    Args:
+        states: of every variable, 0 for a number; none if all are numbers.
+    """
 
     centre: Tensor
     scale: Tensor
+    states: Tensor
 
-    def __init__(self, variables: int) -> None:
+    def __init__(self, variables: int, states: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.register_buffer("states", torch.tensor(states or [0] * variables), persistent=False)
+        self.coded = any(states)
         self.register_buffer("centre", torch.zeros(variables))
         self.register_buffer("scale", torch.ones(variables))
 
@@ -53,7 +60,7 @@ class Standardization(nn.Module):
 
         Raises:
             TrainingError: no rows, or an infinite value (names the row).
-            OptionError: another number of variables than the density was built for.
+            OptionError: another number of variables than the density was built for, or a value that is not a code.
         """
         self._check(z)
         infinite = z.isinf().any(1).nonzero()
@@ -64,15 +71,16 @@ class Standardization(nn.Module):
         z = z.double()
         centre = z.nanmean(0).nan_to_num()
         scale = (z - centre).square().nanmean(0).sqrt().nan_to_num()
-        constant = scale <= 1e-6 * centre.abs() + 1e-30
-        self.centre.copy_(centre)
+        coded = self.states > 0
+        constant = (scale <= 1e-6 * centre.abs() + 1e-30) | coded
+        self.centre.copy_(centre.masked_fill(coded, 0))
         self.scale.copy_(scale.masked_fill(constant, 1))
 
     def forward(self, z: Latents) -> Latents:
         """The standardized values, at most LIMIT from zero.
 
         Raises:
-            OptionError: another number of variables than the density was built for.
+            OptionError: another number of variables than the density was built for, or a value that is not a code.
         """
         self._check(z)
         return ((z.to(self.centre) - self.centre) / self.scale).clamp(-LIMIT, LIMIT)
@@ -88,6 +96,15 @@ class Standardization(nn.Module):
     def _check(self, z: Latents) -> None:
         if z.shape[1] != len(self.centre):
             raise OptionError(f"the density was built for {len(self.centre)} variables, not {z.shape[1]}")
+        if not self.coded:
+            return
+        wrong = ((z != z.round()) | (z < 0) | (z >= self.states)) & ~z.isnan() & (self.states > 0)
+        if wrong.any():
+            row, variable = (int(place) for place in wrong.nonzero()[0])
+            raise OptionError(
+                f"variable {variable} of row {row} must be a whole number from 0 to {int(self.states[variable]) - 1}"
+                f" or missing, not {float(z[row, variable]):g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,8 +121,25 @@ class Moments:
     def tensors(self) -> list[Tensor]:
         return [self.mass, self.first, self.second]
 
+    def visits(self) -> Float[Tensor, "l i"]:
+        """Expected visits of every input distribution."""
+        return self.mass.amax(2)
+
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.mass + other.mass, self.first + other.first, self.second + other.second)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What rows have added up to so far."""
+
+    mass: Float[Tensor, "l i 1"]
+    """Expected visits of every input distribution."""
+    raw: Float[Tensor, "l i f"]
+    """Sums of visits times features."""
+
+    def __add__(self, other: "Raw") -> "Raw":
+        return Raw(self.mass + other.mass, self.raw + other.raw)
 
 
 class GaussianLeaves(nn.Module):
@@ -116,7 +150,7 @@ class GaussianLeaves(nn.Module):
     def __init__(self, scopes: Scopes, variables: int, inputs: int, min_variance: float) -> None:
         super().__init__()
         regions, width = scopes.shape
-        self.variables = variables
+        self.variables, self.inputs = variables, inputs
         self.min_variance = min_variance
         self.register_buffer("scopes", scopes)
         self.mean = nn.Parameter(torch.zeros(regions, inputs, width), requires_grad=False)
@@ -146,6 +180,21 @@ class GaussianLeaves(nn.Module):
         slope = self.mean / self.variance
         constant = (self.variance.log() + math.log(2 * math.pi)).addcmul_(slope, self.mean).mul_(-0.5) * self.filled
         return slope, -0.5 / self.variance, constant
+
+    def tally(self, missing: bool) -> Raw:
+        """Statistics of no rows."""
+        regions, inputs, width = self.mean.shape
+        zeros = self.mean.new_zeros
+        return Raw(zeros(regions, inputs, 1), zeros(regions, inputs, (3 if missing else 2) * width))
+
+    def add_(self, tally: Raw, flow: Float[Tensor, "l i n"], features: Features) -> None:
+        """Add rows that visit the leaves so often."""
+        tally.mass.add_(flow.sum(2, keepdim=True))
+        tally.raw.baddbmm_(flow, features.mT)
+
+    def finish(self, tally: Raw) -> Moments:
+        """The statistics of the rows that were added."""
+        return self.moments(tally.mass, tally.raw)
 
     def moments(self, mass: Float[Tensor, "l i 1"], raw: Float[Tensor, "l i f"]) -> Moments:
         """From expected visits, and sums of visits times features, to moments about the current means."""
@@ -210,6 +259,17 @@ class GaussianLeaves(nn.Module):
     def spread(self, table: Shaped[Tensor, "n m"]) -> Shaped[Tensor, "l w n"]:
         """The rows' values at the places of every region; 0 in unfilled places."""
         return torch.cat([table, table.new_zeros(len(table), 1)], dim=1).T[self.scopes]
+
+    def revive(self, dead: Bool[Tensor, "l i"], x: Latents) -> None:
+        """Start these inputs anew: around a row of their own, with the variance of all rows.
+
+        Args:
+            x: a row for each of them.
+        """
+        region, node = dead.nonzero().T
+        values = torch.cat([x.nan_to_num(0), x.new_zeros(len(x), 1)], dim=1)
+        self.mean[region, node] = values.gather(1, self.scopes[region])
+        self.variance[region, node] = 1
 
     def start(self, x: Latents, generator: torch.Generator) -> None:
         """k-means in every region, from rows drawn at random; each input takes the moments of its cluster."""

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians with diagonal covariances, the baseline of densities.
+"""A mixture of Gaussians with diagonal covariances, or of products of categorical distributions: the baseline.
 
 Bishop, *Pattern Recognition and Machine Learning* (2006), section 9.2.2. It is the shallowest sum-product network:
 one sum over products of univariate leaves, so it is built as one.
@@ -22,6 +22,10 @@ class Config:
     """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
     leaf_prior: float = 0.0
     """Training rows of the variables' own distribution that every component is thought to have seen before."""
+    state_prior: float = 1.0
+    """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
+    states: tuple[int, ...] = ()
+    """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
 
     def __post_init__(self) -> None:
         if self.components < 1:
@@ -40,5 +44,7 @@ class Config:
             min_variance=self.min_variance,
             sum_prior=self.weight_prior,
             leaf_prior=self.leaf_prior,
+            state_prior=self.state_prior,
+            states=self.states,
         )
         return circuit.build(variables)

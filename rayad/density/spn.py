@@ -1,4 +1,4 @@
-"""Random sum-product networks with Gaussian leaves: exact densities of many variables.
+"""Random sum-product networks: exact densities of many variables, numbers and codes.
 
 Peharz et al. 2020a, "Random sum-product networks" (the structure); Peharz et al. 2020b, "Einsum networks" (sums
 over outer products, learning by expectation-maximization). C roots share R replicas of a random region graph of
@@ -10,27 +10,34 @@ One pass upwards gives log p. One pass downwards gives every node's expected vis
 the statistics of expectation-maximization are matrix products; no graph of derivatives is recorded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from functools import reduce
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
 from rayad.density import kernel
-from rayad.density.leaves import Features, GaussianLeaves, Moments, Standardization
-from rayad.density.region_graph import random_scopes
+from rayad.density.categorical import CategoricalLeaves, Codes, Counts
+from rayad.density.leaves import START_ROWS, Features, GaussianLeaves, Moments, Raw, Standardization
+from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments, MixedTally
+from rayad.density.region_graph import Scopes, random_scopes
 from rayad.density.sums import MIN_WEIGHT, SumLayer
 from rayad.errors import OptionError
 
+Labels = Int64[Tensor, " n"]
+"""The root of every row, -1 where it is not known."""
 NEGLIGIBLE = -60.0
 """Logarithm, relative to the largest value of its region, below which a leaf's value is zero: sums do not notice,
 and denormal numbers are slow (9 times in the statistics of outliers)."""
 MAX_ROWS = 256
 """Rows that go through the circuit together; 128 to 512 are best for the cache."""
+ROWS_A_SUM = 1 << 15
+"""Rows whose statistics are added one after the other; sums of sums keep their digits however many rows there are."""
 BUDGET = 1 << 24
 """Numbers that a circuit keeps at a time; a deep circuit takes fewer rows."""
 INERTIA = 1e-12
@@ -44,7 +51,7 @@ class Config:
     """Sizes of a circuit. The defaults are those of Dietrichstein et al. 2022 (C=1, I=45, D=1, R=50)."""
 
     roots: int = 1
-    """C: distributions at the top, which share everything below; without labels more than one adds nothing."""
+    """C: distributions at the top, which share everything below: one a class; without labels more add nothing."""
     inputs: int = 45
     """I: distributions of a leaf region."""
     sums: int = 45
@@ -60,15 +67,21 @@ class Config:
     sum_prior: float = 1.0
     """Training rows, spread evenly over the weights of a level, that are thought to have come before (Laplace)."""
     leaf_prior: float = 0.0
-    """Training rows of the variables' own distribution that every leaf is thought to have seen before."""
+    """Training rows of the variables' own distribution that every Gaussian leaf is thought to have seen before."""
+    state_prior: float = 1.0
+    """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
+    states: tuple[int, ...] = ()
+    """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
 
     def __post_init__(self) -> None:
         for name in ("roots", "inputs", "sums", "replicas"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} of a circuit must be at least 1, not {getattr(self, name)}")
-        for name in ("sum_prior", "leaf_prior"):
+        for name in ("sum_prior", "leaf_prior", "state_prior"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} of a circuit must be at least 0 rows, not {getattr(self, name)}")
+        if any(states < 0 for states in self.states):
+            raise OptionError(f"states of a variable must be at least 1, or 0 for a number, not {min(self.states)}")
         if not MIN_MIN_VARIANCE <= self.min_variance <= 1:
             raise OptionError(f"min_variance must be between {MIN_MIN_VARIANCE} and 1, not {self.min_variance}")
 
@@ -76,9 +89,15 @@ class Config:
         """An untrained circuit over this many variables.
 
         Raises:
-            OptionError: too deep for the variables.
+            OptionError: too deep for the variables, or states of another number of them.
         """
         return SPN(self, variables)
+
+    def states_of(self, variables: int) -> tuple[int, ...]:
+        """States of each of so many variables."""
+        if len(self.states) not in (0, 1, variables):
+            raise OptionError(f"states are given for {len(self.states)} variables, but there are {variables}")
+        return (self.states or (0,)) * (1 if len(self.states) == variables else variables)
 
 
 @dataclass(frozen=True)
@@ -88,10 +107,15 @@ class Statistics:
     rows: Float[Tensor, ""]
     log_likelihood: Float[Tensor, ""]
     """Sum of log p over the rows, in nats."""
-    leaves: Moments
+    leaves: Moments | Counts | MixedMoments
     sums: tuple[Tensor, ...]
     """Expected visits of every weight, from the bottom up."""
     roots: Float[Tensor, " c"]
+
+    @property
+    def visits(self) -> Float[Tensor, "l i"]:
+        """Of every input distribution."""
+        return self.leaves.visits()
 
     def tensors(self) -> list[Tensor]:
         """All of it, for a sum over workers in place."""
@@ -101,7 +125,7 @@ class Statistics:
         return Statistics(
             self.rows + other.rows,
             self.log_likelihood + other.log_likelihood,
-            self.leaves + other.leaves,
+            cast(Any, self.leaves) + other.leaves,
             tuple(mine + others for mine, others in zip(self.sums, other.sums, strict=True)),
             self.roots + other.roots,
         )
@@ -113,10 +137,7 @@ class Sums(NamedTuple):
     log_likelihood: Float[Tensor, ""]
     """Of the standardized rows."""
     roots: Float[Tensor, " c"]
-    mass: Float[Tensor, "l i 1"]
-    """Expected visits of every input distribution."""
-    raw: Float[Tensor, "l i f"]
-    """Sums of visits times features."""
+    leaves: Raw | Counts | MixedTally
     visits: list[Tensor]
     """Of every weight, but for a factor: the weight."""
 
@@ -124,7 +145,7 @@ class Sums(NamedTuple):
         """The sums over the rows of both."""
         visits = [mine + others for mine, others in zip(self.visits, other.visits, strict=True)]
         log_likelihood, roots = self.log_likelihood + other.log_likelihood, self.roots + other.roots
-        return Sums(log_likelihood, roots, self.mass + other.mass, self.raw + other.raw, visits)
+        return Sums(log_likelihood, roots, cast(Any, self.leaves) + other.leaves, visits)
 
 
 class Level(NamedTuple):
@@ -139,7 +160,7 @@ class Level(NamedTuple):
 class Upward(NamedTuple):
     """What the pass upwards leaves for the pass downwards."""
 
-    features: Features
+    features: Features | Codes | MixedFeatures
     levels: list[Level]
     """From the leaves up, without the roots."""
     outs: list[Tensor]
@@ -147,7 +168,7 @@ class Upward(NamedTuple):
     log_roots: Float[Tensor, "r c n"]
     """log of pi_c times each replica's part of S_c."""
     log_prob: Scores
-    """Of the standardized rows."""
+    """Of the standardized rows, and their labels where these are known."""
 
 
 class SPN(nn.Module):
@@ -159,8 +180,9 @@ class SPN(nn.Module):
         super().__init__()
         self.config = config
         scopes = random_scopes(variables, config.depth, config.replicas, config.seed)
-        self.standardization = Standardization(variables)
-        self.leaves = GaussianLeaves(scopes, variables, config.inputs, config.min_variance)
+        states = config.states_of(variables)
+        self.standardization = Standardization(variables, states)
+        self.leaves = _leaves(config, states, scopes)
         self.inner = nn.ModuleList()  # from the bottom up
         nodes = config.inputs
         for depth in range(config.depth - 1, 0, -1):
@@ -206,39 +228,48 @@ class SPN(nn.Module):
         return torch.cat(parts) - self.standardization.log_volume(x)
 
     @torch.no_grad()
-    def statistics(self, z: Latents) -> Statistics:
+    def statistics(self, z: Latents, labels: Labels | None = None) -> Statistics:
         """E-step: what these rows say about every parameter; there may be no rows.
 
+        Memory does not depend on the number of rows but for a standardized copy of them. Rows that do not fit in
+        memory come in blocks, whose statistics add.
+
+        Args:
+            labels: the root that a row is known to come from; it visits no other. Likelihoods are those of the row
+                and its label.
+
         Raises:
-            OptionError: another number of variables than the circuit was built for.
+            OptionError: another number of variables than the circuit was built for, or a label that is no root.
         """
+        self._check(labels)
         x = self.standardization(z)
+        return reduce(Statistics.__add__, (self._statistics(*part) for part in _blocks(x, labels, ROWS_A_SUM)))
+
+    def _statistics(self, x: Latents, labels: Labels | None) -> Statistics:
+        """Those of standardized rows, all at once."""
         missing = bool(x.isnan().any())
-        packed = None if missing else kernel.packed(self, learns=True)
-        sums = packed.statistics(x) if packed else self._sums(x, missing)
+        packed = None if missing or labels is not None else kernel.packed(self, learns=True)
+        sums = packed.statistics(x) if packed else self._sums(x, labels, missing)
         return Statistics(
             x.new_full((), len(x), dtype=torch.float64),
             sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
-            self.leaves.moments(sums.mass, sums.raw),
+            self.leaves.finish(cast(Any, sums.leaves)),
             tuple(layer.weights * visit for layer, visit in zip(self.layers(), sums.visits, strict=True)),
             sums.roots,
         )
 
-    def _sums(self, x: Latents, missing: bool) -> Sums:
+    def _sums(self, x: Latents, labels: Labels | None, missing: bool) -> Sums:
         """The passes of `statistics`, in torch."""
-        blocks, (regions, inputs, width) = 3 if missing else 2, self.leaves.mean.shape
-        mass, raw = x.new_zeros(regions, inputs, 1), x.new_zeros(regions, inputs, blocks * width)
+        leaves: Any = self.leaves.tally(missing)
         visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
         roots, log_likelihood = torch.zeros_like(self.mixing), x.new_zeros((), dtype=torch.float64)
-        for part in x.split(self._rows_at_once()):
-            up = self.upward(part, missing)
+        for part, known in _blocks(x, labels, self._rows_at_once()):
+            up = self.upward(part, missing, known)
             log_likelihood += up.log_prob.sum(dtype=torch.float64)
             shares = F.threshold(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf, inplace=True).exp_()  # r c n
             roots += shares.sum((0, 2))
-            flow = self.downward(up, shares, visits)
-            mass += flow.sum(2, keepdim=True)
-            raw.baddbmm_(flow, up.features.mT)
-        return Sums(log_likelihood, roots, mass, raw, visits)
+            self.leaves.add_(leaves, self.downward(up, shares, visits), cast(Any, up.features))
+        return Sums(log_likelihood, roots, leaves, visits)
 
     @torch.no_grad()
     def update(self, statistics: Statistics, step: float) -> None:
@@ -248,7 +279,7 @@ class SPN(nn.Module):
         (with priors: the sum of it and `log_prior`).
         """
         share = float(statistics.rows / self.rows)
-        self.leaves.update(statistics.leaves, step, self.config.leaf_prior * share, INERTIA)
+        self.leaves.update(cast(Any, statistics.leaves), step, self._leaf_prior(share), INERTIA)
         for layer, visits in zip(self.layers(), statistics.sums, strict=True):
             layer.update(visits, step, self.config.sum_prior * share, INERTIA)
         if statistics.rows > 0:
@@ -258,9 +289,35 @@ class SPN(nn.Module):
     def log_prior(self) -> float:
         """What the priors add to the log likelihood of the training rows, in nats, but for a constant."""
         sums = sum(float(layer.log_prior(self.config.sum_prior)) for layer in self.layers())
-        return sums + float(self.leaves.log_prior(self.config.leaf_prior))
+        return sums + float(self.leaves.log_prior(self._leaf_prior(1)))
 
-    def upward(self, x: Latents, missing: bool) -> Upward:
+    @torch.no_grad()
+    def revive(self, z: Latents, visits: Float[Tensor, "l i"], share: float, seed: int) -> int:
+        """Start dead inputs anew, each around a row that the circuit explains poorly, with mean weights above it.
+
+        Args:
+            z: rows to choose from: among some drawn at random, a tenth, the least likely.
+            visits: of every input, in the last epoch.
+            share: of the mean visits, below which an input is dead.
+            seed: of the choice.
+
+        Returns:
+            How many there were.
+        """
+        dead = visits < share * visits.mean()
+        number = int(dead.sum())
+        if number == 0:
+            return 0
+        generator = torch.Generator().manual_seed(seed)
+        some = z[torch.randperm(len(z), generator=generator)[:START_ROWS].to(z.device)]
+        worst = self.log_prob(some).argsort()[: max(1, len(some) // 10)]
+        chosen = worst[torch.randint(len(worst), (number,), generator=generator).to(z.device)]
+        self.leaves.revive(dead, self.standardization(some[chosen]))
+        left, right = dead.chunk(2) if self.config.depth else (dead, dead.new_zeros(len(dead), 1))
+        self.layers()[0].revive(left, right)
+        return number
+
+    def upward(self, x: Latents, missing: bool, labels: Labels | None = None) -> Upward:
         """Densities of all nodes for a few standardized rows; `missing` says whether any value is NaN."""
         features = self.leaves.features(x, missing)
         densities = self.leaves(features)
@@ -275,6 +332,9 @@ class SPN(nn.Module):
         left, right = self.halves(levels[-1])
         outs.append(self.root(left.values, right.values))
         log_roots = outs[-1].log().add_(left.peak).add_(right.peak).add_(self.mixing.log()[:, None])
+        if labels is not None:
+            roots = torch.arange(self.config.roots, device=labels.device)[:, None]
+            log_roots.masked_fill_((labels >= 0) & (labels != roots), -torch.inf)
         return Upward(features, levels, outs, log_roots, log_roots.flatten(0, 1).logsumexp(0))
 
     def downward(self, up: Upward, shares: Float[Tensor, "r c n"], visits: list[Tensor]) -> Float[Tensor, "l i n"]:
@@ -304,9 +364,42 @@ class SPN(nn.Module):
         """All sums, from the bottom up; the roots come last."""
         return [*cast(Iterable[SumLayer], self.inner), self.root]
 
+    def _leaf_prior(self, share: float) -> Any:
+        """The prior of the kind of leaves that the circuit has, for a share of the training rows."""
+        gaussian, categorical = self.config.leaf_prior * share, self.config.state_prior * share
+        if isinstance(self.leaves, MixedLeaves):
+            return gaussian, categorical
+        return gaussian if isinstance(self.leaves, GaussianLeaves) else categorical
+
+    def _check(self, labels: Labels | None) -> None:
+        wrong = [] if labels is None else ((labels < -1) | (labels >= self.config.roots)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise OptionError(
+                f"the label of row {row} must be a root from 0 to {self.config.roots - 1}, or -1 where it is not"
+                f" known, not {int(cast(Tensor, labels)[row])}"
+            )
+
     def _rows_at_once(self) -> int:
-        regions, inputs, width = self.leaves.mean.shape
+        (regions, width), inputs = self.leaves.scopes.shape, self.config.inputs
         numbers = regions * (4 * inputs + 2 * width) + 4 * sum(
             layer.weights.shape[0] * layer.weights.shape[1] for layer in self.layers()
         )
         return max(16, min(MAX_ROWS, BUDGET // numbers))
+
+
+def _leaves(
+    config: Config, states: tuple[int, ...], scopes: Scopes
+) -> GaussianLeaves | CategoricalLeaves | MixedLeaves:
+    """The leaves of variables with these states."""
+    if all(states):
+        return CategoricalLeaves(scopes, states, config.inputs)
+    if any(states):
+        return MixedLeaves(scopes, states, config.inputs, config.min_variance)
+    return GaussianLeaves(scopes, len(states), config.inputs, config.min_variance)
+
+
+def _blocks(x: Latents, labels: Labels | None, size: int) -> Iterator[tuple[Latents, Labels | None]]:
+    """So many rows at a time, with their labels."""
+    parts = x.split(size)
+    yield from zip(parts, [None] * len(parts) if labels is None else labels.split(size), strict=True)

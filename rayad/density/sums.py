@@ -11,7 +11,7 @@ Letters: p products (pairs of regions), s sums of each, i and j nodes of the lef
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 MIN_WEIGHT = 1e-16
@@ -80,6 +80,12 @@ class SumLayer(nn.Module):
         seen = visits + prior / visits.numel()
         total = seen.sum(self._own, keepdim=True)
         self.weights.lerp_(seen / total.clamp_min(torch.finfo(total.dtype).tiny), step * total / (total + inertia))
+        self._normalize()
+
+    def revive(self, left: Bool[Tensor, "p i"], right: Bool[Tensor, "p j"]) -> None:
+        """Give every sum's weights of these children its mean weight."""
+        anew = left[:, None, :, None] | right[:, None, None, :]
+        self.weights.copy_(torch.where(anew, self.weights.mean(self._own, keepdim=True), self.weights))
         self._normalize()
 
     def log_prior(self, prior: float) -> Tensor:

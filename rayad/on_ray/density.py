@@ -11,7 +11,7 @@ from rayad.density.em import EM, fit
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.workers import report, run, sync
-from rayad.patches.corpus import Corpus
+from rayad.patches.corpus import Corpus, fingerprint
 from rayad.progress import State
 from rayad.scoring.detector import Part
 
@@ -19,7 +19,7 @@ from rayad.scoring.detector import Part
 def fit_density(
     corpus_url: str, model: Part, density: str, config: Any, em: EM, workers: Workers, url: str
 ) -> tuple[Part, dict[str, Any]]:
-    """Fit a density to the latents of a corpus's healthy training patches.
+    """Fit a density to the latents of a corpus's healthy training patches; interrupted, it goes on from the last epoch.
 
     Args:
         url: folder for the latents; they are encoded once and kept for other densities of the same model.
@@ -36,9 +36,11 @@ def fit_density(
     encode(corpus, model, url)
     result = storage.join(url, density)
     task = {"corpus": corpus_url, "latents": url, "config": config, "em": em, "result": result}
+    task["checkpoints"] = storage.join(result, f"learning-{fingerprint([config, em])}")
     run(_loop, task, workers, storage.join(url, "ray"), em.epochs, f"fitting {density}")
     state = Folder(result).load()
     assert state is not None  # rank 0 saved it
+    storage.remove(task["checkpoints"])
     variables = read_latents(corpus, url, "validation").shape[1]
     module = config.build(variables)
     module.load_state_dict(state.tensors)
@@ -57,6 +59,7 @@ def _loop(task: dict[str, Any]) -> None:
         latents["validation"],
         task["em"],
         sync=us,
+        checkpoints=Folder(task["checkpoints"]),
         report=lambda row: report(task, row),
     )
     if us.rank == 0:

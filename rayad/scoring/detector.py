@@ -200,7 +200,10 @@ def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
         return None
     folder = {"model": "models", "density": "density"}[kind]
     name, variables = said[kind]["name"], said[kind]["variables"]
-    config = catalog.find(folder, name).Config(**said[kind]["config"])
+    settings = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in said[kind]["config"].items()
+    }  # JSON has no tuples
+    config = catalog.find(folder, name).Config(**settings)
     module = config.build(variables) if kind == "density" else config.build()
     data = _checked(url, kind, said["sha256"])
     try:

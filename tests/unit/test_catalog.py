@@ -20,6 +20,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 def test_settings_are_read_from_text_by_the_fields_types():
     config = catalog.configure("datasets", "phantom", ["patients=7", "diseased=0.25", "pectoral=false"])
     assert (config.patients, config.diseased, config.pectoral) == (7, 0.25, False)
+    assert catalog.configure("density", "spn", ["states=0,8,512"]).states == (0, 8, 512)
+    with pytest.raises(OptionError, match="whole numbers with commas between, not '8;9'"):
+        catalog.configure("density", "spn", ["states=8;9"])
 
 
 @pytest.mark.parametrize(

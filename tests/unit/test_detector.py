@@ -54,6 +54,19 @@ def test_a_bundle_scores_as_the_detector_that_was_saved(url):
     assert loaded.calibration.patients == 2
 
 
+def test_the_states_of_a_circuit_survive_a_bundle(tmp_path):
+    one = detector()
+    config = catalog.configure("density", "spn", ["inputs=2", "replicas=2", "states=0,0,0,0,0,3"])
+    density = config.build(6)
+    density.start(torch.cat([torch.randn(50, 5), torch.randint(3, (50, 1))], dim=1), 0)
+    bundle.save(replace(one, density=Part("spn", config, density.eval(), 6)), str(tmp_path))
+    loaded = bundle.load(str(tmp_path)).density
+    assert loaded is not None
+    assert loaded.config == config
+    z = torch.ones(4, 6)
+    assert torch.equal(loaded.module.log_prob(z), density.log_prob(z))
+
+
 def test_every_score_has_values_in_the_tissue_and_only_there():
     learned = detector()
     for score in bundle.KINDS:

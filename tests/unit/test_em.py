@@ -1,5 +1,6 @@
 """Learning: workers agree, the best parameters are kept, poor settings are named, and densities are learned."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -17,7 +20,8 @@ from torch import Tensor
 
 from rayad.density.em import EM, History, fit, full_batch, improve, paper
 from rayad.density.spn import SPN, Config
-from rayad.errors import OptionError, TrainingError
+from rayad.errors import FormatError, OptionError, TrainingError
+from rayad.progress import State
 
 SMALL = Config(inputs=4, replicas=3, depth=2, sums=2, roots=2)
 
@@ -199,6 +203,7 @@ def test_a_likelihood_that_is_not_a_number_stops_learning():
         (lambda: EM(patience=-1), "patience of expectation-maximization must be at least 1, not -1"),
         (lambda: EM(step=0.0), r"step of expectation-maximization must be in \(0, 1\], not 0.0"),
         (lambda: EM(step=1.5), r"step of expectation-maximization must be in \(0, 1\], not 1.5"),
+        (lambda: EM(revive=1.0), r"revive of expectation-maximization must be in \[0, 1\), not 1.0"),
         (lambda: EM(decay=-1.0), "decay of expectation-maximization must be at least 0, not -1.0"),
     ],
 )
@@ -216,4 +221,150 @@ def test_unusable_rows_are_refused():
     with pytest.raises(OptionError, match="built for 5 variables, not 4"):
         fit(density, z[:, :4], z[:, :4], EM())
     with pytest.raises(TrainingError, match="row 3 is not"):
+        improve(density, torch.where(torch.arange(10)[:, None] == 3, float("-inf"), z), z, EM())
+    with pytest.raises(TrainingError, match="row 3 is not"):
         fit(density, torch.where(torch.arange(10)[:, None] == 3, float("inf"), z), z, EM())
+
+
+def test_known_labels_make_roots_classes():
+    """Two classes, 150 and 50 rows, half of the labels known: roots learn one each, and mixing their shares."""
+    side = (torch.arange(200) >= 150).long()
+    train = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 6 * side[:, None]
+    labels = torch.where(torch.arange(200) % 2 == 0, side, -1)
+    density = Config(roots=2, inputs=4, replicas=3).build(2).double()
+    fit(density, train, train, EM(epochs=8), labels=labels)
+    assert density.mixing.tolist() == pytest.approx([0.75, 0.25], abs=0.03)
+    for c in (0, 1):
+        shares = density.statistics(train[side == c]).roots
+        assert shares[c] / shares.sum() > 0.98
+
+
+def test_a_labeled_row_visits_its_own_root_alone():
+    """The likelihoods of a row with either label add up to its own."""
+    density, z = SMALL.build(5).double(), clusters(4)
+    density.start(z, 0)
+    both = [[density.statistics(row[None], torch.tensor([c])) for c in (0, 1)] for row in z]
+    for row, (one, two) in zip(z, both, strict=True):
+        assert one.roots.tolist() == pytest.approx([1, 0])
+        total = (one.log_likelihood.exp() + two.log_likelihood.exp()).log().item()
+        assert total == pytest.approx(density.log_prob(row[None]).item(), rel=1e-12)
+    unknown = density.statistics(z, -torch.ones(4).long())
+    assert torch.equal(unknown.roots, density.statistics(z).roots)
+
+
+def test_workers_share_the_labels_of_their_rows():
+    train, labels = clusters(60), torch.arange(60) % 3 - 1
+    together, densities = Together(2), [SMALL.build(5).double() for _ in range(3)]
+
+    def work(rank: int) -> None:
+        fit(densities[rank], train, train, EM(epochs=2), labels=labels, sync=Worker(rank, together))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    fit(densities[2], train, train, EM(epochs=2), labels=labels)
+    torch.testing.assert_close(dict(densities[0].state_dict()), dict(densities[2].state_dict()))
+
+
+def test_workers_add_the_counts_of_codes():
+    train = (clusters(60) > 0).double()
+    together = Together(2)
+    densities = [Config(inputs=4, replicas=3, states=(2,)).build(5).double() for _ in range(3)]
+
+    def work(rank: int) -> None:
+        fit(densities[rank], train, train, EM(epochs=2, step=0.5), sync=Worker(rank, together))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    fit(densities[2], train, train, EM(epochs=2, step=0.5))
+    torch.testing.assert_close(dict(densities[1].state_dict()), dict(densities[2].state_dict()))
+
+
+def test_labels_that_are_no_roots_are_refused():
+    density, z = SMALL.build(5), clusters(10).float()
+    density.start(z, 0)
+    with pytest.raises(OptionError, match=r"label of row 4 must be a root from 0 to 1, or -1.*not 2"):
+        density.statistics(z, torch.tensor([0, 1, -1, 0, 2, 0, 0, 0, 0, 0]))
+    with pytest.raises(OptionError, match="10 rows have 3 labels"):
+        fit(density, z, z, EM(), labels=torch.zeros(3).long())
+
+
+@dataclass
+class Kept:
+    """Checkpoints in memory, as a file would hold them."""
+
+    states: list[bytes]
+
+    def save(self, state: State) -> None:
+        self.states.append(save_tensors(state.tensors, {"scalars": json.dumps(state.scalars)}))
+
+    def load(self) -> State | None:
+        if not self.states:
+            return None
+        length = int.from_bytes(self.states[-1][:8], "little")
+        metadata = json.loads(self.states[-1][8 : 8 + length])["__metadata__"]
+        return State(load_tensors(self.states[-1]), json.loads(metadata["scalars"]))
+
+
+@pytest.mark.parametrize("states", [(), (0, 2, 0, 0, 2)])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_an_interrupted_fit_goes_on_to_the_same_bits(stop: int, states: tuple[int, ...]):
+    train, validation = clusters(60), clusters(30, seed=1)
+    for z in (train, validation):
+        z[:, [1, 4]] = (z[:, [1, 4]] > 0).double() if states else z[:, [1, 4]]
+    config, em = Config(inputs=4, replicas=3, states=states), EM(epochs=6, step=0.5, decay=0, patience=3, revive=0.2)
+    whole, again, kept = config.build(5), config.build(5), Kept([])
+    expected = fit(whole, train, validation, em, checkpoints=kept)
+    history = fit(again, train, validation, em, checkpoints=Kept(kept.states[:stop]))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert [row["validation"] for row in history.rows] == [row["validation"] for row in expected.rows]
+    with pytest.raises(FormatError, match="another model"):
+        fit(Config(inputs=5, states=states).build(5), train, validation, em, checkpoints=kept)
+
+
+def test_a_dead_input_comes_alive():
+    """One input far from all rows, with no weight: learning alone never visits it, revival does."""
+    z = clusters(200)
+    visits = {}
+    for revive in (0.0, 0.05):
+        density = Config(inputs=4, replicas=2).build(5).double()
+        density.start(z, 0)
+        density.leaves.mean[:, 2] = 50
+        density.root.weights[:, :, 2] = 1e-12
+        density.root.weights[..., 2] = 1e-12
+        improve(density, z, z, EM(epochs=4, revive=revive))
+        visits[revive] = density.statistics(z).visits[:, 2]
+    assert visits[0.0].max() < 1e-6
+    assert visits[0.05].min() > 0.1
+
+
+def test_categorical_circuits_learn_mixtures_of_products():
+    """Codes of three hidden kinds: near the likelihood of the truth, far above independent variables."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.rand(3, 12, 6, generator=generator, dtype=torch.float64) ** 4
+    theta /= theta.sum(2, keepdim=True)
+
+    def draw(number: int) -> Tensor:
+        kind = torch.randint(3, (number,), generator=generator)
+        return torch.multinomial(theta[kind].flatten(0, 1), 1, generator=generator).view(number, 12).double()
+
+    train, validation, test = draw(2000), draw(300), draw(500)
+    density = Config(inputs=10, replicas=3, states=(6,)).build(12).float()
+    fit(density, train, validation, EM(epochs=20))
+    places = test.long().T[None].expand(3, -1, -1)
+    truth = theta.gather(2, places).log().sum(1).logsumexp(0).sub(np.log(3)).mean().item()
+    alone = sum(torch.log(train[:, v].long().bincount(minlength=6) / 2000)[test[:, v].long()] for v in range(12))
+    learned = density.log_prob(test).mean().item()
+    assert truth - 0.35 < learned <= truth + 0.05
+    assert learned > alone.mean().item() + 1
+
+
+def test_categorical_circuits_learn_digits():
+    """1,200 rows, 64 pixels of eight levels: far above independent pixels with Laplace's prior."""
+    pixels = load_digits().data[np.random.default_rng(2).permutation(1797)]
+    z = torch.from_numpy(np.minimum(pixels // 2, 7)).float()
+    train, validation, test = z[:1200], z[1200:1400], z[1400:]
+    density = Config(inputs=20, replicas=8, states=(8,)).build(64)
+    fit(density, train, validation, EM(epochs=15))
+    shares = [(train[:, v].long().bincount(minlength=8) + 1) / 1208 for v in range(64)]
+    alone = sum(share.log()[test[:, v].long()] for v, share in enumerate(shares)).mean().item()
+    assert density.log_prob(test).mean().item() > alone + 9
