@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rayad.density.leaves import GaussianLeaves
 from rayad.density.spn import SPN, Config
 
 Rows = Tensor
@@ -47,9 +48,9 @@ def in_pairs(level: Tensor, replicas: int) -> Tensor:
 def by_variable(circuit: SPN, values: Tensor) -> Tensor:
     """Leaf parameters (l, i, w) as (m, i, r): a variable is in one leaf region of each replica."""
     config = circuit.config
-    out = values.new_zeros(config.replicas, circuit.leaves.variables + 1, config.inputs)
+    out = values.new_zeros(config.replicas, gaussian(circuit).variables + 1, config.inputs)
     for mine, scopes, theirs in zip(
-        out, in_pairs(circuit.leaves.scopes, config.replicas), in_pairs(values, config.replicas), strict=True
+        out, in_pairs(gaussian(circuit).scopes, config.replicas), in_pairs(values, config.replicas), strict=True
     ):
         mine[scopes.flatten()] = theirs.mT.flatten(0, 1)
     return out[:, :-1].permute(1, 2, 0).contiguous()
@@ -96,7 +97,9 @@ def _normal(circuit: SPN) -> list:
     from spflow.modules.leaves.normal import Normal
 
     config = circuit.config
-    return [Normal(list(range(circuit.leaves.variables)), out_channels=config.inputs, num_repetitions=config.replicas)]
+    return [
+        Normal(list(range(gaussian(circuit).variables)), out_channels=config.inputs, num_repetitions=config.replicas)
+    ]
 
 
 def _spflow(circuit: SPN, model: nn.Module, order: Callable[[Tensor], Tensor]) -> Peer:
@@ -108,11 +111,11 @@ def _spflow(circuit: SPN, model: nn.Module, order: Callable[[Tensor], Tensor]) -
 
     replicas, modules = circuit.config.replicas, list(model.modules())
     leaves = next(module for module in modules if isinstance(module, Normal))
-    leaves.loc.data = by_variable(circuit, circuit.leaves.mean)
-    leaves.log_scale.data = by_variable(circuit, circuit.leaves.variance).log() / 2
+    leaves.loc.data = by_variable(circuit, gaussian(circuit).mean)
+    leaves.log_scale.data = by_variable(circuit, gaussian(circuit).variance).log() / 2
     factorize = next(module for module in modules if isinstance(module, Factorize))
-    scopes = in_pairs(circuit.leaves.scopes, replicas)  # r f w
-    holds = torch.zeros(*scopes.shape[:2], circuit.leaves.variables + 1).scatter_(2, scopes, 1)
+    scopes = in_pairs(gaussian(circuit).scopes, replicas)  # r f w
+    holds = torch.zeros(*scopes.shape[:2], gaussian(circuit).variables + 1).scatter_(2, scopes, 1)
     factorize.get_buffer("indices").copy_(holds[..., :-1].permute(2, 1, 0))
     sums = [module for module in modules if isinstance(module, EinsumLayer | Sum)]  # from the root down
     share, *weights = weights_in_pairs(circuit)
@@ -142,7 +145,7 @@ def deeprob(circuit: SPN) -> Peer:
     """deeprob-kit's GaussianRatSpn; it has no EM."""
     from deeprob.spn.models.ratspn import GaussianRatSpn
 
-    config, leaves = circuit.config, circuit.leaves
+    config, leaves = circuit.config, gaussian(circuit)
     if leaves.variables % 2**config.depth:
         raise ValueError("deeprob-kit fills regions of unequal size with variables of its own choice")
     with default_dtype(circuit):
@@ -238,7 +241,7 @@ def cirkit_model(circuit: SPN, fused: bool) -> nn.Module:
             fill(layer.weight, own.flatten(1))
         products = [product for layer in level for product in symbols.layer_inputs(layer)]
         level = [child for product in products for child in symbols.layer_inputs(product)]
-    leaves = circuit.leaves
+    leaves = gaussian(circuit)
     tensors = [in_pairs(t, config.replicas).flatten(0, 1) for t in (leaves.scopes, leaves.mean, leaves.variance.sqrt())]
     for region, scope, mean, deviation in zip(level, *tensors, strict=True):
         for leaf in symbols.layer_inputs(region) or [region]:
@@ -277,10 +280,10 @@ def _cirkit_regions(circuit: SPN):
 
     if circuit.config.depth == 0:
         raise ValueError("a region graph of cirkit has one leaf region at depth 0, not one a replica")
-    root = RegionNode(range(circuit.leaves.variables))
+    root = RegionNode(range(gaussian(circuit).variables))
     nodes, children = [root], {root: []}
-    for replica in in_pairs(circuit.leaves.scopes, circuit.config.replicas).tolist():
-        level = [RegionNode(v for v in scope if v < circuit.leaves.variables) for scope in replica]
+    for replica in in_pairs(gaussian(circuit).scopes, circuit.config.replicas).tolist():
+        level = [RegionNode(v for v in scope if v < gaussian(circuit).variables) for scope in replica]
         nodes += level
         while len(level) > 1:
             pairs = list(zip(level[::2], level[1::2], strict=True))
@@ -303,11 +306,17 @@ PEERS: dict[str, Callable[[SPN], Peer]] = {
 """Name -> the peer that mirrors a circuit with one root; raises what the peer raises where it cannot."""
 
 
+def gaussian(circuit: SPN) -> GaussianLeaves:
+    """The leaves of a circuit of numbers."""
+    assert isinstance(circuit.leaves, GaussianLeaves)  # no other circuit is mirrored
+    return circuit.leaves
+
+
 @contextmanager
 def default_dtype(circuit: SPN) -> Iterator[None]:
     """torch's default precision is the circuit's while this lasts."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(circuit.leaves.mean.dtype)
+    torch.set_default_dtype(circuit.mixing.dtype)
     try:
         yield
     finally:

@@ -35,9 +35,13 @@ constexpr int64_t CACHE = 24 << 20;      // bytes that a block of rows keeps, ab
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Whole __attribute__((vector_size(4 * LANES)));
+typedef double Wide __attribute__((vector_size(4 * LANES)));
+typedef double LooseWide __attribute__((vector_size(4 * LANES), aligned(8)));
 
 inline Vector load(const float *p) { return *reinterpret_cast<const Loose *>(p); }
 inline void store(float *p, Vector x) { *reinterpret_cast<Loose *>(p) = x; }
+inline Wide load(const double *p) { return *reinterpret_cast<const LooseWide *>(p); }
+inline void store(double *p, Wide x) { *reinterpret_cast<LooseWide *>(p) = x; }
 inline Vector all(float x) { return x - Vector{}; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 // Halves of a vector on each other, again and again.
@@ -99,24 +103,25 @@ inline Vector logarithm(Vector x) {
 }
 
 // acc[m][v] += sum_k a(m, k) b[k][v], in registers.
-template <int M, int V, class At>
-inline void accumulate(Vector (&acc)[M][V], int64_t depth, const At &a, const float *b, int64_t stride) {
+template <class T, int M, int V, class Number, class At>
+inline void accumulate(T (&acc)[M][V], int64_t depth, const At &a, const Number *b, int64_t stride) {
+    constexpr int lanes = sizeof(T) / sizeof(Number);
     for (int64_t k = 0; k < depth; k++, b += stride) {
-        Vector right[V];
-        for (int v = 0; v < V; v++) right[v] = load(b + v * LANES);
+        T right[V];
+        for (int v = 0; v < V; v++) right[v] = load(b + v * lanes);
         for (int m = 0; m < M; m++) {
-            Vector left = all(a(m, k));
+            T left = a(m, k) - T{};
             for (int v = 0; v < V; v++) acc[m][v] += left * right[v];
         }
     }
 }
 
 // Runs `body` with the number of vectors as a constant, for all of a region's vectors.
-template <class Body> inline void columns(int64_t N, const Body &body) {
-    int64_t v = 0, vectors = N / LANES;
-    for (; v + COLUMNS <= vectors; v += COLUMNS) body(std::integral_constant<int, COLUMNS>{}, v * LANES);
-    if (vectors - v == 2) body(std::integral_constant<int, 2>{}, v * LANES);
-    if (vectors - v == 1) body(std::integral_constant<int, 1>{}, v * LANES);
+template <int lanes = LANES, class Body> inline void columns(int64_t N, const Body &body) {
+    int64_t v = 0, vectors = N / lanes;
+    for (; v + COLUMNS <= vectors; v += COLUMNS) body(std::integral_constant<int, COLUMNS>{}, v * lanes);
+    if (vectors - v == 2) body(std::integral_constant<int, 2>{}, v * lanes);
+    if (vectors - v == 1) body(std::integral_constant<int, 1>{}, v * lanes);
 }
 
 // Runs `body` with the number of rows as a constant, for `count` rows of a result that is no multiple of ROWS.
@@ -170,8 +175,8 @@ struct Circuit {
 struct Statistics {
     double *log_likelihood;  // 1
     double *roots;           // c
-    float *mass;             // l N
-    float *raw;              // l 2w N
+    double *mass;            // l N
+    double *raw;             // l 2w N
     float *const *visits;    // of each sum layer: p s i N
 };
 
@@ -194,6 +199,8 @@ struct Block {
     float *flow[2];       // two levels of n N of one replica, for the pass downwards
     float *gained;        // n N
     float *through;       // n N
+    double *wide_table;   // the table, and one region's flow, in float64
+    double *wide_flow;
 
     int64_t nodes(int64_t level) const { return level == 0 ? circuit.inputs : circuit.sums; }
     int64_t lead(int64_t level) const { return level == 0 ? N : S; }
@@ -201,7 +208,7 @@ struct Block {
 };
 
 int64_t floats_of(const Circuit &c, int64_t n) {
-    int64_t N = padded(c.inputs), S = padded(c.sums), widest = N > S ? N : S, total = 2 * (c.variables + 1) * (n + 16);
+    int64_t N = padded(c.inputs), S = padded(c.sums), widest = N > S ? N : S, total = 6 * (c.variables + 1) * (n + 16) + 2 * n * N;
     int64_t levels = c.depth > 0 ? c.depth : 1;
     for (int64_t level = 0; level < levels; level++)
         total += (c.replicas << (c.depth - level)) * n * ((level == 0 ? N : S) + 1);
@@ -218,13 +225,16 @@ int64_t rows_at_once(const Circuit &c) {
 }
 
 // n rows of m variables to the table; rows beyond `real` are zeros.
-void fill_table(Block &b, const float *x, int64_t real) {
+void fill_table(Block &b, const float *x, int64_t real, bool wide) {
     int64_t M = b.circuit.variables, T = b.table_row;
     for (int64_t v = 0; v <= M; v++)
         for (int64_t n = 0; n < b.n; n++) {
             float z = v < M && n < real ? x[n * M + v] : 0.0f;
             b.table[v * T + n] = z;
             b.table[(v + M + 1) * T + n] = z * z;
+            if (!wide) continue;
+            b.wide_table[v * T + n] = z;
+            b.wide_table[(v + M + 1) * T + n] = double(z) * z;
         }
 }
 
@@ -393,31 +403,30 @@ void sum_downward(int64_t n_rows, int64_t I, int64_t N, const float *gain, int64
     });
 }
 
-// What the flow into a leaf region says about its leaves.
+// What the flow into a leaf region says about its leaves. In float64: variances are small differences of these sums.
 void leaf_downward(const Block &b, int64_t region, const float *flow, const Statistics &out) {
+    constexpr int lanes = LANES / 2;
     const Circuit &c = b.circuit;
     const int64_t N = b.N, W = c.width, T = b.table_row, n_rows = b.n;
     const int32_t *scope = c.scopes + region * W;
-    float *mass = out.mass + region * N, *raw = out.raw + region * 2 * W * N;
-    for (int64_t k = 0; k < N; k += LANES) {
-        Vector total = load(mass + k);
-        for (int64_t n = 0; n < n_rows; n++) total += load(flow + n * N + k);
-        store(mass + k, total);
-    }
+    double *mass = out.mass + region * N, *raw = out.raw + region * 2 * W * N;
+    for (int64_t k = 0; k < n_rows * N; k++) b.wide_flow[k] = flow[k];
+    for (int64_t n = 0; n < n_rows; n++)
+        for (int64_t k = 0; k < N; k++) mass[k] += b.wide_flow[n * N + k];
     for (int64_t half = 0; half < 2; half++)
         rows(W, [&](auto tile, int64_t first) {
             constexpr int M = decltype(tile)::value;
-            const float *features[M];
-            for (int m = 0; m < M; m++) features[m] = b.table + (scope[first + m] + half * (c.variables + 1)) * T;
-            float *target = raw + (half * W + first) * N;
-            columns(N, [&](auto vectors, int64_t column) {
-            constexpr int V = decltype(vectors)::value;
-                Vector acc[M][V];
+            const double *features[M];
+            for (int m = 0; m < M; m++) features[m] = b.wide_table + (scope[first + m] + half * (c.variables + 1)) * T;
+            double *target = raw + (half * W + first) * N;
+            columns<lanes>(N, [&](auto vectors, int64_t column) {
+                constexpr int V = decltype(vectors)::value;
+                Wide acc[M][V];
                 for (int m = 0; m < M; m++)
-                    for (int v = 0; v < V; v++) acc[m][v] = load(target + m * N + column + v * LANES);
-                accumulate(acc, n_rows, [&](int m, int64_t k) { return features[m][k]; }, flow + column, N);
+                    for (int v = 0; v < V; v++) acc[m][v] = load(target + m * N + column + v * lanes);
+                accumulate(acc, n_rows, [&](int m, int64_t k) { return features[m][k]; }, b.wide_flow + column, N);
                 for (int m = 0; m < M; m++)
-                    for (int v = 0; v < V; v++) store(target + m * N + column + v * LANES, acc[m][v]);
+                    for (int v = 0; v < V; v++) store(target + m * N + column + v * lanes, acc[m][v]);
             });
         });
 }
@@ -484,7 +493,7 @@ void replica_downward(Block &b, int64_t replica, const float *log_prob, int64_t 
 struct Laid {  // a block's memory
     Block block;
     float *values[64], *peaks[64];
-    explicit Laid(const Circuit &c, int64_t n) : block{c, n, 0, 0, 0, {}, {}, {}, {}, {}, {}, {}, {}, {}} {
+    explicit Laid(const Circuit &c, int64_t n) : block{c, n, 0, 0, 0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}} {
         block.N = padded(c.inputs);
         block.S = padded(c.sums);
         block.table_row = n + 16;
@@ -508,6 +517,8 @@ struct Laid {  // a block's memory
         for (auto &flow : block.flow) flow = take((int64_t(1) << c.depth) * n * widest);
         block.gained = take(n * widest);
         block.through = take(n * widest + n);
+        block.wide_table = reinterpret_cast<double *>(take(4 * (c.variables + 1) * block.table_row));
+        block.wide_flow = reinterpret_cast<double *>(take(2 * n * block.N));
     }
 };
 
@@ -523,7 +534,7 @@ int32_t log_prob(const Circuit *circuit, const float *x, int64_t n, float *out) 
         const int64_t real = n - first < at_once ? n - first : at_once, rounded = (real + ROWS - 1) / ROWS * ROWS;
         Laid laid(*circuit, rounded);
         if (!scratch.data) return 1;
-        fill_table(laid.block, x + first * circuit->variables, real);
+        fill_table(laid.block, x + first * circuit->variables, real, false);
         for (int64_t r = 0; r < circuit->replicas; r++) replica_upward(laid.block, r, false);
         float found[BLOCK];
         log_probability(laid.block, found);
@@ -540,7 +551,7 @@ int32_t statistics(const Circuit *circuit, const float *x, int64_t n, const Stat
         const int64_t real = n - first < at_once ? n - first : at_once, rounded = (real + ROWS - 1) / ROWS * ROWS;
         Laid laid(*circuit, rounded);
         if (!scratch.data) return 1;
-        fill_table(laid.block, x + first * circuit->variables, real);
+        fill_table(laid.block, x + first * circuit->variables, real, true);
         for (int64_t r = 0; r < circuit->replicas; r++) replica_upward(laid.block, r, true);
         float found[BLOCK];
         log_probability(laid.block, found);
@@ -582,16 +593,16 @@ void pack_leaves(const float *mean, const float *variance, const int32_t *scopes
 }
 
 // Moments about the current means from raw sums l 2w N and mass l N: visits, first and second, each l i w.
-void leaf_moments(const float *mean, const float *mass, const float *raw, const int32_t *scopes, int64_t variables,
-                  int64_t regions, int64_t inputs, int64_t width, float *visits, float *first, float *second) {
+void leaf_moments(const float *mean, const double *mass, const double *raw, const int32_t *scopes, int64_t variables,
+                  int64_t regions, int64_t inputs, int64_t width, double *visits, double *first, double *second) {
     const int64_t N = padded(inputs);
     for (int64_t l = 0; l < regions; l++)
         for (int64_t i = 0; i < inputs; i++)
             for (int64_t w = 0; w < width; w++) {
                 const int64_t at = (l * inputs + i) * width + w;
-                const float seen = scopes[l * width + w] < variables ? mass[l * N + i] : 0.0f, mu = mean[at];
-                const float sum = raw[(l * 2 * width + w) * N + i], squares = raw[(l * 2 * width + width + w) * N + i];
-                const float deviation = sum - seen * mu;
+                const double seen = scopes[l * width + w] < variables ? mass[l * N + i] : 0.0, mu = mean[at];
+                const double sum = raw[(l * 2 * width + w) * N + i], squares = raw[(l * 2 * width + width + w) * N + i];
+                const double deviation = sum - seen * mu;
                 visits[at] = seen;
                 first[at] = deviation;
                 second[at] = squares - mu * (sum + deviation);
@@ -599,14 +610,14 @@ void leaf_moments(const float *mean, const float *mass, const float *raw, const 
 }
 
 // The M-step of n leaves: GaussianLeaves.update in one pass.
-void leaf_update(float *mean, float *variance, const float *visits, const float *first, const float *second, int64_t n,
-                 float step, float prior, float inertia, float least, float most) {
-    const float tiny = 1.17549435e-38f, slow = inertia > tiny ? inertia : tiny;
+void leaf_update(float *mean, float *variance, const double *visits, const double *first, const double *second,
+                 int64_t n, double step, double prior, double inertia, double least, double most) {
+    const double tiny = 1.17549435e-38, slow = inertia > tiny ? inertia : tiny;
     for (int64_t k = 0; k < n; k++) {
-        const float mass = visits[k] + prior, steps = step * mass / (mass + slow), held = mass > tiny ? mass : tiny;
-        const float mu = mean[k], d = (first[k] - prior * mu) / held;
-        const float square = (second[k] + prior * (mu * mu + 1.0f)) / held - variance[k] - steps * d * d;
-        const float moved = variance[k] + steps * square;
+        const double mass = visits[k] + prior, steps = step * mass / (mass + slow), held = mass > tiny ? mass : tiny;
+        const double mu = mean[k], d = (first[k] - prior * mu) / held;
+        const double square = (second[k] + prior * (mu * mu + 1)) / held - variance[k] - steps * d * d;
+        const double moved = variance[k] + steps * square;
         variance[k] = moved < least ? least : moved > most ? most : moved;
         mean[k] = mu + steps * d;
     }

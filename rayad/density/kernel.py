@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from rayad.arrays import Latents, Scores
-from rayad.density.leaves import GaussianLeaves, Raw
+from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves, Moments
 
 if TYPE_CHECKING:
     from rayad.density.spn import SPN, Sums
@@ -60,10 +60,14 @@ def library() -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(f"the compiled kernel could not be built, torch does its work: {said[:300]}", stacklevel=2)
         return None
+    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     found.lanes.restype = ctypes.c_int32
     for function in (found.log_prob, found.statistics):
         function.restype = ctypes.c_int32
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        function.argtypes = [address, address, size, address]
+    found.pack_leaves.argtypes = [*[address] * 3, *[size] * 4, *[address] * 2]
+    found.leaf_moments.argtypes = [*[address] * 4, *[size] * 4, *[address] * 3]
+    found.leaf_update.argtypes = [*[address] * 5, size, *[number] * 5]
     return found
 
 
@@ -125,6 +129,20 @@ _packed: WeakKeyDictionary["SPN", tuple[tuple, "Packed"]] = WeakKeyDictionary()
 """Circuit -> the state of its parameters, and the same in the kernel's order."""
 
 
+def update(leaves: Any, moments: Any, step: float, prior: Any, inertia: float) -> bool:
+    """The M-step of Gaussian leaves in one pass, as `GaussianLeaves.update`; False where torch has to do it."""
+    compiled = library() if isinstance(leaves, GaussianLeaves) and _switch["on"] else None
+    if compiled is None or leaves.mean.dtype != torch.float32 or leaves.mean.device.type != "cpu":
+        return False
+    seen = [t.to(torch.float64).contiguous() for t in moments.tensors()]
+    values = [leaves.mean, leaves.variance]
+    addresses = [t.data_ptr() for t in (*values, *seen)]
+    bounds = leaves.min_variance, MAX_VARIANCE
+    compiled.leaf_update(*addresses, leaves.mean.numel(), step, prior, inertia, *bounds)
+    torch.autograd.graph.increment_version(values)
+    return True
+
+
 class Packed:
     """A circuit's parameters in the kernel's order; a copy that learning does not change."""
 
@@ -133,16 +151,19 @@ class Packed:
         leaves, config = circuit.leaves, circuit.config
         assert isinstance(leaves, GaussianLeaves)  # packed() saw to it
         weights = [layer.weights for layer in circuit.layers()]
-        slope, curvature, constant = leaves.natural()
+        self.leaves = leaves
         self.inputs, self.shapes = config.inputs, [w.shape for w in weights]
         self.scopes = leaves.scopes.int()
-        self.slopes = self._padded(torch.cat([slope, curvature], dim=2).mT)
-        self.constants = self._padded(constant.sum(2), -torch.inf)
+        regions, inputs, width = leaves.mean.shape
+        lanes = compiled.lanes()
+        padded = -(-inputs // lanes) * lanes
+        self.slopes = leaves.mean.new_empty(regions, 2 * width, padded)
+        self.constants = leaves.mean.new_empty(regions, padded)
+        compiled.pack_leaves(*self._leaves(), self.slopes.data_ptr(), self.constants.data_ptr())
         self.forward = [self._padded(w.mT) for w in weights]
         self.reverse = [self._padded(w) if learns and w.shape[3] > 1 else w for w in weights]
         self.log_mixing = circuit.mixing.log()
         self.tables = _addresses(self.forward), _addresses(self.reverse)
-        width = leaves.scopes.shape[1]
         self.sizes = _Circuit(
             leaves.variables,
             *(config.replicas, config.depth, width, config.inputs, config.sums, config.roots),
@@ -159,25 +180,39 @@ class Packed:
 
     def statistics(self, x: Latents) -> "Sums":
         """The sums of the passes over standardized rows."""
-        parts = self._shared(x, lambda first, part: self._sums(part))
-        return functools.reduce(lambda one, other: one.plus(other), parts)
-
-    def _sums(self, x: Latents) -> "Sums":
         from rayad.density.spn import Sums
 
-        lp, roots = x.new_zeros((), dtype=torch.float64), x.new_zeros(len(self.log_mixing), dtype=torch.float64)
-        mass, raw = torch.zeros_like(self.constants), torch.zeros_like(self.slopes)
+        parts = self._shared(x, lambda first, part: self._sums(part))
+        lp, roots, mass, raw, *visits = (functools.reduce(torch.add, same) for same in zip(*parts, strict=True))
+        moments = Moments(*(torch.empty_like(self.leaves.mean, dtype=torch.float64) for _ in range(3)))
+        mean, _, *rest = self._leaves()
+        found = [t.data_ptr() for t in moments.tensors()]
+        self.compiled.leaf_moments(mean, mass.data_ptr(), raw.data_ptr(), *rest, *found)
+        visits = [
+            v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
+            for v, shape in zip(visits, self.shapes, strict=True)
+        ]
+        return Sums(lp, roots.to(x), moments, visits)
+
+    def _sums(self, x: Latents) -> list[Tensor]:
+        """Log likelihood, visits of roots, mass and raw moments of leaves, visits of weights: all in its order."""
+        lp, roots, mass, raw = (
+            torch.zeros(shape, dtype=torch.float64)
+            for shape in ((), self.log_mixing.shape, self.constants.shape, self.slopes.shape)
+        )
         order = zip(self.shapes, self.reverse, self.forward, strict=True)
         visits = [torch.zeros_like(reverse if shape[3] > 1 else forward) for shape, reverse, forward in order]
         table = _addresses(visits)
         where = _Statistics(*(t.data_ptr() for t in (lp, roots, mass, raw)), ctypes.addressof(table))
         self._run(self.compiled.statistics, x, ctypes.addressof(where))
-        seen = [
-            v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
-            for v, shape in zip(visits, self.shapes, strict=True)
-        ]
-        leaves = Raw(mass[:, : self.inputs, None], raw[..., : self.inputs].mT)
-        return Sums(lp, roots.to(x), leaves, seen)
+        return [lp, roots, mass, raw, *visits]
+
+    def _leaves(self) -> list[int]:
+        """The leaves' parameters and sizes, as the kernel's functions take them."""
+        leaves = self.leaves
+        regions, inputs, width = leaves.mean.shape
+        addresses = [t.data_ptr() for t in (leaves.mean, leaves.variance, self.scopes)]
+        return [*addresses, leaves.variables, regions, inputs, width]
 
     def _shared(self, x: Latents, work: Callable[[int, Latents], T]) -> list[T]:
         """Do the work on the rows, shared by torch's threads; ctypes lets go of the interpreter meanwhile."""

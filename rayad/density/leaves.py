@@ -10,6 +10,7 @@ Letters: n rows, m variables, l leaf regions, i inputs, w variables of a region,
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -184,13 +185,13 @@ class GaussianLeaves(nn.Module):
     def tally(self, missing: bool) -> Raw:
         """Statistics of no rows."""
         regions, inputs, width = self.mean.shape
-        zeros = self.mean.new_zeros
+        zeros = partial(self.mean.new_zeros, dtype=torch.float64)
         return Raw(zeros(regions, inputs, 1), zeros(regions, inputs, (3 if missing else 2) * width))
 
     def add_(self, tally: Raw, flow: Float[Tensor, "l i n"], features: Features) -> None:
         """Add rows that visit the leaves so often."""
         tally.mass.add_(flow.sum(2, keepdim=True))
-        tally.raw.baddbmm_(flow, features.mT)
+        tally.raw.add_(torch.bmm(flow, features.mT))
 
     def finish(self, tally: Raw) -> Moments:
         """The statistics of the rows that were added."""
@@ -214,14 +215,14 @@ class GaussianLeaves(nn.Module):
             inertia: expected visits at which a leaf goes half of its step; from no visits it does not move.
         """
         mass = moments.mass + prior
-        tiny = torch.finfo(mass.dtype).tiny
+        tiny = torch.finfo(torch.float32).tiny
         steps = step * mass / (mass + max(inertia, tiny))
         mass = mass.clamp_min(tiny)
         d = moments.first.sub(self.mean, alpha=prior).div_(mass)
         second = moments.second.add(self.mean.square().add_(1), alpha=prior).div_(mass)
         second.sub_(self.variance).addcmul_(steps * d, d, value=-1)
-        self.variance.addcmul_(steps, second).clamp_(self.min_variance, MAX_VARIANCE)
-        self.mean.addcmul_(steps, d)
+        self.variance.add_(steps.mul(second)).clamp_(self.min_variance, MAX_VARIANCE)
+        self.mean.add_(steps.mul_(d))
 
     def log_prior(self, prior: float) -> Tensor:
         """What the prior adds to the objective of full-batch learning, in nats, but for a constant."""

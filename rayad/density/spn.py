@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from rayad.arrays import Latents, Scores
 from rayad.density import kernel
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
-from rayad.density.leaves import START_ROWS, Features, GaussianLeaves, Moments, Raw, Standardization
-from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments, MixedTally
+from rayad.density.leaves import MAX_VARIANCE, START_ROWS, Features, GaussianLeaves, Moments, Standardization
+from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments
 from rayad.density.region_graph import Scopes, random_scopes
 from rayad.density.sums import MIN_WEIGHT, SumLayer
 from rayad.errors import OptionError
@@ -137,15 +137,9 @@ class Sums(NamedTuple):
     log_likelihood: Float[Tensor, ""]
     """Of the standardized rows."""
     roots: Float[Tensor, " c"]
-    leaves: Raw | Counts | MixedTally
+    leaves: Moments | Counts | MixedMoments
     visits: list[Tensor]
     """Of every weight, but for a factor: the weight."""
-
-    def plus(self, other: "Sums") -> "Sums":
-        """The sums over the rows of both."""
-        visits = [mine + others for mine, others in zip(self.visits, other.visits, strict=True)]
-        log_likelihood, roots = self.log_likelihood + other.log_likelihood, self.roots + other.roots
-        return Sums(log_likelihood, roots, cast(Any, self.leaves) + other.leaves, visits)
 
 
 class Level(NamedTuple):
@@ -253,7 +247,7 @@ class SPN(nn.Module):
         return Statistics(
             x.new_full((), len(x), dtype=torch.float64),
             sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
-            self.leaves.finish(cast(Any, sums.leaves)),
+            sums.leaves,
             tuple(layer.weights * visit for layer, visit in zip(self.layers(), sums.visits, strict=True)),
             sums.roots,
         )
@@ -269,7 +263,7 @@ class SPN(nn.Module):
             shares = F.threshold(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf, inplace=True).exp_()  # r c n
             roots += shares.sum((0, 2))
             self.leaves.add_(leaves, self.downward(up, shares, visits), cast(Any, up.features))
-        return Sums(log_likelihood, roots, leaves, visits)
+        return Sums(log_likelihood, roots, self.leaves.finish(leaves), visits)
 
     @torch.no_grad()
     def update(self, statistics: Statistics, step: float) -> None:
@@ -279,7 +273,8 @@ class SPN(nn.Module):
         (with priors: the sum of it and `log_prior`).
         """
         share = float(statistics.rows / self.rows)
-        self.leaves.update(cast(Any, statistics.leaves), step, self._leaf_prior(share), INERTIA)
+        if not kernel.update(self.leaves, statistics.leaves, step, self._leaf_prior(share), INERTIA):
+            self.leaves.update(cast(Any, statistics.leaves), step, self._leaf_prior(share), INERTIA)
         for layer, visits in zip(self.layers(), statistics.sums, strict=True):
             layer.update(visits, step, self.config.sum_prior * share, INERTIA)
         if statistics.rows > 0:
@@ -316,6 +311,28 @@ class SPN(nn.Module):
         left, right = dead.chunk(2) if self.config.depth else (dead, dead.new_zeros(len(dead), 1))
         self.layers()[0].revive(left, right)
         return number
+
+    def faults(self) -> Iterator[str]:
+        """What no learning leaves behind: parameters that are none, or regions that do not follow from the seed."""
+        expected = random_scopes(
+            self.standardization.centre.numel(), self.config.depth, self.config.replicas, self.config.seed
+        )
+        if not torch.equal(self.leaves.scopes, expected.to(self.leaves.scopes)):
+            yield f"the regions are not those of seed {self.config.seed}"
+        for number, layer in enumerate(self.layers()):
+            own = (0, 2, 3) if layer.pooled else (2, 3)
+            if (layer.weights < 0).any() or not torch.allclose(
+                layer.weights.sum(own), layer.weights.new_ones(()), atol=1e-4
+            ):
+                yield f"the weights of sum layer {number} are no distributions"
+        if (self.mixing < 0).any() or abs(float(self.mixing.sum()) - 1) > 1e-4:
+            yield "the shares of the roots are no distribution"
+        if isinstance(self.leaves, GaussianLeaves):
+            variance = self.leaves.variance
+            if float(variance.min()) < 0.99 * self.config.min_variance or float(variance.max()) > 1.01 * MAX_VARIANCE:
+                yield f"variances of leaves are not between {self.config.min_variance} and {MAX_VARIANCE}"
+        if not (self.standardization.scale > 0).all():
+            yield "a variable's scale is not positive"
 
     def upward(self, x: Latents, missing: bool, labels: Labels | None = None) -> Upward:
         """Densities of all nodes for a few standardized rows; `missing` says whether any value is NaN."""

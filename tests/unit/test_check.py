@@ -1,9 +1,11 @@
 """What the checker of bundles finds."""
 
+import pytest
 import safetensors.torch
 import torch
 
 from rayad import cli, storage
+from rayad.density import spn
 from rayad.imaging.mammogram import Preprocessing
 from rayad.models import cae
 from rayad.scoring import detector as bundle
@@ -48,3 +50,21 @@ def test_tensors_that_nothing_names_are_found(tmp_path):
     url = saved(str(tmp_path))
     storage.write_bytes(f"{url}/old.safetensors", safetensors.torch.save({"x": torch.zeros(1)}))
     assert faults(url) == ["old.safetensors is beside the bundle's files, and nothing names it"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda c: None, None),
+        (lambda c: c.leaves.scopes.copy_(c.leaves.scopes.roll(1)), "the regions are not those of seed 0"),
+        (lambda c: c.root.weights.mul_(2), "the weights of sum layer 0 are no distributions"),
+        (lambda c: c.mixing.mul_(2), "the shares of the roots are no distribution"),
+        (lambda c: c.leaves.variance.fill_(1e-9), "variances of leaves are not between 0.001 and 10.0"),
+        (lambda c: c.standardization.scale.zero_(), "a variable's scale is not positive"),
+    ],
+)
+def test_a_circuit_that_no_learning_leaves_behind_is_found(spoil, fault):
+    circuit = spn.Config(inputs=3, replicas=2).build(6)
+    circuit.start(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), 0)
+    spoil(circuit)
+    assert list(circuit.faults()) == ([fault] if fault else [])
