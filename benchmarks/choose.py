@@ -148,7 +148,7 @@ def figure(line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str
     detector = stages.aggregated(learned(line, options, sets["development"]), line.aggregation)
     found = {}
     for name, dataset in sets.items():
-        split = "development" if name == "development" else "test"
+        split = "development" if name == "development" else "test"  # where lesions pasted into healthy patients stand
         images = scored(detector, dataset, split, storage.join(options.out, "scores", name))
         pool = metrics.pool(images, options.kind)
         found[f"{name} pixel AUC"] = metrics.auroc(pool.scores, pool.anomalous)

@@ -198,7 +198,7 @@ struct Block {
     float *log_roots;     // r c n
     float *flow[2];       // two levels of n N of one replica, for the pass downwards
     float *gained;        // n N
-    float *through;       // n N
+    float *through;       // n N, and n numbers behind it
     double *wide_table;   // the table, and one region's flow, in float64
     double *wide_flow;
 
@@ -319,7 +319,7 @@ void inner_upward(Block &b, int64_t level, int64_t product) {
         for (int64_t s = 0; s < S; s += LANES) store(values + k * S + s, load(values + k * S + s) * scale);
         peaks[k] = peak;
     }
-    // b.peaks keeps the logarithm; the statistics take flows of normalized values, so the peak itself is not needed
+    // from here on the logarithm
     log_rows(peaks, peaks, n);
     for (int64_t k = 0; k < n; k++) peaks[k] += peak_left[k] + peak_right[k];
 }
@@ -347,7 +347,7 @@ void replica_upward(Block &b, int64_t replica, bool keep) {
 // log of the sum over replicas and roots, n.
 void log_probability(const Block &b, float *out) {
     const int64_t n = b.n, terms = b.circuit.replicas * b.circuit.roots;
-    for (int64_t k = 0; k < n; k += LANES) {  // n is a multiple of ROWS; the table's padding covers the rest
+    for (int64_t k = 0; k < n; k += LANES) {  // the last vector may be filled in part
         int64_t count = n - k < LANES ? n - k : LANES;
         Vector top = all(-INFINITY), total = {};
         auto at = [&](int64_t t) {
@@ -363,12 +363,12 @@ void log_probability(const Block &b, float *out) {
 }
 
 // Passes the visits of one sum on to its children and its weights.
-void sum_downward(int64_t n_rows, int64_t I, int64_t N, const float *gain, int64_t stride, const float *left,
-                  const float *right, const float *reach, const float *reverse, float *flow_left, float *flow_right,
-                  float *visits, float *gained) {
+void sum_downward(int64_t n_rows, int64_t I, int64_t N, const float *gain, const float *left, const float *right,
+                  const float *reach, const float *reverse, float *flow_left, float *flow_right, float *visits,
+                  float *gained) {
     for (int64_t n = 0; n < n_rows; n++)
         for (int64_t k = 0; k < N; k += LANES) {
-            Vector x = load(left + n * N + k) * gain[n * stride];
+            Vector x = load(left + n * N + k) * gain[n];
             store(gained + n * N + k, x);
             store(flow_left + n * N + k, load(flow_left + n * N + k) + x * load(reach + n * N + k));
         }
@@ -461,7 +461,7 @@ void replica_downward(Block &b, int64_t replica, const float *log_prob, int64_t 
         if (total == 0) continue;
         visited = true;
         const int64_t layer = c.depth > 0 ? c.depth - 1 : 0;
-        sum_downward(n, I, N, gain, 1, left, right, b.reach + at * n * N, c.reverse[layer] + at * I * N,
+        sum_downward(n, I, N, gain, left, right, b.reach + at * n * N, c.reverse[layer] + at * I * N,
                      flow_left, flow_right, out.visits[layer] + at * I * N, b.gained);
     }
     if (!visited) return;
@@ -475,13 +475,13 @@ void replica_downward(Block &b, int64_t replica, const float *log_prob, int64_t 
             float *flow = b.flow[here] + q * n * b.S;
             const float *a = b.values[level - 1] + product * n * below, *right1 = a + P * n * below;
             float *to_left = b.flow[1 - here] + q * n * below, *to_right = to_left + count * n * below;
-            // The children were scaled to a largest value of 1, so out = values * peak: gain = flow / out.
+            // d log p / d out is flow / out, with out as the children are scaled: computed again, not kept.
             for (int64_t s = 0; s < c.sums; s++) {
                 const int64_t at = product * c.sums + s;
                 float *gain = b.through + n * below;  // n numbers behind `through`
                 sum_upward(n, J1, below, a, right1, c.forward[level - 1] + at * J1 * below, b.through, gain, 1);
                 for (int64_t k = 0; k < n; k++) gain[k] = flow[k * b.S + s] / gain[k];
-                sum_downward(n, J1, below, gain, 1, a, right1, b.through, c.reverse[level - 1] + at * J1 * below,
+                sum_downward(n, J1, below, gain, a, right1, b.through, c.reverse[level - 1] + at * J1 * below,
                              to_left, to_right, out.visits[level - 1] + at * J1 * below, b.gained);
             }
         }
@@ -522,51 +522,48 @@ struct Laid {  // a block's memory
     }
 };
 
+// Blocks of rows through the pass upwards; `use` gets each, its number of rows and their log p. False: no memory.
+template <class Use> bool each_block(const Circuit &c, const float *x, int64_t n, bool learns, const Use &use) {
+    Denormals flushed;
+    const int64_t at_once = rows_at_once(c);
+    for (int64_t first = 0; first < n; first += at_once) {
+        const int64_t real = n - first < at_once ? n - first : at_once, rounded = (real + ROWS - 1) / ROWS * ROWS;
+        Laid laid(c, rounded);
+        if (!scratch.data) return false;
+        fill_table(laid.block, x + first * c.variables, real, learns);
+        for (int64_t r = 0; r < c.replicas; r++) replica_upward(laid.block, r, learns);
+        float found[BLOCK];
+        log_probability(laid.block, found);
+        use(laid.block, first, real, found);
+    }
+    return true;
+}
+
 }  // namespace
 
 extern "C" {
 
-// log p of n standardized rows without missing values, n m -> n. Returns 0, or 1 if there is no memory.
+// log p of n standardized rows without missing values, n m -> n. Returns 1 if there is no memory, else 0, as all here.
 int32_t log_prob(const Circuit *circuit, const float *x, int64_t n, float *out) {
-    Denormals flushed;
-    const int64_t at_once = rows_at_once(*circuit);
-    for (int64_t first = 0; first < n; first += at_once) {
-        const int64_t real = n - first < at_once ? n - first : at_once, rounded = (real + ROWS - 1) / ROWS * ROWS;
-        Laid laid(*circuit, rounded);
-        if (!scratch.data) return 1;
-        fill_table(laid.block, x + first * circuit->variables, real, false);
-        for (int64_t r = 0; r < circuit->replicas; r++) replica_upward(laid.block, r, false);
-        float found[BLOCK];
-        log_probability(laid.block, found);
+    return !each_block(*circuit, x, n, false, [&](Block &, int64_t first, int64_t real, const float *found) {
         std::memcpy(out + first, found, real * 4);
-    }
-    return 0;
+    });
 }
 
 // Adds what n standardized rows say to the statistics.
 int32_t statistics(const Circuit *circuit, const float *x, int64_t n, const Statistics *out) {
-    Denormals flushed;
-    const int64_t at_once = rows_at_once(*circuit);
-    for (int64_t first = 0; first < n; first += at_once) {
-        const int64_t real = n - first < at_once ? n - first : at_once, rounded = (real + ROWS - 1) / ROWS * ROWS;
-        Laid laid(*circuit, rounded);
-        if (!scratch.data) return 1;
-        fill_table(laid.block, x + first * circuit->variables, real, true);
-        for (int64_t r = 0; r < circuit->replicas; r++) replica_upward(laid.block, r, true);
-        float found[BLOCK];
-        log_probability(laid.block, found);
+    return !each_block(*circuit, x, n, true, [&](Block &block, int64_t, int64_t real, const float *found) {
         for (int64_t k = 0; k < real; k++) *out->log_likelihood += found[k];
-        for (int64_t r = 0; r < circuit->replicas; r++) replica_downward(laid.block, r, found, real, *out);
-    }
-    return 0;
+        for (int64_t r = 0; r < circuit->replicas; r++) replica_downward(block, r, found, real, *out);
+    });
 }
 
 // Natural parameters of l i w leaves, as `Circuit` has them: slopes l 2w N, constants l N.
-void pack_leaves(const float *mean, const float *variance, const int32_t *scopes, int64_t variables, int64_t regions,
-                 int64_t inputs, int64_t width, float *slopes, float *constants) {
+int32_t pack_leaves(const float *mean, const float *variance, const int32_t *scopes, int64_t variables,
+                    int64_t regions, int64_t inputs, int64_t width, float *slopes, float *constants) {
     const int64_t N = padded(inputs), all_of_region = inputs * width;
     float *logs = scratch.take(3 * (all_of_region + LANES));
-    if (!logs) return;
+    if (!logs) return 1;
     float *slope = logs + all_of_region + LANES, *curvature = slope + all_of_region + LANES;
     for (int64_t l = 0; l < regions; l++, slopes += 2 * width * N, constants += N) {
         const float *m = mean + l * all_of_region, *v = variance + l * all_of_region;
@@ -590,6 +587,7 @@ void pack_leaves(const float *mean, const float *variance, const int32_t *scopes
                 slopes[(width + w) * N + i] = i < inputs ? curvature[i * width + w] : 0.0f;
             }
     }
+    return 0;
 }
 
 // Moments about the current means from raw sums l 2w N and mass l N: visits, first and second, each l i w.

@@ -62,8 +62,9 @@ def library() -> ctypes.CDLL | None:
         return None
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     found.lanes.restype = ctypes.c_int32
-    for function in (found.log_prob, found.statistics):
+    for function in (found.log_prob, found.statistics, found.pack_leaves):
         function.restype = ctypes.c_int32
+    for function in (found.log_prob, found.statistics):
         function.argtypes = [address, address, size, address]
     found.pack_leaves.argtypes = [*[address] * 3, *[size] * 4, *[address] * 2]
     found.leaf_moments.argtypes = [*[address] * 4, *[size] * 4, *[address] * 3]
@@ -144,7 +145,7 @@ def update(leaves: Any, moments: Any, step: float, prior: Any, inertia: float) -
 
 
 class Packed:
-    """A circuit's parameters in the kernel's order; a copy that learning does not change."""
+    """A circuit's parameters in the kernel's order: of its state, and to be made anew for the next."""
 
     def __init__(self, circuit: "SPN", compiled: ctypes.CDLL, learns: bool) -> None:
         self.compiled, self.learns = compiled, learns
@@ -152,14 +153,12 @@ class Packed:
         assert isinstance(leaves, GaussianLeaves)  # packed() saw to it
         weights = [layer.weights for layer in circuit.layers()]
         self.leaves = leaves
-        self.inputs, self.shapes = config.inputs, [w.shape for w in weights]
+        self.shapes = [w.shape for w in weights]
         self.scopes = leaves.scopes.int()
         regions, inputs, width = leaves.mean.shape
-        lanes = compiled.lanes()
-        padded = -(-inputs // lanes) * lanes
-        self.slopes = leaves.mean.new_empty(regions, 2 * width, padded)
-        self.constants = leaves.mean.new_empty(regions, padded)
-        compiled.pack_leaves(*self._leaves(), self.slopes.data_ptr(), self.constants.data_ptr())
+        self.slopes = leaves.mean.new_empty(regions, 2 * width, self._whole(inputs))
+        self.constants = leaves.mean.new_empty(regions, self._whole(inputs))
+        _checked(compiled.pack_leaves(*self._leaves(), self.slopes.data_ptr(), self.constants.data_ptr()))
         self.forward = [self._padded(w.mT) for w in weights]
         self.reverse = [self._padded(w) if learns and w.shape[3] > 1 else w for w in weights]
         self.log_mixing = circuit.mixing.log()
@@ -225,15 +224,24 @@ class Packed:
             return list(pool.map(work, firsts, parts))
 
     def _run(self, function: Callable[..., int], x: Latents, out: int) -> None:
-        if function(ctypes.addressof(self.sizes), x.data_ptr(), len(x), out):
-            raise MemoryError("there is no memory for a block of rows of the circuit")
+        _checked(function(ctypes.addressof(self.sizes), x.data_ptr(), len(x), out))
 
-    def _padded(self, values: Tensor, filler: float = 0.0) -> Tensor:
-        """The last dimension filled up to whole vectors."""
-        lanes, size = self.compiled.lanes(), values.shape[-1]
-        wide = values.new_full((*values.shape[:-1], -(-size // lanes) * lanes), filler)
+    def _padded(self, values: Tensor) -> Tensor:
+        """The last dimension filled up with zeros to whole vectors."""
+        size = values.shape[-1]
+        wide = values.new_zeros(*values.shape[:-1], self._whole(size))
         wide[..., :size] = values
         return wide
+
+    def _whole(self, size: int) -> int:
+        """Numbers in as many vectors as hold this many."""
+        lanes = self.compiled.lanes()
+        return -(-size // lanes) * lanes
+
+
+def _checked(failed: int) -> None:
+    if failed:
+        raise MemoryError("there is no memory for a block of rows of the circuit")
 
 
 def _addresses(tensors: list[Tensor]) -> ctypes.Array:

@@ -139,9 +139,6 @@ class Raw:
     raw: Float[Tensor, "l i f"]
     """Sums of visits times features."""
 
-    def __add__(self, other: "Raw") -> "Raw":
-        return Raw(self.mass + other.mass, self.raw + other.raw)
-
 
 class GaussianLeaves(nn.Module):
     """All input distributions of a circuit; takes standardized rows, NaN where a value is missing."""

@@ -200,9 +200,8 @@ def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
         return None
     folder = {"model": "models", "density": "density"}[kind]
     name, variables = said[kind]["name"], said[kind]["variables"]
-    settings = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in said[kind]["config"].items()
-    }  # JSON has no tuples
+    said_of = said[kind]["config"].items()
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in said_of}  # JSON has no tuples
     config = catalog.find(folder, name).Config(**settings)
     module = config.build(variables) if kind == "density" else config.build()
     data = _checked(url, kind, said["sha256"])
