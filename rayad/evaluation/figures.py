@@ -30,8 +30,8 @@ TRUTH, MASK = "#56b4e9", "#f0e442"
 """Sky blue and yellow of Okabe and Ito: the annotated lesion, and what a detector marks. On heatmaps, which hold
 yellow themselves, the mask's outline is white with a dark rim."""
 LINES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"))
-CHANGE = 0.1
-"""Change to the healthy version where its color is strongest, share of the full scale; the same in every picture."""
+CHANGE = 0.5
+"""Difference to the healthy version where its color is strongest, share of the full scale; the same everywhere."""
 DPI = 110
 
 
@@ -65,7 +65,7 @@ class Healthy:
     pixels: Pixels
     """The healthy version."""
     change: Pixels
-    """Reconstruction minus healthy version."""
+    """The picture minus its healthy version."""
     picture: str
     """Which picture: stored, relative or specks (rayad/imaging/mammogram.py)."""
 
@@ -89,7 +89,7 @@ def overlay(view: View, found: Map, *, title: str = "") -> bytes:
 
 
 def explained(view: View, found: Map, healthy: Healthy) -> bytes:
-    """Side by side: the image, the image under its heatmap, its healthy counterfactual, and what that changed."""
+    """Side by side: the image, the image under its heatmap, its healthy counterfactual, and the difference."""
     height, width = view.pixels.shape
     tall = 5.0
     figure = _figure(4 * tall * width / height + 2.2, tall + 0.5)
@@ -107,7 +107,7 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
         axes.set_title(head, fontsize=10)
     _color_bar(figure, [two])
     bar = figure.colorbar(change, ax=[four], fraction=0.03, pad=0.01, extend="both")
-    bar.set_label("change, share of the full scale", fontsize=9)
+    bar.set_label("difference, share of the full scale", fontsize=9)
     return _png(figure)
 
 
@@ -131,7 +131,7 @@ def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]], healthy: Seq
     Args:
         views: the images.
         maps: detector -> what it says about each view, in the order of the views.
-        healthy: two more columns, the healthy version of each view and what it changed.
+        healthy: two more columns, the healthy version of each view and the difference to it.
 
     Raises:
         ValueError: there is no image or no detector.
@@ -199,7 +199,7 @@ def _fill_row(row: np.ndarray, view: View, found: Sequence[Map]) -> None:
 def _heads(healthy: Healthy) -> list[str]:
     return [
         f"{healthy.picture} picture\nif it were healthy",
-        f"what makes it unlikely\n(red: too bright; to ±{CHANGE:g})",
+        f"{healthy.picture} picture minus that\n(red: too bright; to ±{CHANGE:g})",
     ]
 
 

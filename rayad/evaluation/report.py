@@ -27,8 +27,9 @@ CAPTIONS = {
         "places it marks (yellow; dashed: the annotated lesion). Color is the same in every image: the "
         "share of healthy places that score lower. Nothing is scaled to the single image. Where the first detector by "
         "likelihood can draw, there are two more columns: the picture that the model sees as it would look if the "
-        "latents that surprise were as the others let expect, and the difference of the model's own drawing to it "
-        "(red: too bright to be likely). They explain the score; they are no pictures of the patient."
+        "latents that surprise were as the others let expect, and the difference of the picture to it (red: brighter "
+        "than expected; fine texture is only what the model cannot draw). They explain the score; they are no pictures "
+        "of the patient."
     ),
     "distributions": (
         "Scores of places in healthy images (gray) and inside lesions (lines). The further a line lies to the "

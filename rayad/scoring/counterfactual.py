@@ -3,8 +3,8 @@
 A density that has learned from healthy patches knows each latent's distribution given the others. The latents of a
 place whose surprise -log p(z_v | z_rest) is high are left out, one after the other, and then replaced by their mean
 given those that stay; the model decodes the result. Both are exact (rayad/density/queries.py). What is shown beside
-it is the difference to the *reconstruction* of the place, not to the place itself, which also differs by all that
-the model cannot draw.
+it is the difference of the image to it. (Not that of the reconstruction: latents far from all training decode to
+anything; a bright mass has been seen to come out darker than black.)
 
 It is an explanation of the likelihood, not of the lesion: what the encoder does not see, no latent can take back.
 """
@@ -43,7 +43,7 @@ class Counterfactual:
     pixels: Pixels
     """The healthy version of the tissue; the image itself around it."""
     change: Pixels
-    """Reconstruction minus healthy version: what makes the image unlikely, positive where it is too bright."""
+    """The image minus its healthy version, 0 outside the tissue: positive where it is too bright to be likely."""
     replaced: Grid
     """How many latents of each decoded place were replaced; nan outside the tissue."""
 
@@ -110,9 +110,9 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     replaced[tissue] = (z != better).sum(1).numpy()
     k, j = np.nonzero(tissue)
     corners = torch.from_numpy(np.stack([rows[k], columns[j]], 1))
-    shown, changed = _blended(decode, (z, better), corners, (height, width))
-    known = prepared.tissue & ~np.isnan(shown)
-    return Counterfactual(np.where(known, shown, prepared.pixels), np.where(known, changed, 0), replaced)
+    shown = _blended(decode, better, corners, (height, width))
+    pixels = np.where(prepared.tissue & ~np.isnan(shown), shown, prepared.pixels)
+    return Counterfactual(pixels, prepared.pixels - pixels, replaced)
 
 
 def _parts(detector: Detector) -> tuple[dense.Scorer, Decode, SPN]:
@@ -132,22 +132,23 @@ def _parts(detector: Detector) -> tuple[dense.Scorer, Decode, SPN]:
 
 
 def _blended(
-    decode: Decode, latents: tuple[Latents, Latents], corners: Int64[torch.Tensor, "n 2"], shape: tuple[int, int]
-) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    """Healthy version and change, nan where no patch reaches.
+    decode: Decode, z: Latents, corners: Int64[torch.Tensor, "n 2"], shape: tuple[int, int]
+) -> Float[np.ndarray, "h w"]:
+    """The decoded patches, blended; nan where none reaches.
 
     Args:
-        latents: of the places as they are, and as they would be if they were healthy.
+        z: healthy latents of the places.
         corners: of the places' patches, in the image continued by half a patch.
+        shape: rows and columns of the image.
     """
     taper = torch.hann_window(PATCH + 2, periodic=False)[1:-1]
     window = taper[:, None] * taper
-    total = torch.zeros(3, shape[0] + PATCH, shape[1] + PATCH)  # healthy, change, weight
+    total = torch.zeros(2, shape[0] + PATCH, shape[1] + PATCH)  # patches, weight
     for start in range(0, len(corners), dense.BATCH):
         part = slice(start, start + dense.BATCH)
-        found, better = (decode(z[part])[:, 0] for z in latents)
-        stack = torch.stack([better, found - better, torch.ones_like(found)], 1) * window
+        found = decode(z[part])[:, 0]
+        stack = torch.stack([found, torch.ones_like(found)], 1) * window
         for (row, column), patch in zip(corners[part].tolist(), stack, strict=True):
             total[:, row : row + PATCH, column : column + PATCH] += patch
     total = total[:, PATCH // 2 : -PATCH // 2, PATCH // 2 : -PATCH // 2]
-    return (total[0] / total[2]).numpy(), (total[1] / total[2]).numpy()
+    return (total[0] / total[1]).numpy()

@@ -34,6 +34,13 @@ class Linear(nn.Module):
         raise NotImplementedError
 
 
+class Wrapping(nn.Module):
+    """Draws what is brighter than 0.8 black."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0.8, -3.0, x)
+
+
 @dataclass(frozen=True)
 class Plain:
     """The configuration of a part that is made by hand."""
@@ -105,6 +112,17 @@ def test_an_image_loses_its_lesion_and_is_the_same_elsewhere():
     assert np.array_equal(np.isnan(found.replaced), ~tissue[8::16, 8::16])
     assert found.replaced[:, -1].min() == 1
     assert np.nanmax(found.replaced[:, :4]) == 0
+
+
+def test_what_is_too_bright_is_so_however_the_decoder_draws_it():
+    """A decoder that was never asked for such latents may draw them darker than black."""
+    model = Linear(1)
+    model.decoder.append(Wrapping())
+    known = detector(model, standard(torch.tensor([0.5]), torch.tensor([0.05])), 1)
+    pixels = np.full((128, 128), 1.0, np.float32)
+    found = counterfactual.image(known, prepared(pixels, np.ones(pixels.shape, bool)))
+    np.testing.assert_allclose(found.pixels, 0.5, atol=1e-6)
+    np.testing.assert_allclose(found.change, 0.5, atol=1e-6)
 
 
 def test_windows_are_tapered_so_that_neighbours_join_without_edges():
