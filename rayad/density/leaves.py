@@ -187,8 +187,9 @@ class GaussianLeaves(nn.Module):
 
     def add_(self, tally: Raw, flow: Float[Tensor, "l i n"], features: Features) -> None:
         """Add rows that visit the leaves so often."""
-        tally.mass.add_(flow.sum(2, keepdim=True))
-        tally.raw.add_(torch.bmm(flow, features.mT))
+        wide = flow.double()  # variances are small differences of these sums
+        tally.mass.add_(wide.sum(2, keepdim=True))
+        tally.raw.baddbmm_(wide, features.double().mT)
 
     def finish(self, tally: Raw) -> Moments:
         """The statistics of the rows that were added."""
