@@ -1,6 +1,7 @@
 """How fast a heatmap is: dense scoring against the best patch loop, then end to end with a density.
 
-    python benchmarks/heatmap.py            # prints tables, writes benchmarks/results/heatmap.json
+    python benchmarks/heatmap.py                         # prints tables, writes benchmarks/results/heatmap.json
+    python benchmarks/heatmap.py --precisions float32    # where the processor has no bfloat16
 
 The encoder is the untrained CAE of the default size, the image noise: neither changes the work. Runs of what is
 compared alternate, so that other work on the machine meets both; medians are reported, of wall-clock seconds and
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ class Options:
     threads: int = 1
     batches: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Batch sizes among which the best patch loop is sought."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    out: Path = RESULTS
+    """Where the results are written."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,14 @@ def main(options: Options) -> None:
     facts = machine(options.threads, options.runs) | {"image": f"{options.side}x{options.side}"}
     show(facts)
     encoders, heatmaps = [], []
-    for precision in DTYPES:
+    for precision in options.precisions:
         encoders.append(rounded(compare_encoders(precision, pixels, options)))
         show(encoders[-1])
-    for precision, step in product(DTYPES, (16, 8)):
+    for precision, step in product(options.precisions, (16, 8)):
         heatmaps.append(rounded(time_heatmap(precision, step, pixels, options)))
         show(heatmaps[-1])
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(facts | {"encoder": encoders, "heatmap": heatmaps}, indent=2) + "\n")
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(facts | {"encoder": encoders, "heatmap": heatmaps}, indent=2) + "\n")
 
 
 def compare_encoders(precision: str, pixels: Pixels, options: Options) -> dict[str, object]:
