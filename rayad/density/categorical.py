@@ -218,6 +218,31 @@ class CategoricalLeaves(nn.Module):
         self.probabilities.mul_((1 - FLOOR * self.sizes.to(x))[..., None, None]).add_(FLOOR)
         self._clear_unused_()
 
+    def factors(self, x: Latents) -> Float[Tensor, "l i w n"]:
+        """Log probability of every single code, in nats; 0 where one is missing and in unfilled places."""
+        codes = self.features(x, missing=True)
+        found = _look_up(self.probabilities.flatten(0, 2), codes.places.flatten(1), missing=True)  # l wn i
+        return found.log_().unflatten(1, codes.places.shape[1:]).permute(0, 3, 1, 2)
+
+    def modes(self) -> tuple[Float[Tensor, "l i w"], Float[Tensor, "l i w"]]:
+        """The most probable code of every leaf's variable, and its log probability."""
+        largest, code = self.probabilities.max(2)
+        return code.mT.to(largest), largest.mT.log()
+
+    def expectations(self) -> tuple[Float[Tensor, "l i w"], Float[Tensor, "l i w"]]:
+        """Mean and variance of every leaf's code, taken as a number."""
+        code = torch.arange(self.probabilities.shape[2], device=self.scopes.device).to(self.probabilities)
+        mean = torch.einsum("lwki,k->liw", self.probabilities, code)
+        return mean, torch.einsum("lwki,k->liw", self.probabilities, code.square()) - mean.square()
+
+    def draw(
+        self, region: Int64[Tensor, "n k"], node: Int64[Tensor, "n k"], generator: torch.Generator
+    ) -> Float[Tensor, "n k w"]:
+        """A random code of every variable of these leaves."""
+        odds = self.probabilities[region, :, :, node]  # n k w s
+        drawn = (odds / torch.empty_like(odds).exponential_(generator=generator)).argmax(3)
+        return drawn.to(odds)
+
     def revive(self, dead: Bool[Tensor, "l i"], x: Latents) -> None:
         """Start these inputs anew: half from the region's mean distribution, half from the code of a row of their own.
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
-from rayad.density.region_graph import Scopes
+from rayad.density.region_graph import Scopes, spread
 from rayad.errors import OptionError, TrainingError
 
 MAX_VARIANCE = 10.0
@@ -234,8 +234,8 @@ class GaussianLeaves(nn.Module):
 
     def factors(self, x: Latents) -> Float[Tensor, "l i w n"]:
         """Log density of every single variable, in nats; 0 where a value is missing and in unfilled places."""
-        missing = self.spread(x.isnan())[:, None]  # l 1 w n
-        deviation = self.spread(x.nan_to_num(0))[:, None] - self.mean[..., None]
+        missing = spread(self.scopes, x.isnan())[:, None]  # l 1 w n
+        deviation = spread(self.scopes, x.nan_to_num(0))[:, None] - self.mean[..., None]
         fit = deviation.square_().div_(self.variance[..., None]).add_(self.variance.log()[..., None])
         return fit.add_(math.log(2 * math.pi)).mul_(-0.5).masked_fill_(missing | ~self.filled[..., None], 0)
 
@@ -254,10 +254,6 @@ class GaussianLeaves(nn.Module):
         mean, variance = self.mean[region, node], self.variance[region, node]
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
         return noise.mul_(variance.sqrt()).add_(mean)
-
-    def spread(self, table: Shaped[Tensor, "n m"]) -> Shaped[Tensor, "l w n"]:
-        """The rows' values at the places of every region; 0 in unfilled places."""
-        return torch.cat([table, table.new_zeros(len(table), 1)], dim=1).T[self.scopes]
 
     def revive(self, dead: Bool[Tensor, "l i"], x: Latents) -> None:
         """Start these inputs anew: around a row of their own, with the variance of all rows.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rayad.arrays import Latents
 from rayad.density import categorical
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
-from rayad.density.leaves import Features, GaussianLeaves, Moments, Raw
+from rayad.density.leaves import Features, GaussianLeaves, Moments, Parameters, Raw
 from rayad.density.region_graph import Scopes
 
 
@@ -93,6 +93,41 @@ class MixedLeaves(nn.Module):
     def log_prior(self, prior: tuple[float, float]) -> Tensor:
         """What the priors add to the objective of full-batch learning, in nats, but for a constant."""
         return self.gaussian.log_prior(prior[0]) + self.categorical.log_prior(prior[1])
+
+    def factors(self, x: Latents) -> Float[Tensor, "l i w n"]:
+        """Log density of every single variable, in nats; 0 where a value is missing and in unfilled places."""
+        both = torch.cat([self.gaussian.factors(x), self.categorical.factors(x)], dim=2)  # l i v n
+        place = self._place[:, None, :, None].expand(-1, self.inputs, -1, len(x))
+        return torch.where(self.filled[..., None], both.gather(2, place), 0)
+
+    def modes(self) -> tuple[Parameters, Parameters]:
+        """The most probable value of every leaf's variable, and its log density."""
+        pairs = zip(self.gaussian.modes(), self.categorical.modes(), strict=True)
+        value, height = (self._merged(*pair) for pair in pairs)
+        return value, height
+
+    def expectations(self) -> tuple[Parameters, Parameters]:
+        """Mean and variance of every leaf's variable; a code is taken as a number."""
+        pairs = zip(self.gaussian.expectations(), self.categorical.expectations(), strict=True)
+        mean, variance = (self._merged(*pair) for pair in pairs)
+        return mean, variance
+
+    def draw(
+        self, region: Int64[Tensor, "n k"], node: Int64[Tensor, "n k"], generator: torch.Generator
+    ) -> Float[Tensor, "n k w"]:
+        """A random value of every variable of these leaves."""
+        both = [leaves.draw(region, node, generator) for leaves in (self.gaussian, self.categorical)]
+        return torch.cat(both, dim=2).gather(2, self._place[region])
+
+    def _merged(self, numbers: Float[Tensor, "l i u"], codes: Float[Tensor, "l i v"]) -> Parameters:
+        """Tables of both kinds of leaves as one of all places."""
+        return torch.cat([numbers, codes], dim=2).gather(2, self._place[:, None].expand(-1, self.inputs, -1))
+
+    @property
+    def _place(self) -> Int64[Tensor, "l w"]:
+        """Where the variable of every place is among the places of both kinds; anywhere for an unfilled place."""
+        kinds = torch.cat([self.gaussian.scopes, self.categorical.scopes], dim=1)
+        return (kinds[:, None] == self.scopes[..., None]).byte().argmax(2)
 
     def revive(self, dead: Bool[Tensor, "l i"], x: Latents) -> None:
         """Start these inputs anew, each from a row of its own."""

@@ -6,7 +6,9 @@ computed in float64, in the log domain between regions, and never below a leaf's
 what one asks about. Inside a sum values are relative to the largest of their region, where what underflows cannot
 matter, because no weight is below `MIN_WEIGHT`.
 
-Values and densities are in the units of the rows that the circuit learned from; NaN is a missing value.
+Values and densities are in the units of the rows that the circuit learned from; NaN is a missing value. Codes have
+probabilities where numbers have densities; means, variances and covariances take a code as a number, which says
+something where codes are ordered.
 
 Letters: n rows, m variables, c roots, r replicas, l leaf regions, i inputs, w variables of a region; p products,
 s sums of each, i and j nodes of their left and right child.
@@ -25,7 +27,7 @@ from scipy import stats
 from torch import Tensor
 
 from rayad.arrays import Latents, Scores
-from rayad.density.leaves import GaussianLeaves
+from rayad.density.region_graph import spread
 from rayad.density.spn import BUDGET, SPN
 from rayad.density.sums import Left, Right, Weights
 from rayad.errors import OptionError
@@ -100,10 +102,10 @@ def surprise(circuit: SPN, z: Latents) -> Surprises:
     home = _homes(circuit)
     found = []
     for x in _parts(circuit, z):
-        factors = _leaves(circuit).factors(x)
+        factors = circuit.leaves.factors(x)
         flat = factors.transpose(1, 2).flatten(0, 1)  # lw i n
         peak = flat.amax(1)[home].amax(0)  # m n
-        factors = factors - _leaves(circuit).spread(peak.T)[:, None]
+        factors = factors - spread(circuit.leaves.scopes, peak.T)[:, None]
         up = _upward(circuit, factors.sum(2), _log_sum)
         rest = _sums_of_others(factors).add_(_slopes(circuit, up)[:, :, None])
         without = rest.logsumexp(1).flatten(0, 1)[home].logsumexp(0)  # m n
@@ -120,10 +122,10 @@ def conditional_mean(circuit: SPN, z: Latents) -> Latents:
         OptionError: another number of variables than the circuit was built for.
     """
     circuit = _exact(circuit)
-    mean, _ = _leaves(circuit).expectations()
+    mean, _ = circuit.leaves.expectations()
     found = []
     for x in _parts(circuit, z):
-        leaves = _leaves(circuit).factors(x).sum(2)
+        leaves = circuit.leaves.factors(x).sum(2)
         up = _upward(circuit, leaves, _log_sum)
         visits = (_slopes(circuit, up) + leaves - up.roots.flatten(0, 1).logsumexp(0)).exp()  # l i n
         found.append(_gather(circuit, torch.einsum("liw,lin->lwn", mean, visits)))
@@ -156,9 +158,9 @@ def sample_given(circuit: SPN, z: Latents, seed: int) -> Latents:
 
     found = []
     for x in _parts(circuit, z):
-        up = _upward(circuit, _leaves(circuit).factors(x).sum(2), _log_sum)
+        up = _upward(circuit, circuit.leaves.factors(x).sum(2), _log_sum)
         region, node = _descend(circuit, up, draw)
-        found.append(_place(circuit, region, _leaves(circuit).draw(region, node, generator)))
+        found.append(_place(circuit, region, circuit.leaves.draw(region, node, generator)))
     return _filled(circuit, z, torch.cat(found))
 
 
@@ -175,11 +177,11 @@ def mpe(circuit: SPN, z: Latents) -> Latents:
         OptionError: another number of variables than the circuit was built for.
     """
     circuit = _exact(circuit)
-    value, height = _leaves(circuit).modes()
+    value, height = circuit.leaves.modes()
     found = []
     for x in _parts(circuit, z):
-        free = _leaves(circuit).spread(x.isnan())[:, None]  # l 1 w n
-        leaves = torch.where(free, height[..., None], _leaves(circuit).factors(x)).sum(2)
+        free = spread(circuit.leaves.scopes, x.isnan())[:, None]  # l 1 w n
+        leaves = torch.where(free, height[..., None], circuit.leaves.factors(x)).sum(2)
         region, node = _descend(circuit, _upward(circuit, leaves, _log_max), lambda logits: logits.argmax(2))
         found.append(_place(circuit, region, value[region, node]))
     return _filled(circuit, z, torch.cat(found))
@@ -193,11 +195,11 @@ def moments(circuit: SPN) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
     the product of their expected deviations, weighted by how often the pair of nodes is visited.
     """
     circuit = _exact(circuit)
-    standardization, leaves = circuit.standardization, _leaves(circuit)
+    standardization, leaves = circuit.standardization, circuit.leaves
     average, variance = leaves.expectations()
     visits, pairs = _visits(circuit)
     mean = _gather(circuit, torch.einsum("liw,li->lw", average, visits)[..., None])  # 1 m
-    deviation = (average - leaves.spread(mean)[..., 0][:, None]) * leaves.filled
+    deviation = (average - spread(leaves.scopes, mean)[..., 0][:, None]) * leaves.filled
     common = torch.diag(_gather(circuit, torch.einsum("liw,li->lw", variance, visits)[..., None])[0])
     level = deviation.new_zeros(*deviation.shape[:2], len(common) + 1)  # q i m+1, expected deviations of every node
     level.scatter_(2, leaves.scopes[:, None].expand(deviation.shape), deviation)
@@ -279,7 +281,7 @@ def _log_prob(circuit: SPN, z: Latents) -> Scores:
 def _log_joint(circuit: SPN, z: Latents) -> Classes:
     """log p(z, c) in float64."""
     circuit = _exact(circuit)
-    parts = [_upward(circuit, _leaves(circuit).factors(x).sum(2), _log_sum).roots for x in _parts(circuit, z)]
+    parts = [_upward(circuit, circuit.leaves.factors(x).sum(2), _log_sum).roots for x in _parts(circuit, z)]
     volume = circuit.standardization.log_volume(z.to(circuit.mixing))
     return torch.cat([part.logsumexp(0).T for part in parts]) - volume[:, None]
 
@@ -396,10 +398,3 @@ def _visits(circuit: SPN) -> tuple[Float[Tensor, "l i"], list[Tensor]]:
         pairs.insert(0, pair)
         flow = torch.cat([pair.sum(2), pair.sum(1)]) if circuit.config.depth else pair.sum(2)
     return flow, pairs
-
-
-def _leaves(circuit: SPN) -> GaussianLeaves:
-    """The circuit's leaves; OptionError if some of its variables are codes, of which only likelihoods are known."""
-    if not isinstance(circuit.leaves, GaussianLeaves):
-        raise OptionError("queries beyond likelihoods and marginals want a circuit of numbers; this one has codes")
-    return circuit.leaves

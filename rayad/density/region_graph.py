@@ -11,7 +11,7 @@ need to be stored: a region above holds what its halves hold.
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from rayad.errors import OptionError
@@ -44,3 +44,8 @@ def random_scopes(variables: int, depth: int, replicas: int, seed: int) -> Scope
     for row, region in zip(scopes, level, strict=True):
         row[: len(region)] = region
     return torch.from_numpy(scopes)
+
+
+def spread(scopes: Scopes, table: Shaped[Tensor, "n m"]) -> Shaped[Tensor, "l w n"]:
+    """The rows' values at the places of every region; 0 in unfilled places."""
+    return torch.cat([table, table.new_zeros(len(table), 1)], dim=1).T[scopes]

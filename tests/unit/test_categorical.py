@@ -5,10 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import chisquare, kstest, norm
 from torch import Tensor
 
-from rayad.density import categorical
+from rayad.density import categorical, queries
 from rayad.density.spn import SPN, Config
 from rayad.errors import OptionError
 
@@ -21,6 +21,7 @@ SIZES = [  # variables, states, roots, inputs, sums, depth, replicas
     (7, (2,), 2, 3, 2, 2, 2),
     (9, (2,), 1, 2, 3, 3, 1),
 ]
+each_size = pytest.mark.parametrize("sizes", SIZES)
 MIXED = (0, 3, 0, 2, 4)
 
 
@@ -80,7 +81,7 @@ def by_loops(density: SPN, leaves: Tensor) -> Tensor:
     return sum(terms).log()
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@each_size
 def test_the_probabilities_of_all_worlds_add_up_to_one(sizes):
     density = circuit(*sizes)
     density.update(density.statistics(codes(40, density.config.states_of(sizes[0]))), 0.7)
@@ -245,3 +246,116 @@ def test_statistics_of_many_rows_are_the_sum_over_blocks(states, monkeypatch):
     for other in (density.statistics(z), sum(by_caller[1:], by_caller[0])):
         for mine, its in zip(whole.tensors(), other.tensors(), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-11, atol=1e-11)
+
+
+def some_holes(z: Tensor) -> Tensor:
+    """Every second value missing, at random; the first row has none, the second nothing else."""
+    gone = torch.rand(z.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    gone[0], gone[1] = False, True
+    return z.masked_fill(gone, NAN)
+
+
+def posterior(density: SPN, row: Tensor) -> Tensor:
+    """p(world | the row's codes) of every world."""
+    every = worlds(density)
+    agrees = ((every == row) | row.isnan()).all(1)
+    p = density.log_prob(every).exp() * agrees
+    return p / p.sum()
+
+
+@each_size
+def test_queries_of_codes_are_sums_over_worlds(sizes):
+    density = circuit(*sizes)
+    every, z = worlds(density), some_holes(codes(6, density.config.states_of(sizes[0]), seed=2))
+    p = density.log_prob(every).exp()
+    expected = torch.stack([torch.where(row.isnan(), posterior(density, row) @ every, row) for row in z])
+    np.testing.assert_allclose(queries.conditional_mean(density, z), expected, rtol=1e-9)
+    mean, covariance = queries.moments(density)
+    np.testing.assert_allclose(mean, p @ every, rtol=1e-9)
+    deviation = every - p @ every
+    np.testing.assert_allclose(covariance, (deviation * p[:, None]).T @ deviation, atol=1e-10)
+    surprises = queries.surprise(density, z)
+    for n, v in product(range(len(z)), range(sizes[0])):
+        without = z[n].clone()
+        without[v] = NAN
+        chosen = every[:, v] == z[n, v]
+        expected = NAN if z[n, v].isnan() else -posterior(density, without)[chosen].sum().log().item()
+        assert surprises[n, v].item() == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+@each_size
+def test_draws_of_codes_are_as_frequent_as_they_are_probable(sizes):
+    density = circuit(*sizes)
+    every, z = worlds(density), codes(1, density.config.states_of(sizes[0]), seed=2)[0]
+    z[1:] = NAN
+    for row in (torch.full_like(z, NAN), z):
+        drawn = queries.sample_given(density, row.expand(4000, -1), seed=1)
+        seen = (drawn[:, None] == every).all(2).sum(0).numpy()
+        expected = 4000 * posterior(density, row).numpy()
+        likely = expected >= 5
+        assert seen.sum() == 4000
+        assert (seen[expected == 0] == 0).all()
+        groups = [np.append(x[likely], x[~likely].sum()) for x in (seen, expected)]
+        kept = groups[1] > 0
+        assert kept.sum() == 1 or chisquare(groups[0][kept], groups[1][kept]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("states", [(2, 3, 2, 4), (2, 0, 3, 0)])
+def test_the_most_probable_explanation_is_the_best_of_all_paths(states):
+    """A path is a root, a replica and a pair of inputs; the best value of a number is the mean of its leaf."""
+    density = circuit(4, states, 2, 3, 1, 1, 2)
+    z = some_holes(codes(5, states, seed=2))
+    modes, heights = density.leaves.modes()
+    scale = density.standardization.scale
+    for row, ours in zip(z, queries.mpe(density, z), strict=True):
+        best, answer = -np.inf, None
+        for c, r, i, j in np.ndindex(2, 2, 3, 3):
+            path, value = (density.mixing[c] * density.root.weights[r, c, i, j]).log().item(), row.clone()
+            for region, node in ((r, i), (r + 2, j)):
+                for place, v in enumerate(density.leaves.scopes[region].tolist()):
+                    if row[v].isnan():
+                        path += (heights[region, node, place]).item()
+                        value[v] = modes[region, node, place] * scale[v] + density.standardization.centre[v]
+                    else:
+                        alone = torch.full_like(row, NAN)
+                        alone[v] = row[v]
+                        path += np.log(leaf_densities(density, alone.numpy())[region, node]) + scale[v].log().item()
+            if path > best:
+                best, answer = path, value
+        np.testing.assert_allclose(ours, answer, rtol=1e-12)
+
+
+def test_a_number_among_codes_is_answered_as_by_quadrature():
+    states = (3, 0, 2)
+    density, z = circuit(3, states, 2, 3, 1, 1, 2), codes(4, states, seed=2)
+    grid = torch.linspace(-40, 60, 8001, dtype=torch.float64)
+    cells = float(grid[1] - grid[0])
+
+    def on_grid(row: Tensor) -> Tensor:
+        along = row.repeat(len(grid), 1)
+        along[:, 1] = grid
+        return density.log_prob(along).exp()
+
+    holes = z.clone()
+    holes[:, 1] = NAN
+    surprises, means = queries.surprise(density, z), queries.conditional_mean(density, holes)
+    for n, row in enumerate(z):
+        p = on_grid(row)
+        total = p.sum() * cells
+        assert surprises[n, 1].item() == pytest.approx((total.log() - density.log_prob(row[None])).item(), rel=1e-7)
+        assert means[n, 1].item() == pytest.approx(((p * grid).sum() * cells / total).item(), rel=1e-7)
+        drawn = queries.sample_given(density, holes[n].expand(2000, -1), seed=n)[:, 1]
+        below = (p.cumsum(0) * cells / total).numpy()
+        assert kstest(drawn, lambda x, below=below: np.interp(x, grid, below)).pvalue > 1e-3
+
+
+def test_codes_beside_a_number_are_answered_as_by_enumeration():
+    states = (3, 0, 2)
+    density, z = circuit(3, states, 2, 3, 1, 1, 2), codes(1, states, seed=2)
+    every = torch.tensor([[a, z[0, 1], b] for a, b in product(range(3), range(2))])
+    share = density.log_prob(every).softmax(0)
+    z[0, [0, 2]] = NAN
+    np.testing.assert_allclose(queries.conditional_mean(density, z)[0], share @ every, rtol=1e-9)
+    drawn = queries.sample_given(density, z.expand(3000, -1), seed=1)
+    seen = (drawn[:, None] == every).all(2).sum(0)
+    assert chisquare(seen, 3000 * share).pvalue > 1e-3
