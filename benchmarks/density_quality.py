@@ -1,14 +1,16 @@
 """How good a fit is: test bits a dimension of rayad's circuits and of other densities, on tables and on latents.
 
     OMP_NUM_THREADS=1 python benchmarks/density_quality.py                        # digits and breast-cancer
-    OMP_NUM_THREADS=1 python benchmarks/density_quality.py --latents latents.npz  # arrays train, validation, test
+    OMP_NUM_THREADS=1 python benchmarks/density_quality.py --run runs/mias        # latents of a finished run
 
 Lower is better. All densities see the same rows, standardized by mean and deviation of the training rows, and bits are
 those of standardized values. Digits are integers and some columns are constant: noise from [0, 1) is added to every
 value, so that a density cannot grow without bound on a value that repeats. Test rows are the same for all seeds, a
-seed divides the others and starts the fits. What the script chooses (settings, number of components, epoch) it chooses
-on validation rows; rayad's settings are sought one axis after the other. The axes, the rotation and SPFlow's start were
-settled by hand after test figures of these two tables had been seen: only other rows compare blindly.
+seed divides the others and starts the fits. Latents are those of a run's healthy training patches, divided by patient
+for training and validation; test rows are those of its validation patients. What the script chooses (settings, number
+of components, epoch) it chooses on validation rows; rayad's settings are sought one axis after the other. The axes, the
+rotation and SPFlow's start were settled by hand after test figures of the two tables had been seen: only other rows
+compare blindly.
 """
 
 import json
@@ -27,6 +29,8 @@ from torch import Tensor
 
 from rayad.density import em, spn
 from rayad.errors import RayadError
+from rayad.patches.corpus import Corpus
+from rayad.scoring.detector import load
 
 RESULTS = Path(__file__).parent / "results" / "density_quality.json"
 
@@ -36,8 +40,11 @@ class Options:
     """What is compared."""
 
     seeds: int = 3
-    latents: tuple[Path, ...] = ()
-    """npz files with the arrays train, validation and test; in place of the tables."""
+    run: Path | None = None
+    """Folder of a finished `rayad run`, whose latents take the place of the tables."""
+    detectors: tuple[str, ...] = ("cae-spn", "bvae-spn")
+    """Of the run, whose models encode."""
+    out: Path = RESULTS
     epochs: int = 100
     """At most, of rayad's fits."""
     spflow_epochs: int = 30
@@ -95,16 +102,15 @@ SPFLOW = {"inputs": 10, "depth": 1, "replicas": 10}
 def main(options: Options) -> None:
     """Fit, print, and write the results."""
     torch.set_num_threads(1)
-    tables = {path.stem: path for path in options.latents} or dict.fromkeys(("breast_cancer", "digits"))
+    tables = options.detectors if options.run else ("breast_cancer", "digits")
     facts, found, searches = machine(1, options.seeds), [], {}
-    RESULTS.parent.mkdir(exist_ok=True)
-    for table, path in tables.items():
-        seeds = [load(table, path, seed) for seed in range(options.seeds)]
+    for table in tables:
+        seeds = loaded(table, options)
         setting, searches[table] = search(seeds[: options.search_seeds], options)
         for name, work in densities(setting, len(seeds[0].train), options).items():
             found.append({"table": table, "density": name} | over_seeds(work, seeds))
             show(found[-1])
-        RESULTS.write_text(json.dumps(facts | {"densities": found, "searches": searches}, indent=2) + "\n")
+        options.out.write_text(json.dumps(facts | {"densities": found, "searches": searches}, indent=2) + "\n")
 
 
 def over_seeds(work: Callable[[Rows, int], tuple[float, float]], seeds: list[Rows]) -> dict[str, object]:
@@ -117,20 +123,43 @@ def over_seeds(work: Callable[[Rows, int], tuple[float, float]], seeds: list[Row
     return rounded({name: float(value) for name, value in row.items()})
 
 
-def load(table: str, path: Path | None, seed: int) -> Rows:
-    """A table's rows: a sixth for test, whatever the seed, a sixth for validation."""
-    if path:
-        parts = [np.load(path)[name].astype(np.float64) for name in ("train", "validation", "test")]
+def loaded(table: str, options: Options) -> list[Rows]:
+    """The rows of every seed: a sixth for test, whatever the seed, a sixth for validation; latents by patient."""
+    if options.run:
+        values, patients, test = latents(options.run, table)
     else:
         values = getattr(datasets, f"load_{table}")().data.astype(np.float64)
         fixed = np.random.default_rng(0)
         values = fixed.permutation(values + fixed.random(values.shape) * (table == "digits"))
-        sixth = len(values) // 6
-        rest = np.random.default_rng([1, seed]).permutation(values[sixth:])
-        parts = [rest[sixth:], rest[:sixth], values[:sixth]]
+        test, values = np.split(values, [len(values) // 6])
+        patients = np.arange(len(values))
+    return [divided(values, patients, test, seed) for seed in range(options.seeds)]
+
+
+def latents(run: Path, detector: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latents of the training patches, their patients, and latents of the validation patches."""
+    corpus, index = Corpus.open(str(run / "corpus")), Corpus.open(str(run / "corpus")).index()
+    model = load(str(run / "detectors" / detector)).model
+    assert model is not None  # a detector with a density has an encoder
+
+    def encoded(split: str) -> np.ndarray:
+        patches = np.concatenate([corpus.read(shard) for shard, _ in corpus.shards(split)])
+        parts = torch.from_numpy(patches.astype(np.float32) / 65535)[:, None].split(256)
+        with torch.no_grad():
+            return torch.cat([model.module.encode(part) for part in parts]).double().numpy()
+
+    rows = index[index["split"] == "train"].sort_values(["shard", "row_in_shard"])
+    return encoded("train"), rows["patient_id"].to_numpy(), encoded("validation")
+
+
+def divided(values: np.ndarray, patients: np.ndarray, test: np.ndarray, seed: int) -> Rows:
+    """A fifth of the patients (or rows) for validation; standardized by the training rows."""
+    order = np.random.default_rng([1, seed]).permutation(np.unique(patients))
+    held = np.isin(patients, order[: len(order) // 5])
+    parts = values[~held], values[held], test
     mean, deviation = parts[0].mean(0), parts[0].std(0)
     if not deviation.all():
-        raise ValueError(f"{table}: columns {np.flatnonzero(deviation == 0).tolist()} are constant; leave them out")
+        raise ValueError(f"columns {np.flatnonzero(deviation == 0).tolist()} are constant; leave them out")
     return Rows(*(torch.from_numpy((part - mean) / deviation).float() for part in parts))
 
 
