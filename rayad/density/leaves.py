@@ -24,6 +24,8 @@ MAX_VARIANCE = 10.0
 """Of a leaf, relative to its variable's; as in EiNet, Peharz et al. 2020b."""
 LIMIT = 1e12
 """Standard deviations beyond which a value counts as this far away, so that its square is finite in float32."""
+MIN_AXIS = 1e-6
+"""Variance of a principal axis, at least, relative to the mean of all; collinear variables leave an axis without."""
 START_ROWS = 4096
 """Of the training rows, at most, for the start of the leaves."""
 START_ROUNDS = 10
@@ -94,6 +96,14 @@ class Standardization(nn.Module):
             return torch.where(missing, 0, log_scale).sum(1)
         return log_scale.sum().expand(len(x))
 
+    def inverse(self, x: Latents) -> Latents:
+        """The values of standardized rows."""
+        return self.unscaled(x) + self.centre
+
+    def unscaled(self, x: Latents) -> Latents:
+        """Differences of standardized rows in the units of the values."""
+        return x * self.scale
+
     def _check(self, z: Latents) -> None:
         if z.shape[1] != len(self.centre):
             raise OptionError(f"the density was built for {len(self.centre)} variables, not {z.shape[1]}")
@@ -105,6 +115,55 @@ class Standardization(nn.Module):
             raise OptionError(
                 f"variable {variable} of row {row} must be a whole number from 0 to {int(self.states[variable]) - 1}"
                 f" or missing, not {float(z[row, variable]):g}"
+            )
+
+
+class PrincipalAxes(Standardization):
+    """Turns rows to the principal axes of the training rows besides: coordinates without correlation, of variance 1.
+
+    A product of univariate leaves cannot follow a correlation, and latents of an autoencoder have many. Turning
+    changes no density but by a constant; a variable cannot be left out any more.
+    """
+
+    axes: Tensor
+    spread: Tensor
+
+    def __init__(self, variables: int) -> None:
+        super().__init__(variables)
+        self.register_buffer("axes", torch.eye(variables))
+        self.register_buffer("spread", torch.ones(variables))
+
+    @torch.no_grad()
+    def start(self, z: Latents) -> None:
+        super().start(z)
+        x = super().forward(z).double()
+        self._refuse_missing(x)
+        variances, axes = torch.linalg.eigh(x.T @ x / len(x))
+        self.axes.copy_(axes)
+        self.spread.copy_(variances.clamp_min(MIN_AXIS).sqrt())
+
+    def forward(self, z: Latents) -> Latents:
+        """Coordinates along the axes, at most LIMIT from zero.
+
+        Raises:
+            OptionError: another number of variables than the density was built for, or a missing value.
+        """
+        x = super().forward(z)
+        self._refuse_missing(x)
+        turned = x.double() @ self.axes.double() / self.spread.double()  # narrow axes lose digits in float32
+        return turned.clamp(-LIMIT, LIMIT).to(x)
+
+    def log_volume(self, x: Latents) -> Scores:
+        return super().log_volume(x) + self.spread.log().sum()
+
+    def unscaled(self, x: Latents) -> Latents:
+        return super().unscaled((x * self.spread) @ self.axes.T)
+
+    def _refuse_missing(self, x: Latents) -> None:
+        missing = x.isnan().any(1).nonzero()
+        if len(missing):
+            raise OptionError(
+                f"a density along principal axes needs every value of a row; row {int(missing[0])} lacks one"
             )
 
 

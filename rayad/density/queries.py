@@ -8,7 +8,8 @@ matter, because no weight is below `MIN_WEIGHT`.
 
 Values and densities are in the units of the rows that the circuit learned from; NaN is a missing value. Codes have
 probabilities where numbers have densities; means, variances and covariances take a code as a number, which says
-something where codes are ordered.
+something where codes are ordered. A circuit over principal axes answers what concerns whole rows; of single variables
+`circuit.along_axes()` is asked.
 
 Letters: n rows, m variables, c roots, r replicas, l leaf regions, i inputs, w variables of a region; p products,
 s sums of each, i and j nodes of their left and right child.
@@ -27,6 +28,7 @@ from scipy import stats
 from torch import Tensor
 
 from rayad.arrays import Latents, Scores
+from rayad.density.leaves import PrincipalAxes
 from rayad.density.region_graph import spread
 from rayad.density.spn import BUDGET, SPN
 from rayad.density.sums import Left, Right, Weights
@@ -96,8 +98,12 @@ def surprise(circuit: SPN, z: Latents) -> Surprises:
     out it or another lies, to 1e12 standard deviations.
 
     Raises:
-        OptionError: another number of variables than the circuit was built for.
+        OptionError: another number of variables than the circuit was built for, or one over principal axes.
     """
+    if isinstance(circuit.standardization, PrincipalAxes):
+        raise OptionError(
+            "surprises of single variables want a circuit over variables; this one is over principal axes"
+        )
     circuit = _exact(circuit)
     home = _homes(circuit)
     found = []
@@ -135,6 +141,8 @@ def conditional_mean(circuit: SPN, z: Latents) -> Latents:
 @torch.no_grad()
 def sample(circuit: SPN, n: int, seed: int) -> Latents:
     """n rows drawn from the circuit."""
+    if isinstance(circuit.standardization, PrincipalAxes):
+        return circuit.standardization.inverse(sample(circuit.along_axes(), n, seed))
     centre = circuit.standardization.centre
     return sample_given(circuit, torch.full((n, len(centre)), torch.nan, dtype=centre.dtype).to(centre.device), seed)
 
@@ -212,8 +220,9 @@ def moments(circuit: SPN) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
         across = torch.einsum("piu,pij,pjv->uv", left, pair, right)
         common += across + across.T
         level = torch.einsum("psij,piu->psu", layer.weights, left) + torch.einsum("psij,pju->psu", layer.weights, right)
-    scale, dtype = standardization.scale, circuit.mixing.dtype
-    return (mean[0] * scale + standardization.centre).to(dtype), (common * scale * scale[:, None]).to(dtype)
+    dtype = circuit.mixing.dtype
+    both = standardization.unscaled(standardization.unscaled(common).T)
+    return standardization.inverse(mean)[0].to(dtype), both.to(dtype)
 
 
 @torch.no_grad()
@@ -386,8 +395,7 @@ def _place(circuit: SPN, region: Int64[Tensor, "n k"], values: Float[Tensor, "n 
 
 def _filled(circuit: SPN, z: Latents, x: Latents) -> Latents:
     """z with its missing values from standardized x."""
-    values = x * circuit.standardization.scale + circuit.standardization.centre
-    return torch.where(z.isnan(), values.to(z.dtype), z)
+    return torch.where(z.isnan(), circuit.standardization.inverse(x).to(z.dtype), z)
 
 
 def _visits(circuit: SPN) -> tuple[Float[Tensor, "l i"], list[Tensor]]:

@@ -10,10 +10,11 @@ One pass upwards gives log p. One pass downwards gives every node's expected vis
 the statistics of expectation-maximization are matrix products; no graph of derivatives is recorded.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,7 +24,15 @@ from torch import Tensor, nn
 from rayad.arrays import Latents, Scores
 from rayad.density import kernel
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
-from rayad.density.leaves import MAX_VARIANCE, START_ROWS, Features, GaussianLeaves, Moments, Standardization
+from rayad.density.leaves import (
+    MAX_VARIANCE,
+    START_ROWS,
+    Features,
+    GaussianLeaves,
+    Moments,
+    PrincipalAxes,
+    Standardization,
+)
 from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments
 from rayad.density.region_graph import Scopes, random_scopes
 from rayad.density.sums import MIN_WEIGHT, SumLayer
@@ -72,8 +81,14 @@ class Config:
     """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
     states: tuple[int, ...] = ()
     """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
+    axes: Literal["variables", "principal"] = "variables"
+    """What the leaves are over: the variables, or the principal axes of the training rows, where these correlate."""
 
     def __post_init__(self) -> None:
+        if self.axes not in ("variables", "principal"):
+            raise OptionError(f"axes of a circuit must be variables or principal, not {self.axes!r}")
+        if self.axes == "principal" and any(self.states):
+            raise OptionError("principal axes are for numbers; this circuit has codes")
         for name in ("roots", "inputs", "sums", "replicas"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} of a circuit must be at least 1, not {getattr(self, name)}")
@@ -175,7 +190,8 @@ class SPN(nn.Module):
         self.config = config
         scopes = random_scopes(variables, config.depth, config.replicas, config.seed)
         states = config.states_of(variables)
-        self.standardization = Standardization(variables, states)
+        principal = config.axes == "principal"
+        self.standardization = PrincipalAxes(variables) if principal else Standardization(variables, states)
         self.leaves = _leaves(config, states, scopes)
         self.inner = nn.ModuleList()  # from the bottom up
         nodes = config.inputs
@@ -369,6 +385,18 @@ class SPN(nn.Module):
             layer.backward(flow / out, (left.values, right.values), flows, visit)
             flow = below.values
         return flow
+
+    def along_axes(self) -> "SPN":
+        """The same circuit over the coordinates that its leaves are over, `standardization(z)`; parameters are shared.
+
+        Its densities are those of the coordinates. What asks for one variable after the other, where the leaves are
+        over principal axes, asks it for one axis after the other.
+        """
+        inner = copy.copy(self)
+        inner._modules = dict(self._modules)  # the table is copied, not the modules
+        inner.config = replace(self.config, axes="variables")
+        inner.standardization = Standardization(len(self.standardization.centre)).to(self.standardization.centre)
+        return inner
 
     def halves(self, level: Level) -> tuple[Level, Level]:
         """The left and right halves of a level; without depth, the right one is nothing: 1."""

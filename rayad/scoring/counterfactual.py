@@ -16,10 +16,11 @@ from typing import cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import nn
+from torch import Tensor, nn
 
 from rayad.arrays import Grid, Latents, Patches, Pixels
 from rayad.density import queries
+from rayad.density.leaves import PrincipalAxes
 from rayad.density.spn import SPN
 from rayad.errors import OptionError
 from rayad.imaging.mammogram import PATCH, Prepared
@@ -60,21 +61,25 @@ def lacking(detector: Detector) -> str:
 
 
 @torch.no_grad()
-def healthy(density: SPN, z: Latents, nats: float = NATS) -> Latents:
-    """The latents with the surprising ones replaced by their mean given those that stay.
+def healthy(density: SPN, z: Latents, nats: float = NATS) -> tuple[Latents, Int64[Tensor, " n"]]:
+    """The latents with the surprising ones replaced by their mean given those that stay, and how many were.
 
     One at a time, the most surprising first, until none is: one that is far out makes the others look surprising.
+    Where the circuit is over principal axes, these are what surprises and gives way.
 
     Args:
         nats: surprise above which a latent is replaced, the latent measured in its standard deviations in training.
     """
+    if isinstance(density.standardization, PrincipalAxes):
+        better, number = healthy(density.along_axes(), density.standardization(z), nats)
+        return torch.where((number > 0)[:, None], density.standardization.inverse(better), z), number
     kept, rows = z.clone(), torch.arange(len(z), device=z.device)
     log_scale = density.standardization.scale.log().to(z.dtype)
     while len(rows):
         most, which = (queries.surprise(density, kept[rows]) - log_scale).nan_to_num(-torch.inf).max(1)
         rows, which = rows[most > nats], which[most > nats]
         kept[rows, which] = torch.nan
-    return queries.conditional_mean(density, kept)
+    return queries.conditional_mean(density, kept), kept.isnan().sum(1)
 
 
 @torch.no_grad()
@@ -86,7 +91,7 @@ def patches(detector: Detector, x: Patches, nats: float = NATS) -> tuple[Patches
     """
     model, decode, density = _parts(detector)
     z = model.encode(x)
-    return decode(z), decode(healthy(density, z, nats))
+    return decode(z), decode(healthy(density, z, nats)[0])
 
 
 @torch.no_grad()
@@ -105,9 +110,9 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     rows, columns = dense.places(height, width, step)
     tissue = prepared.tissue[np.ix_(rows, columns)]
     z = dense.encode(cast(nn.Module, model), prepared.pixels, step, tissue)
-    better = healthy(density, z, nats)
+    better, number = healthy(density, z, nats)
     replaced = np.full(tissue.shape, np.nan, np.float32)
-    replaced[tissue] = (z != better).sum(1).numpy()
+    replaced[tissue] = number.numpy()
     k, j = np.nonzero(tissue)
     corners = torch.from_numpy(np.stack([rows[k], columns[j]], 1))
     shown = _blended(decode, better, corners, (height, width))
