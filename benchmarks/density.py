@@ -48,7 +48,8 @@ STEP = 0.01
 ROWS_A_TURN = 1024
 """At least, that rayad is timed on: a small batch takes a few milliseconds."""
 COPIES = {"inference": 2, "EM": 9}
-"""Values of all leaves by variable, (rows, m, i, r), that a peer holds at a time; measured with SPFlow and cirkit."""
+"""Values of all leaves by variable, (rows, m, i, r), or of a level's sums before they are added, (rows, p, i j, s, r),
+that a peer holds at a time; measured with SPFlow and cirkit."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Options:
     """Seconds for which processes run side by side."""
     parts: tuple[str, ...] = ("parity", "speed", "memory", "categorical", "scaling")
     """What is measured; the file keeps the last results of the others."""
+    circuits: tuple[str, ...] = tuple(CIRCUITS)
+    """Of which parity, speed and memory are measured; the file keeps the last results of the others."""
     table: bool = False
     """Only print the tables of the last results, as Markdown."""
 
@@ -77,15 +80,16 @@ def main(options: Options) -> None:
     found |= machine(1, options.runs) | {"sgemm GFLOP/s": sgemm_peak()}
     show(rounded({name: value for name, value in found.items() if not isinstance(value, list)}))
     works = {
-        "parity": lambda: chain.from_iterable(map(parity, CIRCUITS)),
-        "speed": lambda: chain.from_iterable(speed(name, options) for name in CIRCUITS),
-        "memory": lambda: chain.from_iterable(memory(name, options) for name in CIRCUITS),
+        "parity": lambda: chain.from_iterable(map(parity, options.circuits)),
+        "speed": lambda: chain.from_iterable(speed(name, options) for name in options.circuits),
+        "memory": lambda: chain.from_iterable(memory(name, options) for name in options.circuits),
         "categorical": lambda: categorical(options),
         "scaling": lambda: scaling(options.scaling_s),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     for part in options.parts:
-        found[part] = list(shown(works[part]()))
+        others = [row for row in found.get(part, ()) if row.get("circuit") in CIRCUITS.keys() - set(options.circuits)]
+        found[part] = others + list(shown(works[part]()))
         if part == "speed":
             found["sgemm GFLOP/s"] = max(found["sgemm GFLOP/s"], sgemm_peak())
             for row in (row for row in found[part] if "GFLOP/s" in row):
@@ -254,10 +258,17 @@ def peer_work(
     if isinstance(copy, str):
         return copy
     work = copy.log_prob if operation == "inference" else copy.em or copy.gradient
-    needed = COPIES[operation] * 4 * batch * VARIABLES * config.inputs * config.replicas / 2**30
+    needed = peer_gib(config, operation, batch)
     if work is None:
         return "no EM in this build"
     return f"would need about {needed:.0f} GiB" if needed > memory_gib else work
+
+
+def peer_gib(config: spn.Config, operation: str, batch: int) -> float:
+    """Memory that a peer will take, about."""
+    leaves = VARIABLES * config.inputs
+    sums = 2 ** (config.depth - 1) * config.inputs**2 * config.sums if config.depth > 1 else 0
+    return COPIES[operation] * 4 * batch * max(leaves, sums) * config.replicas / 2**30
 
 
 def tried(work: Callable[[], object]) -> str:
@@ -279,7 +290,7 @@ def memory(name: str, options: Options) -> Iterator[dict[str, object]]:
         for operation in OPERATIONS:
             row: dict[str, object] = {"circuit": name, "library": library, "operation": operation}
             for batch in options.batches:
-                needed = COPIES[operation] * 4 * batch * VARIABLES * config.inputs * config.replicas / 2**30
+                needed = peer_gib(config, operation, batch)
                 if library in PEERS and needed > options.memory_gib:
                     row[f"MiB, batch {batch}"] = f"would need about {needed:.0f} GiB"
                     continue
