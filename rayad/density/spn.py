@@ -201,6 +201,7 @@ class SPN(nn.Module):
         right = nodes if config.depth else 1
         self.root = SumLayer(config.replicas, config.roots, nodes, right, pooled=True)
         self.mixing = nn.Parameter(torch.full((config.roots,), 1 / config.roots), requires_grad=False)
+        self._pass_upward = SPN.upward
         self.register_buffer("rows", torch.tensor(1.0))
         """Of training, which the priors are measured by."""
 
@@ -234,7 +235,7 @@ class SPN(nn.Module):
         packed = None if missing else kernel.packed(self)
         if packed:
             return packed.log_prob(x) - self.standardization.log_volume(x)
-        parts = [self.upward(part, missing).log_prob for part in x.split(self._rows_at_once())]
+        parts = [self._pass_upward(self, part, missing).log_prob for part in x.split(self._rows_at_once())]
         return torch.cat(parts) - self.standardization.log_volume(x)
 
     @torch.no_grad()
@@ -274,7 +275,7 @@ class SPN(nn.Module):
         visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
         roots, log_likelihood = torch.zeros_like(self.mixing), x.new_zeros((), dtype=torch.float64)
         for part, known in _blocks(x, labels, self._rows_at_once()):
-            up = self.upward(part, missing, known)
+            up = self._pass_upward(self, part, missing, known)
             log_likelihood += up.log_prob.sum(dtype=torch.float64)
             shares = F.threshold(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf, inplace=True).exp_()  # r c n
             roots += shares.sum((0, 2))
@@ -327,6 +328,10 @@ class SPN(nn.Module):
         left, right = dead.chunk(2) if self.config.depth else (dead, dead.new_zeros(len(dead), 1))
         self.layers()[0].revive(left, right)
         return number
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Let torch.compile fuse the pass upwards where torch does the work; arguments are those of torch.compile."""
+        self._pass_upward = torch.compile(SPN.upward, *args, **kwargs)
 
     def faults(self) -> Iterator[str]:
         """What no learning leaves behind: parameters that are none, or regions that do not follow from the seed."""
