@@ -88,14 +88,14 @@ AXES: dict[str, tuple] = {
     "step": (0.01, 0.02, 0.05),
     "decay": (0.0,),
     "batches": (4, 48),
-    "min_variance": (1e-2, 3e-2),
+    "min_variance": (1e-2, 1e-4, 1e-5, 1e-6),
     "leaf_prior": (0.03, 0.3),
     "sum_prior": (10.0,),
 }
 """What is tried in place of the defaults, from which the search starts."""
 COMPONENTS = {"diag": (1, 2, 5, 10, 20, 50, 100), "full": (1, 2, 5, 10, 20)}
 RIDGES = (1e-6, 1e-3, 1e-2, 1e-1)
-"""Added to scikit-learn's variances."""
+"""Added to scikit-learn's variances; the least is also the least of rayad's bounds."""
 SPFLOW = {"inputs": 10, "depth": 1, "replicas": 10}
 """A smaller circuit than rayad's default, which takes SPFlow hours."""
 

@@ -4,7 +4,8 @@
 
 One size is swept, the others stay. The slope is that of log CPU seconds over log useful operations (`operations` of
 density.py), by least squares: 1 where time follows the operations, less where a part of the work does not grow. Memory
-is the growth of the process during the work, above the built circuit.
+is the growth of the process during the work, above the built circuit. The number of states of codes is no work (values
+are looked up), so for it the longest time over the shortest is given.
 """
 
 import json
@@ -102,24 +103,31 @@ def fits(points: list[dict]) -> Iterator[dict[str, object]]:
     for size, operation, library in keys:
         own = [p for p in points if (p["size"], p["operation"], p["library"]) == (size, operation, library)]
         x, y = (np.log([p[name] for p in own]) for name in ("Mop a row", "CPU s"))
-        slope, _ = np.polyfit(x, y, 1)
         row: dict[str, object] = {"size": size, "operation": operation, "library": library}
+        if np.ptp(x) == 0:  # of codes, whose number is no work
+            yield row | {"times as long": float(np.exp(np.ptp(y)))}
+            continue
+        slope, _ = np.polyfit(x, y, 1)
         yield row | {"slope": float(slope), "R2": float(np.corrcoef(x, y)[0, 1] ** 2)}
 
 
 def plot(points: list[dict], slopes: list[dict]) -> None:
     """A panel for each operation and library: CPU seconds over predicted operations, a line for each size."""
     kinds = list(dict.fromkeys((p["operation"], p["library"]) for p in points))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 4), sharey=True, squeeze=False)
-    for (operation, library), axis in zip(kinds, axes[0], strict=True):
+    figure, axes = plt.subplots(2, len(kinds) // 2, figsize=(5 * len(kinds) // 2, 8), sharex=True, sharey=True)
+    for (operation, library), axis in zip(kinds, axes.T.flat, strict=True):
         for fitted in (s for s in slopes if (s["operation"], s["library"]) == (operation, library)):
             own = [p for p in points if all(p[key] == fitted[key] for key in ("size", "operation", "library"))]
-            label = f"{fitted['size']}, slope {fitted['slope']:.2f}"
+            found = (
+                f"slope {fitted['slope']:.2f}" if "slope" in fitted else f"{fitted['times as long']:.2f} times as long"
+            )
+            label = f"{fitted['size']}, {found}"
             axis.loglog([p["Mop a row"] for p in own], [p["CPU s"] for p in own], "o-", markersize=3, label=label)
-        axis.set(title=f"{library}, {operation}", xlabel="predicted million operations a row")
+        axis.set_title(f"{library}, {operation}")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("CPU seconds")
+    figure.supylabel("CPU seconds for 1,024 rows")
+    figure.supxlabel("predicted million operations a row")
     figure.tight_layout()
     figure.savefig(PLOT, dpi=120)
 
