@@ -149,7 +149,7 @@ def latents(run: Path, detector: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
         with torch.no_grad():
             return torch.cat([model.module.encode(part) for part in parts]).double().numpy()
 
-    rows = index[index["split"] == "train"].sort_values(["shard", "row_in_shard"])
+    rows = index.sort_values(["shard", "row_in_shard"]).query("split == 'train'")
     return encoded("train"), rows["patient_id"].to_numpy(), encoded("validation")
 
 
