@@ -9,6 +9,7 @@ Letters: n rows, m variables, l leaf regions, i inputs, w variables of a region,
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -158,6 +159,13 @@ class PrincipalAxes(Standardization):
 
     def unscaled(self, x: Latents) -> Latents:
         return super().unscaled((x * self.spread) @ self.axes.T)
+
+    def faults(self) -> Iterator[str]:
+        """What no rows give: axes that are not perpendicular unit vectors, or an axis without spread."""
+        if not torch.allclose(self.axes.T @ self.axes, torch.eye(len(self.axes)).to(self.axes), atol=1e-4):
+            yield "the principal axes are not perpendicular unit vectors"
+        if not (self.spread > 0).all():
+            yield "a principal axis has no spread"
 
     def _refuse_missing(self, x: Latents) -> None:
         missing = x.isnan().any(1).nonzero()

@@ -354,6 +354,8 @@ class SPN(nn.Module):
                 yield f"variances of leaves are not between {self.config.min_variance} and {MAX_VARIANCE}"
         if not (self.standardization.scale > 0).all():
             yield "a variable's scale is not positive"
+        if isinstance(self.standardization, PrincipalAxes):
+            yield from self.standardization.faults()
 
     def upward(self, x: Latents, missing: bool, labels: Labels | None = None) -> Upward:
         """Densities of all nodes for a few standardized rows; `missing` says whether any value is NaN."""

@@ -63,8 +63,24 @@ def test_tensors_that_nothing_names_are_found(tmp_path):
         (lambda c: c.standardization.scale.zero_(), "a variable's scale is not positive"),
     ],
 )
-def test_a_circuit_that_no_learning_leaves_behind_is_found(spoil, fault):
-    circuit = spn.Config(inputs=3, replicas=2).build(6)
+@pytest.mark.parametrize("axes", ["variables", "principal"])
+def test_a_circuit_that_no_learning_leaves_behind_is_found(axes, spoil, fault):
+    assert list(spoiled(axes, spoil).faults()) == ([fault] if fault else [])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda c: c.standardization.axes.mul_(2), "the principal axes are not perpendicular unit vectors"),
+        (lambda c: c.standardization.spread.zero_(), "a principal axis has no spread"),
+    ],
+)
+def test_axes_that_no_rows_have_are_found(spoil, fault):
+    assert list(spoiled("principal", spoil).faults()) == [fault]
+
+
+def spoiled(axes, spoil) -> spn.SPN:
+    circuit = spn.Config(inputs=3, replicas=2, axes=axes).build(6)
     circuit.start(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), 0)
     spoil(circuit)
-    assert list(circuit.faults()) == ([fault] if fault else [])
+    return circuit
