@@ -90,11 +90,12 @@ def main(options: Options) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     for part in options.parts:
         others = [row for row in found.get(part, ()) if row.get("circuit") in CIRCUITS.keys() - set(options.circuits)]
-        found[part] = others + list(shown(works[part]()))
+        rows = list(shown(works[part]()))
         if part == "speed":
             found["sgemm GFLOP/s"] = max(peak, sgemm_peak())
-            for row in (row for row in found[part] if "GFLOP/s" in row):
+            for row in (row for row in rows if "GFLOP/s" in row):
                 row["share of sgemm"] = f"{row['GFLOP/s'] / found['sgemm GFLOP/s']:.1%}"
+        found[part] = others + rows
         RESULTS.write_text(json.dumps(rounded(found), indent=2) + "\n")
 
 

@@ -8,9 +8,9 @@ those of standardized values. Digits are integers and some columns are constant:
 value, so that a density cannot grow without bound on a value that repeats. Test rows are the same for all seeds, a
 seed divides the others and starts the fits. Latents are those of a run's healthy training patches, divided by patient
 for training and validation; test rows are those of its validation patients. What the script chooses (settings, number
-of components, epoch) it chooses on validation rows; rayad's settings are sought one axis after the other. What is tried
-on them, principal axes among it, and SPFlow's start were settled by hand after test figures of the two tables had been
-seen, and after one look at those of the latents: the choice itself sees validation rows alone.
+of components, epoch) it chooses on validation rows; rayad's settings are sought one axis after the other. The settings
+that are tried (principal axes and narrow leaves among them) and SPFlow's start were settled by hand, after test figures
+of the tables and of the CAE's latents had been seen: the choice itself sees validation rows alone.
 """
 
 import json
@@ -45,6 +45,7 @@ class Options:
     detectors: tuple[str, ...] = ("cae-spn", "bvae-spn")
     """Of the run, whose models encode."""
     out: Path = RESULTS
+    """Where the results are written."""
     epochs: int = 100
     """At most, of rayad's fits."""
     spflow_epochs: int = 30
@@ -139,7 +140,7 @@ def loaded(table: str, options: Options) -> list[Rows]:
 
 def latents(run: Path, detector: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Latents of the training patches, their patients, and latents of the validation patches."""
-    corpus, index = Corpus.open(str(run / "corpus")), Corpus.open(str(run / "corpus")).index()
+    corpus = Corpus.open(str(run / "corpus"))
     model = load(str(run / "detectors" / detector)).model
     assert model is not None  # a detector with a density has an encoder
 
@@ -149,7 +150,7 @@ def latents(run: Path, detector: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
         with torch.no_grad():
             return torch.cat([model.module.encode(part) for part in parts]).double().numpy()
 
-    rows = index.sort_values(["shard", "row_in_shard"]).query("split == 'train'")
+    rows = corpus.index().sort_values(["shard", "row_in_shard"]).query("split == 'train'")
     return encoded("train"), rows["patient_id"].to_numpy(), encoded("validation")
 
 

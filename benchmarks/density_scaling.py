@@ -126,7 +126,7 @@ def plot(points: list[dict], slopes: list[dict]) -> None:
         axis.set_title(f"{library}, {operation}")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    figure.supylabel("CPU seconds for 1,024 rows")
+    figure.supylabel("CPU seconds")
     figure.supxlabel("predicted million operations a row")
     figure.tight_layout()
     figure.savefig(PLOT, dpi=120)
