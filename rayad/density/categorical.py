@@ -1,7 +1,7 @@
 """Categorical leaves: the distributions of codes at the bottom of a circuit.
 
 In leaf region l, input distribution i is a product of distributions with own probabilities for each variable w of the
-region: theta_lwki for code k. A row looks up the probabilities of its own codes, all inputs side by side, so the time
+region: theta_lwki for code k. A row looks up the probabilities of its own codes, all inputs side by side, so the work
 does not grow with the number of codes. No probability falls below FLOOR: a product of GROUP of them is a normal number
 even in float32, and one logarithm serves them all.
 

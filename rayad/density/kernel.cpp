@@ -68,7 +68,7 @@ template <class To, class From> inline To bits(From x) {
     return y;
 }
 
-// exp of x <= 0, and 0 below NEGLIGIBLE; relative error 2e-7. A polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2], fitted
+// exp of x <= 0, and 0 below NEGLIGIBLE; relative error 2.4e-7. A polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2], fitted
 // to the relative error (3e-9), and a power of two that is added to the exponent.
 inline Vector exponential(Vector x) {
     const Vector shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers, in the lowest bits

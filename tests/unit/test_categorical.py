@@ -95,7 +95,7 @@ def test_the_probabilities_of_all_worlds_add_up_to_one(sizes):
         assert density.log_prob(known[None]).exp().item() == pytest.approx(p[same].sum().item(), rel=1e-11)
 
 
-@pytest.mark.parametrize("states", [(3, 2, 4, 2, 5), MIXED])
+@pytest.mark.parametrize("states", [(3, 2, 4, 2, 5), (1024, 2, 512, 1024, 3), MIXED])
 def test_likelihood_and_statistics_are_those_of_explicit_loops(states):
     density, z = circuit(5, states, 2, 3, 1, 1, 2), codes(6, states, seed=2)
     z[1, 0], z[2, 3], z[4] = NAN, NAN, NAN
