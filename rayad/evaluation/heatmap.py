@@ -72,7 +72,8 @@ def named(images: Sequence[str]) -> list[tuple[str, str]]:
     for place in images:
         files += [place] if place.lower().endswith(raster.SUFFIXES) else _below(place)
     if not files:
-        raise ImageError(f"no image in {', '.join(map(repr, images))}; rayad reads {', '.join(raster.SUFFIXES)}")
+        places = ", ".join(images) or "an empty list"
+        raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)}")
     parts = [file.replace("\\", "/").rsplit("/", 2) for file in files]
     stems = [p[-1].rsplit(".", 1)[0] for p in parts]
     often = Counter(stems)

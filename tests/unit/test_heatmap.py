@@ -10,7 +10,8 @@ from PIL import Image
 from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
-from rayad.evaluation.heatmap import Request, write_heatmaps
+from rayad.errors import ImageError
+from rayad.evaluation.heatmap import Request, named, write_heatmaps
 from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring import detector as bundle
 from rayad.scoring.calibrate import calibrate
@@ -52,3 +53,11 @@ def test_a_likelihood_leaves_the_healthy_version_of_the_picture_that_the_model_s
 def test_what_has_no_density_has_no_counterfactual(detector, tmp_path):
     plain = written(replace(detector, score="reconstruction", density=None), tmp_path)
     assert {"counterfactual", "change"}.isdisjoint(plain)
+
+
+@pytest.mark.parametrize("images", [[], ["empty"]])
+def test_no_images_are_said_to_be_none(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match=f"no image in {images[0] if images else 'an empty list'}; rayad reads .png"):
+        named(images)
