@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from rayad.arrays import Patches, Scores
+from rayad.arrays import Patches, Scores, like
 from rayad.errors import OptionError, TrainingError
 from rayad.progress import Progress, Row, State, pack, unpack, unpack_moments
 
@@ -84,13 +84,15 @@ class Objective:
 
 @dataclass(frozen=True)
 class Pass:
-    """Sums over one pass of the training data before a stage trains: a centre, a codebook, a last check."""
+    """Sums over one pass of the data before a stage trains: a centre, a codebook, a last check."""
 
     name: str
     add: Callable[[Patches], list[Tensor]]
     """The sums over one batch, without gradients; they are added over batches and workers."""
     finish: Callable[[list[Tensor]], Row]
     """What to do with the sums of everything; returns what to report."""
+    of: Literal["training", "validation"] = "training"
+    """The patches that are summed over: quantiles of a score belong to patches that nothing was learned from."""
 
 
 Stage = Sequence[Objective | Pass]
@@ -127,10 +129,13 @@ class History:
 
     @property
     def best(self) -> Row:
-        """The epoch whose parameters were kept: the lowest validation loss of the last stage that had one."""
+        """The epoch whose parameters were kept: the lowest validation loss of the last stage that had one.
+
+        The last pass, of a model that learns by passes alone.
+        """
         judged = [row for row in self.rows if "validation" in row]
         if not judged:
-            return [row for row in self.rows if "epoch" in row][-1]
+            return ([row for row in self.rows if "epoch" in row] or list(self.rows))[-1]
         return min((row for row in judged if row["stage"] == judged[-1]["stage"]), key=lambda row: row["validation"])
 
 
@@ -194,7 +199,7 @@ def fit(
                 unpack_moments(saved, optimizers)
             else:
                 for item in [item for item in stage if isinstance(item, Pass)]:
-                    row = _make(team, item, train(progress.epoch + 1))
+                    row = _make(team, item, train(progress.epoch + 1) if item.of == "training" else validation())
                     progress = progress.after_pass({"stage": progress.stage} | row)
                     report(progress.rows[-1])
             while objectives and _goes_on(progress, schedule):
@@ -237,8 +242,8 @@ class _Team:
 
     def receive(self, x: Patches, epoch: int, step: int) -> tuple[Patches, int, Draw]:
         """This rank's part as the model wants it, the size of the global batch, and the part's noise."""
-        like, sync = next(self.model.parameters()), self.sync
-        sizes = torch.zeros(sync.world, dtype=torch.int64, device=like.device)
+        model_like, sync = like(self.model), self.sync
+        sizes = torch.zeros(sync.world, dtype=torch.int64, device=model_like.device)
         sizes[sync.rank] = len(x)
         sync.sum_([sizes])
         first, total = int(sizes[: sync.rank].sum()), int(sizes.sum())
@@ -246,9 +251,9 @@ class _Team:
         generator = torch.Generator().manual_seed(int(seed[0]))
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(total, *shape, generator=generator)[first : first + len(x)].to(like)
+            return torch.randn(total, *shape, generator=generator)[first : first + len(x)].to(model_like)
 
-        return x.to(like), total, draw
+        return x.to(model_like), total, draw
 
     def loss(self, objective: Objective, x: Patches, draw: Draw) -> Tensor:
         """The sum over this rank's part."""
@@ -298,7 +303,7 @@ def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches]
         x, _, draw = team.receive(part, 0, step)
         losses = [float(team.loss(objective, x, draw)) for objective in judges]
         sums += torch.tensor([sum(losses), len(x)], dtype=torch.float64)
-    sums = sums.to(next(team.model.parameters()).device)
+    sums = sums.to(like(team.model).device)
     team.sync.sum_([sums])
     loss, count = sums.tolist()
     if not count:
@@ -311,10 +316,9 @@ def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches]
 @torch.no_grad()
 def _make(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
     team.model.eval()
-    like = next(team.model.parameters())
     sums: list[Tensor] = []
     for part in parts:
-        new = item.add(part.to(like))
+        new = item.add(part.to(like(team.model)))
         sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
     if not sums:
         raise TrainingError(f"there are no patches for {item.name}")

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import GridMask, Latents, Patches, Pixels, Scores
+from rayad.arrays import GridMask, Latents, Patches, Pixels, Scores, like
 from rayad.errors import ImageError
 from rayad.models._blocks import PATCH, STRIDE, WINDOW, Encoder
 
@@ -151,7 +151,7 @@ def _patches(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None,
 
 def _continued(pixels: Pixels, model: nn.Module) -> Tensor:
     """The image with half a patch of its reflection around it: the patch of (r, c) begins there at (r, c)."""
-    return torch.from_numpy(np.pad(pixels, PATCH // 2, mode="reflect")).to(next(model.parameters()))
+    return torch.from_numpy(np.pad(pixels, PATCH // 2, mode="reflect")).to(like(model))
 
 
 def _grid(pixels: Pixels, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:

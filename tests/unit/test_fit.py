@@ -336,6 +336,31 @@ def test_adversaries_are_not_validated_and_the_last_is_kept():
     assert history.best["epoch"] == 3
 
 
+class Mean(nn.Module):
+    """A model without parameters, which learns by one pass."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.of = of
+        self.register_buffer("mean", torch.zeros(()))
+
+    def stages(self) -> list[Stage]:
+        def finish(sums: list[Tensor]) -> Row:
+            self.mean.copy_(sums[0] / sums[1])
+            return {"mean": float(self.mean)}
+
+        return [[Pass("mean", lambda x: [x.sum(), torch.tensor(float(x.numel()))], finish, self.of)]]
+
+
+@pytest.mark.parametrize("of", ["training", "validation"])
+def test_a_model_may_learn_by_a_pass_alone_over_either_split(of):
+    splits = {"training": patches(20), "validation": patches(20) ** 2}
+    model = Mean(of)
+    history = run(model, splits["training"], ONCE, validation=splits["validation"])
+    assert model.mean.item() == pytest.approx(splits[of].mean().item(), abs=1e-6)
+    assert history.best["mean"] == model.mean.item()
+
+
 def centred(line: Line) -> list[Stage]:
     def finish(sums: list[Tensor]) -> Row:
         line.centre.copy_(sums[0] / sums[1])
