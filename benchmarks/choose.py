@@ -33,7 +33,7 @@ from rayad.on_ray.cluster import cluster
 from rayad.on_ray.resources import Workers, keep_private
 from rayad.patches.corpus import Ingest, fingerprint
 from rayad.patches.sample import Sampling
-from rayad.recipes import Line
+from rayad.recipes import Density, Line, Model, Row
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector
 
@@ -59,11 +59,12 @@ def epochs(number: int) -> Change:
 
 
 def circuit(inputs: int, replicas: int) -> Change:
-    return lambda line: replace(line, density={"inputs": inputs, "replicas": replicas})
+    return lambda line: replace(line, densities={"spn": Density({"inputs": inputs, "replicas": replicas})})
 
 
 def aggregation(kind: str, size_mm: float = 0.0) -> Change:
-    return lambda line: replace(line, aggregation=Aggregation(kind, size_mm))
+    row = Row("model", "likelihood", "spn", Aggregation(kind, size_mm))
+    return lambda line: replace(line, rows={"spn": row})
 
 
 STORED, RELATIVE, SPECKS = "stored", "relative", "specks"
@@ -116,7 +117,9 @@ class Options:
 
 def main(options: Options) -> None:
     """Answer the questions, print every figure, write the results."""
-    line = Line("", Ingest(shard_patches=2048), {}, {}, Schedule(epochs=6), {"inputs": 45, "replicas": 50}, EM())
+    model, density = Model(name=options.model), Density({"inputs": 45, "replicas": 50})
+    rows = {"spn": Row("model", "likelihood", "spn")}
+    line = Line("", Ingest(shard_patches=2048), {}, {"model": model}, {"spn": density}, rows, Schedule(epochs=6), EM())
     sets = {
         "development": catalog.configure("datasets", "mias", {"source": options.source}),
         "pasted": catalog.configure("datasets", "pasted", {"source": options.source}),
@@ -145,7 +148,7 @@ def chosen(figures: Mapping[str, float]) -> str:
 
 def figure(line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str, float]:
     """The figures of a line's likelihood on both sets, and their mean."""
-    detector = stages.aggregated(learned(line, options, sets["development"]), line.aggregation)
+    detector = stages.aggregated(learned(line, options, sets["development"]), line.rows["spn"].aggregation)
     found = {}
     for name, dataset in sets.items():
         split = "development" if name == "development" else "test"  # where lesions pasted into healthy patients stand
@@ -161,15 +164,14 @@ def figure(line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str
 def learned(line: Line, options: Options, dataset: Images) -> Detector:
     """The line's model and circuit, trained as a recipe trains them."""
     at = partial(storage.join, storage.absolute(options.out))
-    config, workers = catalog.configure("models", options.model), options.workers
-    spn = catalog.configure("density", "spn", line.density)
+    config, workers, density = catalog.configure("models", options.model), options.workers, line.densities["spn"]
     corpus = stages.write_corpus(
         "mias", options.source, dataset, line.ingest, at(f"corpus-{fingerprint(asdict(line.ingest))}")
     )
     name = fingerprint([corpus.manifest["content"], asdict(line.schedule)])
     trained = stages.train_detector("model", corpus, options.model, config, line.schedule, workers, at(f"model-{name}"))
-    name = fingerprint([name, line.density])
-    return stages.fit_detector("spn", corpus, trained, "spn", spn, line.em, workers, at(f"spn-{name}"))
+    name = fingerprint([name, density])
+    return stages.fit_detector("spn", corpus, trained, density, line.em, workers, at(f"spn-{name}"))
 
 
 def scored(detector: Detector, dataset: Images, split: str, url: str) -> Sequence[Scored]:

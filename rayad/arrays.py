@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Pixels = Float[np.ndarray, "h w"]
+Image = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]
+"""Grey, or red, green and blue."""
 Mask = Bool[np.ndarray, "h w"]
 Grid = Float[np.ndarray, "gh gw"]
 GridMask = Bool[np.ndarray, "gh gw"]

@@ -6,36 +6,45 @@ Nothing is registered: dropping a file into ``rayad/models`` adds a model.
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from types import ModuleType
 from typing import Any, get_type_hints
 
 from rayad.errors import OptionError
 
-PLUGGED_IN = {"models": "Config", "density": "Config", "datasets": "Dataset"}
+PLUGGED_IN = {"models": "Config", "density": "Config", "datasets": "Dataset", "imaging": "Preprocessing"}
 """Folder -> the class by which a module of it shows that it is a plug-in."""
+
+KINDS = {"imaging": "preprocessing"}
+"""Folder -> what a plug-in of it is called, where it is not the folder's name without its s."""
 
 
 def names(folder: str) -> list[str]:
     """Names of the plug-ins in a folder of rayad, sorted."""
     package = importlib.import_module(f"rayad.{folder}")
     found = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
-    return sorted(n for n in found if hasattr(importlib.import_module(f"rayad.{folder}.{n}"), PLUGGED_IN[folder]))
+    modules = {name: importlib.import_module(f"rayad.{folder}.{name}") for name in found}
+    return sorted(n for n, module in modules.items() if _defined(module, PLUGGED_IN[folder]))
 
 
 def find(folder: str, name: str) -> ModuleType:
     """The module of the plug-in; OptionError lists what there is if the name is unknown."""
     known = names(folder)
     if name not in known:
-        raise OptionError(f"no {folder.rstrip('s')} {name!r}; rayad has {', '.join(known)}")
+        raise OptionError(f"no {KINDS.get(folder, folder.rstrip('s'))} {name!r}; rayad has {', '.join(known)}")
     return importlib.import_module(f"rayad.{folder}.{name}")
 
 
-def configure(folder: str, name: str, settings: Mapping[str, Any] | Iterable[str] = ()) -> Any:
+Settings = Mapping[str, Any] | Iterable[str]
+"""Field -> value, or texts NAME=VALUE as a command line has them."""
+
+
+def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -> Any:
     """The plug-in's configuration with these settings.
 
     Args:
-        settings: field -> value, or texts NAME=VALUE as a command line has them.
+        settings: fields that do not have the plug-in's defaults.
+        instead: defaults of fields that are not in the settings.
 
     Raises:
         OptionError: unknown plug-in or field, a value that is not of the field's type, or one the plug-in refuses.
@@ -43,12 +52,23 @@ def configure(folder: str, name: str, settings: Mapping[str, Any] | Iterable[str
     kind = getattr(find(folder, name), PLUGGED_IN[folder])
     types = get_type_hints(kind)
     pairs = settings.items() if isinstance(settings, Mapping) else [_pair(text) for text in settings]
-    values = {}
+    values = dict(instead)
     for field, value in pairs:
         if field not in {f.name for f in fields(kind)}:
             raise OptionError(f"{name} has no {field!r}; it has {', '.join(f.name for f in fields(kind))}")
         values[field] = _parsed(name, field, types[field], value) if isinstance(value, str) else value
     return kind(**values)
+
+
+def described(config: Any) -> dict[str, Any]:
+    """The configuration's fields, and as "kind" the plug-in that it is of; for JSON."""
+    return {"kind": type(config).__module__.rsplit(".", 1)[-1], **asdict(config)}
+
+
+def _defined(module: ModuleType, name: str) -> bool:
+    """Is this a dataclass of the module itself?"""
+    found = getattr(module, name, None)
+    return is_dataclass(found) and getattr(found, "__module__", "") == module.__name__
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -20,7 +20,10 @@ from rayad.errors import OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.on_ray.resources import Workers, keep_private
 from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+from rayad.recipes import Density
 from rayad.scoring import detector as bundle
+from rayad.scoring.combine import Aggregation
 
 T = TypeVar("T")
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
@@ -84,7 +87,15 @@ class IngestCommand:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set, such as spacing_mm=0.05 or healthy=true."""
-    corpus: Ingest = Ingest()
+    preprocessing: str = "mammogram"
+    """What happens to an image before patches are cut from it: mammogram, dermoscopy."""
+    picture: Settings = ()
+    """Fields of the preprocessing, such as spacing_mm=0.2 or intensity=relative."""
+    sampling: Sampling = Sampling()
+    shard_patches: int = 4096
+    """Patches a shard, about; a shard holds whole images."""
+    max_failures: float = 0.01
+    """Share of images that may fail before the corpus is refused."""
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -93,8 +104,10 @@ class IngestCommand:
         from rayad.on_ray.cluster import cluster
 
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
+        settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
         with cluster(self.address):
-            corpus = stages.write_corpus(self.dataset, self.source, dataset, self.corpus, storage.absolute(self.out))
+            corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, storage.absolute(self.out))
         said = corpus.manifest
         print(
             f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} images failed: {self.out}"
@@ -147,6 +160,10 @@ class FitDensity:
     """Of the detector; empty: the trained detector's and the density's, such as cae-spn."""
     settings: Settings = ()
     """Fields of the density's Config, such as replicas=20."""
+    context: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = ()
+    """What it knows of a place: skin_mm, rel_row, rel_col, ring_density, image_density; scores are then in context."""
+    smooth: bool = False
+    """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
     em: EM = EM()
     workers: Workers = Workers()
     address: str = ""
@@ -156,12 +173,72 @@ class FitDensity:
         from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
 
-        config = catalog.configure("density", self.density, self.settings)
+        density = Density(self.settings, self.density, self.context, self.smooth)
         trained = bundle.load(storage.absolute(self.detector))
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with cluster(self.address):
-            stages.fit_detector(name, corpus, trained, self.density, config, self.em, self.workers, out)
+            stages.fit_detector(name, corpus, trained, density, self.em, self.workers, out)
+        print(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True)
+class Rescore:
+    """A trained detector asked for another of its scores, or aggregated in another way."""
+
+    detector: str
+    """URL of the trained detector."""
+    out: str
+    """Where the new detector goes; it is not calibrated."""
+    name: str
+    """Of the new detector."""
+    score: str = ""
+    """One that the model has, or squared, maximum, ssim of its reconstruction; empty: the same as before."""
+    aggregation: Aggregation = Aggregation()
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+
+        trained = bundle.load(storage.absolute(self.detector))
+        asked = stages.asked(trained, self.name, self.score or trained.score)
+        stages.save(stages.aggregated(asked, self.aggregation), storage.absolute(self.out))
+        print(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Several detectors to one, by how rare each one's score is in healthy validation patients."""
+
+    detector: Several
+    """URLs of the detectors; they may see different pictures of an image."""
+    out: str
+    """Where the new detector goes; it is not calibrated."""
+    name: str
+    """Of the new detector."""
+    dataset: str
+    """The data set whose validation patients are scored."""
+    scores: str
+    """Folder for their scores."""
+    rule: str = "fisher"
+    """fisher, minimum, mean, spread or difference."""
+    source: str = ""
+    """Folder or URL of the images; phantom needs none."""
+    settings: Settings = ()
+    """Fields of the data set."""
+    step_mm: float = 3.2
+    """Distance of the scored places, mm."""
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+
+        members = [bundle.load(storage.absolute(url)) for url in self.detector]
+        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        with cluster(self.address):
+            made = stages.combined(self.name, self.rule, members, dataset, self.step_mm, storage.absolute(self.scores))
+        stages.save(made, storage.absolute(self.out))
         print(f"The detector is at {self.out}")
 
 
@@ -293,6 +370,8 @@ COMMANDS: dict[str, type[Command]] = {
     "ingest": IngestCommand,
     "train": Train,
     "fit-density": FitDensity,
+    "rescore": Rescore,
+    "combine": Combine,
     "calibrate": Calibrate,
     "evaluate": Evaluate,
     "heatmap": Heatmap,

@@ -1,15 +1,34 @@
 """Where a result comes from: the commit and the versions of what computed it."""
 
+import os
+import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("rayad", "torch", "ray", "numpy", "scipy", "scikit-image")
+import torch
+
+PACKAGES = ("rayad", "torch", "ray", "numpy", "scipy", "scikit-image", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
     return {name: metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> str:
+    """The processor, its cores and the GPU of what computed a result."""
+    cores = f"{os.cpu_count()} cores"
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([_processor(), cores, *gpu])
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
 
 
 def commit() -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayad.catalog import Settings
 from rayad.density.em import EM
 from rayad.errors import OptionError
 from rayad.fit import Schedule
@@ -13,22 +14,68 @@ from rayad.scoring.combine import Aggregation
 
 
 @dataclass(frozen=True)
+class Model:
+    """An image model that is trained once, whatever is asked of it."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Fields of its Config that are not the defaults."""
+    name: str = ""
+    """Of the plug-in; "" if that is the label under which a line has it."""
+    epochs: int = 0
+    """Instead of the line's; 0: the line's."""
+
+
+@dataclass(frozen=True)
+class Density:
+    """A detector of latents that is fitted once for a model."""
+
+    fields: Settings = ()
+    """Fields of its Config that are not the defaults."""
+    name: str = "spn"
+    """Of the plug-in."""
+    context: tuple[str, ...] = ()
+    """What it knows of a place beside the latents; see rayad/imaging/context.py."""
+    smooth: bool = False
+    """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A detector: a trained model and what is asked of it. A row of the table."""
+
+    model: str
+    """Its label in the line."""
+    score: str = "reconstruction"
+    density: str = ""
+    """Its label in the line, where the score is of latents."""
+    aggregation: Aggregation = Aggregation()
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A detector whose score combines those of others, which stand before it in the recipe."""
+
+    rule: str
+    """One of `combine.RULES`."""
+    members: tuple[str, ...]
+    aggregation: Aggregation = Aggregation()
+
+
+@dataclass(frozen=True)
 class Line:
     """Detectors that see the same picture of an image: one corpus, and what is learned from it."""
 
     name: str
-    """Of the corpus; "" or a word that is put before the names of the detectors."""
+    """Of the corpus and the trained models; "" where there is one line."""
     ingest: Ingest
     floors: dict[str, tuple[str, Aggregation]]
     """Detectors that learn nothing, which a trained one has to beat: name -> score and its aggregation."""
-    models: dict[str, dict[str, Any]]
-    """Model -> fields of its Config that are not the defaults."""
+    models: dict[str, Model]
+    densities: dict[str, Density]
+    rows: dict[str, Row]
+    """Name of a detector -> what it is."""
     schedule: Schedule
-    density: dict[str, Any]
-    """Fields of the SPN's Config that are not the defaults."""
     em: EM
-    aggregation: Aggregation = Aggregation()
-    """Of the likelihoods."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +87,16 @@ class Recipe:
     kinds: tuple[str, ...]
     """Kinds of lesion, a row of the table each."""
     lines: tuple[Line, ...]
+    combined: dict[str, Combined] = field(default_factory=dict)
     dataset_fields: dict[str, Any] = field(default_factory=dict)
     step_mm: float = 3.2
     """Distance of the scored places."""
+    order: tuple[str, ...] = ()
+    """Detectors that stand first in the table, in this order."""
+    dense: tuple[str, ...] = ()
+    """Classes of tissue that count as dense, where the data set has classes: then figures are given for both."""
+    literature: tuple[dict[str, Any], ...] = ()
+    """Figures that others reported, on other data."""
     why: str = ""
     """How the settings were chosen."""
 
@@ -77,11 +131,11 @@ _DEMO = Recipe(
             name="",
             ingest=Ingest(Preprocessing(intensity="relative"), Sampling(), shard_patches=1024),
             floors=FLOORS,
-            models={"cae": {}},
+            models={"cae": Model()},
+            densities={"spn": Density({"inputs": 20, "replicas": 10})},
+            rows={"cae": Row("cae"), "cae-spn": Row("cae", "likelihood", "spn", SMOOTH)},
             schedule=Schedule(epochs=6, patience=3),
-            density={"inputs": 20, "replicas": 10},
             em=EM(epochs=20),
-            aggregation=SMOOTH,
         ),
     ),
 )
@@ -95,18 +149,25 @@ _MIAS = Recipe(
             name="",
             ingest=Ingest(Preprocessing(intensity="relative"), Sampling(), shard_patches=2048),
             floors=FLOORS,
-            models={"cae": {}, "bvae": {}},
+            models={"cae": Model(), "bvae": Model()},
+            densities={"spn": Density()},
+            rows={
+                "cae": Row("cae"),
+                "cae-spn": Row("cae", "likelihood", "spn"),
+                "bvae": Row("bvae", "elbo"),
+                "bvae-spn": Row("bvae", "likelihood", "spn"),
+            },
             schedule=Schedule(epochs=6),
-            density={},
             em=EM(),
         ),
         Line(
             name="specks",
             ingest=Ingest(Preprocessing(spacing_mm=0.2, intensity="specks"), Sampling(), shard_patches=2048),
             floors={"fine-top-hat": ("top-hat", Aggregation())},
-            models={"cae": {}},  # the bVAE of this sparse picture collapses, with beta 0.1 and 0.01 alike
+            models={"cae": Model()},  # the bVAE of this sparse picture collapses, with beta 0.1 and 0.01 alike
+            densities={"spn": Density()},
+            rows={"specks-cae": Row("cae"), "specks-cae-spn": Row("cae", "likelihood", "spn")},
             schedule=Schedule(epochs=6),
-            density={},
             em=EM(),
         ),
     ),

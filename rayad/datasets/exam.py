@@ -11,9 +11,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rayad.arrays import Mask, Pixels
+from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import DatasetError
 from rayad.imaging import raster
+from rayad.imaging.picture import Source
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,18 @@ class Images(Protocol):
         """All exams, sorted by exam_id; DatasetError if files and labels do not fit together."""
         ...
 
-    def pixels(self, exam: Exam) -> Pixels:
+    def pixels(self, exam: Exam) -> Image:
         """The image at its original resolution."""
         ...
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The lesion's pixels, of the shape of the image; DatasetError if the lesion is not located."""
         ...
+
+
+def source_of(dataset: Images, exam: Exam) -> Source:
+    """The exam's image, and what is known of it."""
+    return Source(dataset.pixels(exam), exam.spacing_mm, exam.view, exam.density)
 
 
 def in_order(exams: Iterable[Exam]) -> list[Exam]:

@@ -16,7 +16,7 @@ from rayad.datasets.exam import read_grey
 from rayad.errors import ImageError, OptionError, StorageError
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.imaging import raster
-from rayad.imaging.mammogram import Prepared, prepare
+from rayad.imaging.picture import Prepared, Source, step_px
 from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector, Heatmap
@@ -51,11 +51,11 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
         raise OptionError(f"the images' spacing must be a positive number of mm a pixel, not {request.spacing_mm}")
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
-    rows, step = [], detector.preprocessing.step(request.step_mm)
+    rows, step = [], step_px(detector.preprocessing, request.step_mm)
     for file, name in named(images):
         try:
             pixels = read_grey(file)
-            prepared = prepare(pixels, request.spacing_mm, request.view, detector.preprocessing)
+            prepared = detector.preprocessing.prepare(Source(pixels, request.spacing_mm, request.view))
             heatmap = detector.heatmap(prepared, step)
         except (ImageError, StorageError) as error:
             rows.append({"image": file, "reason": str(error)})
@@ -94,7 +94,7 @@ def _below(place: str) -> list[str]:
 
 def _write(url: str, prepared: Prepared, heatmap: Heatmap, detector: Detector) -> None:
     assert detector.calibration is not None  # write_heatmaps() saw to it
-    scale = np.array(prepared.original_shape) / np.array(prepared.pixels.shape)
+    scale = np.array(prepared.source.pixels.shape[:2]) / np.array(prepared.stored.shape)
     arrays = {
         "scores": heatmap.scores,
         "p_values": detector.calibration.place_p(heatmap.scores).astype(np.float32),
@@ -127,7 +127,7 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
 
 def pictured(name: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> tuple[View, Map]:
     """The image and the map as figures take them; the mask is where 99 of 100 healthy places score lower."""
-    nothing = np.zeros(prepared.pixels.shape, bool)
+    nothing = np.zeros(prepared.stored.shape, bool)
     view = View(name, prepared.stored, prepared.spacing_mm, heatmap.rows, heatmap.columns, nothing)
     quantile = calibration.healthy_quantile(heatmap.scores)
     return view, Map(quantile, np.nan_to_num(quantile) > 0.99)

@@ -11,11 +11,9 @@ from scipy import ndimage
 
 from rayad.arrays import Mask, Pixels
 from rayad.errors import ImageError, OptionError
-from rayad.imaging.breast import find_breast, find_pectoral, skin_distance
+from rayad.imaging.breast import find_breast, find_pectoral
+from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.spacing import resample
-
-PATCH = 64
-"""Side of a patch, in pixels of the working resolution."""
 
 
 @dataclass(frozen=True)
@@ -31,64 +29,34 @@ class Preprocessing:
     surround_mm: float = 20.0
     """Standard deviation of the Gaussian that averages the surroundings, mm; only for "relative"."""
 
-    def step(self, step_mm: float) -> int:
-        """A distance of places in px of the working resolution.
+    @property
+    def channels(self) -> int:
+        """Mammograms are grey."""
+        return 1
+
+    def prepare(self, source: Source) -> Prepared:
+        """Resample to the working spacing and find breast and tissue.
 
         Raises:
-            OptionError: it would be less than a pixel.
+            ImageError: the image is smaller than a patch at the working resolution, has colours, or shows no breast.
+            OptionError: a spacing that is not a positive number.
         """
-        step = round(step_mm / self.spacing_mm)
-        if step < 1:
-            raise OptionError(f"places {step_mm} mm apart are closer than the pixels, {self.spacing_mm} mm")
-        return step
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A mammogram at working resolution."""
-
-    stored: Pixels
-    """The image's own values, float32 in [0, 1]."""
-    pixels: Pixels
-    """What models see of them, float32 in [0, 1]; see `intensity`."""
-    breast: Mask
-    """The breast with the pectoral muscle, without labels, tape and film edges."""
-    tissue: Mask
-    """The places that are scored: the breast without the pectoral muscle."""
-    spacing_mm: float
-    original_shape: tuple[int, int]
-    """Rows and columns of the image that came in."""
-
-
-def prepare(pixels: Pixels, spacing_mm: float, view: str, preprocessing: Preprocessing) -> Prepared:
-    """Resample to the working spacing and find the tissue.
-
-    Args:
-        pixels: the image at its own resolution.
-        spacing_mm: mm a pixel of that image.
-        view: MLO, CC or "" where it is not known; only an MLO view shows a pectoral muscle to remove.
-        preprocessing: the settings, the same in training and scoring.
-
-    Raises:
-        ImageError: the image is smaller than a patch at the working resolution, or shows no breast.
-        OptionError: a spacing that is not a positive number.
-    """
-    if not (spacing_mm > 0 and preprocessing.spacing_mm > 0):
-        raise OptionError(f"spacing must be positive mm, not {spacing_mm} and {preprocessing.spacing_mm}")
-    working = resample(pixels, spacing_mm, preprocessing.spacing_mm)
-    if min(working.shape) < PATCH:
-        raise ImageError(
-            f"an image of {pixels.shape[0]}x{pixels.shape[1]} px at {spacing_mm} mm is "
-            f"{working.shape[0]}x{working.shape[1]} px at {preprocessing.spacing_mm} mm, "
-            f"smaller than a {PATCH}-px patch"
-        )
-    breast = find_breast(working, preprocessing.spacing_mm)
-    tissue = breast
-    if preprocessing.remove_pectoral and view == "MLO":
-        tissue = breast & ~find_pectoral(working, breast, preprocessing.spacing_mm)
-    original = (pixels.shape[0], pixels.shape[1])
-    seen = intensity(working, tissue, preprocessing)
-    return Prepared(working, seen, breast, tissue, preprocessing.spacing_mm, original)
+        if not (source.spacing_mm > 0 and self.spacing_mm > 0):
+            raise OptionError(f"spacing must be positive mm, not {source.spacing_mm} and {self.spacing_mm}")
+        if source.pixels.ndim != 2:
+            raise ImageError(f"a mammogram is a grey image, this one has {source.pixels.shape[2]} channels")
+        working = resample(source.pixels, source.spacing_mm, self.spacing_mm)
+        if min(working.shape) < PATCH:
+            h, w = source.pixels.shape
+            raise ImageError(
+                f"an image of {h}x{w} px at {source.spacing_mm} mm is {working.shape[0]}x{working.shape[1]} px at "
+                f"{self.spacing_mm} mm, smaller than a {PATCH}-px patch"
+            )
+        breast = find_breast(working, self.spacing_mm)
+        tissue = breast
+        if self.remove_pectoral and source.view == "MLO":
+            tissue = breast & ~find_pectoral(working, breast, self.spacing_mm)
+        return Prepared(working, intensity(working, tissue, self), breast, tissue, self.spacing_mm, source)
 
 
 def intensity(stored: Pixels, tissue: Mask, preprocessing: Preprocessing) -> Pixels:
@@ -121,29 +89,3 @@ def _specks(stored: Pixels, tissue: Mask) -> Pixels:
     inside = np.asarray(ndimage.binary_erosion(tissue, iterations=7, border_value=1))
     peaks = np.where(inside, np.asarray(ndimage.white_tophat(stored, size=3)), 0)
     return np.clip(4 * ndimage.maximum_filter(peaks, size=5), 0, 1).astype(np.float32)
-
-
-def context(prepared: Prepared) -> dict[str, Pixels]:
-    """Where a place lies in its breast, a map each; nothing of the patch at the place itself.
-
-    ``skin_mm`` is the distance from the skin line; ``rel_row`` and ``rel_col`` the place in the breast's
-    bounding box, 0 to 1; ``ring_density`` the mean intensity of the tissue in the 128-px box around the
-    place without its 64-px patch (0 where the ring holds no tissue).
-    """
-    rows, columns = np.nonzero(prepared.breast)
-    h, w = prepared.stored.shape
-    rel_row = (np.arange(h, dtype=np.float32) - rows.min()) / max(1, np.ptp(rows))
-    rel_col = (np.arange(w, dtype=np.float32) - columns.min()) / max(1, np.ptp(columns))
-    weight = prepared.tissue.astype(np.float32)
-    inside, outside = (
-        [ndimage.uniform_filter(a, side, mode="constant") * side**2 for a in (prepared.stored * weight, weight)]
-        for side in (PATCH, 2 * PATCH)
-    )
-    area = outside[1] - inside[1]
-    ring = np.where(area > 0.5, (outside[0] - inside[0]) / np.maximum(area, 0.5), 0)
-    return {
-        "skin_mm": skin_distance(prepared.breast, prepared.spacing_mm).astype(np.float32),
-        "rel_row": np.repeat(rel_row[:, None], w, axis=1),
-        "rel_col": np.repeat(rel_col[None, :], h, axis=0),
-        "ring_density": ring.astype(np.float32),
-    }

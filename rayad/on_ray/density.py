@@ -1,25 +1,56 @@
-"""Latents to a density, by expectation-maximization on N workers whose statistics add."""
+"""Latents to a detector of latents: by expectation-maximization on N workers whose statistics add, or by one task."""
 
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import ray
 import ray.train.torch
 import torch
+from torch import nn
 
 from rayad import catalog, storage
+from rayad.arrays import Latents
 from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
+from rayad.errors import FormatError, RayadError
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.workers import report, run, sync
-from rayad.patches.corpus import Corpus, fingerprint
+from rayad.patches.corpus import FULL_SCALE, Corpus, fingerprint
 from rayad.progress import State
 from rayad.scoring.detector import Part
 
+SMOOTH = 1 / 3
+"""Share of the training patches, those of the smallest standard deviation, that a background is fitted to."""
 
-def fit_density(
-    corpus_url: str, model: Part, density: str, config: Any, em: EM, workers: Workers, url: str
-) -> tuple[Part, dict[str, Any]]:
-    """Fit a density to the latents of a corpus's healthy training patches; interrupted, it goes on from the last epoch.
+
+@runtime_checkable
+class Learner(Protocol):
+    """A detector of latents that learns by itself, in one process; an nn.Module besides."""
+
+    def learn(self, train: Latents, validation: Latents, seed: int) -> dict[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted, how, and to what."""
+
+    density: str
+    """Name of the plug-in."""
+    config: Any
+    em: EM
+    """How a circuit learns; of others only the seed counts."""
+    context: tuple[str, ...] = ()
+    """Columns of the corpus's index that stand beside the latents."""
+    smooth: bool = False
+    """Fit to the smoothest patches alone."""
+
+
+def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url: str) -> tuple[Part, dict[str, Any]]:
+    """Fit a detector of latents to a corpus's healthy patches; interrupted, EM goes on from the last epoch.
 
     Args:
         url: folder for the latents; they are encoded once and kept for other densities of the same model.
@@ -29,35 +60,81 @@ def fit_density(
 
     Raises:
         OptionError: unknown density, or settings it refuses.
-        TrainingError: latents that are not numbers.
+        TrainingError: latents that are not numbers, or too few.
+        FormatError: the corpus is of an older rayad and lacks a column of the context.
     """
-    catalog.find("density", density)
+    catalog.find("density", wanted.density)
     corpus = Corpus.open(corpus_url)
     encode(corpus, model, url)
-    result = storage.join(url, density)
-    task = {"corpus": corpus_url, "latents": url, "config": config, "em": em, "result": result}
-    task["checkpoints"] = storage.join(result, f"learning-{fingerprint([config, em])}")
-    run(_loop, task, workers, storage.join(url, "ray"), em.epochs, f"fitting {density}")
+    variables = variables_of(corpus, url, wanted, "validation").shape[1]
+    module: nn.Module = wanted.config.build(variables)
+    result = storage.join(url, fingerprint(asdict(wanted)))
+    task = {"corpus": corpus_url, "latents": url, "wanted": wanted, "result": result}
+    if isinstance(module, Learner):
+        _learn(task)
+    else:
+        task["checkpoints"] = storage.join(result, "learning")
+        run(_loop, task, workers, storage.join(url, "ray"), wanted.em.epochs, f"fitting {wanted.density}")
+        storage.remove(task["checkpoints"])
     state = Folder(result).load()
-    assert state is not None  # rank 0 saved it
-    storage.remove(task["checkpoints"])
-    variables = read_latents(corpus, url, "validation").shape[1]
-    module = config.build(variables)
+    assert state is not None  # rank 0 or the task saved it
     module.load_state_dict(state.tensors)
-    return Part(density, config, module.eval(), variables), state.scalars
+    return Part(wanted.density, wanted.config, module.eval(), variables), state.scalars
+
+
+def variables_of(corpus: Corpus, url: str, wanted: Fit, split: str) -> Latents:
+    """What a density is fitted to: the latents of a split, and the context of the places beside them."""
+    latents = read_latents(corpus, url, split)
+    if wanted.context:
+        index = corpus.index()
+        if missing := [name for name in wanted.context if name not in index]:
+            raise FormatError(f"{corpus.url}: the corpus has no {', '.join(missing)}; ingest it again")
+        index = index.set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
+        beside = index.loc[index["split"] == split, list(wanted.context)].to_numpy(np.float32)
+        latents = torch.cat([latents, torch.from_numpy(beside)], 1)
+    return latents[_smoothest(corpus, split)] if wanted.smooth else latents
+
+
+def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
+    """Which patches of a split are among its smoothest."""
+    shards = (corpus.read(name) for name, _ in corpus.shards(split))
+    deviation = np.concatenate([(p / FULL_SCALE).reshape(len(p), -1).std(1) for p in shards])
+    return torch.from_numpy(deviation <= np.quantile(deviation, SMOOTH))
+
+
+def _learn(task: dict[str, Any]) -> None:
+    """Let the density learn in a task of its own, where the latents are read."""
+    failure = ray.get(ray.remote(_learn_here).remote(task))
+    if failure is not None:
+        raise failure
+
+
+def _learn_here(task: dict[str, Any]) -> RayadError | None:
+    torch.set_num_threads(1)
+    corpus, wanted = Corpus.open(task["corpus"]), task["wanted"]
+    latents = {s: variables_of(corpus, task["latents"], wanted, s) for s in ("train", "validation")}
+    density = wanted.config.build(latents["train"].shape[1])
+    assert isinstance(density, Learner)  # fit_density() asked
+    try:
+        said = density.learn(latents["train"], latents["validation"], wanted.em.seed)
+    except RayadError as error:
+        return error
+    Folder(task["result"]).save(State(density.state_dict(), said))
+    return None
 
 
 def _loop(task: dict[str, Any]) -> None:
     """One worker's part of `fit_density`: every worker holds all latents and sums over its share of the rows."""
     torch.set_num_threads(1)
     corpus, us, device = Corpus.open(task["corpus"]), sync(), ray.train.torch.get_device()
-    latents = {s: read_latents(corpus, task["latents"], s).to(device) for s in ("train", "validation")}
-    density = task["config"].build(latents["train"].shape[1]).to(device)
+    wanted: Fit = task["wanted"]
+    latents = {s: variables_of(corpus, task["latents"], wanted, s).to(device) for s in ("train", "validation")}
+    density = wanted.config.build(latents["train"].shape[1]).to(device)
     history = fit(
         density,
         latents["train"],
         latents["validation"],
-        task["em"],
+        wanted.em,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),
         report=lambda row: report(task, row),

@@ -11,7 +11,7 @@ import torch
 from rayad import storage
 from rayad.arrays import Latents
 from rayad.on_ray.cluster import progress
-from rayad.on_ray.train import pixels
+from rayad.on_ray.train import pixels, reader
 from rayad.patches.corpus import Corpus
 from rayad.scoring.detector import Part
 
@@ -38,7 +38,7 @@ class EncodeShards:
 
     def latents(self, shard: str) -> np.ndarray:
         """float32, n m."""
-        patches = self.corpus.read(shard)
+        patches = reader(self.corpus, self.model.module)(shard)
         with torch.inference_mode():
             parts = [
                 self.model.module.encode(pixels(patches[start : start + ROWS]))

@@ -2,20 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rayad import provenance, storage
-from rayad.datasets.exam import Exam, Images
+from rayad.datasets.exam import Exam, Images, source_of
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import figures, report, table
 from rayad.evaluation.figures import Map, View
 from rayad.evaluation.heatmap import if_healthy
 from rayad.evaluation.metrics import Scored, usable
-from rayad.imaging.mammogram import Preprocessing, prepare
+from rayad.imaging.picture import Preprocessing, described
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray import stages
 from rayad.on_ray.cluster import tasks
@@ -45,16 +45,26 @@ class Evaluation:
     recipe: str = "evaluate"
     why: str = ""
     """How the settings were chosen."""
+    dense: tuple[str, ...] = ()
+    """Classes of tissue that count as dense; with any, figures are given for dense and other images apart."""
+    literature: tuple[dict[str, Any], ...] = ()
+    """Figures that others reported, on other data."""
 
 
 def evaluate(
-    detectors: Sequence[Detector], dataset: Images, options: Evaluation, url: str, scores_url: str = ""
+    detectors: Sequence[Detector],
+    dataset: Images,
+    options: Evaluation,
+    url: str,
+    scores_url: str = "",
+    others: Sequence[Sequence[Detector]] = (),
 ) -> str:
     """Score the split's images, compute every figure, write ``results.json`` and ``index.html``.
 
     Args:
         url: folder of the report.
         scores_url: folder for the scores; "" puts them below the report.
+        others: the same detectors, trained with other seeds.
 
     Returns:
         The URL of the page. A report that is there and was made of the same things is left as it is.
@@ -187,11 +197,11 @@ def _pictures(
 def draw(dataset: Images, preprocessing: Preprocessing, image: ScoredImage, found: Map) -> tuple[View, bytes]:
     """The image as figures take it, and its thumbnail."""
     exam = image.exam
-    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, preprocessing)
-    truth = np.zeros(prepared.pixels.shape, bool)
+    prepared = preprocessing.prepare(source_of(dataset, exam))
+    truth = np.zeros(prepared.stored.shape, bool)
     for lesion in exam.lesions:
         if lesion.located:
-            truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.pixels.shape)
+            truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
     view = View(exam.exam_id, prepared.stored, prepared.spacing_mm, image.rows, image.columns, truth)
     return view, figures.thumbnail(view, found)
 
@@ -206,7 +216,7 @@ def _if_healthy(detector: Detector, dataset: Images, images: Sequence[ScoredImag
 
 def explain(dataset: Images, detector: Detector, exam: Exam) -> figures.Healthy:
     """What an image would look like if it were healthy."""
-    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, detector.preprocessing)
+    prepared = detector.preprocessing.prepare(source_of(dataset, exam))
     return if_healthy(detector, prepared)
 
 
@@ -259,7 +269,7 @@ def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, A
         said["how they were chosen"] = options.why
     for one in detectors:
         parts = [str(p.config) for p in (one.model, one.density) if p]
-        how = [f"{k}={v}" for k, v in asdict(one.preprocessing).items()]
+        how = [f"{k}={v}" for k, v in described(one.preprocessing).items()]
         said[one.name] = "; ".join([", ".join(how), str(one.aggregation), *parts, one.provenance.get("settings", "")])
     return said
 

@@ -1,5 +1,6 @@
-"""Run a recipe: ingest, train, fit densities, calibrate, evaluate, report."""
+"""Run a recipe: ingest, train, fit densities, combine, calibrate, evaluate, report."""
 
+from dataclasses import replace
 from typing import Any
 
 from rayad import catalog, recipes, storage
@@ -9,53 +10,97 @@ from rayad.on_ray.evaluate import Evaluation, evaluate
 from rayad.on_ray.resources import Workers
 from rayad.patches.corpus import Corpus
 from rayad.recipes import Line
-from rayad.scoring import detector as bundle
 from rayad.scoring.detector import Detector
 
 
-def run_recipe(recipe: recipes.Recipe, source: str, url: str, workers: Workers) -> str:
+def run_recipe(recipe: recipes.Recipe, source: str, url: str, workers: Workers, seeds: int = 1) -> str:
     """Run all stages that are not done; return the URL of the report's page.
 
     Args:
         source: folder or URL of the recipe's data set.
-        url: where ``corpus``, ``detectors``, ``scores`` and ``report`` go.
+        url: where ``corpus``, ``models``, ``densities``, ``detectors``, ``scores`` and ``report`` go; what is learned
+            with another seed than 0 goes below ``seed-1`` and so on.
+        seeds: how often everything that learns is trained; the table is of seed 0, with the spread over the others.
     """
     dataset = catalog.configure("datasets", recipe.dataset, {"source": source, **recipe.dataset_fields})
-    detectors = [d for line in recipe.lines for d in _detectors(recipe, line, dataset, source, url, workers)]
+    runs = [_Run(recipe, dataset, source, url, workers, seed).detectors() for seed in range(seeds)]
     options = Evaluation(
-        recipe.dataset, source, step_mm=recipe.step_mm, kinds=recipe.kinds, recipe=recipe.name, why=recipe.why
+        recipe.dataset,
+        source,
+        step_mm=recipe.step_mm,
+        kinds=recipe.kinds,
+        recipe=recipe.name,
+        why=recipe.why,
+        dense=recipe.dense,
+        literature=recipe.literature,
     )
-    return evaluate(detectors, dataset, options, storage.join(url, "report"), storage.join(url, "scores"))
+    where = storage.join(url, "report")
+    return evaluate(runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
 
 
-def _detectors(
-    recipe: recipes.Recipe, line: Line, dataset: Images, source: str, url: str, workers: Workers
-) -> list[Detector]:
-    """The line's detectors, calibrated and saved."""
-    where = storage.join(url, "-".join(filter(None, ["corpus", line.name])))
-    corpus = stages.write_corpus(recipe.dataset, source, dataset, line.ingest, where)
-    detectors = [
-        stages.aggregated(stages.floor_detector(name, score, corpus, _address(url, name)), aggregation)
-        for name, (score, aggregation) in line.floors.items()
-    ]
-    for model, fields in line.models.items():
-        detectors += _learned(line, model, catalog.configure("models", model, fields), corpus, url, workers)
-    calibrated = stages.calibrate_detectors(detectors, dataset, recipe.step_mm, storage.join(url, "scores"))
-    for before, after in zip(detectors, calibrated, strict=True):
-        if before is not after:
-            bundle.save(after, _address(url, after.name))
-    return calibrated
+class _Run:
+    """The detectors of a recipe with one seed."""
 
+    def __init__(
+        self, recipe: recipes.Recipe, dataset: Images, source: str, url: str, workers: Workers, seed: int
+    ) -> None:
+        self.recipe, self.dataset, self.source, self.url = recipe, dataset, source, url
+        self.workers, self.seed = workers, seed
 
-def _learned(line: Line, model: str, config: Any, corpus: Corpus, url: str, workers: Workers) -> list[Detector]:
-    """The detectors of one image model: by reconstruction, and by the likelihood of its latents."""
-    spn = catalog.configure("density", "spn", line.density)
-    name = "-".join(filter(None, [line.name, model]))
-    trained = stages.train_detector(name, corpus, model, config, line.schedule, workers, _address(url, name))
-    name = f"{name}-spn"
-    fitted = stages.fit_detector(name, corpus, trained, "spn", spn, line.em, workers, _address(url, name))
-    return [trained, stages.aggregated(fitted, line.aggregation)]
+    def detectors(self) -> list[Detector]:
+        """All of them, calibrated and saved, in the order of the table."""
+        found: dict[str, Detector] = {}
+        for line in self.recipe.lines:
+            found |= {d.name: d for d in self._of_line(line)}
+        for name, of in self.recipe.combined.items():
+            found[name] = self._combined(name, of, found)
+        first = [name for name in self.recipe.order if name in found]
+        return [found[name] for name in [*first, *(name for name in found if name not in first)]]
 
+    def _of_line(self, line: Line) -> list[Detector]:
+        where = storage.join(self.url, "-".join(filter(None, ["corpus", line.name])))
+        corpus = stages.write_corpus(self.recipe.dataset, self.source, self.dataset, line.ingest, where)
+        detectors = [
+            stages.aggregated(stages.floor_detector(name, score, corpus), aggregation)
+            for name, (score, aggregation) in line.floors.items()
+        ]
+        for name, row in line.rows.items():
+            base = self._trained(line, corpus, row.model)
+            if row.density:
+                base = self._fitted(line, corpus, row.model, row.density, base)
+            detectors.append(stages.aggregated(stages.asked(base, name, row.score), row.aggregation))
+        return self._calibrated(detectors)
 
-def _address(url: str, detector: str) -> str:
-    return storage.join(url, "detectors", detector)
+    def _trained(self, line: Line, corpus: Corpus, label: str) -> Detector:
+        model = line.models[label]
+        plugin = model.name or label
+        config = catalog.configure("models", plugin, model.fields)
+        schedule = replace(line.schedule, seed=self.seed, epochs=model.epochs or line.schedule.epochs)
+        where = self._at("models", line.name, label)
+        return stages.train_detector(label, corpus, plugin, config, schedule, self.workers, where)
+
+    def _fitted(self, line: Line, corpus: Corpus, label: str, density: str, trained: Detector) -> Detector:
+        wanted = line.densities[density]
+        where, latents = self._at("densities", line.name, label, density), self._at("latents", line.name, label)
+        return stages.fit_detector(
+            density, corpus, trained, wanted, replace(line.em, seed=self.seed), self.workers, where, latents
+        )
+
+    def _combined(self, name: str, of: recipes.Combined, found: dict[str, Detector]) -> Detector:
+        members = [found[member] for member in of.members]
+        scores = storage.join(self.url, "scores")
+        made = stages.combined(name, of.rule, members, self.dataset, self.recipe.step_mm, scores)
+        return self._calibrated([stages.aggregated(made, of.aggregation)])[0]
+
+    def _calibrated(self, detectors: list[Detector]) -> list[Detector]:
+        """With their p-values; those that have them already are loaded."""
+        ready = [stages.saved(d, self._at("detectors", d.name)) for d in detectors]
+        done = stages.calibrate_detectors(ready, self.dataset, self.recipe.step_mm, storage.join(self.url, "scores"))
+        for before, after in zip(ready, done, strict=True):
+            if before is not after:
+                stages.save(after, self._at("detectors", after.name))
+        return done
+
+    def _at(self, kind: str, *names: Any) -> str:
+        home = storage.join(self.url, f"seed-{self.seed}") if self.seed else self.url
+        return storage.join(home, kind, "-".join(filter(None, names)))

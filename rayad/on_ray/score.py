@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from rayad import storage
-from rayad.datasets.exam import Exam, Images
+from rayad.datasets.exam import Exam, Images, source_of
 from rayad.errors import DatasetError, ImageError, StorageError
 from rayad.evaluation.metrics import truth_on_grid
-from rayad.imaging.mammogram import prepare
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray.cluster import tasks
 from rayad.patches.sample import leaves_image
@@ -79,7 +78,7 @@ def score_exam(dataset: Images, detectors: Sequence[Detector], step: int, url: s
 
 
 def _scored(dataset: Images, detectors: Sequence[Detector], step: int, exam: Exam) -> dict[str, Any]:
-    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, detectors[0].preprocessing)
+    prepared = detectors[0].preprocessing.prepare(source_of(dataset, exam))
     arrays: dict[str, Any] = {"step_mm": step * prepared.spacing_mm}
     for detector in detectors:
         heatmap = detector.heatmap(prepared, step)
@@ -87,12 +86,12 @@ def _scored(dataset: Images, detectors: Sequence[Detector], step: int, exam: Exa
         arrays[f"scores.{detector.name}"] = heatmap.scores
     rows, columns, tissue = arrays["rows"], arrays["columns"], arrays["tissue"]
     places = np.argwhere(tissue)
-    arrays["reflected"] = leaves_image(prepared.pixels.shape, rows[places[:, 0]], columns[places[:, 1]]).sum()
+    arrays["reflected"] = leaves_image(prepared.stored.shape, rows[places[:, 0]], columns[places[:, 1]]).sum()
     arrays["between"] = 0
     for lesion in exam.lesions:
         truth, moved = np.zeros_like(tissue), False  # stays empty where the corpus gives no place
         if lesion.located:
-            mask = resample_mask(dataset.lesion_mask(exam, lesion), prepared.pixels.shape)
+            mask = resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
             truth, moved = truth_on_grid(mask, rows, columns)
         name = f"truth.{lesion.kind}"
         arrays[name] = arrays.get(name, np.zeros_like(tissue)) | truth

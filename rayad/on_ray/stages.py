@@ -4,9 +4,11 @@ A stage whose result is there and was made of the same things is not run again: 
 fingerprint of what it was made of.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from rayad import catalog, provenance, storage
@@ -15,17 +17,18 @@ from rayad.datasets.splits import assign
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError
 from rayad.fit import Schedule
-from rayad.imaging.mammogram import Preprocessing
-from rayad.on_ray.density import fit_density
+from rayad.imaging.picture import Preprocessing, from_description, step_px
+from rayad.on_ray.density import Fit, fit_density
 from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.score import ScoredImage, score_exams
 from rayad.on_ray.train import train
 from rayad.patches.corpus import Corpus, Ingest, fingerprint
+from rayad.recipes import Density
 from rayad.scoring import detector as bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import Detector
+from rayad.scoring.detector import Detector, Part, scores_of
 
 
 def write_corpus(name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
@@ -37,45 +40,110 @@ def write_corpus(name: str, source: str, dataset: Images, settings: Ingest, url:
 def train_detector(
     name: str, corpus: Corpus, model: str, config: Any, schedule: Schedule, workers: Workers, url: str
 ) -> Detector:
-    """Patches to a detector that scores by reconstruction."""
+    """Patches to a detector that scores by reconstruction, or whatever the model's first score is."""
     request = fingerprint(["train", corpus.manifest["content"], model, config, schedule])
     done = _finished(url, request)
     if done is not None:
         return done
+    began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{request}")
     part = train(corpus.url, model, config, schedule, workers, checkpoints)
-    trained = Detector(
-        name, "reconstruction", _preprocessing(corpus), model=part, provenance=_origin(corpus, request, schedule)
-    )
+    origin = _origin(corpus, request, schedule) | {"train_minutes": _minutes(began)}
+    trained = Detector(name, scores_of(part)[0], _preprocessing(corpus), model=part, provenance=origin)
     bundle.save(trained, url)
     storage.remove(checkpoints)
     return trained
 
 
 def fit_detector(
-    name: str, corpus: Corpus, trained: Detector, density: str, config: Any, em: EM, workers: Workers, url: str
+    name: str,
+    corpus: Corpus,
+    trained: Detector,
+    density: Density,
+    em: EM,
+    workers: Workers,
+    url: str,
+    latents_url: str = "",
 ) -> Detector:
-    """A trained detector's latents to a detector that scores by likelihood."""
+    """A trained detector's latents to a detector that scores them.
+
+    Args:
+        latents_url: folder for the latents, which further densities of the same model use again; "": none keeps them.
+    """
     if trained.model is None:
         raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
-    request = fingerprint(["density", trained.provenance["made_of"], density, config, em])
+    config = density_config(density, trained.model)
+    settings = [density.name, config, density.context, density.smooth, em]
+    request = fingerprint(["density", trained.provenance["made_of"], *settings])
     done = _finished(url, request)
     if done is not None:
         return done
-    latents = storage.join(url, f"latents-{request}")
-    part, history = fit_density(corpus.url, trained.model, density, config, em, workers, latents)
-    origin = _origin(corpus, request, em) | {"density_training": history}
-    fitted = Detector(name, "likelihood", trained.preprocessing, model=trained.model, density=part, provenance=origin)
+    began = time.perf_counter()
+    latents = storage.join(latents_url or url, f"latents-{trained.provenance['made_of']}")
+    wanted = Fit(density.name, config, em, density.context, density.smooth)
+    part, history = fit_density(corpus.url, trained.model, wanted, workers, latents)
+    minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
+    origin = _origin(corpus, request, em) | {"density_training": history, "train_minutes": minutes}
+    score = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
+    fitted = replace(
+        trained, name=name, score=score, density=part, context=density.context, provenance=origin, calibration=None
+    )
     bundle.save(fitted, url)
-    storage.remove(latents)
+    if not latents_url:
+        storage.remove(latents)
     return fitted
 
 
-def floor_detector(name: str, score: str, corpus: Corpus, url: str) -> Detector:
+def density_config(density: Density, model: Part) -> Any:
+    """The density's configuration; where the latents are codes, it is told how many there are of each."""
+    states: tuple[int, ...] = getattr(model.module, "states", ())
+    each = states * (model.module.latents if len(states) == 1 else 1)
+    told = {"states": (*each, *[0] * len(density.context))} if states else {}
+    return catalog.configure("density", density.name, density.fields, **told)
+
+
+def asked(detector: Detector, name: str, score: str) -> Detector:
+    """The trained detector under another name, asked for another of its scores."""
+    request = fingerprint(["asked", detector.provenance["made_of"], score])
+    provenance = detector.provenance | {"made_of": request}
+    return replace(detector, name=name, score=score, calibration=None, provenance=provenance)
+
+
+def combined(name: str, rule: str, members: Sequence[Detector], dataset: Images, step_mm: float, url: str) -> Detector:
+    """A detector whose score combines those of others.
+
+    How rare a member's score is, is learned from the validation patients: the calibration patients serve nothing but
+    the p-values of what comes out.
+    """
+    standard: list[Detector] = []
+    for _, group in groupby(members, key=lambda d: d.preprocessing):
+        bare = [replace(d, calibration=None) for d in group]
+        standard += calibrate_detectors(bare, dataset, step_mm, url, split="validation")
+    origin = {k: members[0].provenance[k] for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
+    request = fingerprint([rule, *[[identity(d), d.provenance["calibrated_on"]] for d in standard]])
+    minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
+    origin |= {"made_of": request, "settings": rule, "train_minutes": minutes}
+    return Detector(name, rule, members[0].preprocessing, provenance=origin, members=tuple(standard))
+
+
+def floor_detector(name: str, score: str, corpus: Corpus) -> Detector:
     """A detector that learns nothing: what a trained one has to beat."""
     request = fingerprint(["floor", score, _preprocessing(corpus)])
-    done = _finished(url, request)
-    return done or Detector(name, score, _preprocessing(corpus), provenance=_origin(corpus, request, None))
+    return Detector(name, score, _preprocessing(corpus), provenance=_origin(corpus, request, None))
+
+
+def saved(detector: Detector, url: str) -> Detector:
+    """What is at the URL, if that is this detector, calibrated; else the detector."""
+    if not storage.exists(storage.join(url, "detector.json")):
+        return detector
+    found = bundle.load(url)
+    return found if identity(found) == identity(detector) else detector
+
+
+def save(detector: Detector, url: str) -> None:
+    """Write the bundle in the place of what is there."""
+    storage.remove(url)
+    bundle.save(detector, url)
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
@@ -86,19 +154,25 @@ def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
 
 
 def calibrate_detectors(
-    detectors: Sequence[Detector], dataset: Images, step_mm: float, url: str, max_failures: int = 0
+    detectors: Sequence[Detector],
+    dataset: Images,
+    step_mm: float,
+    url: str,
+    max_failures: int = 0,
+    split: str = "calibration",
 ) -> list[Detector]:
     """Give detectors that share their preprocessing their p-values, from healthy patients that serve nothing else.
 
     Args:
         step_mm: distance of the scored places.
         url: folder for the scores.
+        split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
-    exams = exams_of(dataset, "calibration")
+    exams = exams_of(dataset, split)
     wanted = [fingerprint([identity(d), step_mm, [e.exam_id for e in exams]]) for d in detectors]
     if all(d.calibration and d.provenance["calibrated_on"] == w for d, w in zip(detectors, wanted, strict=True)):
         return list(detectors)
-    scored = score(detectors, dataset, exams, step_mm, url, "calibration", max_failures)
+    scored = score(detectors, dataset, exams, step_mm, url, split, max_failures)
     result = []
     for one, made_of in zip(detectors, wanted, strict=True):
         patients = defaultdict(list)
@@ -127,7 +201,7 @@ def score(
     Raises:
         DatasetError: more images failed than ``max_failures``; names the first and its reason.
     """
-    step = detectors[0].preprocessing.step(step_mm)
+    step = step_px(detectors[0].preprocessing, step_mm)
     made_of = fingerprint([step, [identity(d) for d in detectors]])
     scored, failures = score_exams(dataset, exams, detectors, step, storage.join(url, made_of), label)
     if len(failures) > max_failures:
@@ -169,10 +243,15 @@ def _origin(corpus: Corpus, request: str, settings: Any) -> dict[str, Any]:
         "dataset": corpus.manifest["dataset"],
         "settings": repr(settings),
         "seed": getattr(settings, "seed", 0),
+        "machine": provenance.machine(),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
     }
 
 
+def _minutes(began: float) -> float:
+    return (time.perf_counter() - began) / 60
+
+
 def _preprocessing(corpus: Corpus) -> Preprocessing:
-    return Preprocessing(**corpus.manifest["parameters"]["preprocessing"])
+    return from_description(corpus.manifest["parameters"]["preprocessing"])

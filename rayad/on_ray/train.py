@@ -14,16 +14,16 @@ from rayad.checkpoints import Folder
 from rayad.fit import Schedule, fit
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.workers import report, run, sync
-from rayad.patches.corpus import FULL_SCALE, Corpus
-from rayad.patches.order import Order
-from rayad.scoring.detector import Part
+from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
+from rayad.patches.order import Order, Read
+from rayad.scoring.detector import Conditional, Part
 
 
 @dataclass(frozen=True)
 class Stream:
     """One rank's patches of every epoch as one stream of Ray Data, read ahead and with backpressure."""
 
-    corpus: Corpus
+    read: Read
     order: Order
     rank: int
     world: int
@@ -36,7 +36,7 @@ class Stream:
     def window(self, batch: Any) -> dict[str, Any]:
         """The rank's patches of one window; the map that Ray Data runs."""
         epoch, window = int(batch["epoch"][0]), int(batch["window"][0])
-        return {"patch": self.order.load(self.corpus.read, epoch, window, self.rank, self.world)}
+        return {"patch": self.order.load(self.read, epoch, window, self.rank, self.world)}
 
     def from_epoch(self, first: int) -> Iterator[torch.Tensor]:
         """The batches of the epochs from this one on."""
@@ -66,16 +66,41 @@ class Stream:
 
 
 def pixels(patches: np.ndarray) -> torch.Tensor:
-    """uint16 patches as float32 in [0, 1], n 1 64 64."""
-    return torch.from_numpy(patches.astype(np.float32) / FULL_SCALE)[:, None]
+    """Stored patches as float32 in [0, 1], n c 64 64."""
+    x = torch.from_numpy(patches.astype(np.float32) / FULL_SCALE)
+    return x[:, None] if x.ndim == 3 else x.movedim(3, 1).contiguous()
 
 
-def validation_batches(corpus: Corpus, batch: int, rank: int, world: int) -> Callable[[], Iterable[torch.Tensor]]:
+@dataclass(frozen=True)
+class WithCondition:
+    """The patches of a shard with a plane for each number of a condition, such as the density of the breast."""
+
+    corpus: Corpus
+    model: Conditional
+
+    def __call__(self, shard: str) -> Stored:
+        patches, index = self.corpus.read(shard), self.corpus.index()
+        facts = index.loc[index["shard"] == shard].set_index("row_in_shard").sort_index()[self.model.condition]
+        numbers = {fact: self.model.planes(fact) for fact in facts.unique()}
+        planes = np.array([numbers[fact] for fact in facts], np.float32) * FULL_SCALE  # n k
+        colours = patches if patches.ndim == 4 else patches[..., None]
+        spread = np.broadcast_to(planes[:, None, None].astype(np.uint16), (*colours.shape[:3], planes.shape[1]))
+        return np.concatenate([colours, spread], axis=3)
+
+
+def reader(corpus: Corpus, model: Any) -> Read:
+    """How the shards are read that the model learns from."""
+    return WithCondition(corpus, model) if isinstance(model, Conditional) else corpus.read
+
+
+def validation_batches(
+    read: Read, corpus: Corpus, batch: int, rank: int, world: int
+) -> Callable[[], Iterable[torch.Tensor]]:
     """The rank's parts of the validation patches, in the corpus's order; the last global batch may be small."""
 
     def batches() -> Iterator[torch.Tensor]:
         for name, _ in corpus.shards("validation"):
-            patches = corpus.read(name)
+            patches = read(name)
             for start in range(0, len(patches), batch):
                 parts = np.array_split(patches[start : start + batch], world)
                 yield pixels(parts[rank])
@@ -138,11 +163,12 @@ def _loop(task: dict[str, Any]) -> None:
     corpus, schedule, us = Corpus.open(task["corpus"]), task["schedule"], sync()
     torch.manual_seed(schedule.seed)
     model = task["config"].build().to(ray.train.torch.get_device())
-    stream = Stream(corpus, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
+    read = reader(corpus, task["config"].build())
+    stream = Stream(read, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
     fit(
         model,
         stream.epoch_by_epoch(),
-        validation_batches(corpus, schedule.batch, us.rank, us.world),
+        validation_batches(read, corpus, schedule.batch, us.rank, us.world),
         schedule,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),

@@ -17,12 +17,16 @@ import pandas as pd
 from jaxtyping import UInt16
 
 from rayad import storage
-from rayad.datasets.exam import Exam, Images
+from rayad.datasets.exam import Exam, Images, source_of
 from rayad.errors import DatasetError, FormatError, ImageError, StorageError
-from rayad.imaging.mammogram import Preprocessing, context, prepare
+from rayad.imaging import mammogram
+from rayad.imaging.context import context
+from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.sample import Sampling, choose, cut, leaves_image
 
 SCHEMA = 1
+Stored = UInt16[np.ndarray, "n 64 64 ..."]
+"""Patches as shards hold them: n x 64 x 64, of colours n x 64 x 64 x 3."""
 FULL_SCALE = 65535
 LEARNING_SPLITS = ("train", "validation")
 
@@ -31,12 +35,21 @@ LEARNING_SPLITS = ("train", "validation")
 class Ingest:
     """What a corpus is made of; equal settings give equal bytes."""
 
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = mammogram.Preprocessing()
     sampling: Sampling = Sampling()
     shard_patches: int = 4096
     """Patches a shard, about; a shard holds whole images."""
     max_failures: float = 0.01
     """Share of images that may fail before the corpus is refused."""
+
+    @property
+    def empty_shape(self) -> tuple[int, ...]:
+        """Shape of no patches."""
+        return (0, 64, 64) if self.preprocessing.channels == 1 else (0, 64, 64, self.preprocessing.channels)
+
+    def described(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self) | {"preprocessing": described(self.preprocessing)}
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     so a shard with a record is whole.
     """
     record_url = storage.join(url, "parts", f"{plan.name}.json")
-    request = fingerprint([SCHEMA, asdict(plan), asdict(ingest)])
+    request = fingerprint([SCHEMA, asdict(plan), ingest.described()])
     if storage.exists(record_url):
         record = storage.read_json(record_url)
         if record["request"] == request:
@@ -92,7 +105,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
             continue
         blocks.append(patches)
         parts.append(rows)
-    data = _npy(np.concatenate(blocks) if blocks else np.empty((0, 64, 64), np.uint16))
+    data = _npy(np.concatenate(blocks) if blocks else np.empty(ingest.empty_shape, np.uint16))
     index = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     index.insert(0, "shard", plan.name)
     index.insert(1, "row_in_shard", np.arange(len(index)))
@@ -113,10 +126,10 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     return record
 
 
-def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[UInt16[np.ndarray, "n 64 64"], pd.DataFrame]:
+def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, pd.DataFrame]:
     """The patches of one image and their rows of the index."""
-    prepared = prepare(dataset.pixels(exam), exam.spacing_mm, exam.view, ingest.preprocessing)
-    rows, columns, regions = choose(prepared.breast, prepared.tissue, ingest.sampling, exam.exam_id)
+    prepared = ingest.preprocessing.prepare(source_of(dataset, exam))
+    rows, columns, regions = choose(prepared.body, prepared.tissue, ingest.sampling, exam.exam_id)
     patches = np.round(cut(prepared.pixels, rows, columns) * FULL_SCALE).astype(np.uint16)
     facts = {k: getattr(exam, k) for k in ("exam_id", "patient_id", "view", "laterality", "density")}
     index = pd.DataFrame({"region": regions, "row": rows, "col": columns, **facts})
@@ -144,7 +157,7 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
     shards = [{k: r[k] for k in ("name", "split", "patches", "images", "sha256")} for r in records]
     manifest = {
         "schema": SCHEMA,
-        "parameters": asdict(ingest),
+        "parameters": ingest.described(),
         "patches": len(index),
         "images": images - len(failures),
         "reflected_patches": sum(r["reflected"] for r in records),
@@ -185,7 +198,7 @@ class Corpus:
         """Name and number of patches of the split's shards."""
         return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
 
-    def read(self, shard: str) -> UInt16[np.ndarray, "n 64 64"]:
+    def read(self, shard: str) -> Stored:
         """The patches of a shard, checked against the manifest's hash."""
         where = storage.join(self.url, f"{shard}.npy")
         data = storage.read_bytes(where)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt16
+from jaxtyping import Int64
 
 from rayad.errors import OptionError
+from rayad.patches.corpus import Stored
 
-Read = Callable[[str], UInt16[np.ndarray, "n 64 64"]]
+Read = Callable[[str], Stored]
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,18 @@ class Order:
         mine = (part == rank) & (position < self.steps * self.batch)
         return shuffled[mine]
 
-    def load(self, read: Read, epoch: int, window: int, rank: int, world: int) -> UInt16[np.ndarray, "n 64 64"]:
+    def load(self, read: Read, epoch: int, window: int, rank: int, world: int) -> Stored:
         """The rank's patches of a window, in its order."""
         patches = np.concatenate([read(name) for name, _ in self.members(epoch, window)])
         return patches[self.rows(epoch, window, rank, world)]
 
-    def batches(self, read: Read, epoch: int, rank: int = 0, world: int = 1) -> Iterator[UInt16[np.ndarray, "b 64 64"]]:
+    def batches(self, read: Read, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Stored]:
         """The rank's parts of the epoch's global batches, read in this process."""
         self.check(world)
-        waiting = np.empty((0, 64, 64), np.uint16)
-        size = self.batch // world
+        size, rest = self.batch // world, None
         for window in range(self.windows):
-            waiting = np.concatenate([waiting, self.load(read, epoch, window, rank, world)])
+            loaded = self.load(read, epoch, window, rank, world)
+            waiting = loaded if rest is None else np.concatenate([rest, loaded])
             whole = len(waiting) // size * size
             yield from waiting[:whole].reshape(-1, size, *waiting.shape[1:])
-            waiting = waiting[whole:]
+            rest = waiting[whole:]

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from scipy import ndimage
 
-from rayad.arrays import Mask, Pixels
+from rayad.arrays import Image, Mask
 from rayad.errors import ImageError
-from rayad.imaging.mammogram import PATCH
+from rayad.imaging.picture import PATCH
 
 Places = Int64[np.ndarray, " n"]
 
@@ -63,12 +63,13 @@ def choose(breast: Mask, tissue: Mask, sampling: Sampling, exam_id: str) -> tupl
     return np.concatenate(rows), np.concatenate(columns), np.array(regions)
 
 
-def cut(pixels: Pixels, rows: Places, columns: Places) -> Float32[np.ndarray, "n 64 64"]:
-    """The patches around these centres; the image is continued by reflection."""
+def cut(pixels: Image, rows: Places, columns: Places) -> Float32[np.ndarray, "n 64 64 ..."]:
+    """The patches around these centres; the image is continued by reflection, and colours come last."""
     half = PATCH // 2
-    padded = np.pad(pixels, half, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (PATCH, PATCH))
-    return np.ascontiguousarray(windows[rows, columns], dtype=np.float32)
+    padded = np.pad(pixels, [(half, half), (half, half)] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (PATCH, PATCH), axis=(0, 1))  # h w [c] 64 64
+    taken = windows[rows, columns]
+    return np.ascontiguousarray(np.moveaxis(taken, 1, -1) if pixels.ndim == 3 else taken, dtype=np.float32)
 
 
 def leaves_image(shape: tuple[int, int], rows: Places, columns: Places) -> np.ndarray:

@@ -23,6 +23,8 @@ REQUIRED = {
     "aggregation": dict,
     "model": (dict, type(None)),
     "density": (dict, type(None)),
+    "context": list,
+    "members": list,
     "sha256": dict,
     "provenance": dict,
 }
@@ -48,6 +50,8 @@ def faults(url: str) -> list[str]:
         return found
     loaded = bundle.load(url)
     found += [f"{name} is beside the bundle's files, and nothing names it" for name in _strangers(url, said)]
+    for name in said["members"]:
+        found += [f"member {name}: {fault}" for fault in faults(storage.join(url, "members", name))]
     return [*found, *_of_parts(loaded), *_of_calibration(loaded.calibration)]
 
 
@@ -63,7 +67,9 @@ def _of_description(said: dict[str, Any]) -> Iterator[str]:
 
 def _strangers(url: str, said: dict[str, Any]) -> Iterator[str]:
     known = {"detector.json", *(f"{kind}.safetensors" for kind in said["sha256"])}
-    for name in (file.rsplit("/", 1)[-1] for file in storage.listing(url)):
+    members = storage.join(url, "members", "")
+    own = [file for file in storage.listing(url) if not file.startswith(members)]
+    for name in (file.rsplit("/", 1)[-1] for file in own):
         if name.endswith(".safetensors") and name not in known:
             yield name
 

@@ -1,5 +1,11 @@
-"""From the scores of single places to the score that a heatmap shows."""
+"""From the scores of single places to the score that a heatmap shows, and from several scores to one.
 
+Scores of different detectors have no common unit. What they have in common is how rare they are in healthy tissue: the
+pooled share of healthy places that score as high, of healthy patients that are neither learned from nor calibrated
+on. The combined scores depend on each other, so what comes out is no p-value: it is a new score and calibrated again.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +13,10 @@ from scipy import ndimage
 
 from rayad.arrays import Grid, GridMask
 from rayad.errors import OptionError
+from rayad.scoring.calibrate import Calibration
+
+TAIL = 0.99
+"""Healthy quantile above which rarity is extrapolated: few healthy places are higher, and none as high as a lesion."""
 
 
 @dataclass(frozen=True)
@@ -39,3 +49,63 @@ def aggregate(scores: Grid, tissue: GridMask, aggregation: Aggregation, step_mm:
         y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
         scores = ndimage.maximum_filter(np.where(tissue, scores, -np.inf), footprint=x * x + y * y <= size * size)
     return np.where(tissue, scores, np.nan).astype(scores.dtype)
+
+
+def rarity(scores: Grid, calibration: Calibration) -> Grid:
+    """-log of the share of healthy places that score as high, in nats; nan stays nan.
+
+    Above the 0.99 quantile the excess is taken for exponential, with the mean that it has in healthy places: no two
+    scores beyond everything healthy are the same.
+    """
+    start = calibration.threshold(TAIL)
+    beyond = calibration.quantiles[calibration.levels >= TAIL]
+    levels = calibration.levels[calibration.levels >= TAIL]
+    mean = float(np.trapezoid(beyond - start, levels) / (1 - TAIL)) or 1.0
+    share = np.minimum(calibration.healthy_quantile(scores), TAIL)
+    return -np.log1p(-share) + np.maximum(scores - start, 0) / mean
+
+
+Scored = Sequence[tuple[Grid, Calibration]]
+"""The scores of each member, and what healthy patients score with it."""
+
+
+def fisher(scored: Scored) -> Grid:
+    """Sum of the rarities, -sum log p (Fisher 1932); what no member scores is nan."""
+    return _stacked(scored, lambda found: np.nanmean(found, 0) * len(found))
+
+
+def minimum(scored: Scored) -> Grid:
+    """Rarity of the member that finds a place rarest, -log min p (Tippett 1931)."""
+    return _stacked(scored, lambda found: np.nanmax(found, 0))
+
+
+def mean(scored: Scored) -> Grid:
+    """Mean share of healthy places that score lower: a mean of ranks."""
+    return _stacked(scored, lambda found: np.nanmean(-np.expm1(-found), 0))
+
+
+def spread(scored: Scored) -> Grid:
+    """Standard deviation of the rarities: how much the members, say of several seeds, disagree."""
+    return _stacked(scored, lambda found: np.nanstd(found, 0))
+
+
+def difference(scored: Scored) -> Grid:
+    """The first member's score minus the second's: of two likelihoods the logarithm of their ratio, in nats."""
+    (first, _), (second, _) = scored
+    return first - second
+
+
+RULES: dict[str, Callable[[Scored], Grid]] = {
+    "fisher": fisher,
+    "minimum": minimum,
+    "mean": mean,
+    "spread": spread,
+    "difference": difference,
+}
+"""Name of the rule -> how members' scores are combined."""
+
+
+def _stacked(scored: Scored, rule: Callable[[np.ndarray], np.ndarray]) -> Grid:
+    found = np.stack([rarity(scores, calibration) for scores, calibration in scored])
+    everywhere = np.isnan(found).all(0)
+    return np.where(everywhere, np.nan, rule(np.where(everywhere, 0, found)))

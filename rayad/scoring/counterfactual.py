@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Grid, Latents, Patches, Pixels
+from rayad.arrays import Grid, Latents, Patches, Pixels, like
 from rayad.density import queries
 from rayad.density.leaves import PrincipalAxes
 from rayad.density.spn import SPN
 from rayad.errors import OptionError
-from rayad.imaging.mammogram import PATCH, Prepared
+from rayad.imaging.picture import PATCH, Prepared
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
 
@@ -57,6 +57,10 @@ def lacking(detector: Detector) -> str:
         return f"detector {detector.name!r}: the model {detector.model.name!r} has no decoder"
     if not isinstance(detector.density.module, SPN):
         return f"detector {detector.name!r}: the density {detector.density.name!r} is no circuit"
+    if any(getattr(detector.density.config, "states", ())):
+        return f"detector {detector.name!r}: its latents are codes, of which there is no mean"
+    if detector.preprocessing.channels != 1:
+        return f"detector {detector.name!r}: its images have colours"
     return ""
 
 
@@ -131,7 +135,7 @@ def _parts(detector: Detector) -> tuple[dense.Scorer, Decode, SPN]:
 
     def decode(z: Latents) -> Patches:
         """In the precision of the model, as the encoder is."""
-        return model.decoder(z.to(next(model.decoder.parameters()))).float()
+        return model.decoder(z.to(like(model.decoder))).float()
 
     return model, decode, detector.density.module
 

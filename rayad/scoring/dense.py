@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import GridMask, Latents, Patches, Pixels, Scores, like
+from rayad.arrays import GridMask, Image, Latents, Patches, Pixels, Scores, like
 from rayad.errors import ImageError
 from rayad.models._blocks import PATCH, STRIDE, WINDOW, Encoder
 
@@ -122,6 +122,25 @@ def reconstruction(
     scorer = cast(Scorer, model)
     with torch.no_grad():
         found = [scorer.scores(x)["reconstruction"] for x in _patches(model, pixels, step, mask, batch)]
+    return _full_precision(torch.cat(found))
+
+
+def patch_scores(
+    model: nn.Module,
+    score: Callable[[Patches], Scores],
+    pixels: Image,
+    step: int,
+    mask: GridMask | None = None,
+    *,
+    batch: int = BATCH,
+) -> Scores:
+    """A score of the patches of the places in the mask, or of all, row by row; higher is more anomalous.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    with torch.no_grad():
+        found = [score(x) for x in _patches(model, pixels, step, mask, batch)]
     return _full_precision(torch.cat(found))
 
 

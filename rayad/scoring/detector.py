@@ -6,24 +6,28 @@ numbers. docs/formats.md has every field. No pickle.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from rayad import catalog, storage
-from rayad.arrays import Grid, GridMask
+from rayad.arrays import Grid, GridMask, Latents, Patches, Scores, like
 from rayad.errors import FormatError, ImageError, OptionError
-from rayad.imaging.mammogram import Prepared, Preprocessing
-from rayad.scoring import dense, floors
+from rayad.imaging.context import context
+from rayad.imaging.picture import PATCH, Prepared, Preprocessing, described, from_description, step_px
+from rayad.scoring import combine, dense, floors, residuals
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation, aggregate
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -53,39 +57,70 @@ class Heatmap:
     tissue: GridMask
 
 
+@runtime_checkable
+class Conditional(Protocol):
+    """A model that also sees a fact about the image, such as the density of the breast."""
+
+    condition: str
+    """Which one: a field of `Source`."""
+
+    def planes(self, fact: str) -> Sequence[float]:
+        """The fact in numbers, as planes behind the image's channels; all 0 where it is not known."""
+        ...
+
+    def given(self, fact: str) -> nn.Module:
+        """The model for images of which this is known; "" where it is not."""
+        ...
+
+
 @dataclass(frozen=True)
 class Detector:
     """One way to score an image; a frozen value, so scoring an image depends on nothing else."""
 
     name: str
     score: str
-    """"reconstruction" (model), "likelihood" (model and density), or the name of a floor."""
+    """One of the model's own scores; a residual of its reconstruction (`residuals.OPERATORS`); "likelihood" or
+    "novelty" of its latents; "context", their likelihood given the place; the name of a floor that needs no model; or
+    how the members' scores are combined (`combine.RULES`)."""
     preprocessing: Preprocessing
     model: Part | None = None
     density: Part | None = None
     aggregation: Aggregation = Aggregation()
     calibration: Calibration | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    context: tuple[str, ...] = ()
+    """What the density knows of a place beside the latents: names of `imaging.context.CONTEXT`, its last variables."""
+    members: tuple["Detector", ...] = ()
+    """Detectors whose scores are combined, each calibrated on healthy patients."""
 
     def __post_init__(self) -> None:
-        needs = {"reconstruction": [self.model], "likelihood": [self.model, self.density]}.get(self.score, [])
-        if self.score not in KINDS:
-            raise OptionError(f"no score {self.score!r}; rayad has {', '.join(KINDS)}")
-        if None in needs:
-            raise OptionError(f"detector {self.name!r}: the {self.score} score needs a trained model and density")
+        if self.score in floors.MAPS:
+            return
+        if self.score in combine.RULES:
+            _check_members(self)
+            return
+        if self.score in LATENT:
+            if self.model is None or self.density is None:
+                raise OptionError(f"detector {self.name!r}: the {self.score} score needs a trained model and density")
+            return
+        known = [*floors.MAPS, *combine.RULES, *LATENT, *(scores_of(self.model) if self.model else ())]
+        if self.score not in known:
+            raise OptionError(f"no score {self.score!r}; {self.name!r} has {', '.join(known)}")
 
     def summary(self) -> str:
         """One line on what it is."""
         parts = [f"{p.name} of {sum(t.numel() for t in p.module.state_dict().values()):,} numbers" for p in self._parts]
+        parts += [f"of {', '.join(member.name for member in self.members)}"] if self.members else []
         patients = self.calibration.patients if self.calibration else 0
         calibrated = f"calibrated on {patients} healthy patients" if patients else "not calibrated, so without p-values"
         return ", ".join([f"{self.name} scores by {self.score}", *parts, calibrated])
 
-    def heatmap(self, prepared: Prepared, step: int) -> Heatmap:
+    def heatmap(self, prepared: Prepared, step: int, known: Mapping[str, Heatmap] = MappingProxyType({})) -> Heatmap:
         """Score the tissue of a prepared image on a grid.
 
         Args:
             step: distance of the places, in px of the working resolution.
+            known: heatmaps of this image that members need not compute again, by name.
 
         Raises:
             ImageError: the image is smaller than a patch, or no place lies in the tissue.
@@ -95,7 +130,10 @@ class Detector:
         if not tissue.any():
             raise ImageError(f"none of the {tissue.size} places of the grid lies in the tissue")
         scores = np.full(tissue.shape, np.nan, np.float32)
-        scores[tissue] = self._places(prepared, step, tissue)
+        if self.members:
+            scores[tissue] = self._combined(prepared, step, known)[tissue]
+        else:
+            scores[tissue] = self._places(prepared, step, tissue)
         scores = aggregate(scores, tissue, self.aggregation, step * prepared.spacing_mm)
         return Heatmap(scores, rows, columns, tissue)
 
@@ -110,15 +148,97 @@ class Detector:
             values = floors.MAPS[self.score](prepared.stored, prepared.tissue, prepared.spacing_mm)
             return values[np.ix_(rows, columns)][tissue]
         assert self.model is not None  # __post_init__ saw to it
+        model = self.model.module
+        if isinstance(model, Conditional):
+            model = model.given(getattr(prepared.source, model.condition))
         with torch.inference_mode():
-            if self.score == "reconstruction":
-                return dense.reconstruction(self.model.module, prepared.pixels, step, tissue).numpy()
-            assert self.density is not None
-            log_prob = self.density.module.log_prob
-            return dense.likelihood(self.model.module, log_prob, prepared.pixels, step, tissue).numpy()
+            if self.score in LATENT:
+                return self._of_latents(model, prepared, step, tissue).numpy()
+            return dense.patch_scores(model, _patch_score(model, self.score), prepared.pixels, step, tissue).numpy()
+
+    def _of_latents(self, model: nn.Module, prepared: Prepared, step: int, tissue: GridMask) -> Scores:
+        assert self.density is not None  # __post_init__ saw to it
+        density = self.density.module
+        match self.score:
+            case "likelihood":
+                return dense.likelihood(model, density.log_prob, prepared.pixels, step, tissue)
+            case "novelty":
+                return dense.likelihood(model, lambda z: -density.novelty(z), prepared.pixels, step, tissue)
+            case _:
+                latents = dense.encode(model, prepared.pixels, step, tissue)
+                return in_context(density, latents, self._context(prepared, step, tissue))
+
+    def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Latents:
+        """What is known of the tissue's places, n and a column a name."""
+        maps, at = context(prepared), np.ix_(*_grid(prepared, step))
+        return torch.from_numpy(np.stack([maps[name][at][tissue] for name in self.context], 1))
+
+    def _combined(self, prepared: Prepared, step: int, known: Mapping[str, Heatmap]) -> Grid:
+        """The members' scores, combined; each sees its own picture of the image."""
+        found = []
+        for member in self.members:
+            same = member.preprocessing == self.preprocessing
+            own = prepared if same else member.preprocessing.prepare(prepared.source)
+            step_mm = step * prepared.spacing_mm
+            heatmap = known.get(member.name) or member.heatmap(own, step_px(member.preprocessing, step_mm), known)
+            scores = heatmap.scores if same else _onto(heatmap, own, _grid(prepared, step), prepared)
+            assert member.calibration is not None  # __post_init__ saw to it
+            found.append((scores, member.calibration))
+        return combine.RULES[self.score](found)
 
 
-KINDS = ("reconstruction", "likelihood", *floors.MAPS)
+LATENT = ("likelihood", "novelty", "context")
+"""Scores of latents by a density."""
+
+
+def in_context(density: Any, latents: Latents, context: Latents) -> Scores:
+    """-log p(z | c) = log p(c) - log p(z, c), in nats: how unusual the latents are *for this place*.
+
+    Exact in a density that answers with variables left out (nan); nan in the context is left out in both terms.
+    """
+    nothing = torch.full_like(latents, torch.nan)
+    context = context.to(latents)
+    return density.log_prob(torch.cat([nothing, context], 1)) - density.log_prob(torch.cat([latents, context], 1))
+
+
+def _check_members(detector: Detector) -> None:
+    if len(detector.members) < 2:
+        raise OptionError(f"detector {detector.name!r}: {detector.score} combines at least two detectors")
+    bare = [member.name for member in detector.members if member.calibration is None]
+    if bare:
+        raise OptionError(f"detector {detector.name!r}: its members {', '.join(bare)} are not calibrated")
+
+
+def scores_of(part: Part) -> list[str]:
+    """The scores of patches that a model has, its own first."""
+    model = part.module
+    empty = torch.zeros(0, getattr(part.config, "channels", 1), PATCH, PATCH).to(like(model))
+    with torch.inference_mode():
+        return [*model.scores(empty), *(residuals.OPERATORS if hasattr(model, "reconstruct") else ())]
+
+
+def _patch_score(model: Any, name: str) -> Callable[[Patches], Scores]:
+    """The score of patches that has this name."""
+
+    def own(x: Patches) -> Scores:
+        return model.scores(x)[name]
+
+    def residual(x: Patches) -> Scores:
+        return residuals.OPERATORS[name](x, model.reconstruct(x))
+
+    return residual if name in residuals.OPERATORS else own
+
+
+def _onto(heatmap: Heatmap, own: Prepared, grid: tuple[np.ndarray, np.ndarray], prepared: Prepared) -> Grid:
+    """The heatmap of another picture of the same image, at the nearest of its places, where that is in its tissue."""
+    at = []
+    for there, here, ratio in (
+        (heatmap.rows, grid[0], own.stored.shape[0] / prepared.stored.shape[0]),
+        (heatmap.columns, grid[1], own.stored.shape[1] / prepared.stored.shape[1]),
+    ):
+        wanted = (here + 0.5) * ratio - 0.5
+        at.append(np.abs(there[None, :] - wanted[:, None]).argmin(1))
+    return heatmap.scores[np.ix_(*at)]
 
 
 def save(detector: Detector, url: str) -> None:
@@ -133,14 +253,18 @@ def save(detector: Detector, url: str) -> None:
         files["calibration"] = safetensors.numpy.save(detector.calibration.to_tensors())
     for kind, data in files.items():
         storage.write_bytes(storage.join(url, f"{kind}.safetensors"), data)
+    for member in detector.members:
+        save(member, _member(url, member.name))
     description = {
         "schema": SCHEMA,
         "name": detector.name,
         "score": detector.score,
-        "preprocessing": asdict(detector.preprocessing),
+        "preprocessing": described(detector.preprocessing),
         "aggregation": asdict(detector.aggregation),
         "model": detector.model and detector.model.description(),
         "density": detector.density and detector.density.description(),
+        "context": detector.context,
+        "members": [member.name for member in detector.members],
         "sha256": {kind: hashlib.sha256(data).hexdigest() for kind, data in files.items()},
         "provenance": detector.provenance,
     }
@@ -148,7 +272,7 @@ def save(detector: Detector, url: str) -> None:
 
 
 def describe(url: str) -> dict[str, Any]:
-    """What ``detector.json`` says.
+    """What ``detector.json`` says, in the words of today's schema.
 
     Raises:
         FormatError: there is no bundle, or it is of a newer schema.
@@ -159,7 +283,7 @@ def describe(url: str) -> dict[str, Any]:
     description = storage.read_json(where)
     if description.get("schema", 0) > SCHEMA:
         raise FormatError(f"{where}: schema {description['schema']} is newer than {SCHEMA}, which this rayad reads")
-    return description
+    return _upgraded(description)
 
 
 def load(url: str) -> Detector:
@@ -176,12 +300,14 @@ def load(url: str) -> Detector:
     return Detector(
         name=said["name"],
         score=said["score"],
-        preprocessing=Preprocessing(**said["preprocessing"]),
+        preprocessing=from_description(said["preprocessing"]),
         model=_part(url, "model", said),
         density=_part(url, "density", said),
         aggregation=Aggregation(**said["aggregation"]),
         calibration=calibration,
         provenance=said["provenance"],
+        context=tuple(said["context"]),
+        members=tuple(load(_member(url, name)) for name in said["members"]),
     )
 
 
@@ -190,8 +316,20 @@ def calibrated(detector: Detector, calibration: Calibration, **provenance: Any) 
     return replace(detector, calibration=calibration, provenance={**detector.provenance, **provenance})
 
 
+def _member(url: str, name: str) -> str:
+    return storage.join(url, "members", name)
+
+
+def _upgraded(said: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members."""
+    if said.get("schema", 0) != 1:
+        return said
+    loss = said.get("score") == "reconstruction" and (said.get("model") or {}).get("name") == "bvae"
+    return said | {"context": [], "members": []} | ({"score": "elbo"} if loss else {})
+
+
 def _grid(prepared: Prepared, step: int) -> tuple[np.ndarray, np.ndarray]:
-    h, w = prepared.pixels.shape
+    h, w = prepared.stored.shape
     return dense.places(h, w, step)
 
 

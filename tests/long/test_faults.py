@@ -84,7 +84,7 @@ def test_an_ingest_that_is_killed_goes_on_to_the_same_corpus(corpus, tmp_path):
     out = str(tmp_path / "corpus")
     command = [
         *(sys.executable, "-m", "rayad.cli", "ingest", "--dataset", "phantom", "--out", out),
-        *("--settings", "patients=24", "diseased=0.0", "--corpus.sampling.patches", "60"),
+        *("--settings", "patients=24", "diseased=0.0", "--sampling.patches", "60"),
         *("--corpus.shard-patches", "240"),
     ]
     process = subprocess.Popen(command, start_new_session=True)

@@ -12,6 +12,7 @@ from rayad.datasets import folder, phantom
 from rayad.on_ray.recipe import run_recipe
 from rayad.on_ray.resources import Workers
 from rayad.patches.sample import Sampling
+from rayad.recipes import Density, Model
 
 PHANTOM = ["--dataset", "phantom", "--settings", "patients=30"]
 
@@ -21,7 +22,7 @@ def place(tmp_path_factory) -> str:
     """A folder in which the stages were run one after the other."""
     out = str(tmp_path_factory.mktemp("main"))
     stages = [
-        ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--corpus.sampling.patches", "20"],
+        ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--sampling.patches", "20"],
         [
             *("train", "--corpus", f"{out}/corpus", "--out", f"{out}/cae", "--schedule.epochs", "2"),
             "--settings",
@@ -74,9 +75,9 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     line = replace(
         line,
         ingest=replace(line.ingest, sampling=Sampling(patches=12)),
-        models={"cae": {"width": 4}},
+        models={"cae": Model({"width": 4})},
         schedule=replace(line.schedule, epochs=1),
-        density={"inputs": 3, "replicas": 3},
+        densities={"spn": Density({"inputs": 3, "replicas": 3})},
         em=replace(line.em, epochs=2),
     )
     small = replace(demo, lines=(line,), dataset_fields={"patients": 30, "height": 256, "width": 192})

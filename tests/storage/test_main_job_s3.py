@@ -27,7 +27,7 @@ def test_ingest_train_density_and_heatmap_live_on_s3(own_ray, capsys):
     folder.export(dataset, dataset.exams(), f"{root}/images")
     source = ["--dataset", "folder", "--source", f"{root}/images"]
     stages = [
-        ["ingest", *source, "--out", f"{root}/corpus", "--corpus.sampling.patches", "10"],
+        ["ingest", *source, "--out", f"{root}/corpus", "--sampling.patches", "10"],
         [
             "train",
             "--corpus",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from rayad import catalog
 from rayad.density import em, spn
 from rayad.errors import OptionError
-from rayad.imaging.mammogram import Prepared, Preprocessing
+from rayad.imaging.mammogram import Preprocessing
+from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector, Part
 
@@ -61,7 +62,7 @@ def detector(model: nn.Module, density: nn.Module, latents: int) -> Detector:
 
 
 def prepared(pixels: np.ndarray, tissue: np.ndarray) -> Prepared:
-    return Prepared(pixels, pixels, tissue, tissue, 0.4, pixels.shape)
+    return Prepared(pixels, pixels, tissue, tissue, 0.4, Source(pixels, 0.4))
 
 
 def test_only_what_surprises_is_replaced_and_by_its_mean():

@@ -8,8 +8,10 @@ import torch
 
 from rayad import catalog, storage
 from rayad.errors import FormatError, OptionError
-from rayad.imaging.mammogram import Prepared, Preprocessing
+from rayad.imaging.mammogram import Preprocessing
+from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import detector as bundle
+from rayad.scoring import floors
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, Part
@@ -19,7 +21,7 @@ def prepared() -> Prepared:
     pixels = np.random.default_rng(0).random((150, 100), dtype=np.float32)
     breast = np.zeros(pixels.shape, bool)
     breast[10:140, :70] = True
-    return Prepared(pixels, pixels, breast, breast, 0.4, (300, 200))
+    return Prepared(pixels, pixels, breast, breast, 0.4, Source(pixels, 0.4))
 
 
 def detector() -> Detector:
@@ -69,7 +71,8 @@ def test_the_states_of_a_circuit_survive_a_bundle(tmp_path):
 
 def test_every_score_has_values_in_the_tissue_and_only_there():
     learned = detector()
-    for score in bundle.KINDS:
+    assert learned.model is not None
+    for score in (*bundle.scores_of(learned.model), "likelihood", *floors.MAPS):
         heatmap = replace(learned, score=score).heatmap(prepared(), 16)
         assert np.array_equal(np.isfinite(heatmap.scores), heatmap.tissue), score
 
@@ -115,5 +118,5 @@ def test_an_unknown_model_in_a_bundle_is_answered_with_the_known_ones(url):
 def test_a_score_without_its_parts_is_refused():
     with pytest.raises(OptionError, match="needs a trained model"):
         Detector("d", "likelihood", Preprocessing())
-    with pytest.raises(OptionError, match="rayad has reconstruction"):
+    with pytest.raises(OptionError, match="no score 'magic'; 'd' has brightness"):
         Detector("d", "magic", Preprocessing())

@@ -5,7 +5,9 @@ import pytest
 
 from rayad.datasets import phantom
 from rayad.errors import ImageError, OptionError
-from rayad.imaging.mammogram import Preprocessing, context, intensity, prepare
+from rayad.imaging.context import context
+from rayad.imaging.mammogram import Preprocessing, intensity
+from rayad.imaging.picture import Source
 
 
 @pytest.fixture(scope="module")
@@ -15,16 +17,16 @@ def breast() -> np.ndarray:
 
 
 def test_an_image_at_its_working_resolution_keeps_its_values(breast):
-    prepared = prepare(breast, 0.4, "MLO", Preprocessing(spacing_mm=0.4))
+    prepared = Preprocessing(spacing_mm=0.4).prepare(Source(breast, 0.4, "MLO"))
     assert np.array_equal(prepared.stored, breast)
     assert prepared.pixels is prepared.stored
-    assert not (prepared.tissue & ~prepared.breast).any()
+    assert not (prepared.tissue & ~prepared.body).any()
 
 
 def test_the_working_resolution_is_in_mm(breast):
-    prepared = prepare(breast, 0.4, "", Preprocessing(spacing_mm=0.8))
+    prepared = Preprocessing(spacing_mm=0.8).prepare(Source(breast, 0.4, ""))
     assert prepared.stored.shape == (breast.shape[0] // 2, breast.shape[1] // 2)
-    assert prepared.original_shape == breast.shape
+    assert prepared.source.pixels is breast
 
 
 def test_the_relative_intensity_is_how_much_brighter_a_place_is_than_around():
@@ -39,17 +41,17 @@ def test_the_relative_intensity_is_how_much_brighter_a_place_is_than_around():
 
 
 def test_the_context_is_where_a_place_lies(breast):
-    prepared = prepare(breast, 0.4, "", Preprocessing())
+    prepared = Preprocessing().prepare(Source(breast, 0.4, ""))
     maps = context(prepared)
-    rows, columns = np.nonzero(prepared.breast)
+    rows, columns = np.nonzero(prepared.body)
     assert maps["rel_row"][rows.min(), 0] == 0
     assert maps["rel_row"][rows.max(), 0] == 1
     assert maps["rel_col"][0, columns.max()] == 1
-    assert maps["skin_mm"][~prepared.breast].max() == 0
+    assert maps["skin_mm"][~prepared.body].max() == 0
 
 
 def test_the_ring_around_a_patch_does_not_see_the_patch(breast):
-    prepared = prepare(breast, 0.4, "", Preprocessing())
+    prepared = Preprocessing().prepare(Source(breast, 0.4, ""))
     row, column = 250, 120
     before = context(prepared)["ring_density"][row, column]
     prepared.stored[row - 32 : row + 32, column - 32 : column + 32] = 1
@@ -58,9 +60,9 @@ def test_the_ring_around_a_patch_does_not_see_the_patch(breast):
 
 def test_an_image_smaller_than_a_patch_is_refused_with_its_sizes(breast):
     with pytest.raises(ImageError, match=r"is 63x60 px at 0\.4 mm, smaller than a 64-px patch"):
-        prepare(breast[:63, :60], 0.4, "", Preprocessing())
+        Preprocessing().prepare(Source(breast[:63, :60], 0.4, ""))
 
 
 def test_a_spacing_that_is_no_length_is_refused(breast):
     with pytest.raises(OptionError, match="positive"):
-        prepare(breast, 0.0, "", Preprocessing())
+        Preprocessing().prepare(Source(breast, 0.0, ""))
