@@ -19,7 +19,7 @@ from rayad.imaging.picture import Preprocessing, described
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray import stages
 from rayad.on_ray.cluster import tasks
-from rayad.on_ray.score import ScoredImage
+from rayad.on_ray.score import ScoredImage, identity
 from rayad.patches.corpus import fingerprint
 from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
@@ -76,7 +76,7 @@ def evaluate(
     calibrations = {d.name: _calibration(d) for d in detectors}
     exams = stages.exams_of(dataset, options.split)
     request = fingerprint(
-        [[(stages.identity(d), d.provenance["calibrated_on"]) for d in detectors], options, exams, provenance.commit()]
+        [[(identity(d), d.provenance["calibrated_on"]) for d in detectors], options, exams, provenance.commit()]
     )
     page = storage.join(url, "index.html")
     written = storage.join(url, "results.json")

@@ -1,6 +1,7 @@
 """Images of a data set to score grids, an image a Ray task; what is scored is kept and not scored again."""
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,13 @@ from rayad import storage
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.errors import DatasetError, ImageError, StorageError
 from rayad.evaluation.metrics import truth_on_grid
+from rayad.imaging.picture import Prepared, described
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray.cluster import tasks
+from rayad.patches.corpus import fingerprint
 from rayad.patches.sample import leaves_image
-from rayad.scoring.detector import Detector
+from rayad.scoring.dense import places
+from rayad.scoring.detector import Detector, Heatmap
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,18 @@ class ScoredImage:
     """Detector -> gh gw, nan outside the tissue."""
     truth: dict[str, np.ndarray]
     """Kind of lesion -> gh gw, the places inside a lesion of this kind; none where the corpus gives no place."""
+    seconds: dict[str, float]
+    """Detector -> what scoring the prepared image took."""
     step_mm: float
     reflected: int
     """Tissue places whose patch reaches over the image's border."""
     between: int
     """Lesions that hold no place's centre and took the nearest place."""
+
+
+def identity(detector: Detector) -> str:
+    """Equal for detectors that give equal scores."""
+    return fingerprint([detector.name, detector.score, detector.provenance["made_of"], detector.aggregation])
 
 
 def score_exams(
@@ -46,47 +57,98 @@ def score_exams(
     Args:
         detectors: they must share their preprocessing; each image is prepared once.
         step: of the grid, px of the working resolution.
-        url: folder that keeps an npz an image; what is there already is not scored again. The caller names
-            it after the detectors and the step.
+        url: folder that keeps an npz an image and detector, and one an image with the places; what is there
+            already is not scored again.
 
     Returns:
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
-    results = tasks(score_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, tuple(detectors), step, url))
+    keep = _Kept(url, tuple(detectors), step)
+    results = tasks(score_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, keep))
     scored, failures = [], []
     for exam, reason in zip(exams, results, strict=True):
         if reason:
             failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": reason})
         else:
-            scored.append(read(url, exam, detectors))
+            scored.append(keep.read(exam))
     return scored, failures
 
 
-def score_exam(dataset: Images, detectors: Sequence[Detector], step: int, url: str, exam: Exam) -> str:
-    """Score one image and keep the result; return why it failed, or an empty text."""
-    where = _address(url, exam)
-    if storage.exists(where):
+@dataclass(frozen=True)
+class _Kept:
+    """Where the scores of some detectors are kept."""
+
+    url: str
+    detectors: tuple[Detector, ...]
+    step: int
+
+    def places(self, exam: Exam) -> str:
+        """URL of the image's places, which follow from the preprocessing and the step."""
+        made_of = fingerprint([described(self.detectors[0].preprocessing), self.step])
+        return storage.join(self.url, f"places-{made_of}", _file(exam))
+
+    def scores(self, detector: Detector, exam: Exam) -> str:
+        """URL of the image's scores by one detector."""
+        made_of = fingerprint([identity(detector), self.step])
+        return storage.join(self.url, f"{detector.name}-{made_of}", _file(exam))
+
+    def missing(self, exam: Exam) -> list[Detector]:
+        """The detectors that the image was not scored with."""
+        return [d for d in self.detectors if not storage.exists(self.scores(d, exam))]
+
+    def read(self, exam: Exam) -> ScoredImage:
+        """The kept result of an image."""
+        places = _load(self.places(exam))
+        found = {d.name: _load(self.scores(d, exam)) for d in self.detectors}
+        return ScoredImage(
+            exam=exam,
+            rows=places["rows"],
+            columns=places["columns"],
+            tissue=places["tissue"],
+            scores={name: arrays["scores"] for name, arrays in found.items()},
+            seconds={name: float(arrays["seconds"]) for name, arrays in found.items()},
+            truth={n.removeprefix("truth."): places[n] for n in places if n.startswith("truth.")},
+            step_mm=float(places["step_mm"]),
+            reflected=int(places["reflected"]),
+            between=int(places["between"]),
+        )
+
+
+def score_exam(dataset: Images, keep: _Kept, exam: Exam) -> str:
+    """Score one image with the detectors that it was not scored with; return why it failed, or an empty text."""
+    wanted = keep.missing(exam)
+    if not wanted and storage.exists(keep.places(exam)):
         return ""
     try:
-        arrays = _scored(dataset, detectors, step, exam)
+        prepared = keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
+        if not storage.exists(keep.places(exam)):
+            _save(keep.places(exam), _places(dataset, exam, prepared, keep.step))
+        _score(prepared, keep, exam, wanted)
     except (ImageError, StorageError, DatasetError) as error:
         return str(error)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    storage.write_bytes(where, buffer.getvalue())
     return ""
 
 
-def _scored(dataset: Images, detectors: Sequence[Detector], step: int, exam: Exam) -> dict[str, Any]:
-    prepared = detectors[0].preprocessing.prepare(source_of(dataset, exam))
-    arrays: dict[str, Any] = {"step_mm": step * prepared.spacing_mm}
-    for detector in detectors:
-        heatmap = detector.heatmap(prepared, step)
-        arrays |= {"rows": heatmap.rows, "columns": heatmap.columns, "tissue": heatmap.tissue}
-        arrays[f"scores.{detector.name}"] = heatmap.scores
-    rows, columns, tissue = arrays["rows"], arrays["columns"], arrays["tissue"]
-    places = np.argwhere(tissue)
-    arrays["reflected"] = leaves_image(prepared.stored.shape, rows[places[:, 0]], columns[places[:, 1]]).sum()
+def _score(prepared: Prepared, keep: _Kept, exam: Exam, wanted: Sequence[Detector]) -> None:
+    """Score the image with each detector; what some have found, those that combine them need not find again."""
+    known: dict[str, Heatmap] = {}
+    seconds: dict[str, float] = {}
+    for detector in wanted:
+        began = time.perf_counter()
+        found = detector.heatmap(prepared, keep.step, known)
+        seconds[detector.name] = time.perf_counter() - began + sum(seconds.get(m.name, 0.0) for m in detector.members)
+        known[detector.name] = found
+        _save(keep.scores(detector, exam), {"scores": found.scores, "seconds": seconds[detector.name]})
+
+
+def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[str, Any]:
+    """The image's grid, its tissue and its truth."""
+    h, w = prepared.stored.shape
+    rows, columns = places(h, w, step)
+    tissue = prepared.tissue[np.ix_(rows, columns)]
+    inside = np.argwhere(tissue)
+    arrays: dict[str, Any] = {"rows": rows, "columns": columns, "tissue": tissue, "step_mm": step * prepared.spacing_mm}
+    arrays["reflected"] = leaves_image(prepared.stored.shape, rows[inside[:, 0]], columns[inside[:, 1]]).sum()
     arrays["between"] = 0
     for lesion in exam.lesions:
         truth, moved = np.zeros_like(tissue), False  # stays empty where the corpus gives no place
@@ -99,21 +161,16 @@ def _scored(dataset: Images, detectors: Sequence[Detector], step: int, exam: Exa
     return arrays
 
 
-def read(url: str, exam: Exam, detectors: Sequence[Detector]) -> ScoredImage:
-    """The kept result of an image."""
-    with np.load(io.BytesIO(storage.read_bytes(_address(url, exam))), allow_pickle=False) as arrays:
-        return ScoredImage(
-            exam=exam,
-            rows=arrays["rows"],
-            columns=arrays["columns"],
-            tissue=arrays["tissue"],
-            scores={d.name: arrays[f"scores.{d.name}"] for d in detectors},
-            truth={n.removeprefix("truth."): arrays[n] for n in arrays.files if n.startswith("truth.")},
-            step_mm=float(arrays["step_mm"]),
-            reflected=int(arrays["reflected"]),
-            between=int(arrays["between"]),
-        )
+def _file(exam: Exam) -> str:
+    return f"{exam.exam_id.replace('/', '_')}.npz"
 
 
-def _address(url: str, exam: Exam) -> str:
-    return storage.join(url, f"{exam.exam_id.replace('/', '_')}.npz")
+def _save(url: str, arrays: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    storage.write_bytes(url, buffer.getvalue())
+
+
+def _load(url: str) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

@@ -21,7 +21,7 @@ from rayad.imaging.picture import Preprocessing, from_description, step_px
 from rayad.on_ray.density import Fit, fit_density
 from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import Workers
-from rayad.on_ray.score import ScoredImage, score_exams
+from rayad.on_ray.score import ScoredImage, identity, score_exams
 from rayad.on_ray.train import train
 from rayad.patches.corpus import Corpus, Ingest, fingerprint
 from rayad.recipes import Density
@@ -182,11 +182,6 @@ def calibrate_detectors(
     return result
 
 
-def identity(detector: Detector) -> str:
-    """Equal for detectors that give equal scores."""
-    return fingerprint([detector.name, detector.score, detector.provenance["made_of"], detector.aggregation])
-
-
 def score(
     detectors: Sequence[Detector],
     dataset: Images,
@@ -202,8 +197,7 @@ def score(
         DatasetError: more images failed than ``max_failures``; names the first and its reason.
     """
     step = step_px(detectors[0].preprocessing, step_mm)
-    made_of = fingerprint([step, [identity(d) for d in detectors]])
-    scored, failures = score_exams(dataset, exams, detectors, step, storage.join(url, made_of), label)
+    scored, failures = score_exams(dataset, exams, detectors, step, url, label)
     if len(failures) > max_failures:
         first = failures[0]
         raise DatasetError(

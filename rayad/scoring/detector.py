@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import nn
 
@@ -28,6 +29,8 @@ from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation, aggregate
 
 SCHEMA = 2
+Context = Float[torch.Tensor, "n k"]
+"""What is known of n places: a column a name."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class Detector:
                 latents = dense.encode(model, prepared.pixels, step, tissue)
                 return in_context(density, latents, self._context(prepared, step, tissue))
 
-    def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Latents:
+    def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Context:
         """What is known of the tissue's places, n and a column a name."""
         maps, at = context(prepared), np.ix_(*_grid(prepared, step))
         return torch.from_numpy(np.stack([maps[name][at][tissue] for name in self.context], 1))
@@ -178,12 +181,13 @@ class Detector:
         found = []
         for member in self.members:
             same = member.preprocessing == self.preprocessing
-            own = prepared if same else member.preprocessing.prepare(prepared.source)
-            step_mm = step * prepared.spacing_mm
-            heatmap = known.get(member.name) or member.heatmap(own, step_px(member.preprocessing, step_mm), known)
-            scores = heatmap.scores if same else _onto(heatmap, own, _grid(prepared, step), prepared)
+            heatmap = known.get(member.name)
+            if heatmap is None:
+                own = prepared if same else member.preprocessing.prepare(prepared.source)
+                heatmap = member.heatmap(own, step_px(member.preprocessing, step * prepared.spacing_mm), known)
+            ratio = prepared.spacing_mm / member.preprocessing.spacing_mm
             assert member.calibration is not None  # __post_init__ saw to it
-            found.append((scores, member.calibration))
+            found.append((_onto(heatmap, _grid(prepared, step), ratio), member.calibration))
         return combine.RULES[self.score](found)
 
 
@@ -191,7 +195,7 @@ LATENT = ("likelihood", "novelty", "context")
 """Scores of latents by a density."""
 
 
-def in_context(density: Any, latents: Latents, context: Latents) -> Scores:
+def in_context(density: Any, latents: Latents, context: Context) -> Scores:
     """-log p(z | c) = log p(c) - log p(z, c), in nats: how unusual the latents are *for this place*.
 
     Exact in a density that answers with variables left out (nan); nan in the context is left out in both terms.
@@ -229,13 +233,15 @@ def _patch_score(model: Any, name: str) -> Callable[[Patches], Scores]:
     return residual if name in residuals.OPERATORS else own
 
 
-def _onto(heatmap: Heatmap, own: Prepared, grid: tuple[np.ndarray, np.ndarray], prepared: Prepared) -> Grid:
-    """The heatmap of another picture of the same image, at the nearest of its places, where that is in its tissue."""
+def _onto(heatmap: Heatmap, grid: tuple[np.ndarray, np.ndarray], ratio: float) -> Grid:
+    """The heatmap of another picture of the same image, at the nearest of its places, where that is in its tissue.
+
+    Args:
+        grid: rows and columns of the wanted places.
+        ratio: px of the heatmap's picture to a px of theirs.
+    """
     at = []
-    for there, here, ratio in (
-        (heatmap.rows, grid[0], own.stored.shape[0] / prepared.stored.shape[0]),
-        (heatmap.columns, grid[1], own.stored.shape[1] / prepared.stored.shape[1]),
-    ):
+    for there, here in zip((heatmap.rows, heatmap.columns), grid, strict=True):
         wanted = (here + 0.5) * ratio - 0.5
         at.append(np.abs(there[None, :] - wanted[:, None]).argmin(1))
     return heatmap.scores[np.ix_(*at)]

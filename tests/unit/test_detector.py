@@ -120,3 +120,75 @@ def test_a_score_without_its_parts_is_refused():
         Detector("d", "likelihood", Preprocessing())
     with pytest.raises(OptionError, match="no score 'magic'; 'd' has brightness"):
         Detector("d", "magic", Preprocessing())
+
+
+def in_context() -> Detector:
+    """A mixture over latents and the distance to the skin; the last variable is the distance."""
+    torch.manual_seed(0)
+    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
+    mixture = catalog.configure("density", "mixture", {"components": 3})
+    density = mixture.build(7)
+    density.start(torch.randn(50, 7) * torch.tensor([1.0] * 6 + [15.0]), 0)
+    parts = Part("cae", config, config.build().eval()), Part("mixture", mixture, density.eval(), 7)
+    return Detector("placed", "context", Preprocessing(), *parts, context=("skin_mm",), provenance={"made_of": "test"})
+
+
+def test_a_likelihood_in_context_is_a_density_of_the_latents():
+    """The integral over one latent of p(z | c), the others left out, is one, whatever the context."""
+    mixture = catalog.configure("density", "mixture", {"components": 3})
+    density = mixture.build(2)
+    density.start(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), 0)
+    z = torch.linspace(-30, 30, 20_001, dtype=torch.float64)[:, None]
+    for skin in (-1.0, 0.3, 2.0):
+        score = bundle.in_context(density.double().eval(), z, torch.full_like(z, skin))
+        assert torch.trapezoid((-score).exp(), z[:, 0]).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_same_latents_are_scored_by_their_place(tmp_path):
+    one, image = in_context(), prepared()
+    flat = replace(image, pixels=np.full_like(image.pixels, 0.5))  # every patch is the same
+    scores = one.heatmap(flat, 8).scores
+    assert np.nanstd(scores) > 0.01
+    bundle.save(one, str(tmp_path))
+    assert np.array_equal(bundle.load(str(tmp_path)).heatmap(flat, 8).scores, scores, equal_nan=True)
+
+
+def ensemble() -> Detector:
+    fine = replace(detector(), name="fine", preprocessing=Preprocessing(0.2), score="reconstruction")
+    healthy = calibrate({"a": [np.random.default_rng(0).random((9, 9)) * 50]})
+    members = [bundle.calibrated(one, healthy) for one in (detector(), fine)]
+    return Detector("both", "fisher", members[0].preprocessing, members=tuple(members), provenance={"made_of": "x"})
+
+
+def test_members_see_their_own_picture_of_the_image_and_survive_a_bundle(tmp_path):
+    source = Source(np.random.default_rng(1).random((300, 240), dtype=np.float32), 0.2)
+    pixels = source.pixels[::2, ::2].copy()
+    tissue = np.zeros(pixels.shape, bool)
+    tissue[20:100, 20:80] = True
+    image = Prepared(pixels, pixels, tissue, tissue, 0.4, source)
+    fine = Prepared(source.pixels, source.pixels, *[np.ones((300, 240), bool)] * 2, 0.2, source)
+    known = {"fine": ensemble().members[1].heatmap(fine, 16)}
+    found = ensemble().heatmap(image, 8, known).scores
+    assert np.array_equal(np.isfinite(found), image.tissue[np.ix_(range(4, 150, 8), range(4, 120, 8))])
+    bundle.save(ensemble(), str(tmp_path))
+    again = bundle.load(str(tmp_path))
+    assert [member.name for member in again.members] == ["small", "fine"]
+    assert np.array_equal(again.heatmap(image, 8, known).scores, found, equal_nan=True)
+
+
+def test_members_that_are_not_calibrated_and_too_few_are_refused():
+    one, _ = ensemble().members
+    with pytest.raises(OptionError, match="combines at least two"):
+        Detector("both", "fisher", one.preprocessing, members=(one,))
+    with pytest.raises(OptionError, match="its members small are not calibrated"):
+        Detector("both", "fisher", one.preprocessing, members=(one, replace(one, calibration=None)))
+
+
+def test_a_bundle_of_the_first_schema_is_read_in_todays_words(url):
+    said = storage.read_json(f"{url}/detector.json")
+    old = {k: v for k, v in said.items() if k not in ("context", "members")} | {"schema": 1}
+    old["preprocessing"].pop("kind")
+    storage.write_json(f"{url}/detector.json", old)
+    assert bundle.load(url).preprocessing == Preprocessing()
+    storage.write_json(f"{url}/detector.json", old | {"score": "reconstruction", "model": {"name": "bvae"}})
+    assert bundle.describe(url)["score"] == "elbo"
