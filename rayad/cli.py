@@ -76,6 +76,39 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A recipe with several seeds: the table with its spread over them; what is done is not run again."""
+
+    recipe: tyro.conf.Positional[str]
+    """detectors (every detector of the literature on mini-MIAS), isic, ham10000, mias or demo."""
+    out: str
+    """Where corpora, detectors, scores and the report go."""
+    source: str = ""
+    """Folder or URL of the recipe's data set; demo needs none."""
+    seeds: int = 3
+    """How often everything that learns is trained."""
+    split: str = "test"
+    """test, or development for choices."""
+    workers: Workers = Workers()
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad import recipes
+        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.recipe import run_recipe
+
+        recipe = recipes.find(self.recipe)
+        if self.seeds < 1:
+            raise OptionError(f"a benchmark has at least 1 seed, not {self.seeds}")
+        with cluster(self.address):
+            report = run_recipe(
+                recipe, _place(self.source), storage.absolute(self.out), self.workers, self.seeds, self.split
+            )
+        print(f"The report is at {report}")
+
+
+@dataclass(frozen=True)
 class IngestCommand:
     """Images to a patch corpus of the healthy patients that one learns from."""
 
@@ -367,6 +400,7 @@ class Check:
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
+    "benchmark": Benchmark,
     "ingest": IngestCommand,
     "train": Train,
     "fit-density": FitDensity,

@@ -1,6 +1,6 @@
 """Named runs: every row of the README's tables is one of these, whole and in one place."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayad.catalog import Settings
@@ -180,4 +180,81 @@ _MIAS = Recipe(
     ),
 )
 
-_RECIPES = {recipe.name: recipe for recipe in (_DEMO, _MIAS)}
+_LATENT_DETECTORS = {
+    "mixture": "gaussian_mixture",
+    "gaussian": "mahalanobis",
+    "kde": "kernel_density",
+    "svm": "one_class_svm",
+    "forest": "isolation_forest",
+    "lof": "local_outlier_factor",
+    "som": "self_organizing_map",
+    "dbn": "deep_belief_network",
+}
+"""Label -> plug-in: what the literature puts in the circuit's place, on the same latents."""
+_PLACE = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
+
+_DETECTORS = replace(
+    _MIAS,
+    name="detectors",
+    kinds=("mass", "calcification", "distortion", "asymmetry"),
+    order=("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn"),
+    dense=("D",),
+    lines=(
+        replace(
+            _MIAS.lines[0],
+            floors={**FLOORS, "local-deviation": ("local-deviation", Aggregation())},
+            models={
+                "cae": Model(),
+                "bvae": Model(),
+                "vqvae": Model({"padding": "same"}),
+                "fanogan": Model(),
+                "cvad": Model(),
+                "deep_svdd": Model(),
+                "implicit_field": Model(),
+                "mddpm": Model(),
+                "conditional_vae": Model(),
+                "pca": Model(),
+                "lbp": Model(),
+                "glcm": Model(),
+            },
+            densities={
+                "spn": Density(),
+                "context": Density(context=_PLACE),
+                "background": Density(smooth=True),
+                **{label: Density(name=name) for label, name in _LATENT_DETECTORS.items()},
+            },
+            rows={
+                "cae": Row("cae"),
+                "bvae": Row("bvae", "elbo"),
+                "vqvae": Row("vqvae"),
+                "fanogan": Row("fanogan"),
+                **{f"{model}-spn": Row(model, "likelihood", "spn") for model in ("cae", "bvae", "vqvae")},
+                "cae-ssim": Row("cae", "ssim"),
+                "cae-maximum": Row("cae", "maximum"),
+                "cae-spn-context": Row("cae", "context", "context"),
+                "cae-background": Row("cae", "likelihood", "background"),
+                **{f"cae-{label}": Row("cae", "likelihood", label) for label in ("mixture", "gaussian", "kde")},
+                **{f"cae-{label}": Row("cae", "novelty", label) for label in ("svm", "forest", "lof", "som", "dbn")},
+                "cvad": Row("cvad"),
+                "deep_svdd": Row("deep_svdd", "distance"),
+                "implicit_field": Row("implicit_field"),
+                "mddpm": Row("mddpm"),
+                "conditional_vae": Row("conditional_vae", "elbo"),
+                "pca": Row("pca"),
+                "lbp": Row("lbp", "distance"),
+                "glcm": Row("glcm", "distance"),
+            },
+        ),
+        _MIAS.lines[1],
+    ),
+    combined={
+        "cae-spn-ratio": Combined("difference", ("cae-spn", "cae-background")),
+        "spn-mean": Combined("mean", ("cae-spn", "bvae-spn", "vqvae-spn")),
+        "spn-fisher": Combined("fisher", ("cae-spn", "bvae-spn", "vqvae-spn")),
+        "scales": Combined("minimum", ("cae-spn", "specks-cae-spn")),
+        "blobs-and-specks": Combined("minimum", ("relative-maximum", "specks-cae-spn")),
+        "everything": Combined("fisher", ("cae-spn", "bvae-spn", "relative-maximum", "specks-cae-spn", "fine-top-hat")),
+    },
+)
+
+_RECIPES = {recipe.name: recipe for recipe in (_DEMO, _MIAS, _DETECTORS)}

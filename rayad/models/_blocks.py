@@ -16,10 +16,11 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rayad.arrays import Latents, Patches
-from rayad.errors import OptionError
+from rayad.arrays import Latents, Patches, Scores
+from rayad.errors import OptionError, TrainingError
+from rayad.progress import Row
 
 PATCH = 64
 """Side of a patch, in px."""
@@ -82,6 +83,44 @@ class Centre(nn.Module):
 
     def forward(self, x: Patches) -> Patches:
         return x - self.value
+
+
+BOUND = 8.0
+"""Of a log-variance, to both sides."""
+ACTIVE = 0.01
+"""A latent is active if its mean varies by more over the data (Burda et al. 2016, section 5.2)."""
+
+
+def divergence(mean: Latents, log_variance: Latents) -> Scores:
+    """KL(N(mean, exp(log_variance)) || N(0, I)) of each patch, in nats (Kingma and Welling 2014, appendix B)."""
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
+
+
+def bounded(log_variance: Latents) -> Latents:
+    """The log-variance kept within its bounds, smoothly."""
+    return BOUND * (log_variance / BOUND).tanh()
+
+
+def moments(z: Latents) -> list[Tensor]:
+    """Number of patches, and sums of their latents and of the squares; they add over batches."""
+    z = z.double()
+    return [torch.tensor(float(len(z))).to(z), z.sum(0), z.square().sum(0)]
+
+
+def count_active(sums: list[Tensor], beta: float) -> Row:
+    """How many latents vary over the patches that these `moments` were summed over.
+
+    Raises:
+        TrainingError: none does; the decoder has learned to ignore them.
+    """
+    count, first, second = sums
+    active = int((second / count - (first / count).square() > ACTIVE).sum())
+    if not active:
+        raise TrainingError(
+            f"posterior collapse: none of {len(first)} latents depends on the patch; lower beta "
+            f"(now {beta}) or train longer"
+        )
+    return {"active_latents": active}
 
 
 def side_of(padding: str) -> int:

@@ -9,19 +9,12 @@ would collapse.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Patches, Scores
-from rayad.errors import TrainingError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import Decoder, Encoder, Padding, initialize
+from rayad.models._blocks import Decoder, Encoder, Padding, bounded, count_active, divergence, initialize, moments
 from rayad.progress import Row
-
-BOUND = 8.0
-"""Of the log-variance, to both sides."""
-ACTIVE = 0.01
-"""A latent is active if its mean varies by more over the data (Burda et al. 2016, section 5.2)."""
 
 
 @dataclass(frozen=True)
@@ -67,54 +60,35 @@ class VariationalAutoencoder(nn.Module):
         return self.decoder(self.encode(x))
 
     def scores(self, x: Patches) -> dict[str, Scores]:
-        """The loss of each patch at its mean latents: without noise, the same each time."""
+        """Of each patch at its mean latents, without noise, the same each time.
+
+        "elbo" is the loss, "reconstruction" the mean squared error, "divergence" that of q(z | x) from N(0, I) in nats.
+        """
         mean, log_variance = self.posterior(x)
-        return {"reconstruction": self._loss(x, mean, mean, log_variance)}
+        error = (x - self.decoder(mean)).square().flatten(1)
+        nats = divergence(mean, log_variance)
+        loss = error.sum(1) + self.config.beta * nats
+        return {"elbo": loss, "reconstruction": error.mean(1), "divergence": nats}
 
     def stages(self) -> list[list[Objective | Pass]]:
         """One objective; then a count of the active latents, which fails where all have collapsed."""
         parameters, config = list(self.parameters()), self.config
         train = Objective("elbo", self.loss, parameters, config.learning_rate, config.optimizer)
-        return [[train], [Pass("active latents", self.moments, self.count_active)]]
+        return [[train], [Pass("active latents", lambda x: moments(self.encode(x)), self.count_active)]]
 
     def loss(self, x: Patches, draw: Draw) -> Scores:
         """L = sum of (x - x^)^2 over pixels + b KL(q(z | x) || N(0, I)) of each patch, at z drawn from q."""
         mean, log_variance = self.posterior(x)
         z = mean + (log_variance / 2).exp() * draw(self.latents)
-        return self._loss(x, z, mean, log_variance)
+        error = (x - self.decoder(z)).square().flatten(1).sum(1)
+        return error + self.config.beta * divergence(mean, log_variance)
 
     def posterior(self, x: Patches) -> tuple[Latents, Latents]:
         """Mean and bounded log-variance of q(z | x)."""
         cells = self.encoder.cells(x).flatten(1)
-        log_variance = BOUND * (self.log_variance(cells) / BOUND).tanh()
+        log_variance = bounded(self.log_variance(cells))
         return self.encoder.head(cells).to(x), log_variance.to(x)  # from the lower precision of autocast
 
-    def moments(self, x: Patches) -> list[Tensor]:
-        """Number of patches, and sums of their latents and of the squares; they add over batches."""
-        z = self.encode(x).double()
-        return [torch.tensor(float(len(z))).to(z), z.sum(0), z.square().sum(0)]
-
-    def count_active(self, moments: list[Tensor]) -> Row:
-        """How many latents vary over the patches that the moments were summed over.
-
-        Raises:
-            TrainingError: none does; the decoder has learned to ignore them.
-        """
-        count, first, second = moments
-        active = int((second / count - (first / count).square() > ACTIVE).sum())
-        if not active:
-            raise TrainingError(
-                f"posterior collapse: none of {self.latents} latents depends on the patch; lower beta "
-                f"(now {self.config.beta}) or train longer"
-            )
-        return {"active_latents": active}
-
-    def _loss(self, x: Patches, z: Latents, mean: Latents, log_variance: Latents) -> Scores:
-        error = (x - self.decoder(z)).square().flatten(1).sum(1)
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        return error + self.config.beta * divergence
-
-
-def active_units(model: VariationalAutoencoder, x: Patches) -> int:
-    """How many latents vary over these patches; TrainingError if none does. Training ends with this check."""
-    return int(model.count_active(model.moments(x))["active_latents"])
+    def count_active(self, sums: list[Tensor]) -> Row:
+        """How many latents vary; TrainingError if none does."""
+        return count_active(sums, self.config.beta)

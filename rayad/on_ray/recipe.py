@@ -13,7 +13,9 @@ from rayad.recipes import Line
 from rayad.scoring.detector import Detector
 
 
-def run_recipe(recipe: recipes.Recipe, source: str, url: str, workers: Workers, seeds: int = 1) -> str:
+def run_recipe(
+    recipe: recipes.Recipe, source: str, url: str, workers: Workers, seeds: int = 1, split: str = "test"
+) -> str:
     """Run all stages that are not done; return the URL of the report's page.
 
     Args:
@@ -21,12 +23,14 @@ def run_recipe(recipe: recipes.Recipe, source: str, url: str, workers: Workers, 
         url: where ``corpus``, ``models``, ``densities``, ``detectors``, ``scores`` and ``report`` go; what is learned
             with another seed than 0 goes below ``seed-1`` and so on.
         seeds: how often everything that learns is trained; the table is of seed 0, with the spread over the others.
+        split: whose images are judged: test, or development for choices.
     """
     dataset = catalog.configure("datasets", recipe.dataset, {"source": source, **recipe.dataset_fields})
     runs = [_Run(recipe, dataset, source, url, workers, seed).detectors() for seed in range(seeds)]
     options = Evaluation(
         recipe.dataset,
         source,
+        split,
         step_mm=recipe.step_mm,
         kinds=recipe.kinds,
         recipe=recipe.name,
@@ -34,7 +38,7 @@ def run_recipe(recipe: recipes.Recipe, source: str, url: str, workers: Workers, 
         dense=recipe.dense,
         literature=recipe.literature,
     )
-    where = storage.join(url, "report")
+    where = storage.join(url, "report" if split == "test" else f"report-{split}")
     return evaluate(runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
 
 

