@@ -30,6 +30,13 @@ def relative_brightness(pixels: Pixels, tissue: Mask, spacing_mm: float) -> Pixe
     return _mean(pixels, tissue, SPOT_PX) - _mean(pixels, tissue, SURROUNDINGS_PX)
 
 
+def local_deviation(pixels: Pixels, tissue: Mask, spacing_mm: float) -> Pixels:
+    """Standard deviation of the tissue in a spot: how rough it is."""
+    centred = pixels.astype(float) - (float(pixels[tissue].mean()) if tissue.any() else 0.0)  # so few digits cancel
+    variance = _mean(centred**2, tissue, SPOT_PX) - _mean(centred, tissue, SPOT_PX) ** 2
+    return np.sqrt(np.maximum(variance, 0))
+
+
 def top_hat(pixels: Pixels, tissue: Mask, spacing_mm: float) -> Pixels:
     """Largest white top-hat of the tissue in the box of a patch."""
     eroded = ndimage.minimum_filter(np.where(tissue, pixels, np.inf), SPECK_PX)
@@ -38,7 +45,12 @@ def top_hat(pixels: Pixels, tissue: Mask, spacing_mm: float) -> Pixels:
     return np.where(tissue, ndimage.maximum_filter(specks, PATCH_PX, mode="constant"), np.nan)
 
 
-MAPS = {"brightness": brightness, "relative-brightness": relative_brightness, "top-hat": top_hat}
+MAPS = {
+    "brightness": brightness,
+    "relative-brightness": relative_brightness,
+    "local-deviation": local_deviation,
+    "top-hat": top_hat,
+}
 """Name of the floor -> function of pixels, tissue and the pixels' spacing in mm."""
 
 

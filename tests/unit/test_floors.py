@@ -48,6 +48,13 @@ def test_relative_brightness_is_a_spot_minus_its_surroundings(pixels, tissue):
         assert found[row, column] == pytest.approx(spot - mean(pixels, tissue, row, column, 40, 41), abs=1e-9)
 
 
+def test_local_deviation_is_that_of_the_tissue_in_a_spot(pixels, tissue):
+    found = MAPS["local-deviation"](pixels, tissue, 0.4)
+    for row, column in each(tissue):
+        values, inside = (box(a, row, column, 6, 7) for a in (pixels, tissue))
+        assert found[row, column] == pytest.approx(values[inside].astype(float).std(), abs=1e-9)
+
+
 def test_top_hat_is_that_of_scipy_where_all_is_tissue(pixels):
     everything = np.ones_like(pixels, bool)
     hat = ndimage.white_tophat(pixels, 5, mode="nearest")
