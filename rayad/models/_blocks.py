@@ -37,18 +37,19 @@ SIDES: dict[str, int] = {"valid": WINDOW, "same": PATCH // STRIDE}
 
 
 class Encoder(nn.Module):
-    """Convolutions to cells, and a linear head from the cells of a patch to a vector."""
+    """Convolutions to cells, and a linear head from the cells of a patch to a vector; all with biases or none."""
 
-    def __init__(self, channels: int, width: int, outputs: int, padding: Padding) -> None:
+    def __init__(self, channels: int, width: int, outputs: int, padding: Padding, bias: bool = True) -> None:
         super().__init__()
         side = side_of(padding)
         self.slides = padding == "valid"
         widths = [channels, width, 2 * width, 4 * width]
         layers: list[nn.Module] = [Centre()]
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 5, 2, 0 if self.slides else 2), nn.LeakyReLU(SLOPE, inplace=True)]
+            convolution = nn.Conv2d(before, after, 5, 2, 0 if self.slides else 2, bias=bias)
+            layers += [convolution, nn.LeakyReLU(SLOPE, inplace=True)]
         self.cells = nn.Sequential(*layers)
-        self.head = nn.Linear(4 * width * side**2, outputs)
+        self.head = nn.Linear(4 * width * side**2, outputs, bias=bias)
         self.apply(initialize)
 
     def forward(self, x: Patches) -> Latents:

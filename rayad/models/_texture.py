@@ -34,7 +34,8 @@ class Texture(nn.Module):
 
     def encode(self, x: Patches) -> Latents:
         """The features in healthy standard deviations from the healthy mean."""
-        return (self.features(x) - self.mean) / self.deviation
+        found = self.features(x.double())  # a pattern is a comparison: rounding must not decide it
+        return ((found - self.mean) / self.deviation).to(x)
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """ "distance": that of Mahalanobis, with a shrunk correlation."""

@@ -150,7 +150,7 @@ def _windows(head: nn.Linear, cells: Tensor, stride: int) -> Tensor:
     One convolution a row of the window, not one for all: float32 loses digits in sums of 3,200 terms.
     """
     weight = head.weight.unflatten(1, (-1, WINDOW, WINDOW))  # m c 5 5
-    found = head.bias[:, None, None]
+    found = cells.new_zeros(1) if head.bias is None else head.bias[:, None, None]
     for row in range(WINDOW):
         line = weight[:, :, row : row + 1].contiguous(memory_format=torch.channels_last)
         below = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
