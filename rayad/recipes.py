@@ -93,6 +93,8 @@ class Recipe:
     """Distance of the scored places."""
     order: tuple[str, ...] = ()
     """Detectors that stand first in the table, in this order."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Detector -> heading under which the table has it."""
     dense: tuple[str, ...] = ()
     """Classes of tissue that count as dense, where the data set has classes: then figures are given for both."""
     literature: tuple[dict[str, Any], ...] = ()

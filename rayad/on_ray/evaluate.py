@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Evaluation:
     """Classes of tissue that count as dense; with any, figures are given for dense and other images apart."""
     literature: tuple[dict[str, Any], ...] = ()
     """Figures that others reported, on other data."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Detector -> heading under which the table has it."""
 
 
 def evaluate(
@@ -106,6 +108,10 @@ def evaluate(
         "images": listed,
         "heatmap_detector": main.name,
         "settings": _settings(detectors, options),
+        "groups": options.groups,
+        "literature": list(options.literature),
+        "costs": {d.name: _cost(d, scored[d.name]) for d in detectors},
+        "row_provenance": {d.name: _origin(d, options) for d in detectors},
         "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
         "notes": _notes(next(iter(scored.values())), options),
     }
@@ -272,6 +278,18 @@ def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, A
         how = [f"{k}={v}" for k, v in described(one.preprocessing).items()]
         said[one.name] = "; ".join([", ".join(how), str(one.aggregation), *parts, one.provenance.get("settings", "")])
     return said
+
+
+def _cost(detector: Detector, images: Sequence[ScoredImage]) -> dict[str, float]:
+    """What training took, its model's and its density's, and the median over the images of what scoring took."""
+    seconds = float(np.median([image.seconds[detector.name] for image in images]))
+    return {"train_minutes": detector.provenance.get("train_minutes", 0.0), "score_seconds": seconds}
+
+
+def _origin(detector: Detector, options: Evaluation) -> dict[str, Any]:
+    """Where a row comes from."""
+    names = ("corpus", "seed", "commit", "machine", "versions")
+    return {"recipe": options.recipe, **{name: detector.provenance.get(name) for name in names}}
 
 
 def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:

@@ -37,6 +37,7 @@ def run_recipe(
         why=recipe.why,
         dense=recipe.dense,
         literature=recipe.literature,
+        groups=recipe.groups,
     )
     where = storage.join(url, "report" if split == "test" else f"report-{split}")
     return evaluate(runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
