@@ -1,0 +1,88 @@
+"""What detectors of latents share that learn in one process: arrays of any shape, and standardized latents.
+
+scikit-learn fits, its arrays are kept, torch scores: no object of another library is stored or loaded.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rayad.arrays import Latents, Scores
+from rayad.errors import TrainingError
+
+Others = Float[Tensor, "k m"]
+"""Latents of another number: those for validation, or those that were learned from."""
+BUDGET = 1 << 24
+"""Numbers that scoring keeps at a time."""
+
+
+class Learned(nn.Module):
+    """Buffers of float64 whose shapes come from learning, or from the state that is loaded.
+
+    Latents are scored as (z - centre) / scale, in float64: distances of near points would lose their digits.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, variables: int, *names: str) -> None:
+        super().__init__()
+        self.variables = variables
+        for name in ("centre", "scale", *names):
+            self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(self._take_shapes)
+
+    def standardize(self, train: Latents, at_least: int) -> Latents:
+        """Learn centre and scale of each latent, and return the standardized training latents.
+
+        Raises:
+            TrainingError: latents that are not finite, or fewer than the method needs.
+        """
+        if not torch.isfinite(train).all():
+            raise TrainingError(f"{type(self).__name__}: training latents are not all finite numbers")
+        if len(train) < at_least:
+            name = type(self).__name__
+            raise TrainingError(f"{name}: at least {at_least} training latents are wanted, not {len(train)}")
+        self.centre = train.double().mean(0)
+        self.scale = train.double().std(0, correction=0).clamp_min(1e-9)
+        return self.standardized(train)
+
+    def standardized(self, z: Latents) -> Latents:
+        """Latents in standard deviations of the training latents; RuntimeError before learning."""
+        if not self.centre.numel():
+            raise RuntimeError(f"{type(self).__name__} has not learned anything yet")
+        return (z.double() - self.centre) / self.scale
+
+    @property
+    def log_determinant(self) -> Tensor:
+        """Of the standardization: what a density over standardized latents adds to be one over latents."""
+        return -self.scale.log().sum()
+
+    def keep(self, **arrays: Any) -> None:
+        """Put learned arrays into their buffers."""
+        for name, array in arrays.items():
+            assert name in self._buffers  # the constructor names them all
+            setattr(self, name, torch.as_tensor(array, dtype=torch.float64).to(self.centre.device).contiguous())
+
+    def _take_shapes(self, _: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name in self._buffers:
+            if prefix + name in state:
+                setattr(self, name, torch.empty_like(state[prefix + name], dtype=torch.float64))
+
+
+def in_parts(score: Callable[[Latents], Scores], z: Latents, numbers: int) -> Scores:
+    """The scores of rows, some at a time, so that the memory is bounded; in the precision of the latents.
+
+    Args:
+        numbers: that scoring one row keeps.
+    """
+    parts: Iterator[Latents] = iter(z.split(max(1, BUDGET // max(1, numbers))))
+    return torch.cat([score(part) for part in parts]).to(z)
+
+
+def squared_distances(a: Latents, b: Others) -> Tensor:
+    """|a_i - b_j|^2, n k; products of float64 keep the digits of standardized latents."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)

@@ -1,0 +1,133 @@
+"""A deep belief network: restricted Boltzmann machines, each learning from the one below; novelty is a free energy.
+
+Hinton, Osindero and Teh, "A Fast Learning Algorithm for Deep Belief Nets", Neural Computation 2006; learned by
+contrastive divergence (Hinton, "A Practical Guide to Training Restricted Boltzmann Machines", 2010). The first machine
+takes standardized latents (Gaussian units of variance 1), the others the probabilities of the units below. The novelty
+is the sum of the machines' free energies, each centred and scaled by those of the training latents: the first alone
+would not see the others, and the top one alone not what is lost on the way to it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rayad.arrays import Latents, Scores
+from rayad.density._arrays import Learned, Others, in_parts
+from rayad.errors import OptionError
+from rayad.progress import Row
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the machines and their learning."""
+
+    hidden: tuple[int, ...] = (128, 64)
+    """Hidden units of each machine, from the latents upwards."""
+    epochs: int = 30
+    """Passes over the training latents a machine."""
+    batch: int = 64
+    learning_rate: float = 0.01
+    steps: int = 1
+    """k of contrastive divergence."""
+    decay: float = 1e-4
+    """Of the weights."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(*self.hidden, self.epochs, self.batch, self.steps) < 1:
+            raise OptionError("hidden units, epochs, batch and steps of a belief network must be at least 1")
+        if not (self.learning_rate > 0 and self.decay >= 0):
+            raise OptionError(
+                f"learning rate must be above 0 and decay not below, not {self.learning_rate}, {self.decay}"
+            )
+
+    def build(self, variables: int) -> "Network":
+        """A network that learned nothing."""
+        return Network(self, variables)
+
+
+class Network(Learned):
+    """The machines' weights and biases, and where the free energies of training lie."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: Config, variables: int) -> None:
+        layers = [f"{kind}{i}" for i in range(len(config.hidden)) for kind in ("weight", "visible", "hidden")]
+        super().__init__(variables, "mean", "deviation", *layers)
+        self.config = config
+
+    def learn(self, train: Latents, validation: Others, seed: int) -> Row:
+        """Train the machines one after the other."""
+        z = below = self.standardize(train, 2)
+        generator = torch.Generator().manual_seed(seed)
+        for i, hidden in enumerate(self.config.hidden):
+            machine = _contrastive_divergence(below, hidden, self.config, generator, gaussian=i == 0)
+            self.keep(**dict(zip((f"weight{i}", f"visible{i}", f"hidden{i}"), machine, strict=True)))
+            below = _upwards(below, *machine)
+        energies = self._energies(z)
+        self.keep(mean=energies.mean(0), deviation=energies.std(0, correction=0).clamp_min(1e-9))
+        return {f"free_energy_{i}": float(value) for i, value in enumerate(energies.mean(0))}
+
+    def novelty(self, z: Latents) -> Scores:
+        """Sum of the free energies in standard deviations of training."""
+
+        def score(part: Latents) -> Scores:
+            return ((self._energies(self.standardized(part)) - self.mean) / self.deviation).sum(1)
+
+        return in_parts(score, z, sum(self.config.hidden) + self.variables)
+
+    def _energies(self, z: Latents) -> Tensor:
+        """n k: the free energy of each machine, given what those below make of standardized latents."""
+        found = []
+        for i in range(len(self.config.hidden)):
+            machine = tuple(self.get_buffer(f"{kind}{i}") for kind in ("weight", "visible", "hidden"))
+            found.append(free_energy(z, *machine, gaussian=i == 0))
+            z = _upwards(z, *machine)
+        return torch.stack(found, 1)
+
+
+def free_energy(v: Tensor, weight: Tensor, visible: Tensor, hidden: Tensor, *, gaussian: bool) -> Tensor:
+    """-log of the sum over all hidden states of exp(-E(v, h)), n (Hinton 2010, section 16.1 and 13.2).
+
+    Args:
+        v: n m visible states.
+        weight: m k;  visible: m;  hidden: k biases.
+        gaussian: the visible units are numbers of variance 1, not probabilities.
+    """
+    own = ((v - visible).square() / 2).sum(1) if gaussian else -(v @ visible)
+    return own - functional.softplus(v @ weight + hidden).sum(1)
+
+
+def _upwards(v: Tensor, weight: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+    """Probabilities of the hidden units."""
+    return (v @ weight + hidden).sigmoid()
+
+
+def _contrastive_divergence(
+    data: Tensor, hidden: int, config: Config, generator: torch.Generator, *, gaussian: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, visible and hidden biases of a machine that learned from the data."""
+
+    def noise(like: Tensor, draw: object) -> Tensor:
+        return draw(like.shape, generator=generator, dtype=like.dtype).to(like.device)  # type: ignore[reportCallIssue]
+
+    weight = 0.01 * torch.randn(data.shape[1], hidden, generator=generator, dtype=data.dtype).to(data)
+    visible, bias = data.mean(0), torch.zeros(hidden).to(data)
+    for _ in range(config.epochs):
+        order = torch.randperm(len(data), generator=generator).to(data.device)
+        for rows in order.split(config.batch):
+            v = data[rows]
+            first = h = _upwards(v, weight, visible, bias)
+            dreamed = v
+            for _ in range(config.steps):
+                drawn = (noise(h, torch.rand) < h).to(h)
+                back = drawn @ weight.T + visible
+                dreamed = back + noise(back, torch.randn) if gaussian else back.sigmoid()
+                h = _upwards(dreamed, weight, visible, bias)
+            step = config.learning_rate / len(rows)
+            weight = weight + step * (v.T @ first - dreamed.T @ h) - config.learning_rate * config.decay * weight
+            visible = visible + step * (v - dreamed).sum(0)
+            bias = bias + step * (first - h).sum(0)
+    return weight, visible, bias

@@ -1,0 +1,109 @@
+"""An isolation forest: what random cuts separate early is rare.
+
+Liu, Ting and Zhou, "Isolation Forest", ICDM 2008, as scikit-learn grows it; the trees are kept as arrays.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.ensemble import IsolationForest
+from torch import Tensor
+
+from rayad.arrays import Latents, Scores
+from rayad.density._arrays import Learned, Others, in_parts
+from rayad.errors import OptionError
+from rayad.progress import Row
+
+EULER = float(np.euler_gamma)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Size of the forest."""
+
+    trees: int = 200
+    samples: int = 256
+    """Training latents that a tree is grown from."""
+
+    def __post_init__(self) -> None:
+        if self.trees < 1 or self.samples < 2:
+            raise OptionError(f"a forest has at least 1 tree of 2 samples, not {self.trees} of {self.samples}")
+
+    def build(self, variables: int) -> "Forest":
+        """A forest that learned nothing."""
+        return Forest(self, variables)
+
+
+class Forest(Learned):
+    """Novelty: 2^(-mean depth / c), in (0, 1); c is the mean depth of a failing search."""
+
+    left: Tensor
+    """t k: the child of each node whose latents are at most the threshold; its own number in a leaf."""
+    right: Tensor
+    variable: Tensor
+    threshold: Tensor
+    depth: Tensor
+    """t k: the depth at which a latent that ends here would be alone, on average."""
+    unit: Tensor
+    """c of the samples of a tree."""
+
+    def __init__(self, config: Config, variables: int) -> None:
+        super().__init__(variables, "left", "right", "variable", "threshold", "depth", "unit")
+        self.config = config
+
+    def learn(self, train: Latents, validation: Others, seed: int) -> Row:
+        """Grow the trees."""
+        z = self.standardize(train, 2).cpu().numpy()
+        samples = min(self.config.samples, len(z))
+        grown: Any = {"n_estimators": self.config.trees, "max_samples": samples, "random_state": seed}
+        peer = IsolationForest(**grown).fit(z)
+        trees = [estimator.tree_ for estimator in peer.estimators_]
+        most = max(tree.node_count for tree in trees)
+        arrays = {name: np.zeros((len(trees), most)) for name in ("left", "right", "variable", "threshold", "depth")}
+        for i, tree in enumerate(trees):
+            k, leaf = tree.node_count, tree.children_left < 0
+            own = np.arange(k)
+            arrays["left"][i, :k] = np.where(leaf, own, tree.children_left)
+            arrays["right"][i, :k] = np.where(leaf, own, tree.children_right)
+            arrays["variable"][i, :k] = np.where(leaf, 0, tree.feature)
+            arrays["threshold"][i, :k] = np.where(leaf, 0, tree.threshold)
+            arrays["depth"][i, :k] = _levels(tree) + _failing(tree.n_node_samples)
+        self.keep(unit=_failing(np.array([samples]))[0], **arrays)
+        return {"nodes": float(sum(tree.node_count for tree in trees))}
+
+    def novelty(self, z: Latents) -> Scores:
+        """How early random cuts separate each latent from the others."""
+        return in_parts(self._novelty, z, 6 * len(self.left))
+
+    def _novelty(self, z: Latents) -> Scores:
+        rows = self.standardized(z).float().double()  # the trees were grown on float32
+        trees = torch.arange(len(self.left), device=z.device)[:, None]
+        at = torch.arange(len(z), device=z.device)
+        node = torch.zeros(len(self.left), len(z), dtype=torch.int64, device=z.device)  # t n
+        left, right, variable = (t.long() for t in (self.left, self.right, self.variable))
+        while True:
+            below = rows[at, variable[trees, node]] <= self.threshold[trees, node]
+            following = torch.where(below, left[trees, node], right[trees, node])
+            if torch.equal(following, node):
+                break
+            node = following
+        return torch.exp2(-self.depth[trees, node].mean(0) / self.unit)
+
+
+def _levels(tree: Any) -> np.ndarray:
+    """How many cuts lead to each node; children come after their parent."""
+    levels = np.zeros(tree.node_count)
+    for parent, children in enumerate(zip(tree.children_left, tree.children_right, strict=True)):
+        for child in children:
+            if child >= 0:
+                levels[child] = levels[parent] + 1
+    return levels
+
+
+def _failing(samples: np.ndarray) -> np.ndarray:
+    """Mean depth of a failing search in a tree of so many samples (equation 1)."""
+    n = np.maximum(samples.astype(float), 3)
+    many = 2 * (np.log(n - 1) + EULER) - 2 * (n - 1) / n
+    return np.where(samples > 2, many, np.where(samples == 2, 1.0, 0.0))
