@@ -65,6 +65,19 @@ ALONE: Sync = Alone()
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Sums over one pass of the data before a stage trains: a centre, a codebook, a last check."""
+
+    name: str
+    add: Callable[[Patches], list[Tensor]]
+    """The sums over one batch, without gradients; they are added over batches and workers."""
+    finish: Callable[[list[Tensor]], Row]
+    """What to do with the sums of everything; returns what to report."""
+    of: Literal["training", "validation"] = "training"
+    """The patches that are summed over: quantiles of a score belong to patches that nothing was learned from."""
+
+
+@dataclass(frozen=True)
 class Objective:
     """A loss and the parameters that are trained to lower it."""
 
@@ -80,19 +93,9 @@ class Objective:
     validates: bool = True
     """Whether early stopping looks at its validation loss; an adversary's says nothing. A stage in which
     none does trains all its epochs and keeps the last."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Sums over one pass of the data before a stage trains: a centre, a codebook, a last check."""
-
-    name: str
-    add: Callable[[Patches], list[Tensor]]
-    """The sums over one batch, without gradients; they are added over batches and workers."""
-    finish: Callable[[list[Tensor]], Row]
-    """What to do with the sums of everything; returns what to report."""
-    of: Literal["training", "validation"] = "training"
-    """The patches that are summed over: quantiles of a score belong to patches that nothing was learned from."""
+    then: Pass | None = None
+    """Sums over each batch after its step, added over workers: what moves without a gradient. What it returns is
+    reported as the mean over the epoch."""
 
 
 Stage = Sequence[Objective | Pass]
@@ -272,6 +275,7 @@ def _train(
     team.model.train()
     turns = cycle([pair for pair in zip(objectives, optimizers, strict=True) for _ in range(pair[0].repeats)])
     losses: dict[str, list[float]] = {}
+    moved: dict[str, list[float]] = {}
     for step, (part, (objective, optimizer)) in enumerate(zip(parts, turns, strict=False), 1):
         x, total, draw = team.receive(part, epoch, step)
         loss = team.loss(objective, x, draw) * (team.sync.world / total)
@@ -286,9 +290,12 @@ def _train(
             parameter.grad = gradient.view_as(parameter)
         optimizer.step()
         losses.setdefault(f"train_{objective.name}", []).append(float(flat[0]))
+        if objective.then:
+            for name, value in _summed(team, objective.then, [part]).items():
+                moved.setdefault(name, []).append(value)
     if not losses:
         raise TrainingError(f"there are no patches to train on in epoch {epoch}")
-    return {name: math.fsum(values) / len(values) for name, values in losses.items()}
+    return {name: math.fsum(values) / len(values) for name, values in (losses | moved).items()}
 
 
 @torch.no_grad()
@@ -313,9 +320,13 @@ def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches]
     return {"validation": loss / count}
 
 
-@torch.no_grad()
 def _make(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
     team.model.eval()
+    return _summed(team, item, parts)
+
+
+@torch.no_grad()
+def _summed(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
     sums: list[Tensor] = []
     for part in parts:
         new = item.add(part.to(like(team.model)))

@@ -16,7 +16,9 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
@@ -41,19 +43,26 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, width: int, outputs: int, padding: Padding, bias: bool = True) -> None:
         super().__init__()
-        side = side_of(padding)
         self.slides = padding == "valid"
-        widths = [channels, width, 2 * width, 4 * width]
-        layers: list[nn.Module] = [Centre()]
-        for before, after in pairwise(widths):
-            convolution = nn.Conv2d(before, after, 5, 2, 0 if self.slides else 2, bias=bias)
-            layers += [convolution, nn.LeakyReLU(SLOPE, inplace=True)]
-        self.cells = nn.Sequential(*layers)
-        self.head = nn.Linear(4 * width * side**2, outputs, bias=bias)
+        self.cells = downwards(channels, width, padding, bias)
+        self.head = nn.Linear(4 * width * side_of(padding) ** 2, outputs, bias=bias)
         self.apply(initialize)
 
     def forward(self, x: Patches) -> Latents:
         return self.head(self.cells(x).flatten(1))
+
+    def windows(self, cells: Float[Tensor, "n c ch cw"], stride: int) -> Float[Tensor, "n m gh gw"]:
+        """The head on every window of cells, so many cells apart.
+
+        One convolution a row of the window, not one for all: float32 loses digits in sums of 3,200 terms.
+        """
+        weight = self.head.weight.unflatten(1, (-1, WINDOW, WINDOW))  # m c 5 5
+        found = cells.new_zeros(1) if self.head.bias is None else self.head.bias[:, None, None]
+        for row in range(WINDOW):
+            line = weight[:, :, row : row + 1].contiguous(memory_format=torch.channels_last)
+            below = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
+            found = found + functional.conv2d(below, line, stride=stride)
+        return found
 
 
 class Decoder(nn.Module):
@@ -63,16 +72,29 @@ class Decoder(nn.Module):
         super().__init__()
         side = side_of(padding)
         self.head = nn.Linear(inputs, 4 * width * side**2)
-        layers: list[nn.Module] = [nn.Unflatten(1, (4 * width, side, side))]
-        widths = [4 * width, 2 * width, width, channels]
-        kernels, around = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
-        for kernel, (before, after) in zip(kernels, pairwise(widths), strict=True):
-            layers += [nn.LeakyReLU(SLOPE, inplace=True), nn.ConvTranspose2d(before, after, kernel, 2, *around)]
-        self.pixels = nn.Sequential(*layers, Centre(-0.5))
+        self.pixels = nn.Sequential(nn.Unflatten(1, (4 * width, side, side)), *upwards(channels, width, padding))
         self.apply(initialize)
 
     def forward(self, z: Latents) -> Patches:
         return self.pixels(self.head(z))
+
+
+def downwards(channels: int, width: int, padding: Padding, bias: bool = True) -> nn.Sequential:
+    """Pixels to cells of 4 * width channels, 8 px apart."""
+    layers: list[nn.Module] = [Centre()]
+    for before, after in pairwise([channels, width, 2 * width, 4 * width]):
+        convolution = nn.Conv2d(before, after, 5, 2, 0 if padding == "valid" else 2, bias=bias)
+        layers += [convolution, nn.LeakyReLU(SLOPE, inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def upwards(channels: int, width: int, padding: Padding) -> nn.Sequential:
+    """Cells of 4 * width channels to pixels."""
+    layers: list[nn.Module] = []
+    kernels, around = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
+    for kernel, (before, after) in zip(kernels, pairwise([4 * width, 2 * width, width, channels]), strict=True):
+        layers += [nn.LeakyReLU(SLOPE, inplace=True), nn.ConvTranspose2d(before, after, kernel, 2, *around)]
+    return nn.Sequential(*layers, Centre(-0.5))
 
 
 class Centre(nn.Module):

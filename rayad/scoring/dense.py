@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from rayad.arrays import GridMask, Image, Latents, Patches, Pixels, Scores, like
+from rayad.arrays import GridMask, Image, Latents, Patches, Scores, like
 from rayad.errors import ImageError
-from rayad.models._blocks import PATCH, STRIDE, WINDOW, Encoder
+from rayad.models._blocks import PATCH, STRIDE
 
 TILE = (576, 1152)
 """Rows and columns of an image, in px, whose cells are computed at once: in float32 at most 21 MB a layer."""
@@ -41,12 +40,28 @@ class Scorer(Protocol):
     def scores(self, x: Patches) -> dict[str, Scores]: ...
 
 
+@runtime_checkable
+class Sliding(Protocol):
+    """An encoder that goes over whole images: the cells of an image contain those of every patch."""
+
+    slides: bool
+    """It does, with its padding."""
+
+    def cells(self, x: Patches) -> Tensor:
+        """Cells 8 px apart, n c h w."""
+        ...
+
+    def windows(self, cells: Tensor, stride: int) -> Tensor:
+        """The latents of every window of 5x5 cells, so many cells apart, n m gh gw."""
+        ...
+
+
 def places(h: int, w: int, step: int) -> tuple[Rows, Columns]:
     """Rows and columns of the grid's places, in px."""
     return np.arange(step // 2, h, step), np.arange(step // 2, w, step)
 
 
-def encode(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = None) -> Latents:
+def encode(model: nn.Module, pixels: Image, step: int, mask: GridMask | None = None) -> Latents:
     """The latents of the places in the mask, or of all, row by row; the decoder does not run.
 
     Computed in the precision of the model; bfloat16 comes back as float32.
@@ -59,7 +74,7 @@ def encode(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = 
     return torch.cat(latents)[_row_by_row(where)]
 
 
-def likelihood(model: nn.Module, log_prob: LogProb, pixels: Pixels, step: int, mask: GridMask | None = None) -> Scores:
+def likelihood(model: nn.Module, log_prob: LogProb, pixels: Image, step: int, mask: GridMask | None = None) -> Scores:
     """-log p of the latents of the places in the mask, or of all, row by row, in nats; higher is more anomalous.
 
     Encoder and density go over the image in one pass, tile by tile: of the latents no more than a tile's are kept.
@@ -72,23 +87,23 @@ def likelihood(model: nn.Module, log_prob: LogProb, pixels: Pixels, step: int, m
     return torch.cat(scores)[_row_by_row(where)]
 
 
-def _parts(model: nn.Module, pixels: Pixels, step: int, wanted: GridMask) -> Iterator[tuple[Indices, Latents]]:
+def _parts(model: nn.Module, pixels: Image, step: int, wanted: GridMask) -> Iterator[tuple[Indices, Latents]]:
     """The latents of the wanted places, a part of the image after the other, with the places' indices in the grid.
 
     There is at least one part, maybe empty.
     """
     index = np.arange(wanted.size).reshape(wanted.shape)
     encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, Encoder) or not encoder.slides or step % STRIDE or not wanted.any():
+    if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE or not wanted.any():
         yield index[wanted], encode_patches(model, pixels, step, wanted)
         return
     rows, columns, _ = _grid(pixels, step, wanted)
-    image = _continued(pixels, model)
+    image = _continued(pixels, model)[None]
     for tile in _tiles(wanted, step):
         (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
         with torch.no_grad():
-            cells = encoder.cells(image[None, None, top : bottom + PATCH, left : right + PATCH])
-            latents = _windows(encoder.head, cells, step // STRIDE)[0].permute(1, 2, 0)
+            cells = encoder.cells(image[:, :, top : bottom + PATCH, left : right + PATCH])
+            latents = encoder.windows(cells, step // STRIDE)[0].permute(1, 2, 0)
         yield index[tile][wanted[tile]], _full_precision(latents[torch.from_numpy(wanted[tile])])
 
 
@@ -98,7 +113,7 @@ def _row_by_row(where: Sequence[Indices]) -> Tensor:
 
 
 def encode_patches(
-    model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = None, *, batch: int = BATCH
+    model: nn.Module, pixels: Image, step: int, mask: GridMask | None = None, *, batch: int = BATCH
 ) -> Latents:
     """The latents of the places in the mask, or of all, patch by patch: for any model and any step.
 
@@ -108,20 +123,6 @@ def encode_patches(
     scorer = cast(Scorer, model)
     with torch.no_grad():
         found = [scorer.encode(x) for x in _patches(model, pixels, step, mask, batch)]
-    return _full_precision(torch.cat(found))
-
-
-def reconstruction(
-    model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None = None, *, batch: int = BATCH
-) -> Scores:
-    """The reconstruction score of the places in the mask, or of all, row by row; higher is more anomalous.
-
-    Raises:
-        ImageError: the image is smaller than a patch.
-    """
-    scorer = cast(Scorer, model)
-    with torch.no_grad():
-        found = [scorer.scores(x)["reconstruction"] for x in _patches(model, pixels, step, mask, batch)]
     return _full_precision(torch.cat(found))
 
 
@@ -144,38 +145,26 @@ def patch_scores(
     return _full_precision(torch.cat(found))
 
 
-def _windows(head: nn.Linear, cells: Tensor, stride: int) -> Tensor:
-    """The head on every window of cells, n c h w -> n m gh gw.
-
-    One convolution a row of the window, not one for all: float32 loses digits in sums of 3,200 terms.
-    """
-    weight = head.weight.unflatten(1, (-1, WINDOW, WINDOW))  # m c 5 5
-    found = cells.new_zeros(1) if head.bias is None else head.bias[:, None, None]
-    for row in range(WINDOW):
-        line = weight[:, :, row : row + 1].contiguous(memory_format=torch.channels_last)
-        below = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
-        found = found + functional.conv2d(below, line, stride=stride)
-    return found
-
-
-def _patches(model: nn.Module, pixels: Pixels, step: int, mask: GridMask | None, batch: int) -> Iterator[Patches]:
+def _patches(model: nn.Module, pixels: Image, step: int, mask: GridMask | None, batch: int) -> Iterator[Patches]:
     """The patches of the places in the mask in batches; at least one, maybe empty."""
     rows, columns, wanted = _grid(pixels, step, mask)
-    windows = _continued(pixels, model).unfold(0, PATCH, 1).unfold(1, PATCH, 1)  # h w 64 64, a view
+    windows = _continued(pixels, model).unfold(1, PATCH, 1).unfold(2, PATCH, 1)  # c h w 64 64, a view
     k, j = np.nonzero(wanted)
     top, left = torch.from_numpy(rows[k]), torch.from_numpy(columns[j])
     for start in range(0, max(len(top), 1), batch):
-        yield windows[top[start : start + batch], left[start : start + batch]][:, None]
+        yield windows[:, top[start : start + batch], left[start : start + batch]].transpose(0, 1)
 
 
-def _continued(pixels: Pixels, model: nn.Module) -> Tensor:
-    """The image with half a patch of its reflection around it: the patch of (r, c) begins there at (r, c)."""
-    return torch.from_numpy(np.pad(pixels, PATCH // 2, mode="reflect")).to(like(model))
+def _continued(pixels: Image, model: nn.Module) -> Tensor:
+    """The image, c h w, with half a patch of its reflection around it: the patch of (r, c) begins there at (r, c)."""
+    half = PATCH // 2
+    padded = np.pad(pixels, [(half, half), (half, half)] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
+    return torch.from_numpy(np.moveaxis(padded.reshape(*padded.shape[:2], -1), 2, 0)).to(like(model))
 
 
-def _grid(pixels: Pixels, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
+def _grid(pixels: Image, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
     """Rows and columns of the grid's places, and which of them are wanted."""
-    h, w = pixels.shape
+    h, w = pixels.shape[:2]
     if min(h, w) < PATCH:
         raise ImageError(f"an image of at least {PATCH}x{PATCH} px is wanted to score patches, not {h}x{w}")
     rows, columns = places(h, w, step)

@@ -7,7 +7,7 @@ from torch import nn
 
 from rayad.arrays import Latents, Patches, Pixels
 from rayad.errors import ImageError
-from rayad.models import bvae, cae
+from rayad.models import bvae, cae, vqvae
 from rayad.scoring import dense
 
 
@@ -111,11 +111,15 @@ def test_a_mask_picks_its_places_row_by_row(step):
     assert difference(dense.encode(encoder, pixels, step, mask), everywhere[mask.ravel()]) < 1e-12
 
 
+def error(of: nn.Module):
+    return lambda x: of.scores(x)["reconstruction"]
+
+
 def test_an_empty_mask_gives_nothing():
     nowhere = np.zeros((5, 5), bool)
     assert dense.encode(model(), image(80, 80), 16, nowhere).shape == (0, 6)
     assert dense.encode_patches(model(), image(80, 80), 16, nowhere).shape == (0, 6)
-    assert dense.reconstruction(model(), image(80, 80), 16, nowhere).shape == (0,)
+    assert dense.patch_scores(model(), error(model()), image(80, 80), 16, nowhere).shape == (0,)
 
 
 def test_only_tissue_is_convolved(monkeypatch):
@@ -142,13 +146,14 @@ def test_reconstruction_scores_are_those_of_the_patches(padding):
     x = torch.from_numpy(np.stack([patch(pixels, r, c) for r, c in places]))[:, None].double()
     with torch.no_grad():
         truth = (x - scorer.reconstruct(x)).square().mean((1, 2, 3))
-    found = dense.reconstruction(scorer, pixels, 16, mask, batch=5)
+    found = dense.patch_scores(scorer, error(scorer), pixels, 16, mask, batch=5)
     assert found.numpy() == pytest.approx(truth.numpy(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("h", "w"), [(63, 100), (100, 63), (1, 1)])
 def test_an_image_smaller_than_a_patch_is_refused(h, w):
-    for score in (dense.encode, dense.encode_patches, dense.reconstruction):
+    scores = dense.encode, dense.encode_patches, lambda m, *rest: dense.patch_scores(m, error(m), *rest)
+    for score in scores:
         with pytest.raises(ImageError, match=f"64x64 px.*{h}x{w}"):
             score(model(), image(h, w), 16)
 
@@ -189,3 +194,25 @@ def test_the_likelihood_in_one_pass_is_that_of_all_latents(step, monkeypatch):
     truth = -log_prob(dense.encode(encoder, pixels, step, mask))
     monkeypatch.setattr(dense, "TILE", (96, 128))
     torch.testing.assert_close(dense.likelihood(encoder, log_prob, pixels, step, mask), truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", [8, 16])
+def test_codes_of_a_whole_image_are_those_of_its_patches(step):
+    torch.manual_seed(0)
+    quantized = vqvae.Config(width=4, codes=16, embedding=8, padding="valid").build().double()
+    pixels = image(120, 150)
+    assert torch.equal(dense.encode(quantized, pixels, step), dense.encode_patches(quantized, pixels, step))
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_colour_images_are_scored_as_their_patches(padding):
+    torch.manual_seed(0)
+    coloured = cae.Config(width=4, latents=6, channels=3, padding=padding).build().double()
+    pixels = np.random.default_rng(4).random((90, 110, 3), dtype=np.float32)
+    rows, columns = dense.places(90, 110, 16)
+    padded = np.pad(pixels, ((32, 32), (32, 32), (0, 0)), mode="reflect")
+    x = torch.stack([torch.from_numpy(padded[r : r + 64, c : c + 64]).movedim(2, 0) for r in rows for c in columns])
+    with torch.no_grad():
+        truth, errors = coloured.encode(x.double()), coloured.scores(x.double())["reconstruction"]
+    torch.testing.assert_close(dense.encode(coloured, pixels, 16), truth)
+    torch.testing.assert_close(dense.patch_scores(coloured, error(coloured), pixels, 16), errors)
