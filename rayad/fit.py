@@ -18,7 +18,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from rayad.arrays import Patches, Scores, like
 from rayad.errors import OptionError, TrainingError
@@ -87,7 +87,9 @@ class Objective:
     parameters: list[nn.Parameter]
     learning_rate: float
     optimizer: str = "adam"
-    """Or "sgd"."""
+    """Or "sgd", "rmsprop"."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
     repeats: int = 1
     """Batches in a row, in a round over the stage's objectives; a batch serves one step of one objective."""
     validates: bool = True
@@ -345,11 +347,13 @@ def _goes_on(progress: Progress, schedule: Schedule) -> bool:
 def _optimizer(objective: Objective) -> Optimizer:
     match objective.optimizer:
         case "adam":
-            return Adam(objective.parameters, lr=objective.learning_rate)
+            return Adam(objective.parameters, lr=objective.learning_rate, betas=objective.betas)
         case "sgd":
             return SGD(objective.parameters, lr=objective.learning_rate)
+        case "rmsprop":
+            return RMSprop(objective.parameters, lr=objective.learning_rate)
         case other:
-            raise OptionError(f"optimizer must be adam or sgd, not {other!r}")
+            raise OptionError(f"optimizer must be adam, sgd or rmsprop, not {other!r}")
 
 
 def _start_equal(model: nn.Module, sync: Sync) -> None:

@@ -1,0 +1,194 @@
+"""A masked diffusion model: what it draws into a hidden box, from the noisy rest, is how healthy tissue would go on.
+
+Iqbal et al., "Unsupervised Anomaly Detection in Medical Images Using Masked Diffusion Model", MLMI 2023; diffusion
+after Ho et al. 2020 with the cosine schedule of Nichol and Dhariwal 2021 (equation 17). A network sees
+
+    x_t = sqrt(a_t) m(x) + sqrt(1 - a_t) noise,
+
+m(x) the patch with a part hidden (a box, or a band of its frequencies), and predicts x itself; the loss is the mean
+absolute error, as theirs. At test the patch is cut into boxes; each is hidden once, at t = T / 2, and drawn from the
+rest in one call. The score is the mean absolute difference of the patch to its drawn boxes. The noise at test is one
+fixed pattern, so that a score is the same each time and depends on no other patch. Pixels are in [-1, 1] inside.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayad.arrays import Latents, Patches, Scores
+from rayad.errors import OptionError
+from rayad.fit import Draw, Objective, Pass
+from rayad.models._blocks import PATCH
+
+Maps = Float[Tensor, "n k mh mw"]
+GROUPS = 1
+"""Of the normalization, a patch at a time; groups of few channels lose how bright the patch is."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyperparameters of the diffusion model."""
+
+    width: int = 8
+    """Channels of the widest maps; each of three halvings doubles them. The paper's network has 128."""
+    steps: int = 1000
+    """T: of the diffusion."""
+    boxes: int = 2
+    """Boxes along each side of a patch that are hidden in turn at test: so many squared calls a patch."""
+    hidden: Literal["boxes", "frequencies"] = "boxes"
+    """What is hidden in training: a box of a quarter to half of the side, or a band of the patch's frequencies."""
+    channels: int = 1
+    """1 for grey patches, 3 for colour."""
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise OptionError(f"width of a diffusion model must be at least 1, not {self.width}")
+        if self.steps < 2 or self.boxes < 1 or PATCH % self.boxes:
+            raise OptionError(
+                f"steps must be at least 2 and boxes divide {PATCH} px, not {self.steps} and {self.boxes}"
+            )
+        if self.hidden not in ("boxes", "frequencies"):
+            raise OptionError(f"hidden in training are boxes or frequencies, not {self.hidden!r}")
+
+    def build(self) -> "MaskedDiffusion":
+        """An untrained model of this size."""
+        return MaskedDiffusion(self)
+
+
+class MaskedDiffusion(nn.Module):
+    """A U-shaped network that predicts a patch from a noisy part of it."""
+
+    noise: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, d = config, config.width
+        self.latents = 8 * d
+        self.time = nn.Sequential(nn.Linear(2 * d, 4 * d), nn.SiLU(), nn.Linear(4 * d, 4 * d))
+        self.first = nn.Conv2d(config.channels, d, 3, padding=1)
+        widths = [d, 2 * d, 4 * d, 8 * d]
+        self.down = nn.ModuleList(
+            Block(before, after, 4 * d) for before, after in zip([d, *widths], widths, strict=False)
+        )
+        self.up = nn.ModuleList(
+            Block(below + beside, beside, 4 * d) for below, beside in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.last = nn.Sequential(nn.GroupNorm(GROUPS, d), nn.SiLU(), nn.Conv2d(d, config.channels, 3, padding=1))
+        pattern = torch.randn(config.channels, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("noise", pattern)
+
+    def encode(self, x: Patches) -> Latents:
+        """The network's smallest maps of the patch without noise, the mean over their pixels."""
+        return self._narrowed(2 * x - 1, x.new_zeros(len(x)))[-1].flatten(2).mean(2)
+
+    def reconstruct(self, x: Patches) -> Patches:
+        """The patch with every box drawn from the rest, in [0, 1]."""
+        return (self._drawn(2 * x - 1) + 1) / 2
+
+    def scores(self, x: Patches) -> dict[str, Scores]:
+        """The mean absolute difference of each patch to its drawn boxes, in full scales."""
+        return {"reconstruction": (x - self.reconstruct(x)).abs().flatten(1).mean(1)}
+
+    def stages(self) -> list[list[Objective | Pass]]:
+        """One objective."""
+        return [[Objective("diffusion", self.loss, list(self.parameters()), self.config.learning_rate)]]
+
+    def loss(self, x: Patches, draw: Draw) -> Scores:
+        """The mean absolute error of each patch's prediction, at a random time and with a random part hidden."""
+        real = 2 * x - 1
+        uniform = torch.special.ndtr(draw(5))  # time; place, size or band
+        time = (uniform[:, 0] * self.config.steps).floor().clamp_max(self.config.steps - 1) + 1
+        masked = self._hidden(real, uniform[:, 1:])
+        noisy = self._noisy(masked, time, draw(*x.shape[1:]))
+        return (real - self.predict(noisy, time)).abs().flatten(1).mean(1)
+
+    def predict(self, noisy: Patches, time: Float[Tensor, " n"]) -> Patches:
+        """x from x_t and t."""
+        maps = self._narrowed(noisy, time)
+        x, embedded = maps.pop(), self._embedded(time)
+        for block in self.up:
+            beside = maps.pop()
+            x = block(torch.cat([functional.interpolate(x, scale_factor=2), beside], 1), embedded)
+        return self.last(x)
+
+    def _narrowed(self, noisy: Patches, time: Float[Tensor, " n"]) -> list[Tensor]:
+        """The maps of every size, the largest first."""
+        x, embedded, maps = self.first(noisy), self._embedded(time), []
+        for i, block in enumerate(self.down):
+            x = block(functional.avg_pool2d(x, 2) if i else x, embedded)
+            maps.append(x)
+        return maps
+
+    def _embedded(self, time: Float[Tensor, " n"]) -> Tensor:
+        """Sines and cosines of the time, at frequencies between 1 and 1 / 10,000 (Vaswani et al. 2017, section 3.5)."""
+        d = self.config.width
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(d).to(time) / d)
+        angle = time[:, None] * frequencies
+        return self.time(torch.cat([angle.sin(), angle.cos()], 1))
+
+    def _noisy(self, x: Patches, time: Float[Tensor, " n"], noise: Tensor) -> Patches:
+        kept = signal(time / self.config.steps)[:, None, None, None]
+        return kept.sqrt() * x + (1 - kept).sqrt() * noise
+
+    def _hidden(self, x: Patches, uniform: Float[Tensor, "n 4"]) -> Patches:
+        """The patches with a part set to mid-grey, or with a band of frequencies left out."""
+        if self.config.hidden == "frequencies":
+            return without_band(x, uniform[:, :2])
+        side = PATCH / 4 * (1 + uniform[:, 2:])  # n 2
+        first = uniform[:, :2] * (PATCH - side)
+        at = torch.arange(PATCH).to(x)
+        rows = (at >= first[:, :1]) & (at < first[:, :1] + side[:, :1])
+        columns = (at >= first[:, 1:]) & (at < first[:, 1:] + side[:, 1:])
+        return x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0)
+
+    def _drawn(self, real: Patches) -> Patches:
+        """Every box drawn from the rest, at half of the diffusion."""
+        time, side, out = real.new_full((len(real),), self.config.steps // 2), PATCH // self.config.boxes, real.clone()
+        for i in range(self.config.boxes):
+            for j in range(self.config.boxes):
+                box = (..., slice(i * side, (i + 1) * side), slice(j * side, (j + 1) * side))
+                masked = real.clone()
+                masked[box] = 0
+                out[box] = self.predict(self._noisy(masked, time, self.noise.to(real)), time)[box].to(real)
+        return out
+
+
+class Block(nn.Module):
+    """Two convolutions with a residual path; the time shifts the channels between them."""
+
+    def __init__(self, before: int, after: int, time: int) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.GroupNorm(GROUPS, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
+        self.shift = nn.Linear(time, after)
+        self.two = nn.Sequential(nn.GroupNorm(GROUPS, after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1))
+        self.short = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Maps, time: Float[Tensor, "n e"]) -> Float[Tensor, "n k2 mh mw"]:
+        between = self.one(x) + self.shift(time)[:, :, None, None]
+        return self.short(x) + self.two(between)
+
+
+def signal(share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """a_t, the share of the variance that is still the patch, at a share of the time (Nichol and Dhariwal, eq. 17)."""
+    s = 0.008
+
+    def f(u: Tensor) -> Tensor:
+        return torch.cos((u + s) / (1 + s) * math.pi / 2).square()
+
+    return (f(share) / f(torch.zeros_like(share))).clamp(1e-5, 1)
+
+
+def without_band(x: Patches, uniform: Float[Tensor, "n 2"]) -> Patches:
+    """The patches without the frequencies in a ring: its inner radius uniform over all, its width up to a quarter."""
+    spectrum = torch.fft.rfft2(x)
+    rows, columns = torch.fft.fftfreq(PATCH).to(x), torch.fft.rfftfreq(PATCH).to(x)
+    radius = (rows[:, None].square() + columns.square()).sqrt() * 2  # 1 at the Nyquist frequency
+    inner, width = uniform[:, 0, None, None], uniform[:, 1, None, None] / 4
+    inside = (radius >= inner) & (radius < inner + width) & (radius > 0)
+    return torch.fft.irfft2(spectrum.masked_fill(inside[:, None], 0), s=x.shape[2:])
