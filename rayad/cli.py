@@ -18,7 +18,7 @@ from rayad import catalog, storage
 from rayad.density.em import EM
 from rayad.errors import OptionError, RayadError
 from rayad.fit import Schedule
-from rayad.on_ray.resources import Workers, keep_private
+from rayad.on_ray.resources import Strips, Workers, keep_private
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
@@ -162,6 +162,7 @@ class Train:
     settings: Settings = ()
     """Fields of the model's Config, such as latents=32 or padding=same."""
     schedule: Schedule = Schedule()
+    strips: Strips = Strips()
     workers: Workers = Workers()
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -173,7 +174,8 @@ class Train:
         config = catalog.configure("models", self.model, self.settings)
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with cluster(self.address):
-            stages.train_detector(self.name or self.model, corpus, self.model, config, self.schedule, self.workers, out)
+            name = self.name or self.model
+            stages.train_detector(name, corpus, self.model, config, self.schedule, self.workers, out, self.strips)
         print(f"The detector is at {self.out}")
 
 

@@ -7,6 +7,7 @@ from rayad.catalog import Settings
 from rayad.density.em import EM
 from rayad.errors import OptionError
 from rayad.fit import Schedule
+from rayad.imaging import dermoscopy
 from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
@@ -195,11 +196,14 @@ _LATENT_DETECTORS = {
 """Label -> plug-in: what the literature puts in the circuit's place, on the same latents."""
 _PLACE = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
 
+_FIRST = ("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn")
+"""The seven of Dietrichstein et al. 2022."""
+
 _DETECTORS = replace(
     _MIAS,
     name="detectors",
     kinds=("mass", "calcification", "distortion", "asymmetry"),
-    order=("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn"),
+    order=_FIRST,
     dense=("D",),
     lines=(
         replace(
@@ -209,7 +213,7 @@ _DETECTORS = replace(
                 "cae": Model(),
                 "bvae": Model(),
                 "vqvae": Model({"padding": "same"}),
-                "fanogan": Model(),
+                "fanogan": Model(epochs=20),
                 "cvad": Model(),
                 "deep_svdd": Model(),
                 "implicit_field": Model(),
@@ -259,4 +263,60 @@ _DETECTORS = replace(
     },
 )
 
-_RECIPES = {recipe.name: recipe for recipe in (_DEMO, _MIAS, _DETECTORS)}
+_COLOUR = {"channels": 3}
+_SKIN_ROWS = {
+    "cae": Row("cae"),
+    "bvae": Row("bvae", "elbo"),
+    "vqvae": Row("vqvae"),
+    "fanogan": Row("fanogan"),
+    **{f"{model}-spn": Row(model, "likelihood", "spn") for model in ("cae", "bvae", "vqvae")},
+    "bvae-reconstruction": Row("bvae", "reconstruction"),
+    "bvae-divergence": Row("bvae", "divergence"),
+    "cae-ssim": Row("cae", "ssim"),
+    "cae-maximum": Row("cae", "maximum"),
+    **{f"cae-{label}": Row("cae", "likelihood", label) for label in ("mixture", "gaussian", "kde")},
+    **{f"cae-{label}": Row("cae", "novelty", label) for label in ("svm", "forest", "lof", "som", "dbn")},
+    "cvad": Row("cvad"),
+    "deep_svdd": Row("deep_svdd", "distance"),
+    "mddpm": Row("mddpm"),
+    "pca": Row("pca"),
+    "lbp": Row("lbp", "distance"),
+    "glcm": Row("glcm", "distance"),
+}
+
+
+def _dermoscopy(name: str, epochs: int) -> Recipe:
+    """Whole images of benign skin as patches, after Mukesh et al. 2022; malignant ones should score higher."""
+    line = Line(
+        name="",
+        ingest=Ingest(dermoscopy.Preprocessing(), Sampling(1, 0.0, where="centre"), shard_patches=512),
+        floors={name: (name, Aggregation()) for name in ("brightness", "local-deviation")},
+        models={
+            **{label: Model(_COLOUR) for label in ("cae", "bvae", "cvad", "deep_svdd", "mddpm", "pca", "lbp", "glcm")},
+            "vqvae": Model({**_COLOUR, "padding": "same"}),
+            "fanogan": Model(_COLOUR, epochs=2 * epochs),
+        },
+        densities={
+            "spn": Density({"inputs": 20, "replicas": 10}),
+            **{label: Density(name=plugin) for label, plugin in _LATENT_DETECTORS.items()},
+        },
+        rows=_SKIN_ROWS,
+        schedule=Schedule(epochs=epochs, batch=32),
+        em=EM(),
+    )
+    return Recipe(
+        name=name,
+        dataset="isic",
+        kinds=("malignant",),
+        lines=(line,),
+        combined={"spn-mean": Combined("mean", ("cae-spn", "bvae-spn", "vqvae-spn"))},
+        step_mm=64.0,
+        order=_FIRST,
+        why="Sizes and rates of the mammograms' recipe; nothing was chosen on these images.",
+    )
+
+
+_RECIPES = {
+    recipe.name: recipe
+    for recipe in (_DEMO, _MIAS, _DETECTORS, _dermoscopy("isic", epochs=60), _dermoscopy("ham10000", epochs=20))
+}

@@ -95,6 +95,11 @@ def read_grey(url: str) -> Pixels:
     return raster.grey(raster.read(url), url)
 
 
+def read_colour(url: str) -> Image:
+    """The image at the URL with its colours; ImageError if it is grey."""
+    return raster.colour(raster.read(url), url)
+
+
 def circle_mask(shape: tuple[int, int], circle: tuple[float, float, float]) -> Mask:
     """Pixels of an image whose centre is at most the radius away from the circle's centre."""
     row, col, radius = circle

@@ -1,4 +1,4 @@
-"""Any folder of grey images, with or without a table of what is in them.
+"""Any folder of grey or colour images, with or without a table of what is in them.
 
 ``labels.csv`` in the folder has a row an image, or a row a lesion, and at least the column ``image``, the
 file's path below the folder. The other columns may be missing or empty: ``patient``, ``label`` (normal or
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image as Pillow
 
 from rayad import storage
-from rayad.arrays import Mask, Pixels
-from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_grey, read_mask, shortened
+from rayad.arrays import Image, Mask
+from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_colour, read_grey, read_mask, shortened
 from rayad.errors import DatasetError
 
 LABELS = "labels.csv"
@@ -44,7 +44,7 @@ Meaning = TypeVar("Meaning")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Any folder or URL of grey PNG, PGM, TIFF or JPEG images; labels.csv in it is optional."""
+    """Any folder or URL of PNG, PGM, TIFF or JPEG images; labels.csv in it is optional."""
 
     source: str = ""
     """The folder; images in folders below it count too."""
@@ -52,6 +52,8 @@ class Dataset:
     """Pixel spacing of images for which labels.csv has none; 0: not known, so labels.csv must have it."""
     healthy: bool = False
     """Images without a label are healthy; otherwise nobody knows, and they neither train nor test."""
+    colour: bool = False
+    """Images have colours; where nothing says their spacing, a pixel counts as a mm."""
 
     def exams(self) -> list[Exam]:
         """An exam an image, called as its path without the ending.
@@ -72,13 +74,18 @@ class Dataset:
             raise DatasetError(f"{shortened(bare)}: no spacing_mm, in the options or in {LABELS}")
         return exams
 
-    def pixels(self, exam: Exam) -> Pixels:
-        """The image in the file; ImageError if it has colours."""
-        return read_grey(exam.url)
+    def pixels(self, exam: Exam) -> Image:
+        """The image in the file; ImageError if it has colours and none are wanted, or none and they are."""
+        return read_colour(exam.url) if self.colour else read_grey(exam.url)
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The lesion's mask or else its circle; DatasetError if a mask has not the shape of the image."""
-        return read_mask(exam, lesion, self.pixels(exam).shape)
+        height, width = self.pixels(exam).shape[:2]
+        return read_mask(exam, lesion, (height, width))
+
+    @property
+    def _spacing_mm(self) -> float:
+        return self.spacing_mm or float(self.colour)
 
     def _exam(self, files: dict[str, str], path: str, rows: list[Row]) -> Exam:
         name = posixpath.splitext(path)[0]
@@ -97,7 +104,7 @@ class Dataset:
             view=facts["view"].upper(),
             laterality=_meaning(path, "laterality", facts["laterality"], LATERALITY),
             density=facts["density"],
-            spacing_mm=_positive(path, "spacing_mm", facts["spacing_mm"] or str(self.spacing_mm), zero=True),
+            spacing_mm=_positive(path, "spacing_mm", facts["spacing_mm"] or str(self._spacing_mm), zero=True),
             lesions=lesions,
         )
 
@@ -218,4 +225,4 @@ def _word(meaning: Meaning, meanings: dict[str, Meaning]) -> str:
 
 def _write_png(url: str, pixels: np.ndarray) -> None:
     with storage.writing(url) as file:
-        Image.fromarray(pixels).save(file, "PNG")
+        Pillow.fromarray(pixels).save(file, "PNG")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
-from rayad.arrays import Grid, GridMask, Mask, Pixels
+from rayad.arrays import Grid, GridMask, Image, Mask, Pixels
 
 LOW, HIGH = 0.5, 0.999
 """Healthy quantiles where color begins and where it is strongest."""
@@ -40,7 +40,7 @@ class View:
     """An image as pictures show it, with the grid its scores are on."""
 
     name: str
-    pixels: Pixels
+    pixels: Image
     spacing_mm: float
     rows: Int[np.ndarray, " gh"]
     """Rows of the places' centers, px of `pixels`."""
@@ -72,7 +72,7 @@ class Healthy:
 
 def overlay(view: View, found: Map, *, title: str = "") -> bytes:
     """One image under its heatmap, with mask contour, scale bar and color bar."""
-    height, width = view.pixels.shape
+    height, width = view.pixels.shape[:2]
     tall = 7.0
     figure = _figure(tall * width / height + 1.1, tall)
     axes = figure.subplots()
@@ -90,7 +90,7 @@ def overlay(view: View, found: Map, *, title: str = "") -> bytes:
 
 def explained(view: View, found: Map, healthy: Healthy) -> bytes:
     """Side by side: the image, the image under its heatmap, its healthy counterfactual, and the difference."""
-    height, width = view.pixels.shape
+    height, width = view.pixels.shape[:2]
     tall = 5.0
     figure = _figure(4 * tall * width / height + 2.2, tall + 0.5)
     one, two, three, four = grid = figure.subplots(1, 4)
@@ -113,7 +113,7 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
 
 def thumbnail(view: View, found: Map, height_px: int = 260) -> bytes:
     """The overlay alone, without words or bars, for lists of images."""
-    height, width = view.pixels.shape
+    height, width = view.pixels.shape[:2]
     figure = Figure(figsize=(height_px * width / height / DPI, height_px / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     _image(axes, view)
@@ -185,7 +185,7 @@ def distributions(scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]]) -
 
 
 def _fill_row(row: np.ndarray, view: View, found: Sequence[Map]) -> None:
-    height, width = view.pixels.shape
+    height, width = view.pixels.shape[:2]
     for axes in row:
         _image(axes, view)
     row[0].set_ylabel(view.name, fontsize=9)
@@ -249,7 +249,7 @@ def _image(axes: Axes, view: View) -> None:
     _gray(axes, view.pixels)
 
 
-def _gray(axes: Axes, pixels: Pixels) -> None:
+def _gray(axes: Axes, pixels: Image) -> None:
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=max(1e-6, float(np.quantile(pixels, 0.999))))
     _bare(axes)
 
@@ -325,7 +325,7 @@ def _outline_pixels(axes: Axes, truth: Mask) -> None:
 
 def _window(view: View, found: Map) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of the tissue with 5 mm around it; the whole image where there is none."""
-    height, width = view.pixels.shape
+    height, width = view.pixels.shape[:2]
     places = np.argwhere(~np.isnan(found.healthy_quantile))
     if places.size == 0:
         return -0.5, width - 0.5, height - 0.5, -0.5

@@ -40,6 +40,8 @@ class Scored:
     """The kinds of lesion in this image, each with its places; none where the corpus gives the kind but no place."""
     step_mm: float
     """Distance of neighboring places, in mm."""
+    group: str = ""
+    """A part of the images for which figures are given apart, such as those of dense breasts; "" where it has none."""
 
     def __post_init__(self) -> None:
         if self.truth and self.diseased is False:

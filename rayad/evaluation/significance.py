@@ -5,6 +5,7 @@ patient are not independent. Where there are too few patients for a test to spea
 says why; `floor` is the smallest p that so many patients could have given.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,34 @@ def wilcoxon(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]])
     note = f"{d.size} patients cannot give p below {floor:.2g}" if floor > 0.01 else ""
     p = float(stats.wilcoxon(d[d != 0])[1]) if n else 1.0  # type: ignore[reportArgumentType]  (statistic, p)
     return Difference("Wilcoxon", float(d.mean()), None, None, p, floor, d.size, note)
+
+
+def unpaired(a: Mapping[str, float], b: Mapping[str, float], resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Mann-Whitney test between two groups of patients, each with a figure such as its images' mean AUROC.
+
+    The interval of the difference of the means is by resampling the patients of each group.
+
+    Args:
+        a: patient id -> figure, of the one group.
+        b: the same of the other group.
+
+    Raises:
+        Undefined: a group has no patient.
+    """
+    if not a or not b:
+        raise Undefined(f"two groups need patients, got {len(a)} and {len(b)}")
+    x, y = np.array(list(a.values())), np.array(list(b.values()))
+    total = x.size + y.size
+    floor = min(1.0, 2 / math.comb(total, x.size))
+    difference = float(x.mean() - y.mean())
+    note = f"{x.size} and {y.size} patients cannot give p below {floor:.2g}" if floor > 0.01 else ""
+    p = float(stats.mannwhitneyu(x, y, alternative="two-sided").pvalue)
+    if min(x.size, y.size) < MIN_PATIENTS:
+        return Difference("Mann-Whitney", difference, None, None, p, floor, total, note)
+    generator = np.random.default_rng(seed)
+    drawn = [values[generator.integers(values.size, size=(resamples, values.size))].mean(1) for values in (x, y)]
+    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    return Difference("Mann-Whitney", difference, float(low), float(high), p, floor, total, note)
 
 
 def concordance(pool: Pool) -> Float[np.ndarray, "p p"]:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from rayad.arrays import GridMask
 from rayad.evaluation import bootstrap, froc, metrics, significance, surface
 from rayad.evaluation.metrics import Pool, Scored, Undefined
+from rayad.scoring.calibrate import image_score
 
 Row = dict[str, object]
 
@@ -63,9 +64,51 @@ def rows(
         | _place_figures(scored, kind, options)
         | _image_figures(scored, kind, threshold, options)
         | _exam_figures(scored, kind, options)
+        | _single_image_figures(scored, kind, options)
         | {"froc": _froc(scored, kind, options)}
         for kind in kinds
     ]
+
+
+def group_rows(
+    detector: str, scored: Sequence[Scored], kinds: Sequence[str], *, options: Options = Options()
+) -> tuple[list[Row], list[Row]]:
+    """Figures for the groups of images apart, and whether the groups differ.
+
+    A detector that finds lesions less well in dense breasts has a lower image-wise AUROC there; the test is between
+    the patients of two groups (those with images in both count in each).
+    """
+    found: list[Row] = []
+    tested: list[Row] = []
+    groups = sorted({image.group for image in scored} - {""})
+    for kind in kinds:
+        aucs = {g: _of_patients([image for image in scored if image.group == g], kind) for g in groups}
+        for group in groups:
+            own = [image for image in scored if image.group == group]
+            counts = _counts(own, kind)
+            figures = _place_figures(own, kind, options) | _image_wise(own, kind, options)
+            named = {name: figures[name] for name in ("pixel_auc", "image_wise_auc")}
+            head: Row = {"detector": detector, "lesion": kind, "group": group}
+            found.append(head | {name: counts[name] for name in ("images", "patients")} | named)
+        for a, b in combinations(groups, 2):
+            head = {"detector": detector, "lesion": kind, "a": a, "b": b, "figure": "image_wise_auc"}
+            try:
+                tested.append(head | vars(significance.unpaired(aucs[a], aucs[b], seed=options.seed)))
+            except Undefined as reason:
+                tested.append(head | {"difference": None, "p": None, "note": str(reason)})
+    return found, tested
+
+
+def _of_patients(scored: Sequence[Scored], kind: str) -> dict[str, float]:
+    """Patient -> the mean AUROC of its images."""
+    aucs, owner = metrics.image_wise_auc(scored, kind), {image.exam_id: image.patient_id for image in scored}
+    patients = sorted({owner[exam] for exam in aucs})
+    return {p: float(np.mean([auc for exam, auc in aucs.items() if owner[exam] == p])) for p in patients}
+
+
+def of_patients(scored: Mapping[str, Sequence[Scored]], kind: str) -> dict[str, dict[str, float]]:
+    """Detector -> patient -> the mean AUROC of its images: what ranks are taken of."""
+    return {name: _of_patients(images, kind) for name, images in scored.items()}
 
 
 def comparisons(
@@ -145,9 +188,7 @@ def _pooled(pool: Pool, measures: Mapping[str, Callable[..., np.ndarray]], optio
 def _image_figures(scored: Sequence[Scored], kind: str, threshold: float | None, options: Options) -> Row:
     """Figures that are means over images: image-wise AUROC, distances; and Dice at a threshold."""
     images = [image for image in scored if metrics.usable(image, kind)]
-    aucs = metrics.image_wise_auc(images, kind)
-    of_auc = [image for image in images if image.exam_id in aucs]
-    row: Row = {"image_wise_auc": _mean(of_auc, [aucs[image.exam_id] for image in of_auc], options)}
+    row = _image_wise(images, kind, options)
     far = [surface.distances(_predicted(image, kind, options), image.lesion(kind)) for image in images]
     steps = [image.step_mm for image in images]
     for name, values in (
@@ -158,6 +199,13 @@ def _image_figures(scored: Sequence[Scored], kind: str, threshold: float | None,
         row[f"{name}_px"] = _mean(images, values, options)
         row[f"{name}_mm"] = _mean(images, [v * step for v, step in zip(values, steps, strict=True)], options)
     return row | {"empty_masks": sum(d.empty > 0 for d in far), "dice": _dice(images, kind, threshold, options)}
+
+
+def _image_wise(scored: Sequence[Scored], kind: str, options: Options) -> Row:
+    """AUROC over the places of each image, the mean over images."""
+    aucs = metrics.image_wise_auc(scored, kind)
+    images = [image for image in scored if image.exam_id in aucs]
+    return {"image_wise_auc": _mean(images, [aucs[image.exam_id] for image in images], options)}
 
 
 def _predicted(image: Scored, kind: str, options: Options) -> GridMask:
@@ -190,6 +238,27 @@ def _exam_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row:
     values = _pooled(patients, {"auc": metrics.area, "ap": metrics.average_precision}, options)
     prevalence: Row = {"prevalence": float(diseased.mean())}
     return {"exam_auc": values["auc"] | counted, "exam_ap": values["ap"] | counted | prevalence}
+
+
+def _single_image_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row:
+    """AUROC and AP of images with this kind against healthy images."""
+    images = [image for image in scored if image.holds(kind) or image.diseased is False]
+    scores = np.array([image_score(image.scores, options.top) for image in images], dtype=float)
+    held = np.array([image.holds(kind) for image in images], dtype=bool)
+    counted: Row = {"diseased": int(held.sum()), "healthy": int((~held).sum())}
+    try:
+        metrics.require_both(held)
+    except Undefined as reason:
+        return {name: _null("value", str(reason)) | counted for name in ("image_auc", "image_ap")}
+    ids, owner = np.unique([image.patient_id for image in images], return_inverse=True)
+    diseased = np.zeros(len(ids), dtype=bool)
+    diseased[owner[held]] = True
+    pool = Pool(scores, held, held.astype(float), owner, tuple(ids), diseased)
+    values = _pooled(pool, {"auc": metrics.area, "ap": metrics.average_precision}, options)
+    return {
+        "image_auc": values["auc"] | counted,
+        "image_ap": values["ap"] | counted | {"prevalence": float(held.mean())},
+    }
 
 
 def _froc(scored: Sequence[Scored], kind: str, options: Options) -> Row:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tifffile
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float, UInt8, UInt16
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -89,6 +89,13 @@ def grey(raster: Raster, name: str) -> Pixels:
             raise ImageError(f"{name}: a grey image is wanted, this one has colours")
         pixels = pixels[..., 0]
     return pixels.astype(np.float32) / np.float32(raster.full_scale)
+
+
+def colour(raster: Raster, name: str) -> Float[np.ndarray, "h w 3"]:
+    """The samples as a share of full scale; ImageError for a grey image."""
+    if raster.pixels.ndim != 3:
+        raise ImageError(f"{name}: an image with colours is wanted, this one is grey")
+    return raster.pixels.astype(np.float32) / np.float32(raster.full_scale)
 
 
 def _png(data: bytes, name: str) -> Raster:

@@ -93,7 +93,11 @@ class FastAnoGAN(nn.Module):
 
     def reconstruct(self, x: Patches) -> Patches:
         """G(E(x)) in [0, 1]."""
-        return (self.generator(self.encode(x)) + 1) / 2
+        return self.draw(self.encode(x))
+
+    def draw(self, z: Latents) -> Patches:
+        """G(z) in [0, 1]."""
+        return (self.generator(z) + 1) / 2
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """ "reconstruction" is L_E; "pixel" and "feature" are its parts, without kappa."""

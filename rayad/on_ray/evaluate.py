@@ -208,7 +208,8 @@ def draw(dataset: Images, preprocessing: Preprocessing, image: ScoredImage, foun
     for lesion in exam.lesions:
         if lesion.located:
             truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
-    view = View(exam.exam_id, prepared.stored, prepared.spacing_mm, image.rows, image.columns, truth)
+    shown = prepared.stored if preprocessing.channels == 1 else prepared.pixels
+    view = View(exam.exam_id, shown, prepared.spacing_mm, image.rows, image.columns, truth)
     return view, figures.thumbnail(view, found)
 
 
@@ -233,9 +234,11 @@ def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
 
 
 def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores of healthy images' places and of places inside each kind of lesion."""
+    """Scores of healthy images' places and of places inside each kind of lesion, or of its images without places."""
     found = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
-    found |= {kind: [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)] for kind in kinds}
+    for kind in kinds:
+        placed = [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)]
+        found[kind] = placed or [i.scores[i.tissue] for i in scored if i.holds(kind)]  # a corpus may give no places
     return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
 
 

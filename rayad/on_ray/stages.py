@@ -20,7 +20,7 @@ from rayad.fit import Schedule
 from rayad.imaging.picture import Preprocessing, from_description, step_px
 from rayad.on_ray.density import Fit, fit_density
 from rayad.on_ray.ingest import ingest
-from rayad.on_ray.resources import Workers
+from rayad.on_ray.resources import NOTHING, Strips, Workers
 from rayad.on_ray.score import ScoredImage, identity, score_exams
 from rayad.on_ray.train import train
 from rayad.patches.corpus import Corpus, Ingest, fingerprint
@@ -38,16 +38,27 @@ def write_corpus(name: str, source: str, dataset: Images, settings: Ingest, url:
 
 
 def train_detector(
-    name: str, corpus: Corpus, model: str, config: Any, schedule: Schedule, workers: Workers, url: str
+    name: str,
+    corpus: Corpus,
+    model: str,
+    config: Any,
+    schedule: Schedule,
+    workers: Workers,
+    url: str,
+    watch: Strips = NOTHING,
 ) -> Detector:
-    """Patches to a detector that scores by reconstruction, or whatever the model's first score is."""
+    """Patches to a detector that scores by reconstruction, or whatever the model's first score is.
+
+    Args:
+        watch: pictures of what is learned, below the detector's URL.
+    """
     request = fingerprint(["train", corpus.manifest["content"], model, config, schedule])
     done = _finished(url, request)
     if done is not None:
         return done
     began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{request}")
-    part = train(corpus.url, model, config, schedule, workers, checkpoints)
+    part = train(corpus.url, model, config, schedule, workers, checkpoints, watch)
     origin = _origin(corpus, request, schedule) | {"train_minutes": _minutes(began)}
     trained = Detector(name, scores_of(part)[0], _preprocessing(corpus), model=part, provenance=origin)
     bundle.save(trained, url)

@@ -1,5 +1,6 @@
 """Patches to a trained model, on N workers of Ray Train; patches arrive through Ray Data."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +9,18 @@ import numpy as np
 import ray.data
 import ray.train.torch
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
-from rayad import catalog
+from rayad import catalog, storage
+from rayad.arrays import like
 from rayad.checkpoints import Folder
-from rayad.fit import Schedule, fit
-from rayad.on_ray.resources import Workers
+from rayad.evaluation import strips
+from rayad.fit import Objective, Schedule, fit
+from rayad.on_ray.resources import NOTHING, Strips, Workers
 from rayad.on_ray.workers import report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
+from rayad.progress import Row
 from rayad.scoring.detector import Conditional, Part
 
 
@@ -108,6 +113,46 @@ def validation_batches(
     return batches
 
 
+class _Watch:
+    """Writes the strips of one training, from rank 0: ``strips/epoch-0005.png`` and ``events`` below a URL."""
+
+    def __init__(self, strips: Strips, url: str, model: Any, x: torch.Tensor) -> None:
+        self.strips, self.url, self.model, self.x = strips, url, model, x
+        self.folder = tempfile.mkdtemp()
+        self.writer = SummaryWriter(self.folder) if strips.tensorboard else None
+
+    def saw(self, row: Row) -> None:
+        """An epoch or a pass is done."""
+        epoch = int(row.get("epoch", 0))
+        if not epoch:
+            return
+        due = self.strips.every and (epoch == 1 or epoch % self.strips.every == 0)
+        picture = self._drawn() if due else None
+        if picture is not None:
+            storage.write_bytes(storage.join(self.url, "strips", f"epoch-{epoch:04d}.png"), strips.png(picture))
+        if self.writer:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, epoch)
+            if picture is not None:
+                self.writer.add_image("strip", picture, epoch, dataformats="HWC")
+            self.writer.flush()
+            for file in storage.listing(self.folder):
+                storage.write_bytes(storage.join(self.url, "events", file.rsplit("/", 1)[-1]), storage.read_bytes(file))
+
+    def close(self) -> None:
+        """No epoch follows."""
+        if self.writer:
+            self.writer.close()
+        storage.remove(self.folder)
+
+    def _drawn(self) -> np.ndarray:
+        training = self.model.training
+        self.model.eval()
+        picture = strips.strip(self.model, self.x)
+        self.model.train(training)
+        return picture
+
+
 def train(
     corpus_url: str,
     model: str,
@@ -115,12 +160,14 @@ def train(
     schedule: Schedule,
     workers: Workers,
     url: str,
+    watch: Strips = NOTHING,
 ) -> Part:
     """Train a model on a corpus's healthy patches; interrupted, it goes on from the last epoch.
 
     Args:
         config: of the model; see its file.
         url: folder for the checkpoints.
+        watch: pictures of what is learned; they go beside that folder.
 
     Returns:
         The trained model, in evaluation mode.
@@ -138,11 +185,12 @@ def train(
             "config": config,
             "schedule": schedule,
             "checkpoints": url,
+            "watch": watch,
             "gpu": workers.gpu,
         },
         workers,
         f"{url}/ray",
-        schedule.epochs,
+        schedule.epochs * _learning_stages(config),
         f"training {model}",
     )
     state = Folder(url).load()
@@ -151,6 +199,11 @@ def train(
     module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
     module.load_state_dict(best)
     return Part(model, config, module.eval())
+
+
+def _learning_stages(config: Any) -> int:
+    """Stages that train for epochs."""
+    return sum(any(isinstance(item, Objective) for item in stage) for stage in config.build().stages())
 
 
 def order_of(corpus: Corpus, schedule: Schedule) -> Order:
@@ -164,13 +217,32 @@ def _loop(task: dict[str, Any]) -> None:
     torch.manual_seed(schedule.seed)
     model = task["config"].build().to(ray.train.torch.get_device())
     read = reader(corpus, task["config"].build())
+    validation = validation_batches(read, corpus, schedule.batch, us.rank, us.world)
+    seen = _watch(task, model, validation) if us.rank == 0 else None
+
+    def tell(row: Row) -> None:
+        report(task, row)
+        if seen:
+            seen.saw(row)
+
     stream = Stream(read, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
     fit(
         model,
         stream.epoch_by_epoch(),
-        validation_batches(read, corpus, schedule.batch, us.rank, us.world),
+        validation,
         schedule,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),
-        report=lambda row: report(task, row),
+        report=tell,
     )
+    if seen:
+        seen.close()
+
+
+def _watch(task: dict[str, Any], model: Any, validation: Callable[[], Iterable[torch.Tensor]]) -> _Watch | None:
+    """Who draws the strips, if any are wanted."""
+    wanted: Strips = task["watch"]
+    if not (wanted.every or wanted.tensorboard):
+        return None
+    x = next(iter(validation()))[: wanted.count]
+    return _Watch(wanted, task["checkpoints"].rsplit("/", 1)[0], model, x.to(like(model)))

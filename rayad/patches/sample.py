@@ -5,13 +5,14 @@ Dietrichstein et al. 2022, section 3: 120 patches of 64x64 an image.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from scipy import ndimage
 
 from rayad.arrays import Image, Mask
-from rayad.errors import ImageError
+from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import PATCH
 
 Places = Int64[np.ndarray, " n"]
@@ -26,6 +27,14 @@ class Sampling:
     contour: float = 0.5
     """Share of them whose centre lies on the skin line; the others have their centre in the tissue."""
     seed: int = 0
+    where: Literal["random", "centre"] = "random"
+    """"centre": the one patch in the image's centre, for images of a patch's size."""
+
+    def __post_init__(self) -> None:
+        if self.where not in ("random", "centre"):
+            raise OptionError(f"patches are taken at random or centre places, not {self.where!r}")
+        if self.where == "centre" and (self.patches != 1 or self.contour):
+            raise OptionError(f"an image has one centre, not {self.patches} patches or a contour")
 
 
 def generator(seed: int, exam_id: str) -> np.random.Generator:
@@ -48,6 +57,9 @@ def choose(breast: Mask, tissue: Mask, sampling: Sampling, exam_id: str) -> tupl
     Raises:
         ImageError: no tissue, so there is nothing to learn from.
     """
+    if sampling.where == "centre":
+        h, w = tissue.shape
+        return np.array([h // 2]), np.array([w // 2]), np.array(["interior"])
     random = generator(sampling.seed, exam_id)
     n_contour = round(sampling.patches * sampling.contour)
     parts = {"interior": (tissue, sampling.patches - n_contour), "contour": (skin_line(breast), n_contour)}

@@ -1,0 +1,54 @@
+"""What a model has learned so far, as a strip: patches, how it draws them, and what it draws out of nothing."""
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from rayad.arrays import Patches, like
+
+GAP = 2
+"""Between pictures, px."""
+White = 255
+
+
+def strip(model: Any, x: Patches) -> UInt8[np.ndarray, "high wide 3"]:
+    """Rows of pictures: the patches; their reconstructions, where the model has any; draws from random latents.
+
+    The latents are standard normal and the same at every call, so that one sees a draw become healthy tissue. Models
+    whose latents are codes, or that have no decoder or generator of latents, draw nothing.
+    """
+    with torch.no_grad():
+        rows = [x]
+        if hasattr(model, "reconstruct"):
+            rows.append(model.reconstruct(x))
+        drawn = _drawn(model, x)
+        if drawn is not None:
+            rows.append(drawn)
+    return np.concatenate([_row(row) for row in rows])
+
+
+def png(picture: UInt8[np.ndarray, "high wide 3"]) -> bytes:
+    """The strip as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _drawn(model: Any, x: Patches) -> Patches | None:
+    draw = getattr(model, "draw", None) or getattr(model, "decoder", None)
+    if draw is None or getattr(model, "states", ()):
+        return None
+    noise = torch.randn(len(x), model.latents, generator=torch.Generator().manual_seed(0))
+    conditions = getattr(model, "classes", ())  # a decoder that is told a fact is told that it is not known
+    return draw(torch.cat([noise, torch.zeros(len(x), len(conditions))], 1).to(like(model)))
+
+
+def _row(x: Patches) -> UInt8[np.ndarray, "high wide 3"]:
+    """Patches side by side, white between them."""
+    pixels = (x[:, :3] if x.shape[1] == 3 else x[:, :1].expand(-1, 3, -1, -1)).float().clamp(0, 1).cpu()
+    framed = torch.nn.functional.pad(pixels, (GAP, GAP, GAP, GAP), value=1.0)
+    return (framed.permute(2, 0, 3, 1).flatten(1, 2).numpy() * White).round().astype(np.uint8)
