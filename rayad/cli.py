@@ -399,6 +399,19 @@ class Check:
             raise RayadError(f"{faulty} of {len(self.detector)} detectors are not what docs/formats.md says")
 
 
+@dataclass(frozen=True)
+class Report:
+    """The page of a report again, from its results.json alone."""
+
+    results: str
+    """Folder or URL that holds results.json."""
+
+    def __call__(self) -> None:
+        from rayad.evaluation import report
+
+        print(f"The report is at {report.rebuild(storage.absolute(self.results))}")
+
+
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
@@ -410,6 +423,7 @@ COMMANDS: dict[str, type[Command]] = {
     "combine": Combine,
     "calibrate": Calibrate,
     "evaluate": Evaluate,
+    "report": Report,
     "heatmap": Heatmap,
     "check": Check,
 }

@@ -7,19 +7,35 @@
 - "images": [{"exam_id", "patient_id", "diseased", "lesions": [kind], "thumbnail": name of a figure,
   "p": {detector: {"image": p, "exam": p}}}];  "heatmap_detector": whose heatmaps the thumbnails show;
 - "settings", "provenance": name -> value;  "notes": [sentence];
-- "captions": name of a figure -> text;  "failures": [{"exam_id" or "url" or "image", "reason"}].
+- "captions": name of a figure -> text;  "failures": [{"exam_id" or "url" or "image", "reason"}];
+- "groups": detector -> heading;  "costs": detector -> {"train_minutes", "score_seconds"};
+- "row_provenance": detector -> name -> value;
+- "literature": [{"detector", "lesion", "dataset", "pixel_auc", "source"}];
+- "group_rows", "group_tests" (table.py);  "seeds" (seeds.py);  "verdicts" (verdicts.py);  "ranks": kind -> ranks.py;
+- of an image also "findings": [findings.py], "more_findings": how many are not listed;
+- "figures": names of the pictures in order;  "pictures": name -> WebP in base64, so that the page can be made again.
 
-The page needs no script, no font and no file but the PNGs beside it.
+The page needs no font and no file but the pictures beside it. A small script of its own keeps a reader's answers to the
+findings; without scripts everything else is the same.
 """
 
+import base64
+import io
 from collections.abc import Mapping
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 
 from rayad import storage
 from rayad.errors import FormatError
+from rayad.evaluation import svg
 
+QUALITY = 85
+"""Of the pictures, 0 to 100."""
+FEW = 3
+"""Fewer detectors are not drawn side by side."""
 REQUIRED = ("dataset", "recipe", "commit", "rows", "comparisons")
 CAPTIONS = {
     "panel": (
@@ -40,12 +56,13 @@ NAMES = {
     "pixel_auc": "pixel AUC",
     "image_wise_auc": "image-wise AUC",
     "exam_auc": "exam AUC",
+    "image_auc": "image AUC",
     "any": "any lesion",
 }
 
 
 def build(results: dict, figures: Mapping[str, bytes], url: str) -> str:
-    """Write figures, results.json and index.html, in this order: a page that is there is whole.
+    """Write pictures, results.json and index.html, in this order: a page that is there is whole.
 
     Args:
         results: see the head of this module.
@@ -59,13 +76,66 @@ def build(results: dict, figures: Mapping[str, bytes], url: str) -> str:
         FormatError: the results lack a required entry, or name a figure that is not given.
         StorageError: the folder cannot be written.
     """
+    pictures = {name: base64.b64encode(webp(png)).decode() for name, png in figures.items()}
     page = render(results, list(figures))
-    for name, png in figures.items():
-        storage.write_bytes(storage.join(url, f"{name}.png"), png)
+    whole = results | {"figures": list(figures), "pictures": pictures}
+    return _write(whole, page, url)
+
+
+def rebuild(url: str) -> str:
+    """Write pictures and page again from results.json alone; return the URL of the page.
+
+    Args:
+        url: the folder that holds results.json.
+
+    Raises:
+        FormatError: there is none, or it lacks a required entry.
+    """
+    where = storage.join(url, "results.json")
+    if not storage.exists(where):
+        raise FormatError(f"{url}: no results.json here to make a page from")
+    results = storage.read_json(where)
+    return _write(results, render(results, results.get("figures", [])), url)
+
+
+def _write(results: dict, page: str, url: str) -> str:
+    for name, text in results.get("pictures", {}).items():
+        storage.write_bytes(storage.join(url, f"{name}.webp"), base64.b64decode(text))
     storage.write_json(storage.join(url, "results.json"), results)
     index = storage.join(url, "index.html")
     storage.write_bytes(index, page.encode())
     return index
+
+
+def webp(png: bytes) -> bytes:
+    """The picture as WebP, which is a tenth of the size."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def drawings(results: dict) -> dict[str, list[tuple[str, Markup]]]:
+    """Kind of lesion -> forest plots and ranks, with their titles; nothing where there are few detectors."""
+    rows, found = results["rows"], {}
+    spread = {(row["detector"], row["lesion"]): row for row in results.get("seeds", [])}
+    for kind in dict.fromkeys(row["lesion"] for row in rows):
+        of_kind, drawn = [row for row in rows if row["lesion"] == kind], []
+        if len(of_kind) < FEW:
+            continue
+        for figure in ("pixel_auc", "image_wise_auc", "image_auc"):
+            seeds = {d: row[figure]["values"] for (d, k), row in spread.items() if k == kind}
+            title = f"{called(figure)} with its 95 % interval by patient" + ("; ticks: other seeds" if seeds else "")
+            drawn.append((title, Markup(svg.forest(of_kind, figure, seeds))))
+        ranked = results.get("ranks", {}).get(kind)
+        if ranked:
+            p = p_value(ranked["p"])
+            title = (
+                f"Mean ranks of the detectors over {ranked['patients']} patients (1 is best; Friedman p {p}); bars "
+                "join detectors that do not differ (Wilcoxon, adjusted by Holm, 0.05)"
+            )
+            drawn.append((title, Markup(svg.ranking(ranked))))
+        found[kind] = [(title, drawing) for title, drawing in drawn if drawing]
+    return {kind: drawn for kind, drawn in found.items() if drawn}
 
 
 def render(results: dict, figures: list[str]) -> str:
@@ -93,6 +163,9 @@ def render(results: dict, figures: list[str]) -> str:
         figures=[name for name in figures if name not in thumbnails],
         captions=CAPTIONS | results.get("captions", {}),
         reasons=reasons(results["rows"]),
+        groups=results.get("groups", {}),
+        costs=results.get("costs", {}),
+        drawings=drawings(results),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from rayad import provenance, storage
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
-from rayad.evaluation import figures, report, table
+from rayad.evaluation import figures, ranks, report, seeds, table, verdicts
 from rayad.evaluation.figures import Map, View
+from rayad.evaluation.findings import findings
 from rayad.evaluation.heatmap import if_healthy
 from rayad.evaluation.metrics import Scored, usable
 from rayad.imaging.picture import Preprocessing, described
@@ -27,6 +28,10 @@ from rayad.scoring.detector import Detector
 
 ALARM = 0.99
 """Healthy quantile above which a place is marked; no label enters."""
+FEW_RESAMPLES = 20
+"""Of other seeds' figures, whose intervals nobody sees."""
+PANEL_DETECTORS = 6
+"""Detectors in the panel, the first of the table: more are too small to see."""
 PANEL_IMAGES = 2
 """Images of each kind of lesion in the panel: the first by name."""
 
@@ -88,12 +93,9 @@ def evaluate(
     if not kinds:
         raise OptionError(f"no lesion in the {len(exams)} images of the {options.split} split: nothing to evaluate")
     scored = _by_preprocessing(detectors, dataset, exams, options, scores_url or storage.join(url, "scores"))
-    on_grid = {name: [_grid(image, name) for image in images] for name, images in scored.items()}
-    rows = [
-        row
-        for d in detectors
-        for row in table.rows(d.name, on_grid[d.name], kinds, threshold=calibrations[d.name].threshold(ALARM))
-    ]
+    on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
+    rows = _rows(detectors, on_grid, kinds)
+    grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
     main = _main(detectors)
     drawn, listed = _pictures(main, detectors, calibrations, dataset, scored, on_grid, kinds)
     results: dict[str, Any] = {
@@ -103,6 +105,11 @@ def evaluate(
         "request": request,
         "rows": rows,
         "comparisons": table.comparisons(on_grid, kinds, pairs=pairs(detectors)),
+        "ranks": {kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
+        "group_rows": [row for of, _ in grouped for row in of],
+        "group_tests": [row for _, tests in grouped for row in tests],
+        "seeds": _seeds(rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
+        "verdicts": [row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
         "calibration_patients": min(c.patients for c in calibrations.values()),
         "counts": counts(dataset),
         "images": listed,
@@ -159,11 +166,50 @@ def _by_preprocessing(
     return {d.name: found[d.name] for d in detectors}
 
 
-def _grid(image: ScoredImage, detector: str) -> Scored:
-    exam = image.exam
+def _grid(image: ScoredImage, detector: str, options: Evaluation) -> Scored:
+    exam, group = image.exam, ""
+    if options.dense and exam.density:
+        group = "dense" if exam.density in options.dense else "not dense"
+    scores = image.scores[detector]
     return Scored(
-        exam.exam_id, exam.patient_id, exam.anomalous, image.scores[detector], image.tissue, image.truth, image.step_mm
+        exam.exam_id, exam.patient_id, exam.anomalous, scores, image.tissue, image.truth, image.step_mm, group
     )
+
+
+def _rows(
+    detectors: Sequence[Detector], on_grid: dict[str, list[Scored]], kinds: Sequence[str], resamples: int = 1000
+) -> list[table.Row]:
+    """The figures of every detector and kind."""
+    return [
+        row
+        for d in detectors
+        for row in table.rows(
+            d.name,
+            on_grid[d.name],
+            kinds,
+            threshold=_calibration(d).threshold(ALARM),
+            options=table.Options(resamples=resamples),
+        )
+    ]
+
+
+def _seeds(
+    rows: list[table.Row],
+    others: Sequence[Sequence[Detector]],
+    dataset: Images,
+    exams: Sequence[Exam],
+    options: Evaluation,
+    kinds: Sequence[str],
+    url: str,
+) -> list[table.Row]:
+    """The spread of the figures over the seeds; nothing where there is one."""
+    runs = [rows]
+    for detectors in others:
+        learned = [d for d in detectors if d.model or d.members]
+        scored = _by_preprocessing(learned, dataset, exams, options, url)
+        on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
+        runs.append(_rows(learned, on_grid, kinds, resamples=FEW_RESAMPLES))
+    return seeds.spread(runs) if others else []
 
 
 def _main(detectors: Sequence[Detector]) -> Detector:
@@ -190,13 +236,14 @@ def _pictures(
     for kind in kinds:
         held = [i for i, image in enumerate(on_grid[main.name]) if usable(image, kind) and i not in chosen]
         chosen += held[:PANEL_IMAGES]
-    alike = [d for d in shown if d.preprocessing == main.preprocessing]
+    alike = [d for d in shown if d.preprocessing == main.preprocessing][:PANEL_DETECTORS]
     maps = {d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike}
     pictures = {}
     if chosen:
         healthy = _if_healthy(main, dataset, [images[i] for i in chosen])
         pictures["panel"] = figures.panel([drawn[i][0] for i in chosen], maps, healthy)
-    pictures["distributions"] = figures.distributions({d.name: _classes(on_grid[d.name], kinds) for d in detectors})
+    drawn_apart = detectors[: 2 * PANEL_DETECTORS]
+    pictures["distributions"] = figures.distributions({d.name: _classes(on_grid[d.name], kinds) for d in drawn_apart})
     return pictures | thumbnails, _listed([main], calibrations, scored)
 
 
@@ -256,6 +303,9 @@ def _listed(
             highest[patient] = max(highest[patient], single[image.exam.exam_id])
         for image in images:
             exam = image.exam
+            marked = image.scores[detector.name]
+            quantile = calibration.healthy_quantile(marked)
+            listed, number = findings(marked, quantile, ALARM, image.step_mm)
             row = rows.setdefault(
                 exam.exam_id,
                 {
@@ -264,6 +314,8 @@ def _listed(
                     "diseased": exam.anomalous,
                     "lesions": sorted({lesion.kind for lesion in exam.lesions}),
                     "thumbnail": f"image-{exam.exam_id}",
+                    "findings": [asdict(finding) for finding in listed],
+                    "more_findings": number - len(listed),
                     "p": {},
                 },
             )

@@ -70,7 +70,8 @@ def dom(page, profile, width=1280):
     if not os.path.exists(CHROMIUM):
         reason = f"{CHROMIUM} is not there: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    command = [CHROMIUM, *OPTIONS.split(), f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom"]
+    window = f"--user-data-dir={profile}", f"--window-size={width},900", "--virtual-time-budget=5000"
+    command = [CHROMIUM, *OPTIONS.split(), *window, "--dump-dom"]
     return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
@@ -99,7 +100,35 @@ def test_images_load_and_the_page_fits_the_window(written, tmp_path, width):
     asking = folder / f"asking-{width}.html"
     asking.write_text((folder / "index.html").read_text(encoding="utf-8").replace("</body>", f"{ASK}</body>"))
     title = re.search(r"<title>(.*?)</title>", dom(asking, tmp_path, width)).group(1)
-    loaded = dict(re.findall(r"(\S+\.png)=(\d+)", title))
-    assert set(loaded) == {"panel.png", "distributions.png", "image-e9.png"}
+    loaded = dict(re.findall(r"(\S+\.webp)=(\d+)", title))
+    assert set(loaded) == {"panel.webp", "distributions.webp", "image-e9.webp"}
     assert all(int(wide) > 100 for wide in loaded.values())
     assert " overflow 0 " in title
+
+
+READ = """<script>addEventListener("load", () => {
+  const again = localStorage.getItem("clicked");
+  const radio = document.querySelector(".finding input[value=reject]");
+  let saved = "";
+  URL.createObjectURL = blob => { saved = blob; return "#"; };
+  if (!again) { radio.click(); localStorage.setItem("clicked", "yes"); }
+  document.getElementById("export-csv").click();
+  saved.text().then(csv => {
+    const count = document.getElementById("count").textContent;
+    document.title = `${again ? "again" : "first"} ${radio.checked} ${count} | ${csv}`;
+  });
+})</script>"""
+
+
+def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload(written, tmp_path):
+    folder, results = written
+    finding = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
+    images = [results["images"][0] | {"findings": [finding, finding], "more_findings": 0}]
+    text = report.render({**results, "images": images}, ["panel", "distributions", "image-e9"])
+    page = folder / "reading.html"
+    page.write_text(text.replace("</body>", f"{READ}</body>"), encoding="utf-8")
+    for visit in ("first", "again"):
+        title = re.search(r"<title>(.*?)</title>", dom(page, tmp_path), re.DOTALL).group(1)
+        assert title.startswith(f"{visit} true 1 of 2 findings answered")
+        assert '"e9","1"' in title
+        assert '"reject"' in title

@@ -1,17 +1,27 @@
 """The page and results.json: complete, escaped, self-contained."""
 
 import copy
+import io
 import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rayad import storage
 from rayad.errors import FormatError
-from rayad.evaluation.report import build, number, p_value, render
+from rayad.evaluation.report import build, number, p_value, rebuild, render
 
-PNG = b"\x89PNG\r\n\x1a\n"
+
+def png(brightness: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (brightness,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png(10)
 
 
 def cell(value=0.734, low=0.612, high=0.853, **more):
@@ -56,7 +66,7 @@ def results(**changes):
     } | changes  # fmt: skip
 
 
-FIGURES = {"panel": PNG + b"1", "distributions": PNG + b"2", "image-mdb024": PNG + b"3"}
+FIGURES = {"panel": png(50), "distributions": png(120), "image-mdb024": png(200)}
 
 
 class Page(HTMLParser):
@@ -97,7 +107,7 @@ def test_the_page_closes_its_tags_and_shows_every_picture_once():
     parsed = page()
     assert parsed.open == []
     sources = [attributes["src"] for tag, attributes in parsed.tags if tag == "img"]
-    assert sorted(sources) == sorted(f"{name}.png" for name in FIGURES)
+    assert sorted(sources) == sorted(f"{name}.webp" for name in FIGURES)
     assert all(attributes["alt"] for tag, attributes in parsed.tags if tag == "img")
 
 
@@ -159,10 +169,77 @@ def test_the_page_needs_nothing_from_elsewhere():
 def test_build_writes_the_page_the_numbers_and_the_pictures(tmp_path):
     url = storage.join(str(tmp_path), "report")
     assert build(results(), FIGURES, url) == storage.join(url, "index.html")
-    assert json.loads((tmp_path / "report/results.json").read_text()) == results()
+    written = json.loads((tmp_path / "report/results.json").read_text())
+    assert {k: written[k] for k in results()} == results()
     assert (tmp_path / "report/index.html").read_text(encoding="utf-8") == render(results(), list(FIGURES))
-    for name, png in FIGURES.items():
-        assert (tmp_path / f"report/{name}.png").read_bytes() == png
+    for name, picture in FIGURES.items():
+        files = tmp_path / f"report/{name}.webp", io.BytesIO(picture)
+        shown = [np.asarray(Image.open(file).convert("L")) for file in files]
+        assert shown[0] == pytest.approx(shown[1], abs=2)
+
+
+def test_the_page_is_made_again_from_the_results_alone(tmp_path):
+    build(results(), FIGURES, str(tmp_path / "one"))
+    storage.write_bytes(str(tmp_path / "two/results.json"), (tmp_path / "one/results.json").read_bytes())
+    rebuild(str(tmp_path / "two"))
+    names = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert len(names) == 5
+    assert names == sorted(file.name for file in (tmp_path / "two").iterdir())
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
+    with pytest.raises(FormatError, match=r"no results\.json here"):
+        rebuild(str(tmp_path / "nothing"))
+
+
+FULL = {
+    "groups": {"cae": "Reconstruction", "cae-spn": "Likelihood", "gmm": "Likelihood"},
+    "costs": {d: {"train_minutes": 3.21, "score_seconds": 0.456} for d in ("cae", "cae-spn", "gmm")},
+    "literature": [
+        {"detector": "CAE", "lesion": "mass", "dataset": "DDSM", "pixel_auc": "0.53-0.80", "source": "a paper"}
+    ],
+    "group_rows": [
+        {"detector": "cae", "lesion": "mass", "group": "dense", "images": 4, "patients": 4}
+        | {"pixel_auc": cell(), "image_wise_auc": mean(0.8, 0.1)}
+    ],
+    "group_tests": [
+        {"detector": "cae", "lesion": "mass", "a": "dense", "b": "not dense", "difference": -0.1, "p": 0.3}
+    ],
+    "seeds": [
+        {"detector": "cae", "lesion": "mass", "seeds": 3}
+        | dict.fromkeys(
+            ("pixel_auc", "image_wise_auc", "exam_auc"), {"mean": 0.8768, "std": 0.0123, "values": [0.7, 0.8]}
+        )
+        | {"image_auc": {"mean": None, "std": None, "values": []}}
+    ],
+    "verdicts": [
+        {"detector": "cae", "rule": "mean + 2 sd", "images": 20, "balanced_accuracy": 0.71, "f1": 0.61}
+        | {"sensitivity": cell(0.66), "specificity": cell(0.77)}
+    ],
+    "ranks": {"mass": {"ranks": {"cae": 1.2, "cae-spn": 2.0, "gmm": 2.8}, "p": 0.03, "alike": [["cae", "cae-spn"]]}
+              | {"patients": 8}},
+    "row_provenance": {
+        "cae": {"recipe": "r", "commit": "0123456789abc", "corpus": "c0ffee", "seed": 7, "machine": "Zen"}
+        | {"versions": {"torch": "2"}}
+    },
+}  # fmt: skip
+
+
+def test_a_full_benchmark_shows_all_its_sections():
+    text = render(results(rows=[row(), row("cae-spn"), row("gmm")], **FULL), list(FIGURES))
+    table = "Reconstruction", "3.2", "0.46", "0.53-0.80", "not of mias"
+    sections = "not dense", "0.877", "± 0.012", "mean + 2 sd", "Friedman p 0.03"
+    for said in (*table, *sections, "0123456789", "c0ffee", "Zen"):
+        assert said in text, said
+    assert text.count("<svg") == 3  # two forest plots, one diagram of ranks
+    assert text.count('class="group"') == 2
+
+
+def test_findings_bring_the_readers_controls_and_their_script():
+    finding = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
+    image = results()["images"][0] | {"findings": [finding, finding], "more_findings": 3}
+    text = render(results(images=[image]), list(FIGURES))
+    assert text.count('type="radio"') == 6
+    assert "and 3 more marked regions" in text
+    assert text.count("<script>") == 1
 
 
 def test_building_does_not_change_the_results(tmp_path):
