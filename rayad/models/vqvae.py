@@ -13,7 +13,7 @@ blocks, so that the codes of a whole image contain those of every patch and are 
 Four things keep the book in use. It starts where the cells are: at draws from their Gaussian, moved by a few rounds of
 k-means. It may follow the cells by moving averages (their section 3.2 and appendix A.1) in the place of its part of the
 loss. A code that hardly any cell chooses starts anew beside the most chosen one. And a book of which one code is
-used is an error. All of it depends on sums over batches alone, so workers agree.
+chosen is an error. All of it depends on sums over batches alone, so workers agree.
 """
 
 import math
@@ -219,13 +219,12 @@ class CodeEncoder(nn.Module):
 
     def check(self, sums: list[Tensor]) -> Row:
         """Perplexity over all patches; TrainingError if one code is chosen."""
-        found = perplexity(sums[0])
-        if found < 1.5:
+        if int((sums[0] > 0).sum()) < 2:
             raise TrainingError(
-                f"the book has collapsed: perplexity {found:.2f} of {len(self.book)} codes; start it with book=ema, "
+                f"the book has collapsed: one of {len(self.book)} codes is chosen everywhere; start it with book=ema, "
                 "lower the learning rate or train longer"
             )
-        return {"perplexity": found}
+        return {"perplexity": perplexity(sums[0])}
 
     def _revive(self) -> float:
         """Put codes out of use beside the most used one, half of whose use they share; how many there were."""

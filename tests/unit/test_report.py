@@ -205,9 +205,8 @@ FULL = {
     ],
     "seeds": [
         {"detector": "cae", "lesion": "mass", "seeds": 3}
-        | dict.fromkeys(
-            ("pixel_auc", "image_wise_auc", "exam_auc"), {"mean": 0.8768, "std": 0.0123, "values": [0.7, 0.8]}
-        )
+        | {f"{figure}_auc": {"mean": 0.8768, "std": 0.0123, "values": [0.7, 0.8]} for figure in ("pixel", "image_wise")}
+        | {"exam_auc": {"mean": 0.5, "std": None, "values": [0.5]}}
         | {"image_auc": {"mean": None, "std": None, "values": []}}
     ],
     "verdicts": [

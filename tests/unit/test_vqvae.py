@@ -114,7 +114,7 @@ def test_a_code_that_no_cell_chooses_starts_anew_beside_one_that_many_do(model, 
 
 
 def test_a_collapsed_book_ends_training(model):
-    with pytest.raises(TrainingError, match=r"collapsed: perplexity 1\.00 of 12 codes"):
+    with pytest.raises(TrainingError, match="collapsed: one of 12 codes"):
         model.encoder.check([torch.tensor([50.0] + [0.0] * 11), torch.zeros(12, 6)])
 
 
