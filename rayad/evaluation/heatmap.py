@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rayad import storage
-from rayad.datasets.exam import read_grey
+from rayad.datasets.exam import read_colour, read_grey
 from rayad.errors import ImageError, OptionError, StorageError
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.imaging import raster
@@ -54,7 +54,7 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
     rows, step = [], step_px(detector.preprocessing, request.step_mm)
     for file, name in named(images):
         try:
-            pixels = read_grey(file)
+            pixels = read_grey(file) if detector.preprocessing.channels == 1 else read_colour(file)
             prepared = detector.preprocessing.prepare(Source(pixels, request.spacing_mm, request.view))
             heatmap = detector.heatmap(prepared, step)
         except (ImageError, StorageError) as error:
@@ -128,6 +128,7 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
 def pictured(name: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> tuple[View, Map]:
     """The image and the map as figures take them; the mask is where 99 of 100 healthy places score lower."""
     nothing = np.zeros(prepared.stored.shape, bool)
-    view = View(name, prepared.stored, prepared.spacing_mm, heatmap.rows, heatmap.columns, nothing)
+    shown = prepared.stored if prepared.pixels.ndim == 2 else prepared.pixels
+    view = View(name, shown, prepared.spacing_mm, heatmap.rows, heatmap.columns, nothing)
     quantile = calibration.healthy_quantile(heatmap.scores)
     return view, Map(quantile, np.nan_to_num(quantile) > 0.99)
