@@ -1,0 +1,66 @@
+"""Scores of images are kept a file each, not computed twice, and an image that cannot be scored says why."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rayad import storage
+from rayad.datasets import phantom
+from rayad.imaging import dermoscopy
+from rayad.imaging.mammogram import Preprocessing
+from rayad.on_ray.score import _Kept, score_exam
+from rayad.scoring.calibrate import calibrate
+from rayad.scoring.combine import Aggregation
+from rayad.scoring.detector import Detector
+
+
+def floor(name: str, score: str, **changes) -> Detector:
+    return Detector(name, score, Preprocessing(), provenance={"made_of": score}, **changes)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> phantom.Dataset:
+    return phantom.Dataset(patients=3, height=256, width=192, diseased=1.0)
+
+
+def test_a_detector_that_is_added_costs_only_itself(dataset, tmp_path):
+    exam = next(e for e in dataset.exams() if e.lesions)
+    one, other = floor("a", "brightness"), floor("b", "top-hat")
+    assert score_exam(dataset, _Kept(str(tmp_path), (one,), 8), exam) == ""
+    before = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
+    both = _Kept(str(tmp_path), (one, other), 8)
+    assert score_exam(dataset, both, exam) == ""
+    after = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
+    assert len(after) == len(before) + 1
+    assert all(after[url] == at for url, at in before.items())
+    image = both.read(exam)
+    assert set(image.scores) == set(image.seconds) == {"a", "b"}
+    assert set(image.truth) == {lesion.kind for lesion in exam.lesions}
+    assert all(np.array_equal(np.isfinite(s), image.tissue) for s in image.scores.values())
+
+
+def test_another_aggregation_is_another_score(dataset, tmp_path):
+    exam, one = dataset.exams()[0], floor("a", "brightness")
+    smooth = replace(one, aggregation=Aggregation("gaussian", 6.0))
+    for detector in (one, smooth):
+        score_exam(dataset, _Kept(str(tmp_path), (detector,), 8), exam)
+    assert len([url for url in storage.listing(str(tmp_path)) if "/a-" in url]) == 2
+
+
+def test_the_time_of_a_combined_detector_is_that_of_its_members_too(dataset, tmp_path):
+    exam, healthy = dataset.exams()[0], calibrate({"a": [np.random.default_rng(0).random((9, 9))]})
+    members = tuple(floor(name, name, calibration=healthy) for name in ("brightness", "top-hat"))
+    both = Detector("both", "fisher", members[0].preprocessing, members=members, provenance={"made_of": "both"})
+    keep = _Kept(str(tmp_path), (*members, both), 8)
+    assert score_exam(dataset, keep, exam) == ""
+    seconds = keep.read(exam).seconds
+    assert seconds["both"] > seconds["brightness"] + seconds["top-hat"]
+
+
+def test_a_detector_of_another_modality_is_answered_in_a_sentence(dataset, tmp_path):
+    skin = Detector("skin", "brightness", dermoscopy.Preprocessing(), provenance={"made_of": "x"})
+    said = score_exam(dataset, _Kept(str(tmp_path), (skin,), 64), dataset.exams()[0])
+    assert said == "a dermoscopic image has three channels, this one is grey"
+    assert storage.listing(str(tmp_path)) == []
