@@ -94,14 +94,27 @@ class Recipe:
     """Distance of the scored places."""
     order: tuple[str, ...] = ()
     """Detectors that stand first in the table, in this order."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Detector -> heading under which the table has it."""
     dense: tuple[str, ...] = ()
     """Classes of tissue that count as dense, where the data set has classes: then figures are given for both."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Which detectors are tested against each other; none: see `on_ray.evaluate.pairs`. More tests, less power."""
     literature: tuple[dict[str, Any], ...] = ()
     """Figures that others reported, on other data."""
     why: str = ""
     """How the settings were chosen."""
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Detector -> heading under which the table has it."""
+        found: dict[str, str] = {}
+        for line in self.lines:
+            picture = "" if line is self.lines[0] else f", {line.name}"
+            for name, row in line.rows.items():
+                found[name] = ("Latents" if row.density else "Image models") + picture
+            found |= dict.fromkeys(line.floors, f"Learn nothing{picture}")
+        return (
+            found | dict.fromkeys(self.combined, "Combined") | dict.fromkeys(self.order, "As Dietrichstein et al. 2022")
+        )
 
 
 def names() -> list[str]:
@@ -199,11 +212,27 @@ _PLACE = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
 _FIRST = ("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn")
 """The seven of Dietrichstein et al. 2022."""
 
+_ON_DDSM = tuple(
+    {"detector": name, "lesion": "mass", "dataset": "DDSM", "pixel_auc": auc, "source": "Dietrichstein et al. 2022"}
+    for name, auc in (("autoencoders and f-AnoGAN alone", "0.53 to 0.80"), ("with a RAT-SPN", "up to 0.88"))
+)
+
 _DETECTORS = replace(
     _MIAS,
     name="detectors",
     kinds=("mass", "calcification", "distortion", "asymmetry"),
     order=_FIRST,
+    compare=(
+        *((f"{model}-spn", model) for model in ("cae", "bvae", "vqvae")),
+        ("cae-spn", "fanogan"),
+        *(("cae-spn", f"cae-{label}") for label in _LATENT_DETECTORS),
+        ("cae-spn-context", "cae-spn"),
+        ("cae-spn", "relative-maximum"),
+        ("everything", "relative-maximum"),
+        ("specks-cae-spn", "fine-top-hat"),
+        ("specks-and-latents", "fine-top-hat"),
+    ),
+    literature=_ON_DDSM,
     dense=("D",),
     lines=(
         replace(
@@ -212,12 +241,12 @@ _DETECTORS = replace(
             models={
                 "cae": Model(),
                 "bvae": Model(),
-                "vqvae": Model({"padding": "same"}),
+                "vqvae": Model({"padding": "same"}, epochs=10),
                 "fanogan": Model(epochs=20),
                 "cvad": Model(),
                 "deep_svdd": Model(),
                 "implicit_field": Model(),
-                "mddpm": Model(),
+                "mddpm": Model(epochs=15),
                 "conditional_vae": Model(),
                 "pca": Model(),
                 "lbp": Model(),
@@ -259,6 +288,7 @@ _DETECTORS = replace(
         "spn-fisher": Combined("fisher", ("cae-spn", "bvae-spn", "vqvae-spn")),
         "scales": Combined("minimum", ("cae-spn", "specks-cae-spn")),
         "blobs-and-specks": Combined("minimum", ("relative-maximum", "specks-cae-spn")),
+        "specks-and-latents": Combined("fisher", ("fine-top-hat", "specks-cae-spn", "cae-spn")),
         "everything": Combined("fisher", ("cae-spn", "bvae-spn", "relative-maximum", "specks-cae-spn", "fine-top-hat")),
     },
 )

@@ -52,6 +52,8 @@ class Evaluation:
     """How the settings were chosen."""
     dense: tuple[str, ...] = ()
     """Classes of tissue that count as dense; with any, figures are given for dense and other images apart."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Which detectors are tested against each other; none: see `pairs`."""
     literature: tuple[dict[str, Any], ...] = ()
     """Figures that others reported, on other data."""
     groups: dict[str, str] = field(default_factory=dict)
@@ -104,7 +106,7 @@ def evaluate(
         "commit": provenance.commit(),
         "request": request,
         "rows": rows,
-        "comparisons": table.comparisons(on_grid, kinds, pairs=pairs(detectors)),
+        "comparisons": table.comparisons(on_grid, kinds, pairs=options.compare or pairs(detectors)),
         "ranks": {kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
         "group_rows": [row for of, _ in grouped for row in of],
         "group_tests": [row for _, tests in grouped for row in tests],

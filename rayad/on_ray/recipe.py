@@ -36,6 +36,7 @@ def run_recipe(
         recipe=recipe.name,
         why=recipe.why,
         dense=recipe.dense,
+        compare=recipe.compare,
         literature=recipe.literature,
         groups=recipe.groups,
     )
@@ -59,8 +60,10 @@ class _Run:
             found |= {d.name: d for d in self._of_line(line)}
         for name, of in self.recipe.combined.items():
             found[name] = self._combined(name, of, found)
-        first = [name for name in self.recipe.order if name in found]
-        return [found[name] for name in [*first, *(name for name in found if name not in first)]]
+        groups = self.recipe.groups
+        headings = list(dict.fromkeys(groups[name] for name in [*self.recipe.order, *found]))
+        place = {name: i for i, name in enumerate(dict.fromkeys([*self.recipe.order, *found]))}
+        return [found[name] for name in sorted(found, key=lambda n: (headings.index(groups[n]), place[n]))]
 
     def _of_line(self, line: Line) -> list[Detector]:
         where = storage.join(self.url, "-".join(filter(None, ["corpus", line.name])))

@@ -19,7 +19,9 @@ def test_a_recipe_can_be_built(name: str):
     assert len(set(names)) == len(names)
     detectors = [name for line in recipe.lines for name in (*line.floors, *line.rows)]
     assert len(set(detectors)) == len(detectors)
-    assert set(recipe.order) <= {*detectors, *recipe.combined}
+    everything = {*detectors, *recipe.combined}
+    assert {*recipe.order, *(name for pair in recipe.compare for name in pair)} <= everything
+    assert set(recipe.groups) == everything
     for line in recipe.lines:
         assert {score for score, _ in line.floors.values()} <= set(floors.MAPS)
         assert line.ingest.preprocessing.channels > 1 or step_px(line.ingest.preprocessing, recipe.step_mm) % 8 == 0
