@@ -85,7 +85,7 @@ def test_an_ingest_that_is_killed_goes_on_to_the_same_corpus(corpus, tmp_path):
     command = [
         *(sys.executable, "-m", "rayad.cli", "ingest", "--dataset", "phantom", "--out", out),
         *("--settings", "patients=24", "diseased=0.0", "--sampling.patches", "60"),
-        *("--corpus.shard-patches", "240"),
+        *("--shard-patches", "240"),
     ]
     process = subprocess.Popen(command, start_new_session=True)
     while not list(Path(tmp_path).glob("corpus/parts/*.json")) and process.poll() is None:

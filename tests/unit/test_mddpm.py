@@ -62,7 +62,7 @@ def test_a_box_is_drawn_from_the_rest_alone(model):
     assert not torch.equal(model.reconstruct(x)[..., 32:, :], model.reconstruct(other)[..., 32:, :])
 
 
-@pytest.mark.parametrize("hidden", ["boxes", "frequencies"])
+@pytest.mark.parametrize("hidden", ["boxes", pytest.param("frequencies", marks=pytest.mark.long)])
 def test_it_learns_to_go_on(hidden):
     torch.manual_seed(0)
     random = torch.Generator().manual_seed(0)

@@ -17,6 +17,8 @@ from rayad.fit import Objective, Pass, Schedule, batches, fit
 from rayad.scoring.detector import Conditional
 
 MODELS = catalog.names("models")
+SLOW = {"fanogan", "mddpm"}
+"""Models whose training in the battery is left to the long tests; their own tests show that they learn."""
 
 
 @pytest.fixture(params=MODELS)
@@ -24,11 +26,20 @@ def module(request) -> ModuleType:
     return catalog.find("models", request.param)
 
 
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in MODELS])
+def learner(request) -> nn.Module:
+    torch.manual_seed(0)
+    return narrow(catalog.find("models", request.param)).build().eval()
+
+
 @pytest.fixture
 def config(module) -> Any:
+    return narrow(module)
+
+
+def narrow(module: ModuleType) -> Any:
     """The defaults, but narrow."""
-    narrow = {field.name: 4 for field in fields(module.Config) if field.name == "width"}
-    return replace(module.Config(), **narrow)
+    return replace(module.Config(), **{field.name: 4 for field in fields(module.Config) if field.name == "width"})
 
 
 @pytest.fixture
@@ -126,8 +137,8 @@ def test_a_loss_draws_all_its_noise(model, patches):
         assert torch.equal(a, b)
 
 
-def test_training_lowers_the_loss(model, patches):
-    history = trained(model, patches, epochs=15)
+def test_training_lowers_the_loss(learner, patches):
+    history = trained(learner, patches, epochs=15)
     judged = [row for row in history.rows if "validation" in row]
     for stage in {row["stage"] for row in judged}:
         losses = [row["validation"] for row in judged if row["stage"] == stage]
@@ -140,12 +151,12 @@ def test_scores_tell_patches_apart(model, patches):
         assert score.std() > 1e-3 * score.mean().abs()
 
 
-def test_what_was_never_seen_scores_higher(model, patches):
+def test_what_was_never_seen_scores_higher(learner, patches):
     """By the model's own criterion, which stands first; a part of it, such as a divergence, need not see everything."""
-    trained(model, patches, epochs=6)
+    trained(learner, patches, epochs=6)
     strange = torch.rand(8, 1, 64, 64, generator=torch.Generator().manual_seed(2))
-    name, score = next(iter(model.scores(patches).items()))
-    assert score.median() < model.scores(strange)[name].median()
+    name, score = next(iter(learner.scores(patches).items()))
+    assert score.median() < learner.scores(strange)[name].median()
 
 
 def test_a_score_does_not_depend_on_the_batch(model, patches):
