@@ -397,7 +397,7 @@ def test_a_schedule_needs_positive_numbers(name):
 
 def test_an_unknown_optimizer_is_an_error():
     line = Line(lambda line: [[replace(line.objective(), optimizer="newton")]])
-    with pytest.raises(OptionError, match="adam or sgd, not 'newton'"):
+    with pytest.raises(OptionError, match="adam, sgd or rmsprop, not 'newton'"):
         run(line, patches(8), ONCE)
 
 
