@@ -30,7 +30,7 @@ from torch import Tensor
 from rayad.density import em, spn
 from rayad.errors import RayadError
 from rayad.patches.corpus import Corpus
-from rayad.scoring.detector import load
+from rayad.scoring.bundle import load
 
 RESULTS = Path(__file__).parent / "results" / "density_quality.json"
 

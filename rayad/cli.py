@@ -22,7 +22,7 @@ from rayad.on_ray.resources import Strips, Workers, keep_private
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
-from rayad.scoring import detector as bundle
+from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 
 T = TypeVar("T")

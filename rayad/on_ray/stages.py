@@ -25,7 +25,7 @@ from rayad.on_ray.score import ScoredImage, identity, score_exams
 from rayad.on_ray.train import train
 from rayad.patches.corpus import Corpus, Ingest, fingerprint
 from rayad.recipes import Density
-from rayad.scoring import detector as bundle
+from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, Part, scores_of
@@ -189,7 +189,7 @@ def calibrate_detectors(
         patients = defaultdict(list)
         for image in scored:
             patients[image.exam.patient_id].append(image.scores[one.name])
-        result.append(bundle.calibrated(one, calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
+        result.append(one.calibrated(calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
     return result
 
 

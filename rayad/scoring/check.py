@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from rayad import storage
-from rayad.scoring import detector as bundle
+from rayad.scoring import bundle
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 

@@ -1,34 +1,23 @@
-"""The detector bundle: everything that turns an image into a heatmap, in JSON and safetensors.
+"""A detector: everything that turns an image into a heatmap, as a value."""
 
-``detector.json`` names the parts, their configurations, the hashes of the tensor files, and where it all
-comes from; ``model.safetensors``, ``density.safetensors`` and ``calibration.safetensors`` hold the
-numbers. docs/formats.md has every field. No pickle.
-"""
-
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import safetensors.numpy
-import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import nn
 
-from rayad import catalog, storage
 from rayad.arrays import Grid, GridMask, Latents, Patches, Scores, like
-from rayad.errors import FormatError, ImageError, OptionError
+from rayad.errors import ImageError, OptionError
 from rayad.imaging.context import context
-from rayad.imaging.picture import PATCH, Prepared, Preprocessing, described, from_description, step_px
+from rayad.imaging.picture import PATCH, Prepared, Preprocessing, step_px
 from rayad.scoring import combine, dense, floors, residuals
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation, aggregate
 
-SCHEMA = 2
 Context = Float[torch.Tensor, "n k"]
 """What is known of n places: a column a name."""
 
@@ -117,6 +106,10 @@ class Detector:
         patients = self.calibration.patients if self.calibration else 0
         calibrated = f"calibrated on {patients} healthy patients" if patients else "not calibrated, so without p-values"
         return ", ".join([f"{self.name} scores by {self.score}", *parts, calibrated])
+
+    def calibrated(self, calibration: Calibration, **provenance: Any) -> "Detector":
+        """The detector with this calibration, and what is to be known of it."""
+        return replace(self, calibration=calibration, provenance={**self.provenance, **provenance})
 
     def heatmap(self, prepared: Prepared, step: int, known: Mapping[str, Heatmap] = MappingProxyType({})) -> Heatmap:
         """Score the tissue of a prepared image on a grid.
@@ -247,121 +240,6 @@ def _onto(heatmap: Heatmap, grid: tuple[np.ndarray, np.ndarray], ratio: float) -
     return heatmap.scores[np.ix_(*at)]
 
 
-def save(detector: Detector, url: str) -> None:
-    """Write the bundle; ``detector.json`` last, so a bundle that has one is whole."""
-    files = {}
-    for kind in ("model", "density"):
-        part: Part | None = getattr(detector, kind)
-        if part is not None:
-            state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in part.module.state_dict().items()}
-            files[kind] = safetensors.torch.save(state)
-    if detector.calibration is not None:
-        files["calibration"] = safetensors.numpy.save(detector.calibration.to_tensors())
-    for kind, data in files.items():
-        storage.write_bytes(storage.join(url, f"{kind}.safetensors"), data)
-    for member in detector.members:
-        save(member, _member(url, member.name))
-    description = {
-        "schema": SCHEMA,
-        "name": detector.name,
-        "score": detector.score,
-        "preprocessing": described(detector.preprocessing),
-        "aggregation": asdict(detector.aggregation),
-        "model": detector.model and detector.model.description(),
-        "density": detector.density and detector.density.description(),
-        "context": detector.context,
-        "members": [member.name for member in detector.members],
-        "sha256": {kind: hashlib.sha256(data).hexdigest() for kind, data in files.items()},
-        "provenance": detector.provenance,
-    }
-    storage.write_json(storage.join(url, "detector.json"), description)
-
-
-def describe(url: str) -> dict[str, Any]:
-    """What ``detector.json`` says, in the words of today's schema.
-
-    Raises:
-        FormatError: there is no bundle, or it is of a newer schema.
-    """
-    where = storage.join(url, "detector.json")
-    if not storage.exists(where):
-        raise FormatError(f"{url}: no detector here, detector.json is missing")
-    description = storage.read_json(where)
-    if description.get("schema", 0) > SCHEMA:
-        raise FormatError(f"{where}: schema {description['schema']} is newer than {SCHEMA}, which this rayad reads")
-    return _upgraded(description)
-
-
-def load(url: str) -> Detector:
-    """Read a bundle.
-
-    Raises:
-        FormatError: no bundle, a newer schema, or tensors whose hash is not the one in ``detector.json``.
-    """
-    said = describe(url)
-    calibration = None
-    if "calibration" in said["sha256"]:
-        tensors = safetensors.numpy.load(_checked(url, "calibration", said["sha256"]))
-        calibration = Calibration.from_tensors(tensors)
-    return Detector(
-        name=said["name"],
-        score=said["score"],
-        preprocessing=from_description(said["preprocessing"]),
-        model=_part(url, "model", said),
-        density=_part(url, "density", said),
-        aggregation=Aggregation(**said["aggregation"]),
-        calibration=calibration,
-        provenance=said["provenance"],
-        context=tuple(said["context"]),
-        members=tuple(load(_member(url, name)) for name in said["members"]),
-    )
-
-
-def calibrated(detector: Detector, calibration: Calibration, **provenance: Any) -> Detector:
-    """The detector with this calibration."""
-    return replace(detector, calibration=calibration, provenance={**detector.provenance, **provenance})
-
-
-def _member(url: str, name: str) -> str:
-    return storage.join(url, "members", name)
-
-
-def _upgraded(said: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members."""
-    if said.get("schema", 0) != 1:
-        return said
-    loss = said.get("score") == "reconstruction" and (said.get("model") or {}).get("name") == "bvae"
-    return said | {"context": [], "members": []} | ({"score": "elbo"} if loss else {})
-
-
 def _grid(prepared: Prepared, step: int) -> tuple[np.ndarray, np.ndarray]:
     h, w = prepared.stored.shape
     return dense.places(h, w, step)
-
-
-def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
-    if said[kind] is None:
-        return None
-    folder = {"model": "models", "density": "density"}[kind]
-    name, variables = said[kind]["name"], said[kind]["variables"]
-    said_of = said[kind]["config"].items()
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in said_of}  # JSON has no tuples
-    config = catalog.find(folder, name).Config(**settings)
-    module = config.build(variables) if kind == "density" else config.build()
-    data = _checked(url, kind, said["sha256"])
-    try:
-        module.load_state_dict(safetensors.torch.load(data))
-    except (SafetensorError, RuntimeError) as error:
-        said_why = " ".join(str(error).split())
-        raise FormatError(f"{url}: {kind}.safetensors does not fit {name} of detector.json: {said_why}") from None
-    return Part(name, config, module.eval(), variables)
-
-
-def _checked(url: str, kind: str, hashes: dict[str, str]) -> bytes:
-    where = storage.join(url, f"{kind}.safetensors")
-    if not storage.exists(where):
-        raise FormatError(f"{where}: missing, though detector.json names it")
-    data = storage.read_bytes(where)
-    if hashlib.sha256(data).hexdigest() != hashes[kind]:
-        raise FormatError(f"{where}: altered or truncated, its hash is not the one in detector.json")
-    return data

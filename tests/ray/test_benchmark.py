@@ -11,7 +11,7 @@ from rayad.on_ray.recipe import run_recipe
 from rayad.on_ray.resources import Workers
 from rayad.patches.sample import Sampling
 from rayad.recipes import Combined, Density, Model, Recipe, Row
-from rayad.scoring import detector as bundle
+from rayad.scoring import bundle
 
 
 def small() -> Recipe:

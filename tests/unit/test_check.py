@@ -8,7 +8,7 @@ from rayad import cli, storage
 from rayad.density import spn
 from rayad.imaging.mammogram import Preprocessing
 from rayad.models import cae
-from rayad.scoring import detector as bundle
+from rayad.scoring import bundle
 from rayad.scoring.check import faults
 from rayad.scoring.detector import Detector, Part
 

@@ -10,11 +10,11 @@ from rayad import catalog, storage
 from rayad.errors import FormatError, OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import Prepared, Source
-from rayad.scoring import detector as bundle
-from rayad.scoring import floors
+from rayad.scoring import bundle, floors
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector, Part, scores_of
+from rayad.scoring.detector import in_context as conditional
 
 
 def prepared() -> Prepared:
@@ -45,7 +45,7 @@ def detector() -> Detector:
 def url(tmp_path) -> str:
     one = detector()
     scores = one.heatmap(prepared(), 8).scores
-    bundle.save(bundle.calibrated(one, calibrate({"a": [scores], "b": [scores + 1]})), str(tmp_path))
+    bundle.save(one.calibrated(calibrate({"a": [scores], "b": [scores + 1]})), str(tmp_path))
     return str(tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_the_states_of_a_circuit_survive_a_bundle(tmp_path):
 def test_every_score_has_values_in_the_tissue_and_only_there():
     learned = detector()
     assert learned.model is not None
-    for score in (*bundle.scores_of(learned.model), "likelihood", *floors.MAPS):
+    for score in (*scores_of(learned.model), "likelihood", *floors.MAPS):
         heatmap = replace(learned, score=score).heatmap(prepared(), 16)
         assert np.array_equal(np.isfinite(heatmap.scores), heatmap.tissue), score
 
@@ -140,7 +140,7 @@ def test_a_likelihood_in_context_is_a_density_of_the_latents():
     density.start(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), 0)
     z = torch.linspace(-30, 30, 20_001, dtype=torch.float64)[:, None]
     for skin in (-1.0, 0.3, 2.0):
-        score = bundle.in_context(density.double().eval(), z, torch.full_like(z, skin))
+        score = conditional(density.double().eval(), z, torch.full_like(z, skin))
         assert torch.trapezoid((-score).exp(), z[:, 0]).item() == pytest.approx(1, abs=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_the_same_latents_are_scored_by_their_place(tmp_path):
 def ensemble() -> Detector:
     fine = replace(detector(), name="fine", preprocessing=Preprocessing(0.2), score="reconstruction")
     healthy = calibrate({"a": [np.random.default_rng(0).random((9, 9)) * 50]})
-    members = [bundle.calibrated(one, healthy) for one in (detector(), fine)]
+    members = [one.calibrated(healthy) for one in (detector(), fine)]
     return Detector("both", "fisher", members[0].preprocessing, members=tuple(members), provenance={"made_of": "x"})
 
 

@@ -13,7 +13,6 @@ from rayad.density import spn
 from rayad.errors import ImageError
 from rayad.evaluation.heatmap import Request, named, write_heatmaps
 from rayad.imaging.mammogram import Preprocessing
-from rayad.scoring import detector as bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
 
@@ -27,7 +26,7 @@ def detector() -> Detector:
     parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
     one = Detector("cae-spn", "likelihood", Preprocessing(spacing_mm=0.8, intensity="relative"), *parts)
     scores = np.random.default_rng(0).normal(size=(2, 9, 9)).astype(np.float32)
-    return bundle.calibrated(one, calibrate({"a": [scores[0]], "b": [scores[1]]}))
+    return one.calibrated(calibrate({"a": [scores[0]], "b": [scores[1]]}))
 
 
 def written(detector: Detector, folder) -> dict[str, np.ndarray]:
