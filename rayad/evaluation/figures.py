@@ -111,8 +111,12 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
     return _png(figure)
 
 
-def thumbnail(view: View, found: Map, height_px: int = 260) -> bytes:
-    """The overlay alone, without words or bars, for lists of images."""
+def thumbnail(view: View, found: Map, marks: Sequence[tuple[float, float]] = (), height_px: int = 260) -> bytes:
+    """The overlay alone, without words or bars, for lists of images.
+
+    Args:
+        marks: rows and columns, px of the view, of findings that are numbered.
+    """
     height, width = view.pixels.shape[:2]
     figure = Figure(figsize=(height_px * width / height / DPI, height_px / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -120,6 +124,9 @@ def thumbnail(view: View, found: Map, height_px: int = 260) -> bytes:
     _heat(axes, view, found.healthy_quantile)
     _outline(axes, view, found.mask)
     _outline_pixels(axes, view.truth)
+    for number, (row, column) in enumerate(marks, 1):
+        rim = [withStroke(linewidth=2, foreground="black")]
+        axes.text(column, row, str(number), color="white", fontsize=7, ha="center", va="center", path_effects=rim)
     return _png(figure)
 
 

@@ -2,38 +2,26 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rayad import provenance, storage
-from rayad.datasets.exam import Exam, Images, source_of
+from rayad.datasets.exam import Exam, Images
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
-from rayad.evaluation import figures, ranks, report, seeds, table, verdicts
-from rayad.evaluation.figures import Map, View
-from rayad.evaluation.findings import findings
-from rayad.evaluation.heatmap import if_healthy
-from rayad.evaluation.metrics import Scored, usable
+from rayad.evaluation import ranks, report, seeds, table, verdicts
+from rayad.evaluation.metrics import Scored
 from rayad.imaging.picture import Preprocessing, described
-from rayad.imaging.spacing import resample_mask
-from rayad.on_ray import stages
-from rayad.on_ray.cluster import tasks
+from rayad.on_ray import pictures, stages
 from rayad.on_ray.score import ScoredImage, identity
 from rayad.patches.corpus import fingerprint
-from rayad.scoring import counterfactual
-from rayad.scoring.calibrate import Calibration, image_score
+from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 
-ALARM = 0.99
-"""Healthy quantile above which a place is marked; no label enters."""
 FEW_RESAMPLES = 20
 """Of other seeds' figures, whose intervals nobody sees."""
-PANEL_DETECTORS = 6
-"""Detectors in the panel, the first of the table: more are too small to see."""
-PANEL_IMAGES = 2
-"""Images of each kind of lesion in the panel: the first by name."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def evaluate(
     rows = _rows(detectors, on_grid, kinds)
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
     main = _main(detectors)
-    drawn, listed = _pictures(main, detectors, calibrations, dataset, scored, on_grid, kinds)
+    shown = pictures.Shown(main, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
     results: dict[str, Any] = {
         "dataset": options.dataset,
         "recipe": options.recipe,
@@ -114,7 +102,7 @@ def evaluate(
         "verdicts": [row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
         "calibration_patients": min(c.patients for c in calibrations.values()),
         "counts": counts(dataset),
-        "images": listed,
+        "images": shown.listed(),
         "heatmap_detector": main.name,
         "settings": _settings(detectors, options),
         "groups": options.groups,
@@ -124,7 +112,7 @@ def evaluate(
         "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
         "notes": _notes(next(iter(scored.values())), options),
     }
-    return report.build(results, drawn, url)
+    return report.build(results, shown.drawn(), url)
 
 
 def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
@@ -189,7 +177,7 @@ def _rows(
             d.name,
             on_grid[d.name],
             kinds,
-            threshold=_calibration(d).threshold(ALARM),
+            threshold=_calibration(d).threshold(pictures.ALARM),
             options=table.Options(resamples=resamples),
         )
     ]
@@ -217,113 +205,6 @@ def _seeds(
 def _main(detectors: Sequence[Detector]) -> Detector:
     """The detector whose heatmaps the list of images shows: the first that scores by likelihood, else the first."""
     return next((d for d in detectors if d.score == "likelihood"), detectors[0])
-
-
-def _pictures(
-    main: Detector,
-    detectors: Sequence[Detector],
-    calibrations: dict[str, Calibration],
-    dataset: Images,
-    scored: dict[str, list[ScoredImage]],
-    on_grid: dict[str, list[Scored]],
-    kinds: Sequence[str],
-) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """The figures by name, and the list of images with their p-values and thumbnails."""
-    shown = [d for d in detectors if d.model] or list(detectors)
-    calibration, images = calibrations[main.name], scored[main.name]
-    jobs = [(image, mapped(calibration, image.scores[main.name])) for image in images]
-    drawn = list(tasks(draw, jobs, len(jobs), "pictures", shared=(dataset, main.preprocessing)))
-    thumbnails = {f"image-{i.exam.exam_id}": png for i, (_, png) in zip(images, drawn, strict=True)}
-    chosen: list[int] = []
-    for kind in kinds:
-        held = [i for i, image in enumerate(on_grid[main.name]) if usable(image, kind) and i not in chosen]
-        chosen += held[:PANEL_IMAGES]
-    alike = [d for d in shown if d.preprocessing == main.preprocessing][:PANEL_DETECTORS]
-    maps = {d.name: [mapped(calibrations[d.name], scored[d.name][i].scores[d.name]) for i in chosen] for d in alike}
-    pictures = {}
-    if chosen:
-        healthy = _if_healthy(main, dataset, [images[i] for i in chosen])
-        pictures["panel"] = figures.panel([drawn[i][0] for i in chosen], maps, healthy)
-    drawn_apart = detectors[: 2 * PANEL_DETECTORS]
-    pictures["distributions"] = figures.distributions({d.name: _classes(on_grid[d.name], kinds) for d in drawn_apart})
-    return pictures | thumbnails, _listed([main], calibrations, scored)
-
-
-def draw(dataset: Images, preprocessing: Preprocessing, image: ScoredImage, found: Map) -> tuple[View, bytes]:
-    """The image as figures take it, and its thumbnail."""
-    exam = image.exam
-    prepared = preprocessing.prepare(source_of(dataset, exam))
-    truth = np.zeros(prepared.stored.shape, bool)
-    for lesion in exam.lesions:
-        if lesion.located:
-            truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
-    shown = prepared.stored if preprocessing.channels == 1 else prepared.pixels
-    view = View(exam.exam_id, shown, prepared.spacing_mm, image.rows, image.columns, truth)
-    return view, figures.thumbnail(view, found)
-
-
-def _if_healthy(detector: Detector, dataset: Images, images: Sequence[ScoredImage]) -> list[figures.Healthy]:
-    """The healthy counterfactual of each image; none for a detector that has none."""
-    if counterfactual.lacking(detector):
-        return []
-    jobs = [(image.exam,) for image in images]
-    return list(tasks(explain, jobs, len(jobs), "counterfactuals", shared=(dataset, detector)))
-
-
-def explain(dataset: Images, detector: Detector, exam: Exam) -> figures.Healthy:
-    """What an image would look like if it were healthy."""
-    prepared = detector.preprocessing.prepare(source_of(dataset, exam))
-    return if_healthy(detector, prepared)
-
-
-def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
-    """Scores as healthy quantiles, and the places above the alarm quantile."""
-    quantile = calibration.healthy_quantile(scores)
-    return Map(quantile, np.nan_to_num(quantile) > ALARM)
-
-
-def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores of healthy images' places and of places inside each kind of lesion, or of its images without places."""
-    found = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
-    for kind in kinds:
-        placed = [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)]
-        found[kind] = placed or [i.scores[i.tissue] for i in scored if i.holds(kind)]  # a corpus may give no places
-    return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
-
-
-def _listed(
-    detectors: Sequence[Detector], calibrations: dict[str, Calibration], scored: dict[str, list[ScoredImage]]
-) -> list[dict[str, Any]]:
-    """A row an image: whose it is, what is known of it, and its p-values."""
-    rows: dict[str, dict[str, Any]] = {}
-    for detector in detectors:
-        calibration, images = calibrations[detector.name], scored[detector.name]
-        single = {i.exam.exam_id: image_score(i.scores[detector.name], calibration.top) for i in images}
-        highest: dict[str, float] = defaultdict(lambda: -np.inf)
-        for image in images:
-            patient = image.exam.patient_id
-            highest[patient] = max(highest[patient], single[image.exam.exam_id])
-        for image in images:
-            exam = image.exam
-            marked = image.scores[detector.name]
-            quantile = calibration.healthy_quantile(marked)
-            listed, number = findings(marked, quantile, ALARM, image.step_mm)
-            row = rows.setdefault(
-                exam.exam_id,
-                {
-                    "exam_id": exam.exam_id,
-                    "patient_id": exam.patient_id,
-                    "diseased": exam.anomalous,
-                    "lesions": sorted({lesion.kind for lesion in exam.lesions}),
-                    "thumbnail": f"image-{exam.exam_id}",
-                    "findings": [asdict(finding) for finding in listed],
-                    "more_findings": number - len(listed),
-                    "p": {},
-                },
-            )
-            exam_p = calibration.exam_p(highest[exam.patient_id])
-            row["p"][detector.name] = {"image": calibration.image_p(single[exam.exam_id]), "exam": exam_p}
-    return list(rows.values())
 
 
 def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""The pictures of a report and its list of images, drawn a Ray task an image."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from rayad.datasets.exam import Exam, Images, source_of
+from rayad.evaluation import figures
+from rayad.evaluation.figures import Map, View
+from rayad.evaluation.findings import Finding, findings
+from rayad.evaluation.heatmap import if_healthy
+from rayad.evaluation.metrics import Scored, usable
+from rayad.imaging.picture import Preprocessing
+from rayad.imaging.spacing import resample_mask
+from rayad.on_ray.cluster import tasks
+from rayad.on_ray.score import ScoredImage
+from rayad.scoring import counterfactual
+from rayad.scoring.calibrate import Calibration, image_score
+from rayad.scoring.detector import Detector
+
+ALARM = 0.99
+"""Healthy quantile above which a place is marked; no label enters."""
+PANEL_DETECTORS = 6
+"""Detectors in the panel, the first of the table: more are too small to see."""
+PANEL_IMAGES = 2
+"""Images of each kind of lesion in the panel: the first by name."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a report shows of its images."""
+
+    main: Detector
+    """Whose heatmaps and findings the list of images has."""
+    detectors: tuple[Detector, ...]
+    calibrations: dict[str, Calibration]
+    dataset: Images
+    scored: dict[str, list[ScoredImage]]
+    """Detector -> its scored images."""
+    on_grid: dict[str, list[Scored]]
+    """The same as metrics take them."""
+    kinds: tuple[str, ...]
+
+    @property
+    def images(self) -> list[ScoredImage]:
+        return self.scored[self.main.name]
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.calibrations[self.main.name]
+
+    @cached_property
+    def found(self) -> list[tuple[list[Finding], int]]:
+        """Of each image the findings that are listed, and how many there are."""
+        scores = [image.scores[self.main.name] for image in self.images]
+        quantiles = [self.calibration.healthy_quantile(of) for of in scores]
+        steps = [image.step_mm for image in self.images]
+        return [findings(of, q, ALARM, step) for of, q, step in zip(scores, quantiles, steps, strict=True)]
+
+    def drawn(self) -> dict[str, bytes]:
+        """Name -> PNG: the panel, the distributions of scores, a thumbnail an image with its findings numbered."""
+        jobs = [
+            (image, mapped(self.calibration, image.scores[self.main.name]), listed)
+            for image, (listed, _) in zip(self.images, self.found, strict=True)
+        ]
+        drawn = list(tasks(draw, jobs, len(jobs), "pictures", shared=(self.dataset, self.main.preprocessing)))
+        thumbnails = {f"image-{i.exam.exam_id}": png for i, (_, png) in zip(self.images, drawn, strict=True)}
+        pictures = self._panel([view for view, _ in drawn])
+        some = self.detectors[: 2 * PANEL_DETECTORS]
+        pictures["distributions"] = figures.distributions(
+            {d.name: _classes(self.on_grid[d.name], self.kinds) for d in some}
+        )
+        return pictures | thumbnails
+
+    def listed(self) -> list[dict[str, Any]]:
+        """A row an image: whose it is, what is known of it, its p-values and its findings."""
+        single = [image_score(i.scores[self.main.name], self.calibration.top) for i in self.images]
+        highest: dict[str, float] = defaultdict(lambda: -np.inf)
+        for image, score in zip(self.images, single, strict=True):
+            highest[image.exam.patient_id] = max(highest[image.exam.patient_id], score)
+        rows = []
+        for image, score, (found, number) in zip(self.images, single, self.found, strict=True):
+            exam = image.exam
+            p = {"image": self.calibration.image_p(score), "exam": self.calibration.exam_p(highest[exam.patient_id])}
+            rows.append(
+                {
+                    "exam_id": exam.exam_id,
+                    "patient_id": exam.patient_id,
+                    "diseased": exam.anomalous,
+                    "lesions": sorted({lesion.kind for lesion in exam.lesions}),
+                    "thumbnail": f"image-{exam.exam_id}",
+                    "findings": [asdict(finding) for finding in found],
+                    "more_findings": number - len(found),
+                    "p": {self.main.name: p},
+                }
+            )
+        return rows
+
+    def _panel(self, views: Sequence[View]) -> dict[str, bytes]:
+        """A few images with lesions under several detectors; nothing where no lesion has a place."""
+        chosen: list[int] = []
+        for kind in self.kinds:
+            held = [
+                i for i, image in enumerate(self.on_grid[self.main.name]) if usable(image, kind) and i not in chosen
+            ]
+            chosen += held[:PANEL_IMAGES]
+        if not chosen:
+            return {}
+        learned = [d for d in self.detectors if d.model] or list(self.detectors)
+        alike = [d for d in learned if d.preprocessing == self.main.preprocessing][:PANEL_DETECTORS]
+        maps = {
+            d.name: [mapped(self.calibrations[d.name], self.scored[d.name][i].scores[d.name]) for i in chosen]
+            for d in alike
+        }
+        healthy = _if_healthy(self.main, self.dataset, [self.images[i] for i in chosen])
+        return {"panel": figures.panel([views[i] for i in chosen], maps, healthy)}
+
+
+def draw(
+    dataset: Images, preprocessing: Preprocessing, image: ScoredImage, found: Map, listed: Sequence[Finding]
+) -> tuple[View, bytes]:
+    """The image as figures take it, and its thumbnail."""
+    exam = image.exam
+    prepared = preprocessing.prepare(source_of(dataset, exam))
+    truth = np.zeros(prepared.stored.shape, bool)
+    for lesion in exam.lesions:
+        if lesion.located:
+            truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
+    shown = prepared.stored if preprocessing.channels == 1 else prepared.pixels
+    view = View(exam.exam_id, shown, prepared.spacing_mm, image.rows, image.columns, truth)
+    marks = [(f.row_mm / prepared.spacing_mm, f.col_mm / prepared.spacing_mm) for f in listed]
+    return view, figures.thumbnail(view, found, marks=marks)
+
+
+def explain(dataset: Images, detector: Detector, exam: Exam) -> figures.Healthy:
+    """What an image would look like if it were healthy."""
+    prepared = detector.preprocessing.prepare(source_of(dataset, exam))
+    return if_healthy(detector, prepared)
+
+
+def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
+    """Scores as healthy quantiles, and the places above the alarm quantile."""
+    quantile = calibration.healthy_quantile(scores)
+    return Map(quantile, np.nan_to_num(quantile) > ALARM)
+
+
+def _if_healthy(detector: Detector, dataset: Images, images: Sequence[ScoredImage]) -> list[figures.Healthy]:
+    """The healthy counterfactual of each image; none for a detector that has none."""
+    if counterfactual.lacking(detector):
+        return []
+    jobs = [(image.exam,) for image in images]
+    return list(tasks(explain, jobs, len(jobs), "counterfactuals", shared=(dataset, detector)))
+
+
+def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """Scores of healthy images' places and of places inside each kind of lesion, or of its images without places."""
+    found = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
+    for kind in kinds:
+        placed = [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)]
+        found[kind] = placed or [i.scores[i.tissue] for i in scored if i.holds(kind)]  # a corpus may give no places
+    return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
