@@ -111,7 +111,7 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
     return _png(figure)
 
 
-def thumbnail(view: View, found: Map, marks: Sequence[tuple[float, float]] = (), height_px: int = 260) -> bytes:
+def thumbnail(view: View, found: Map, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()) -> bytes:
     """The overlay alone, without words or bars, for lists of images.
 
     Args:

@@ -82,6 +82,12 @@ def test_the_mask_is_outlined_along_its_places():
     assert changed.max(axis=0) == pytest.approx([32, 72], abs=1.2)
 
 
+def test_findings_are_numbered_where_they_are():
+    bare, marked = (thumbnail(view(), heat(0.5), 960, marks=marks) for marks in ((), [(24.0, 60.0)]))
+    changed = np.argwhere((decoded(marked) != decoded(bare)).any(axis=2)) / 10
+    assert changed.mean(axis=0) == pytest.approx([24, 60], abs=1)
+
+
 def test_the_scale_bar_is_as_long_as_it_says():
     picture = decoded(overlay(view(side=200, level=0.0), heat(np.full((25, 25), np.nan))))
     black = (picture == 0).all(axis=2)
