@@ -89,7 +89,8 @@ def test_seeds_differ_where_something_is_learned(place):
     assert by["cae", "mass"]["seeds"] == by["both", "mass"]["seeds"] == 2
     assert by["cae", "mass"]["pixel_auc"]["std"] > 0
     assert by["relative-brightness", "mass"]["seeds"] == 1
-    assert by["pca", "mass"]["pixel_auc"]["std"] == 0
+    # a pass leaves out the last patches that fill no batch, and which these are depends on the seed
+    assert by["pca", "mass"]["pixel_auc"]["std"] < 0.01
 
 
 def test_a_benchmark_that_is_done_does_nothing_again(place):

@@ -7,7 +7,7 @@ from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import em
 from rayad.density.em import EM
-from rayad.on_ray.density import fit_density
+from rayad.on_ray.density import Fit, fit_density, variables_of
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import Workers
@@ -34,13 +34,35 @@ def model() -> Part:
 @pytest.mark.parametrize("schedule", [EM(epochs=3, batches=4, step=0.3), em.full_batch(3)])
 def test_two_workers_learn_the_density_of_one_process(corpus, model, tmp_path, schedule):
     config = catalog.configure("density", "spn", {"inputs": 3, "replicas": 4})
-    part, said = fit_density(corpus.url, model, "spn", config, schedule, Workers(2), str(tmp_path))
+    part, said = fit_density(corpus.url, model, Fit("spn", config, schedule), Workers(2), str(tmp_path))
     train, validation = (read_latents(corpus, str(tmp_path), split) for split in ("train", "validation"))
     alone = config.build(train.shape[1])
     em.fit(alone, train, validation, schedule)
     for name, value in part.module.state_dict().items():
         assert torch.allclose(value, alone.state_dict()[name], rtol=1e-5, atol=1e-6), name
     assert said["epochs"] == 3
+
+
+def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, tmp_path):
+    encode(corpus, model, str(tmp_path))
+    wanted = Fit("spn", None, EM(), context=("rel_row", "skin_mm"))
+    found = variables_of(corpus, str(tmp_path), wanted, "train")
+    assert torch.equal(found[:, :6], read_latents(corpus, str(tmp_path), "train"))
+    index = corpus.index().set_index(["shard", "row_in_shard"])
+    truth = [index.loc[(name, row)] for name, number in corpus.shards("train") for row in range(number)]
+    assert found[:, 6].tolist() == pytest.approx([row["rel_row"] for row in truth])
+    assert found[:, 7].tolist() == pytest.approx([row["skin_mm"] for row in truth])
+
+
+def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
+    encode(corpus, model, str(tmp_path))
+    every, smooth = (
+        variables_of(corpus, str(tmp_path), Fit("spn", None, EM(), smooth=s), "train") for s in (False, True)
+    )
+    patches = torch.cat([torch.from_numpy(corpus.read(name).astype("float64")) for name, _ in corpus.shards("train")])
+    deviation = patches.flatten(1).std(1)
+    kept = deviation <= deviation.quantile(1 / 3)
+    assert torch.equal(smooth, every[kept])
 
 
 def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):

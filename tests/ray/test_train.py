@@ -37,7 +37,7 @@ def alone(corpus: Corpus, config: Any, schedule: Schedule) -> dict[str, torch.Te
     fit(
         model,
         lambda epoch: (pixels(batch) for batch in order.batches(corpus.read, epoch)),
-        validation_batches(corpus, schedule.batch, 0, 1),
+        validation_batches(corpus.read, corpus, schedule.batch, 0, 1),
         schedule,
     )
     return model.state_dict()
