@@ -72,9 +72,8 @@ def evaluate(
     """
     calibrations = {d.name: _calibration(d) for d in detectors}
     exams = stages.exams_of(dataset, options.split)
-    request = fingerprint(
-        [[(identity(d), d.provenance["calibrated_on"]) for d in detectors], options, exams, provenance.commit()]
-    )
+    made_of = [[(identity(d), d.provenance["calibrated_on"]) for d in run] for run in (detectors, *others)]
+    request = fingerprint([made_of, options, exams, provenance.commit()])
     page = storage.join(url, "index.html")
     written = storage.join(url, "results.json")
     if storage.exists(page) and storage.read_json(written).get("request") == request:

@@ -1,6 +1,7 @@
 """A benchmark of every kind of detector, small, on a real Ray: two seeds, restarted, and its page made again."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,12 @@ def test_a_benchmark_that_is_done_does_nothing_again(place):
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(place)}
     run_recipe(small(), "", place, Workers(1), seeds=2)
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(place)} == before
+
+
+def test_another_number_of_seeds_is_another_report(place, tmp_path):
+    shutil.copytree(place, tmp_path / "copy")
+    run_recipe(small(), "", str(tmp_path / "copy"), Workers(1), seeds=1)
+    assert storage.read_json(f"{tmp_path}/copy/report/results.json")["seeds"] == []
 
 
 def test_bundles_of_every_kind_are_whole_and_hold_no_pickle(place, capsys):
