@@ -12,7 +12,7 @@ from rayad import storage
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.errors import DatasetError, ImageError, StorageError
 from rayad.evaluation.metrics import truth_on_grid
-from rayad.imaging.picture import Prepared, described
+from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray.cluster import tasks
 from rayad.patches.corpus import fingerprint
@@ -92,6 +92,18 @@ class _Kept:
         made_of = fingerprint([identity(detector), self.step])
         return storage.join(self.url, f"{detector.name}-{made_of}", _file(exam))
 
+    def known(self, detector: Detector, exam: Exam) -> dict[str, tuple[Heatmap, float]]:
+        """What is kept of this image by the detector's members: their heatmaps, and the seconds that these took."""
+        found = {}
+        step_mm = self.step * detector.preprocessing.spacing_mm
+        for member in detector.members:
+            own = _Kept(self.url, (member,), step_px(member.preprocessing, step_mm))
+            if storage.exists(own.places(exam)) and not own.missing(exam):
+                image = own.read(exam)
+                heatmap = Heatmap(image.scores[member.name], image.rows, image.columns, image.tissue)
+                found[member.name] = heatmap, image.seconds[member.name]
+        return found
+
     def missing(self, exam: Exam) -> list[Detector]:
         """The detectors that the image was not scored with."""
         return [d for d in self.detectors if not storage.exists(self.scores(d, exam))]
@@ -130,15 +142,13 @@ def score_exam(dataset: Images, keep: _Kept, exam: Exam) -> str:
 
 
 def _score(prepared: Prepared, keep: _Kept, exam: Exam, wanted: Sequence[Detector]) -> None:
-    """Score the image with each detector; what some have found, those that combine them need not find again."""
-    known: dict[str, Heatmap] = {}
-    seconds: dict[str, float] = {}
+    """Score the image with each detector; what members have found, those that combine them need not find again."""
     for detector in wanted:
+        known = keep.known(detector, exam)
         began = time.perf_counter()
-        found = detector.heatmap(prepared, keep.step, known)
-        seconds[detector.name] = time.perf_counter() - began + sum(seconds.get(m.name, 0.0) for m in detector.members)
-        known[detector.name] = found
-        _save(keep.scores(detector, exam), {"scores": found.scores, "seconds": seconds[detector.name]})
+        found = detector.heatmap(prepared, keep.step, {name: heatmap for name, (heatmap, _) in known.items()})
+        seconds = time.perf_counter() - began + sum(taken for _, taken in known.values())
+        _save(keep.scores(detector, exam), {"scores": found.scores, "seconds": seconds})
 
 
 def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[str, Any]:

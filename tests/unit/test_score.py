@@ -8,6 +8,7 @@ import pytest
 
 from rayad import storage
 from rayad.datasets import phantom
+from rayad.datasets.exam import source_of
 from rayad.imaging import dermoscopy
 from rayad.imaging.mammogram import Preprocessing
 from rayad.on_ray.score import _Kept, score_exam
@@ -57,6 +58,20 @@ def test_the_time_of_a_combined_detector_is_that_of_its_members_too(dataset, tmp
     assert score_exam(dataset, keep, exam) == ""
     seconds = keep.read(exam).seconds
     assert seconds["both"] > seconds["brightness"] + seconds["top-hat"]
+
+
+def test_members_that_were_scored_are_not_scored_again(dataset, tmp_path, monkeypatch):
+    exam, healthy = dataset.exams()[0], calibrate({"a": [np.random.default_rng(0).random((9, 9))]})
+    coarse = floor("brightness", "brightness", calibration=healthy)
+    fine = replace(floor("top-hat", "top-hat", calibration=healthy), preprocessing=Preprocessing(spacing_mm=0.2))
+    for member, step in ((coarse, 8), (fine, 16)):
+        assert score_exam(dataset, _Kept(str(tmp_path), (member,), step), exam) == ""
+    both = Detector("both", "fisher", coarse.preprocessing, members=(coarse, fine), provenance={"made_of": "both"})
+    keep = _Kept(str(tmp_path), (both,), 8)
+    alone = both.heatmap(both.preprocessing.prepare(source_of(dataset, exam)), 8).scores
+    monkeypatch.setattr(Detector, "_places", lambda *_: pytest.fail("a member was scored again"))
+    assert score_exam(dataset, keep, exam) == ""
+    assert np.array_equal(keep.read(exam).scores["both"], alone, equal_nan=True)
 
 
 def test_a_detector_of_another_modality_is_answered_in_a_sentence(dataset, tmp_path):
