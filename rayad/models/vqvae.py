@@ -13,7 +13,7 @@ blocks, so that the codes of a whole image contain those of every patch and are 
 Four things keep the book in use. It starts where the cells are: at draws from their Gaussian, moved by a few rounds of
 k-means. It may follow the cells by moving averages (their section 3.2 and appendix A.1) in the place of its part of the
 loss. A code that hardly any cell chooses starts anew beside the most chosen one. And a book of which one code is
-chosen is an error. All of it depends on sums over batches alone, so workers agree.
+chosen nearly everywhere is an error. All of it depends on sums over batches alone, so workers agree.
 """
 
 import math
@@ -43,6 +43,8 @@ COMMITMENT = 0.25
 """Weight of the last part of the loss; any from 0.1 to 2 does as well (their section 3.2)."""
 DEAD = 0.02
 """Share of the mean use of a code below which one starts anew."""
+COLLAPSED = 1.5
+"""Perplexity below which next to one code is in use."""
 ROUNDS = 3
 """Of k-means, over all patches, at the start."""
 
@@ -218,13 +220,14 @@ class CodeEncoder(nn.Module):
         return {"perplexity": perplexity(self.use), "revived": self._revive()}
 
     def check(self, sums: list[Tensor]) -> Row:
-        """Perplexity over all patches; TrainingError if one code is chosen."""
-        if int((sums[0] > 0).sum()) < 2:
+        """Perplexity over all patches; TrainingError if next to one code is chosen."""
+        found = perplexity(sums[0])
+        if found < COLLAPSED:
             raise TrainingError(
-                f"the book has collapsed: one of {len(self.book)} codes is chosen everywhere; start it with book=ema, "
+                f"the book has collapsed: perplexity {found:.2f} of {len(self.book)} codes; learn it with book=ema, "
                 "lower the learning rate or train longer"
             )
-        return {"perplexity": perplexity(sums[0])}
+        return {"perplexity": found}
 
     def _revive(self) -> float:
         """Put codes out of use beside the most used one, half of whose use they share; how many there were."""
