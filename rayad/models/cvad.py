@@ -23,11 +23,9 @@ from torch.nn import functional
 from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import SIDES, SLOPE, Decoder, Encoder, Padding, initialize
+from rayad.models._blocks import SIDES, SLOPE, Decoder, Encoder, Padding, bounded, divergence, initialize
 from rayad.progress import Row
 
-BOUND = 8.0
-"""Of the log-variances, to both sides."""
 LEVELS = 64
 """Steps of a calibrated score from 0 to 1."""
 RANGE = (-6.0, 10.0)
@@ -182,16 +180,16 @@ class CascadeVAE(nn.Module):
         """x^ and q of both branches; without a draw, at the means."""
         features = self.encoder.cells[:FEATURES](x)
         cells = self.encoder.cells[FEATURES:](features).flatten(1)
-        first = self.encoder.head(cells).to(x), _bounded(self.log_variance(cells).to(x))
+        first = self.encoder.head(cells).to(x), bounded(self.log_variance(cells).to(x))
         mirrored = self.decoder.pixels[:MIRRORED](self.decoder.head(_sample(first, draw)))
         mean, log_variance = self.second(torch.cat([mirrored, features], dim=1))
-        second = mean.to(x), _bounded(log_variance.to(x))
+        second = mean.to(x), bounded(log_variance.to(x))
         first_pixels = self.decoder.pixels[MIRRORED:](mirrored)
         return (first_pixels + self.second_decoder(_sample(second, draw))) / 2, first, second
 
     def _loss(self, x: Patches, reconstruction: Patches, first: Posterior, second: Posterior) -> Scores:
         error = (x - reconstruction).square().flatten(1).sum(1)
-        return error + self.config.beta * (_divergence(first) + _divergence(second))
+        return error + self.config.beta * (divergence(*first) + divergence(*second))
 
 
 class _Second(nn.Module):
@@ -211,15 +209,6 @@ class _Second(nn.Module):
         return mean, log_variance
 
 
-def _bounded(log_variance: Tensor) -> Tensor:
-    return BOUND * (log_variance / BOUND).tanh()
-
-
 def _sample(q: Posterior, draw: Draw | None) -> Latents:
     mean, log_variance = q
     return mean if draw is None else mean + (log_variance / 2).exp() * draw(mean.shape[1])
-
-
-def _divergence(q: Posterior) -> Scores:
-    mean, log_variance = q
-    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import Decoder, Encoder, Padding, initialize
+from rayad.models._blocks import Decoder, Encoder, Padding, bounded, divergence, initialize
 from rayad.progress import Row
 
-BOUND = 8.0
-"""Of the log-variance, to both sides."""
 CLEARANCE = 0.1
 """Of each coordinate of the centre from 0, which weights of 0 would reach (as in Ruff's own code)."""
 COLLAPSED = 1e-6
@@ -145,8 +143,7 @@ class DeepSVDD(nn.Module):
 
     def _negative_elbo(self, x: Patches, cells: Tensor, draw: Draw) -> Scores:
         mean = self.encoder.head(cells).to(x)  # from the lower precision of autocast
-        log_variance = BOUND * (self.log_variance(cells).to(x) / BOUND).tanh()
+        log_variance = bounded(self.log_variance(cells).to(x))
         z = mean + (log_variance / 2).exp() * draw(self.latents)
         error = (x - self.decoder(z)).square().flatten(1).sum(1)
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        return error + self.config.beta * divergence
+        return error + self.config.beta * divergence(mean, log_variance)

@@ -9,7 +9,8 @@ from torch.distributions import Normal, kl_divergence
 
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Objective, Pass, Schedule, batches, fit
-from rayad.models.deep_svdd import BOUND, Config
+from rayad.models._blocks import BOUND
+from rayad.models.deep_svdd import Config
 
 SMALL = Config(width=4, latents=6)
 
