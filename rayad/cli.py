@@ -327,6 +327,8 @@ class Evaluate:
     """Fields of the data set."""
     split: str = "test"
     """test, or development for choices."""
+    dense: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = ()
+    """Classes of tissue that count as dense, such as D; then figures are given for dense and other images apart."""
     step_mm: float = 3.2
     """Distance of the scored places, mm."""
     max_failures: int = 0
@@ -341,7 +343,7 @@ class Evaluate:
 
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         detectors = [bundle.load(storage.absolute(url)) for url in self.detector]
-        options = Evaluation(self.dataset, self.source, self.split, self.step_mm, self.max_failures)
+        options = Evaluation(self.dataset, self.source, self.split, self.step_mm, self.max_failures, dense=self.dense)
         with cluster(self.address):
             report = evaluate(detectors, dataset, options, storage.absolute(self.out))
         print(f"The report is at {report}")

@@ -226,17 +226,19 @@ def _loop(task: dict[str, Any]) -> None:
             seen.saw(row)
 
     stream = Stream(read, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
-    fit(
-        model,
-        stream.epoch_by_epoch(),
-        validation,
-        schedule,
-        sync=us,
-        checkpoints=Folder(task["checkpoints"]),
-        report=tell,
-    )
-    if seen:
-        seen.close()
+    try:
+        fit(
+            model,
+            stream.epoch_by_epoch(),
+            validation,
+            schedule,
+            sync=us,
+            checkpoints=Folder(task["checkpoints"]),
+            report=tell,
+        )
+    finally:
+        if seen:
+            seen.close()
 
 
 def _watch(task: dict[str, Any], model: Any, validation: Callable[[], Iterable[torch.Tensor]]) -> _Watch | None:

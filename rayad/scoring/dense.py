@@ -75,15 +75,26 @@ def encode(model: nn.Module, pixels: Image, step: int, mask: GridMask | None = N
 
 
 def likelihood(model: nn.Module, log_prob: LogProb, pixels: Image, step: int, mask: GridMask | None = None) -> Scores:
-    """-log p of the latents of the places in the mask, or of all, row by row, in nats; higher is more anomalous.
+    """-log p of the latents of the places in the mask, or of all, row by row, in nats; see `latent_scores`."""
+    return latent_scores(model, lambda z: -log_prob(z), pixels, step, mask)
 
-    Encoder and density go over the image in one pass, tile by tile: of the latents no more than a tile's are kept.
+
+def latent_scores(
+    model: nn.Module,
+    score: Callable[[Latents], Scores],
+    pixels: Image,
+    step: int,
+    mask: GridMask | None = None,
+) -> Scores:
+    """A score of the latents of the places in the mask, or of all, row by row; higher is more anomalous.
+
+    Encoder and score go over the image in one pass, tile by tile: of the latents no more than a tile's are kept.
 
     Raises:
         ImageError: the image is smaller than a patch.
     """
     wanted = _grid(pixels, step, mask)[2]
-    where, scores = zip(*((at, -log_prob(z)) for at, z in _parts(model, pixels, step, wanted)), strict=True)
+    where, scores = zip(*((at, score(z)) for at, z in _parts(model, pixels, step, wanted)), strict=True)
     return torch.cat(scores)[_row_by_row(where)]
 
 

@@ -159,7 +159,7 @@ class Detector:
             case "likelihood":
                 return dense.likelihood(model, density.log_prob, prepared.pixels, step, tissue)
             case "novelty":
-                return dense.likelihood(model, lambda z: -density.novelty(z), prepared.pixels, step, tissue)
+                return dense.latent_scores(model, density.novelty, prepared.pixels, step, tissue)
             case _:
                 latents = dense.encode(model, prepared.pixels, step, tissue)
                 return in_context(density, latents, self._context(prepared, step, tissue))
