@@ -4,9 +4,11 @@ Van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning"
 and 6 residual blocks of 128 filters of Dietrichstein et al. (2022). With z_e the cells of the encoder, e_k the codes:
 
     k = argmin_j |z_e - e_j|^2,    z_q = e_k,
-    L = mean (x - x^)^2 + mean |sg[z_e] - e_k|^2 + 0.25 mean |z_e - sg[e_k]|^2,
+    L = mean (x - x^)^2 / v + mean |sg[z_e] - e_k|^2 + 0.25 mean |z_e - sg[e_k]|^2,
 
-and the decoder's gradient goes straight through to z_e. The latents are the codes, so the density on them has
+with v the variance of the training pixels, by which the authors' own program divides (else faint pictures are worth
+less than the codes' distances, and all cells come to lie at one code). The decoder's gradient goes straight through
+to z_e. The latents are the codes, so the density on them has
 categorical leaves. "same" convolutions give 8x8 codes, the paper's; "valid" ones 5x5, with 1x1 kernels in the residual
 blocks, so that the codes of a whole image contain those of every patch and are scored at once.
 
@@ -45,6 +47,8 @@ DEAD = 0.02
 """Share of the mean use of a code below which one starts anew."""
 COLLAPSED = 1.5
 """Perplexity below which next to one code is in use."""
+EPSILON = 1e-8
+"""Least variance of pixels, for constant ones."""
 ROUNDS = 3
 """Of k-means, over all patches, at the start."""
 
@@ -85,9 +89,13 @@ class Config:
 class QuantizedAutoencoder(nn.Module):
     """Encoder, book of codes, decoder."""
 
+    variance: Tensor
+    """v, of the training pixels."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.states = config, (config.codes,)
+        self.register_buffer("variance", torch.tensor(1.0))
         self.side = side_of(config.padding)
         self.latents = self.side**2
         filters, kernel = 4 * config.width, 1 if config.padding == "valid" else 3
@@ -120,18 +128,29 @@ class QuantizedAutoencoder(nn.Module):
         """The book's start and the training; then a count of the codes in use, which fails where one is."""
         encoder = self.encoder
         parameters = [p for p in self.parameters() if p.requires_grad]
-        start = [Pass("book", encoder.moments, encoder.start)]
+        start = [Pass("pixels", self.pixels, self.scale), Pass("book", encoder.moments, encoder.start)]
         start += [Pass(f"book, round {i}", encoder.chosen, encoder.move) for i in range(1, ROUNDS + 1)]
         follow = Pass("use of the book", encoder.chosen, encoder.follow)
         train = Objective("vqvae", self.loss, parameters, self.config.learning_rate, then=follow)
         return [[*start, train], [Pass("perplexity", encoder.chosen, encoder.check)]]
+
+    def pixels(self, x: Patches) -> list[Tensor]:
+        """Number of pixels, their sum and that of their squares; they add over batches."""
+        flat = x.flatten().double()
+        return [torch.tensor(float(len(flat))).to(flat), flat.sum(), flat.square().sum()]
+
+    def scale(self, sums: list[Tensor]) -> Row:
+        """Take v from the sums."""
+        count, first, second = sums
+        self.variance.copy_((second / count - (first / count).square()).clamp_min(EPSILON))
+        return {"variance": float(self.variance)}
 
     def loss(self, x: Patches, draw: Draw) -> Scores:
         """L of each patch; there is no noise."""
         cells = self.encoder.embed(x).to(x)  # from the lower precision of autocast
         codes = self.encoder.looked_up(self.encoder.nearest(cells.detach())).to(x)
         decoded = self.decoder(cells + (codes - cells).detach())
-        loss = (x - decoded).square().flatten(1).mean(1)
+        loss = (x - decoded).square().flatten(1).mean(1) / self.variance
         loss = loss + COMMITMENT * (cells - codes.detach()).square().flatten(1).mean(1)
         if self.config.book == "loss":
             loss = loss + (cells.detach() - codes).square().flatten(1).mean(1)
