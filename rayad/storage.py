@@ -170,7 +170,14 @@ def _remote(url: str) -> tuple[AbstractFileSystem, str]:
             "use_listings_cache": False,
             "config_kwargs": {"connect_timeout": 3, "read_timeout": 60, "retries": {"max_attempts": 2}},
         }
-    return fsspec.url_to_fs(url, **options)
+    filesystem, key = fsspec.url_to_fs(url, **options)
+    _opened[id(filesystem)] = filesystem
+    return filesystem, key
+
+
+_opened: dict[int, AbstractFileSystem] = {}
+"""Kept for ever, as fsspec does. After a fork, fsspec forgets the parent's in the child; were they finalized there, they
+would take the parent's open connections out of the epoll set that both share, and the parent would wait for ever."""
 
 
 def _local_names(folder: str) -> list[str]:
