@@ -29,7 +29,6 @@ from rayad.datasets.exam import Exam, Images, Lesion, source_of
 from rayad.datasets.splits import assign
 from rayad.density.em import EM
 from rayad.evaluation import table
-from rayad.evaluation.metrics import Scored
 from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.spacing import resample_mask
@@ -111,12 +110,6 @@ class Bench:
         images = stages.score(detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
         found = []
         for d in detectors:
-            scored = [
-                Scored(
-                    i.exam.exam_id, i.exam.patient_id, i.exam.anomalous, i.scores[d.name], i.tissue, i.truth, i.step_mm
-                )
-                for i in images
-            ]
             found += [
                 {
                     **said,
@@ -124,7 +117,7 @@ class Bench:
                     "lesion": row["lesion"],
                     **{k: row[k] for k in ("pixel_auc", "image_wise_auc")},
                 }
-                for row in table.rows(d.name, scored, KINDS)
+                for row in table.rows(d.name, [i.of(d.name) for i in images], KINDS)
             ]
         for row in found:
             print(json.dumps(row), flush=True)

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
@@ -333,6 +333,8 @@ class Evaluate:
     """Distance of the scored places, mm."""
     max_failures: int = 0
     """Images that may fail before there is no result."""
+    streamed: bool = False
+    """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -340,13 +342,26 @@ class Evaluate:
         from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
         from rayad.on_ray.evaluate import Evaluation, evaluate
+        from rayad.on_ray.streamed import streamed
 
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         detectors = [bundle.load(storage.absolute(url)) for url in self.detector]
         options = Evaluation(self.dataset, self.source, self.split, self.step_mm, self.max_failures, dense=self.dense)
         with cluster(self.address):
+            if self.streamed:
+                _print_streamed(streamed(detectors, dataset, options, storage.absolute(self.out)))
+                return
             report = evaluate(detectors, dataset, options, storage.absolute(self.out))
         print(f"The report is at {report}")
+
+
+def _print_streamed(rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each detector and kind of lesion."""
+    print(f"{'detector':24}{'lesion':16}{'images':>8}{'AUROC':>8}{'AP':>8}{'Dice':>8}")
+    for row in rows:
+        values = [row[name]["value"] for name in ("pixel_auc", "pixel_ap", "best_dice")]
+        said = "".join(f"{value:8.3f}" if value is not None else f"{'-':>8}" for value in values)
+        print(f"{row['detector']:24}{row['lesion']:16}{row['images']:8}{said}")
 
 
 @dataclass(frozen=True)

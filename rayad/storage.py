@@ -176,8 +176,8 @@ def _remote(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 _opened: dict[int, AbstractFileSystem] = {}
-"""Kept for ever, as fsspec does. After a fork, fsspec forgets the parent's in the child; were they finalized there, they
-would take the parent's open connections out of the epoll set that both share, and the parent would wait for ever."""
+"""Kept for ever, as fsspec does. But fsspec forgets its parent's in a forked child: finalized there, they would take
+the parent's connections out of the epoll set that both share, and the parent would wait for ever."""
 
 
 def _local_names(folder: str) -> list[str]:

@@ -54,18 +54,22 @@ class Histogram:
         return tp, fp
 
 
-def edges_from(healthy: Float[np.ndarray, " n"]) -> Float[np.ndarray, " b"]:
-    """Fixed edges for scores like these healthy ones, at most 4,095 and ascending.
+def edges_of(levels: Float[np.ndarray, " q"], quantiles: Float[np.ndarray, " q"]) -> Float[np.ndarray, " b"]:
+    """Fixed edges for scores whose healthy quantile function is this, at most 4,095 and ascending.
+
+    Args:
+        levels: ascending, from 0 to 1.
+        quantiles: the healthy score at each level.
 
     Raises:
         ValueError: no healthy score, or one that is not finite.
     """
-    if healthy.size == 0 or not np.isfinite(healthy).all():
-        raise ValueError(f"edges need finite healthy scores, got {healthy.size} of which not all are finite")
+    if quantiles.size == 0 or not np.isfinite(quantiles).all():
+        raise ValueError(f"edges need finite healthy scores, got {quantiles.size} of which not all are finite")
     half = (BINS - BEYOND) // 2
-    levels = np.concatenate([np.linspace(0, 1, half), 1 - np.logspace(0, -6, half)])
-    inside = np.quantile(healthy, np.unique(levels))
-    low, high = float(healthy.min()), float(healthy.max())
+    wanted = np.concatenate([np.linspace(0, 1, half), 1 - np.logspace(0, -6, half)])
+    inside = np.interp(np.unique(wanted), levels, quantiles)
+    low, high = float(quantiles[0]), float(quantiles[-1])
     beyond = high + np.linspace(0, 2 * (high - low), BEYOND)
     return np.unique(np.concatenate([inside, beyond]))
 

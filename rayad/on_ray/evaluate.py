@@ -70,7 +70,7 @@ def evaluate(
         OptionError: a detector that is not calibrated, or no kind of lesion in these images.
         DatasetError: more images failed than allowed, or the split is empty.
     """
-    calibrations = {d.name: _calibration(d) for d in detectors}
+    calibrations = {d.name: calibration_of(d) for d in detectors}
     exams = stages.exams_of(dataset, options.split)
     made_of = [[(identity(d), d.provenance["calibrated_on"]) for d in run] for run in (detectors, *others)]
     request = fingerprint([made_of, options, exams, provenance.commit()])
@@ -134,7 +134,8 @@ def counts(dataset: Images) -> dict[str, dict[str, int]]:
     return {split: {"images": len(ids), "patients": len(set(ids))} for split, ids in sorted(found.items())}
 
 
-def _calibration(detector: Detector) -> Calibration:
+def calibration_of(detector: Detector) -> Calibration:
+    """Its calibration; OptionError without one."""
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated: run rayad calibrate first")
     return detector.calibration
@@ -156,13 +157,9 @@ def _by_preprocessing(
 
 
 def _grid(image: ScoredImage, detector: str, options: Evaluation) -> Scored:
-    exam, group = image.exam, ""
-    if options.dense and exam.density:
-        group = "dense" if exam.density in options.dense else "not dense"
-    scores = image.scores[detector]
-    return Scored(
-        exam.exam_id, exam.patient_id, exam.anomalous, scores, image.tissue, image.truth, image.step_mm, group
-    )
+    if not options.dense or not image.exam.density:
+        return image.of(detector)
+    return image.of(detector, "dense" if image.exam.density in options.dense else "not dense")
 
 
 def _rows(
@@ -176,7 +173,7 @@ def _rows(
             d.name,
             on_grid[d.name],
             kinds,
-            threshold=_calibration(d).threshold(pictures.ALARM),
+            threshold=calibration_of(d).threshold(pictures.ALARM),
             options=table.Options(resamples=resamples),
         )
     ]

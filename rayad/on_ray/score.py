@@ -11,7 +11,7 @@ import numpy as np
 from rayad import storage
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.errors import DatasetError, ImageError, StorageError
-from rayad.evaluation.metrics import truth_on_grid
+from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray.cluster import tasks
@@ -43,6 +43,13 @@ class ScoredImage:
     between: int
     """Lesions that hold no place's centre and took the nearest place."""
 
+    def of(self, detector: str, group: str = "") -> Scored:
+        """The image under one detector, as figures are computed of it; a group of images to which it belongs."""
+        exam, scores = self.exam, self.scores[detector]
+        return Scored(
+            exam.exam_id, exam.patient_id, exam.anomalous, scores, self.tissue, self.truth, self.step_mm, group
+        )
+
 
 def identity(detector: Detector) -> str:
     """Equal for detectors that give equal scores."""
@@ -63,7 +70,7 @@ def score_exams(
     Returns:
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
-    keep = _Kept(url, tuple(detectors), step)
+    keep = Kept(url, tuple(detectors), step)
     results = tasks(score_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, keep))
     scored, failures = [], []
     for exam, reason in zip(exams, results, strict=True):
@@ -75,7 +82,7 @@ def score_exams(
 
 
 @dataclass(frozen=True)
-class _Kept:
+class Kept:
     """Where the scores of some detectors are kept."""
 
     url: str
@@ -97,7 +104,7 @@ class _Kept:
         found = {}
         step_mm = self.step * detector.preprocessing.spacing_mm
         for member in detector.members:
-            own = _Kept(self.url, (member,), step_px(member.preprocessing, step_mm))
+            own = Kept(self.url, (member,), step_px(member.preprocessing, step_mm))
             if storage.exists(own.places(exam)) and not own.missing(exam):
                 image = own.read(exam)
                 heatmap = Heatmap(image.scores[member.name], image.rows, image.columns, image.tissue)
@@ -126,7 +133,7 @@ class _Kept:
         )
 
 
-def score_exam(dataset: Images, keep: _Kept, exam: Exam) -> str:
+def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
     """Score one image with the detectors that it was not scored with; return why it failed, or an empty text."""
     wanted = keep.missing(exam)
     if not wanted and storage.exists(keep.places(exam)):
@@ -141,7 +148,7 @@ def score_exam(dataset: Images, keep: _Kept, exam: Exam) -> str:
     return ""
 
 
-def _score(prepared: Prepared, keep: _Kept, exam: Exam, wanted: Sequence[Detector]) -> None:
+def _score(prepared: Prepared, keep: Kept, exam: Exam, wanted: Sequence[Detector]) -> None:
     """Score the image with each detector; what members have found, those that combine them need not find again."""
     for detector in wanted:
         known = keep.known(detector, exam)

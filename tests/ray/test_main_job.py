@@ -48,6 +48,18 @@ def test_the_report_has_a_row_for_each_detector_and_lesion(place):
     assert storage.exists(f"{place}/report/index.html")
 
 
+def test_counts_of_workers_give_the_figures_of_the_report(place, tmp_path, capsys):
+    detectors = ["--detector", f"{place}/cae", f"{place}/cae-spn"]
+    assert cli.run(["evaluate", *detectors, *PHANTOM, "--out", str(tmp_path), "--streamed"]) == 0
+    assert "AUROC" in capsys.readouterr().out
+    found = {(row["detector"], row["lesion"]): row for row in storage.read_json(f"{tmp_path}/streamed.json")["rows"]}
+    for row in storage.read_json(f"{place}/report/results.json")["rows"]:
+        counted = found[row["detector"], row["lesion"]]
+        assert counted["pixel_auc"]["value"] == pytest.approx(row["pixel_auc"]["value"], abs=1e-3)
+        assert counted["pixel_ap"]["value"] == pytest.approx(row["pixel_ap"]["value"], abs=0.02)
+        assert counted["best_dice"]["value"] == pytest.approx(row["best_dice"]["value"], abs=0.02)
+
+
 def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_path, capsys):
     dataset = phantom.Dataset(patients=30)
     folder.export(dataset, dataset.exams()[:2], str(tmp_path / "new"))

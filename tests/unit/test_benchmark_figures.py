@@ -12,7 +12,7 @@ from rayad.evaluation.findings import findings
 from rayad.evaluation.metrics import Scored, Undefined
 from rayad.evaluation.ranks import ranks
 from rayad.evaluation.seeds import spread
-from rayad.evaluation.streaming import count, edges_from
+from rayad.evaluation.streaming import count, edges_of
 from rayad.evaluation.svg import forest, ranking
 from rayad.scoring.calibrate import calibrate
 
@@ -145,7 +145,7 @@ def test_streaming_counts_add_and_are_as_good_as_sorting():
     healthy = random.gamma(2, size=50_000)
     scores = np.concatenate([random.gamma(2, size=990_000), random.gamma(2, size=10_000) + 1.5])
     anomalous = np.repeat([False, True], [990_000, 10_000])
-    edges, order = edges_from(healthy), random.permutation(len(scores))
+    edges, order = edges_of(np.linspace(0, 1, len(healthy)), np.sort(healthy)), random.permutation(len(scores))
     assert len(edges) < 4096
     parts = [count(scores[part], anomalous[part], edges) for part in np.array_split(order, 7)]
     whole = parts[0]
@@ -158,7 +158,7 @@ def test_streaming_counts_add_and_are_as_good_as_sorting():
 
 
 def test_streaming_refuses_what_it_cannot_count():
-    edges = edges_from(np.arange(10.0))
+    edges = edges_of(np.linspace(0, 1, 10), np.arange(10.0))
     with pytest.raises(ValueError, match="1 of 2 scores are no numbers"):
         count(np.array([1.0, np.nan]), np.array([True, False]), edges)
     with pytest.raises(ValueError, match="different edges"):
@@ -166,7 +166,7 @@ def test_streaming_refuses_what_it_cannot_count():
     with pytest.raises(Undefined, match="got 1 anomalous and 0 normal"):
         count(np.ones(1), np.ones(1, bool), edges).auroc()
     with pytest.raises(ValueError, match="finite healthy scores"):
-        edges_from(np.array([np.inf]))
+        edges_of(np.zeros(1), np.array([np.inf]))
 
 
 def test_a_forest_plot_has_every_detector_the_best_first_and_escapes_names():

@@ -1,0 +1,97 @@
+"""Figures of a test set of any size: workers count places in fixed bins, the driver adds the counts.
+
+No score leaves its worker, so memory does not grow with the images. Figures over places come out (AUROC, average
+precision, best Dice), without intervals; for those, and for figures of single images and exams, see `evaluate`.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rayad import provenance, storage
+from rayad.datasets.exam import Exam, Images
+from rayad.errors import DatasetError
+from rayad.evaluation import metrics, streaming
+from rayad.evaluation.streaming import Histogram
+from rayad.imaging.picture import Preprocessing, step_px
+from rayad.on_ray import stages
+from rayad.on_ray.cluster import tasks
+from rayad.on_ray.evaluate import Evaluation, calibration_of
+from rayad.on_ray.score import Kept, score_exam
+from rayad.scoring.detector import Detector
+
+Counts = dict[tuple[str, str], Histogram]
+"""Detector and kind of lesion -> counts of places; only of images that hold the kind."""
+FIGURES = {"pixel_auc": Histogram.auroc, "pixel_ap": Histogram.average_precision, "best_dice": Histogram.best_dice}
+
+
+def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation, url: str) -> list[dict[str, Any]]:
+    """A row for each detector and kind of lesion, also written to ``streamed.json`` at the URL.
+
+    Raises:
+        OptionError: a detector that is not calibrated.
+        DatasetError: more images failed than allowed, or the split is empty.
+    """
+    exams = stages.exams_of(dataset, options.split)
+    kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
+    groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
+    for detector in detectors:
+        groups[detector.preprocessing].append(detector)
+    counts: Counts = {}
+    images: dict[tuple[str, str], int] = defaultdict(int)
+    failures: dict[str, str] = {}
+    for preprocessing, group in groups.items():
+        keep = Kept(storage.join(url, "scores"), tuple(group), step_px(preprocessing, options.step_mm))
+        edges = {d.name: streaming.edges_of(calibration_of(d).levels, calibration_of(d).quantiles) for d in group}
+        label = f"{options.split} images, {', '.join(d.name for d in group)}"
+        results = tasks(count_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, keep, kinds, edges))
+        for exam, found in zip(exams, results, strict=True):
+            if isinstance(found, str):
+                failures[exam.exam_id] = found
+                continue
+            for key, histogram in found.items():
+                images[key] += 1
+                counts[key] = counts[key] + histogram if key in counts else histogram
+    if len(failures) > options.max_failures:
+        exam_id, reason = next(iter(failures.items()))
+        raise DatasetError(
+            f"{len(failures)} of {len(exams)} images could not be scored, more than {options.max_failures}: "
+            f"{exam_id}: {reason}"
+        )
+    rows = [_row(d.name, kind, images[d.name, kind], counts.get((d.name, kind))) for d in detectors for kind in kinds]
+    said = {"rows": rows, "failures": failures, "split": options.split, "step_mm": options.step_mm}
+    storage.write_json(storage.join(url, "streamed.json"), said | {"provenance": provenance.versions()})
+    return rows
+
+
+def count_exam(
+    dataset: Images, keep: Kept, kinds: Sequence[str], edges: Mapping[str, np.ndarray], exam: Exam
+) -> Counts | str:
+    """The counts of one image, or why there are none; an image counts for the kinds that it holds."""
+    reason = score_exam(dataset, keep, exam)
+    if reason:
+        return reason
+    image, found = keep.read(exam), {}
+    for name, bins in edges.items():
+        scored = image.of(name)
+        for kind in kinds:
+            if metrics.usable(scored, kind):
+                places = scored.counted(kind)
+                found[name, kind] = streaming.count(scored.scores[places], scored.lesion(kind)[places], bins)
+    return found
+
+
+def _row(detector: str, kind: str, images: int, counts: Histogram | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"detector": detector, "lesion": kind, "images": images}
+    if counts is None:
+        reason = f"no image holds a lesion of kind {kind!r} at a known place in the tissue"
+        return row | {name: {"value": None, "reason": reason} for name in FIGURES}
+    row |= {"anomalous_places": int(counts.anomalous.sum()), "normal_places": int(counts.normal.sum())}
+    for name, figure in FIGURES.items():
+        try:
+            row[name] = {"value": figure(counts)}
+        except metrics.Undefined as reason:
+            row[name] = {"value": None, "reason": str(reason)}
+    return row
