@@ -1,4 +1,8 @@
-"""Patches to a trained model, on N workers of Ray Train; patches arrive through Ray Data."""
+"""Patches to a trained model, on N workers of Ray Train; each reads its part of every window of shards ahead.
+
+Ray Data is not asked to: its executor would run as a thread of every worker, which spins while it waits and takes half
+of the interpreter's time from the training beside it.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -6,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray.data
 import ray.train.torch
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -22,52 +25,6 @@ from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
 from rayad.progress import Row
 from rayad.scoring.detector import Conditional, Part
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One rank's patches of every epoch as one stream of Ray Data, read ahead and with backpressure."""
-
-    read: Read
-    order: Order
-    rank: int
-    world: int
-    epochs: int
-    """Epochs that are asked of Ray Data at once."""
-
-    def __post_init__(self) -> None:
-        self.order.check(self.world)
-
-    def window(self, batch: Any) -> dict[str, Any]:
-        """The rank's patches of one window; the map that Ray Data runs."""
-        epoch, window = int(batch["epoch"][0]), int(batch["window"][0])
-        return {"patch": self.order.load(self.read, epoch, window, self.rank, self.world)}
-
-    def from_epoch(self, first: int) -> Iterator[torch.Tensor]:
-        """The batches of the epochs from this one on."""
-        epochs = range(first, first + self.epochs)
-        items = [{"epoch": e, "window": w} for e in epochs for w in range(self.order.windows)]
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
-        windows = ray.data.from_items(items, override_num_blocks=len(items))
-        # Loading asks for no whole CPU: the workers may hold them all. Two windows at a time bound the memory.
-        patches = windows.map_batches(self.window, batch_size=1, num_cpus=0.01, concurrency=2)
-        size = self.order.batch // self.world
-        for batch in patches.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2):
-            yield pixels(np.asarray(batch["patch"]))
-        yield from self.from_epoch(first + self.epochs)
-
-    def epoch_by_epoch(self) -> Callable[[int], Iterable[torch.Tensor]]:
-        """What `fit` asks for: the batches of an epoch; epochs are asked for in order."""
-        state: dict[str, Any] = {"next": None}
-
-        def batches(epoch: int) -> Iterator[torch.Tensor]:
-            if state["next"] != epoch:
-                state["stream"] = self.from_epoch(epoch)
-            for _ in range(self.order.steps):
-                yield next(state["stream"])
-            state["next"] = epoch + 1
-
-        return batches
 
 
 def pixels(patches: np.ndarray) -> torch.Tensor:
@@ -225,11 +182,11 @@ def _loop(task: dict[str, Any]) -> None:
         if seen:
             seen.saw(row)
 
-    stream = Stream(read, order_of(corpus, schedule), us.rank, us.world, schedule.epochs)
+    order = order_of(corpus, schedule)
     try:
         fit(
             model,
-            stream.epoch_by_epoch(),
+            lambda epoch: (pixels(batch) for batch in order.batches(read, epoch, us.rank, us.world)),
             validation,
             schedule,
             sync=us,

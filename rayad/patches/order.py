@@ -6,7 +6,8 @@ Position p of that order belongs to global batch p // B; rank r of W takes the r
 each. With a fixed global batch every number of workers therefore learns from the same batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,12 +73,24 @@ class Order:
         return patches[self.rows(epoch, window, rank, world)]
 
     def batches(self, read: Read, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Stored]:
-        """The rank's parts of the epoch's global batches, read in this process."""
+        """The rank's parts of the epoch's global batches; a thread reads the next window while one is learned from."""
         self.check(world)
         size, rest = self.batch // world, None
-        for window in range(self.windows):
-            loaded = self.load(read, epoch, window, rank, world)
+        for loaded in _ahead(lambda window: self.load(read, epoch, window, rank, world), range(self.windows)):
             waiting = loaded if rest is None else np.concatenate([rest, loaded])
             whole = len(waiting) // size * size
             yield from waiting[:whole].reshape(-1, size, *waiting.shape[1:])
             rest = waiting[whole:]
+
+
+def _ahead(function: Callable[[int], Stored], arguments: Iterable[int]) -> Iterator[Stored]:
+    """The function of each argument in turn; a thread is one ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        before: Future[Stored] | None = None
+        for argument in arguments:
+            after = pool.submit(function, argument)
+            if before:
+                yield before.result()
+            before = after
+        if before:
+            yield before.result()
