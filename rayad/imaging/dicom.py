@@ -1,0 +1,289 @@
+"""DICOM mammograms: full-depth pixels with dense tissue bright, their spacing, side and view.
+
+Attributes are those of PS3.3: Image Pixel (C.7.6.3), Modality LUT (C.11.1), Mammography Image (C.8.11.7), DX Image
+(C.8.11.3). Windows and VOI LUTs are for looking and are ignored. Transfer syntaxes: native, RLE, JPEG lossless,
+JPEG-LS, JPEG 2000, HTJ2K, JPEG baseline and extended.
+"""
+
+import contextlib
+import io
+import logging
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pydicom
+from pydicom import Dataset, config
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+
+from rayad import storage
+from rayad.arrays import Pixels
+from rayad.errors import ImageError
+from rayad.imaging.raster import LARGEST
+
+SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
+"""Endings by which a folder's files are looked into; many archives give none."""
+ForProcessing = Literal["refuse", "convert"]
+"""What is done with raw images of the detector, which are not made for looking."""
+
+_TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_VIEWS = {
+    "CC": ("399162004", "R-10242"),
+    "MLO": ("399368009", "R-10226"),
+    "ML": ("399260004", "R-10224"),
+    "LM": ("399352003", "R-10228"),
+    "LMO": ("399099002", "R-10230"),
+    "XCCL": ("399265009", "R-1024A"),
+    "XCCM": ("399273003", "R-1024B"),
+    "FB": ("399011000", "R-10244"),
+}
+"""View -> its codes in SNOMED CT and SNOMED-RT (PS3.16, CID 4014)."""
+_MAGNIFIED = ("399163009", "R-102D6")
+_SPOT = ("399055006", "R-102D7")
+_DAMAGE = (
+    *(AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, NotImplementedError, RuntimeError),
+    *(EOFError, OSError, struct.error, InvalidDicomError, BytesLengthException, MemoryError),
+)
+"""What pydicom and its decoders raise over damaged files, found by flipping bytes."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image, without patient's name, dates and numbers but for `patient_id`."""
+
+    patient_id: str
+    """(0010,0020); an identifier: it is hashed before it is written anywhere."""
+    study: str
+    """(0020,000D)."""
+    series: str
+    """(0020,000E)."""
+    instance: str
+    """(0008,0018)."""
+    laterality: str
+    """L, R or ""; (0020,0062), (0020,0060) or from the patient's orientation (0020,0020)."""
+    view: str
+    """CC, MLO, ML, ... or ""; (0018,5101), (0054,0220) or from the patient's orientation."""
+    spacing_mm: float
+    """At the breast, mm a pixel; 0 where no attribute says it. See `spacing_of`."""
+    rows: int
+    columns: int
+    unsuitable: str
+    """Why a mammogram of the whole breast is not to be had from this file; "" if it is one."""
+
+
+def header(url: str) -> Header:
+    """What the attributes say; the pixels are not read.
+
+    Raises:
+        ImageError: not DICOM, or a damaged header.
+        StorageError: the file cannot be read.
+    """
+    with storage.reading(url) as file, _named(url):
+        return _header(_open(file, url, stop_before_pixels=True))
+
+
+def read(url: str, for_processing: ForProcessing = "refuse") -> Pixels:
+    """The image at full depth, see `decode`.
+
+    Raises:
+        ImageError: not DICOM, damaged, not one grey image, or one that is refused.
+        StorageError: the file cannot be read.
+    """
+    return decode(storage.read_bytes(url), url, for_processing)
+
+
+def decode(data: bytes, name: str, for_processing: ForProcessing = "refuse") -> Pixels:
+    """float32 in [0, 1], 0 the darkest and 1 the brightest value that the stored bits can say, padding 0.
+
+    Stored values go through the modality LUT or rescale, MONOCHROME1 is turned around; so dense tissue is bright. A raw
+    image (PresentationIntentType FOR PROCESSING) is refused, or its logarithm is taken and turned so that tissue is
+    bright (PS3.3, C.8.11.3.1.2).
+
+    Raises:
+        ImageError: as `read`.
+    """
+    with _named(name):
+        dataset = _open(io.BytesIO(data), name)
+        if unsuitable := _no_image(dataset):
+            raise ImageError(f"{name}: {unsuitable}")
+        raw = dataset.get("PresentationIntentType", "") == "FOR PROCESSING"
+        if raw and for_processing == "refuse":
+            raise ImageError(f"{name}: a raw image (FOR PROCESSING); for_processing=convert takes its logarithm")
+        stored = pixel_array(dataset, raw=True)
+        values, low, high = _rescaled(dataset, stored)
+        scaled = (values - low) / (high - low)
+        if raw:
+            scaled = _as_for_looking(dataset, scaled, high - low)
+        elif dataset.PhotometricInterpretation == "MONOCHROME1":
+            scaled = 1 - scaled
+        scaled[_padding(dataset, stored)] = 0
+        return np.clip(scaled, 0, 1).astype(np.float32)
+
+
+def spacing_of(dataset: Dataset) -> float:
+    """mm a pixel at the breast; 0 where nothing says it.
+
+    PixelSpacing (0028,0030), if it was corrected or calibrated; ImagerPixelSpacing (0018,1164) at the detector is
+    divided by EstimatedRadiographicMagnificationFactor (0018,1114); NominalScannedPixelSpacing (0018,2010) of a film.
+
+    Raises:
+        ImageError: pixels that are not squares, or not positive.
+    """
+    pixel, imager, film = (
+        dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+    )
+    magnification = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1)
+    at_detector = imager or film
+    corrected = pixel and (not imager or "PixelSpacingCalibrationType" in dataset or list(pixel) != list(imager))
+    found, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, magnification)
+    if not found:
+        return 0.0
+    down, across = (float(value) / divisor for value in found)
+    if not (0 < down < 10 and abs(down - across) <= 0.01 * down):
+        raise ImageError(f"square pixels of less than 10 mm expected, not {down:g} by {across:g} mm")
+    return down
+
+
+def _header(dataset: Dataset) -> Header:
+    laterality, view = _orientation(dataset)
+    unsuitable = _no_image(dataset) or _not_whole_breast(dataset)
+    return Header(
+        patient_id=str(dataset.get("PatientID", "")),
+        study=str(dataset.get("StudyInstanceUID", "")),
+        series=str(dataset.get("SeriesInstanceUID", "")),
+        instance=str(dataset.get("SOPInstanceUID", "")),
+        laterality=str(dataset.get("ImageLaterality", "") or dataset.get("Laterality", "")).strip() or laterality,
+        view=_view(dataset) or view,
+        spacing_mm=spacing_of(dataset),
+        rows=int(dataset.get("Rows", 0) or 0),
+        columns=int(dataset.get("Columns", 0) or 0),
+        unsuitable=unsuitable,
+    )
+
+
+def _open(file: Any, name: str, *, stop_before_pixels: bool = False) -> Dataset:
+    """The data set; some archives leave the preamble out, then there must at least be a SOP class."""
+    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
+    if "SOPClassUID" not in dataset:
+        raise ImageError(f"{name}: not a DICOM file")
+    return dataset
+
+
+def _no_image(dataset: Dataset) -> str:
+    """Why there is no single grey image in the file."""
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    if dataset.get("SOPClassUID") == _TOMOSYNTHESIS:
+        return f"tomosynthesis of {frames} slices, not a projection"
+    rows, columns = int(dataset.get("Rows", 0) or 0), int(dataset.get("Columns", 0) or 0)
+    if not rows or not columns:
+        return f"no image ({_code(dataset, 'Modality')})"
+    if frames > 1:
+        return f"{frames} frames, not one image"
+    if rows * columns > LARGEST:
+        return f"an image of {rows} x {columns} px, more than {LARGEST:,}"
+    kind = dataset.get("PhotometricInterpretation", "")
+    if kind not in _GREY or int(dataset.get("SamplesPerPixel", 1)) != 1:
+        return f"not a grey image ({_code(dataset, 'PhotometricInterpretation')})"
+    return ""
+
+
+def _code(dataset: Dataset, keyword: str) -> str:
+    """A code string for a message; a damaged header can hold anything there, a patient's name too."""
+    value = str(dataset.get(keyword) or "")
+    if not value:
+        return f"no {keyword}"
+    return value if re.fullmatch("[A-Z0-9_]{1,16}", value) else f"unreadable {keyword}"
+
+
+def _not_whole_breast(dataset: Dataset) -> str:
+    """Why a single grey image is not of a whole breast."""
+    if dataset.get("Modality", "") not in ("MG", "CR", "DX", "OT", ""):
+        return f"modality {_code(dataset, 'Modality')}, not a mammogram"
+    if dataset.get("PresentationIntentType", "") == "FOR PROCESSING":
+        return "raw image (FOR PROCESSING)"
+    codes = {code for view in dataset.get("ViewCodeSequence") or [] for code in _modifiers(view)}
+    if codes & set(_MAGNIFIED) or float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1) > 1.4:
+        return "magnification view"
+    return "spot compression" if codes & set(_SPOT) else ""
+
+
+def _modifiers(view: Dataset) -> list[str]:
+    return [str(modifier.get("CodeValue", "")) for modifier in view.get("ViewModifierCodeSequence") or []]
+
+
+def _view(dataset: Dataset) -> str:
+    position = str(dataset.get("ViewPosition", "") or "").strip().upper()
+    if position:
+        return position
+    codes = {str(view.get("CodeValue", "")) for view in dataset.get("ViewCodeSequence") or []}
+    return next((view for view, known in _VIEWS.items() if codes & set(known)), "")
+
+
+def _orientation(dataset: Dataset) -> tuple[str, str]:
+    """Side and view from where the image's columns lead to: F L in a right MLO view, L in a right CC view."""
+    orientation = dataset.get("PatientOrientation") or []
+    if len(orientation) != 2:
+        return "", ""
+    down = str(orientation[1]).upper()
+    towards = next((letter for letter in down if letter in "LR"), "")
+    laterality = {"L": "R", "R": "L"}.get(towards, "")
+    if "H" in down:  # upside down
+        laterality = towards
+    return laterality, ("MLO" if "F" in down or "H" in down else "CC") if down else ""
+
+
+def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Values after the modality LUT or rescale, and the lowest and highest that the stored bits can give."""
+    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+    if not 1 <= bits <= 16:
+        raise ImageError(f"1 to 16 bits a pixel expected, not {bits}")
+    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
+    if "ModalityLUTSequence" in dataset:
+        table = dataset.ModalityLUTSequence[0]
+        return np.asarray(apply_modality_lut(stored, dataset), np.float64), 0.0, 2.0 ** int(table.LUTDescriptor[2]) - 1
+    slope, intercept = float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0) or 0)
+    low, high = sorted(slope * ends + intercept)
+    return stored * slope + intercept, float(low), float(high)
+
+
+def _as_for_looking(dataset: Dataset, scaled: np.ndarray, full: float) -> np.ndarray:
+    """A raw image's logarithm, where it is not one yet, with tissue bright."""
+    if dataset.get("PixelIntensityRelationship", "LIN") != "LOG":
+        scaled = np.log1p(scaled * full) / np.log1p(full)
+    brighter_is_more_rays = int(dataset.get("PixelIntensityRelationshipSign", 1) or 1) > 0
+    return 1 - scaled if brighter_is_more_rays else scaled
+
+
+def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Pixels that hold no image: PixelPaddingValue (0028,0120), up to PixelPaddingRangeLimit (0028,0121)."""
+    if dataset.get("PixelPaddingValue") is None:
+        return np.zeros(stored.shape, dtype=bool)
+    ends = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
+    return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors name the file; pydicom's warnings of odd values, which may quote them, stay unsaid."""
+    validation, config.settings.reading_validation_mode = config.settings.reading_validation_mode, config.IGNORE
+    level = logging.getLogger("pydicom").level
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImageError as error:
+        text = str(error)
+        raise ImageError(text if text.startswith(name) else f"{name}: {text}") from error
+    except _DAMAGE as error:
+        raise ImageError(f"{name}: damaged DICOM: {type(error).__name__}") from error
+    finally:
+        config.settings.reading_validation_mode = validation
+        logging.getLogger("pydicom").setLevel(level)

@@ -1,0 +1,248 @@
+"""DICOM against what was put in: values, sides, views, spacings, transfer syntaxes, damage."""
+
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+
+from rayad import storage
+from rayad.errors import ImageError
+from rayad.imaging import dicom
+from tests.dicoms import code, mammogram, written
+
+RAMP = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)
+
+
+def pixels_of(dataset: Dataset, **options) -> np.ndarray:
+    return dicom.decode(written(dataset), "x.dcm", **options)
+
+
+def header_in(data: bytes) -> dicom.Header:
+    storage.write_bytes("memory://x.dcm", data)
+    return dicom.header("memory://x.dcm")
+
+
+def header_of(dataset: Dataset) -> dicom.Header:
+    return header_in(written(dataset))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_all_depths_are_kept(bits, signed):
+    low = -(2 ** (bits - 1)) if signed else 0
+    dtype = np.dtype(f"{'i' if signed else 'u'}{1 if bits == 8 else 2}")
+    values = np.random.default_rng(0).integers(low, low + 2**bits, (40, 30)).astype(dtype)
+    expected = (values.astype(float) - low) / (2**bits - 1)
+    np.testing.assert_allclose(pixels_of(mammogram(values, bits=bits)), expected, atol=1e-7)
+
+
+def test_monochrome1_and_a_negative_slope_turn_the_image_around():
+    plain = pixels_of(mammogram(RAMP, bits=12))
+    turned = pixels_of(mammogram(RAMP, bits=12, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_allclose(turned, 1 - plain, atol=1e-6)
+    slope = pixels_of(mammogram(RAMP, bits=12, RescaleSlope=-2, RescaleIntercept=7))
+    np.testing.assert_allclose(slope, 1 - plain, atol=1e-6)
+    same = pixels_of(mammogram(RAMP, bits=12, RescaleSlope=0.5, RescaleIntercept=-100, WindowCenter=9, WindowWidth=3))
+    np.testing.assert_allclose(same, plain, atol=1e-6)
+
+
+def test_a_modality_table_is_looked_up():
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [16, 0, 16], "US"
+    table.LUTData = np.linspace(0, 65535, 16).astype(np.uint16).tobytes()
+    dataset = mammogram(np.arange(16, dtype=np.uint8).reshape(4, 4), ModalityLUTSequence=[table])
+    expected = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4) / 65535
+    np.testing.assert_allclose(pixels_of(dataset), expected, atol=1e-6)
+
+
+def test_padding_is_dark_whichever_way_the_image_is():
+    values = np.full((20, 20), 100, np.uint16)
+    values[:, :5] = 4000
+    facts = {"bits": 12, "PhotometricInterpretation": "MONOCHROME1"}
+    found = pixels_of(mammogram(values, PixelPaddingValue=4000, **facts))
+    assert (found[:, :5] == 0).all()
+    assert (found[:, 5:] > 0.9).all()
+    ranged = pixels_of(mammogram(values, PixelPaddingValue=3990, PixelPaddingRangeLimit=4010, **facts))
+    assert np.array_equal(found, ranged)
+
+
+def test_a_raw_image_is_refused_or_its_logarithm_is_taken():
+    depth = np.linspace(0, 6, 48 * 64).reshape(64, 48)  # of tissue; rays fall exponentially
+    counts = np.round(16000 * np.exp(-depth)).astype(np.uint16)
+    facts = {"PresentationIntentType": "FOR PROCESSING", "PixelIntensityRelationship": "LIN"}
+    dataset = mammogram(counts, bits=14, **facts, PixelIntensityRelationshipSign=1)
+    with pytest.raises(ImageError, match=r"x\.dcm: a raw image .FOR PROCESSING."):
+        pixels_of(dataset)
+    assert header_of(dataset).unsuitable == "raw image (FOR PROCESSING)"
+    found = pixels_of(dataset, for_processing="convert")
+    assert np.corrcoef(found.ravel(), depth.ravel())[0, 1] > 0.999
+    logarithm = mammogram(RAMP, bits=12, **facts | {"PixelIntensityRelationship": "LOG"})
+    logarithm.PixelIntensityRelationshipSign = -1
+    np.testing.assert_allclose(pixels_of(logarithm, for_processing="convert"), RAMP / 4095, atol=1e-6)
+
+
+LOSSLESS = [uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.DeflatedExplicitVRLittleEndian]
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda one: one.name.replace(" ", "-"))
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_transfer_syntaxes_give_the_same_bits(syntax, bits):
+    values = np.random.default_rng(1).integers(0, 2**bits, (50, 40)).astype(np.uint8 if bits == 8 else np.uint16)
+    plain, packed = mammogram(values, bits=bits), mammogram(values, bits=bits)
+    if syntax.is_deflated:
+        packed.file_meta.TransferSyntaxUID = syntax
+    else:
+        packed.compress(syntax)
+    assert np.array_equal(pixels_of(packed), pixels_of(plain))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [
+        (uid.JPEGLosslessSV1, lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12)),
+        (uid.JPEGLossless, lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12)),
+        (uid.HTJ2KLossless, lambda a: imagecodecs.htj2k_encode(a)),
+    ],
+    ids=["JPEG-lossless-SV1", "JPEG-lossless", "HTJ2K"],
+)
+def test_what_other_encoders_wrote_is_read(syntax, encode):
+    values = np.random.default_rng(2).integers(0, 4096, (50, 40)).astype(np.uint16)
+    dataset = mammogram(values, bits=12)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([encode(values)])
+    dataset["PixelData"].is_undefined_length = True
+    np.testing.assert_allclose(pixels_of(dataset), values / 4095, atol=1e-7)
+
+
+def test_lossy_syntaxes_are_decoded_as_another_decoder_does():
+    y, x = np.mgrid[:64, :48]
+    values = (128 + 60 * np.sin(y / 9) + 50 * np.cos(x / 7)).astype(np.uint8)
+    for syntax, frame, decode in (
+        (uid.JPEGBaseline8Bit, imagecodecs.jpeg8_encode(values, level=95), imagecodecs.jpeg8_decode),
+        (uid.JPEGLSNearLossless, imagecodecs.jpegls_encode(values, level=2), imagecodecs.jpegls_decode),
+        (uid.JPEG2000, imagecodecs.jpeg2k_encode(values, level=40, codecformat="j2k"), imagecodecs.jpeg2k_decode),
+    ):
+        dataset = mammogram(values)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = encapsulate([bytes(frame)])
+        dataset["PixelData"].is_undefined_length = True
+        np.testing.assert_allclose(pixels_of(dataset), decode(frame) / 255, atol=1.01 / 255)
+
+
+def test_spacing_is_that_of_the_breast():
+    def spacing(**facts) -> float:
+        return header_of(mammogram(RAMP, **facts)).spacing_mm
+
+    assert spacing() == pytest.approx(0.1)
+    assert spacing(EstimatedRadiographicMagnificationFactor=1.25) == pytest.approx(0.08)
+    assert spacing(PixelSpacing=[0.09, 0.09]) == pytest.approx(0.09)
+    uncorrected = {"PixelSpacing": [0.1, 0.1], "EstimatedRadiographicMagnificationFactor": 1.25}
+    assert spacing(**uncorrected) == pytest.approx(0.08)
+    assert spacing(**uncorrected, PixelSpacingCalibrationType="GEOMETRY") == pytest.approx(0.1)
+    assert spacing(ImagerPixelSpacing=None, NominalScannedPixelSpacing=[0.05, 0.05]) == pytest.approx(0.05)
+    assert spacing(ImagerPixelSpacing=None) == 0
+    with pytest.raises(ImageError, match=r"x\.dcm: square pixels of less than 10 mm expected, not 0\.1 by 0\.2 mm"):
+        spacing(ImagerPixelSpacing=[0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("orientation", "side", "view"),
+    [
+        (["P", "FL"], "R", "MLO"),
+        (["A", "FR"], "L", "MLO"),
+        (["P", "L"], "R", "CC"),
+        (["A", "R"], "L", "CC"),
+        (["A", "HR"], "R", "MLO"),
+        (None, "", ""),
+    ],
+)
+def test_side_and_view_come_from_the_orientation_where_nothing_else_says_them(orientation, side, view):
+    found = header_of(mammogram(RAMP, ImageLaterality=None, ViewPosition=None, PatientOrientation=orientation))
+    assert (found.laterality, found.view) == (side, view)
+
+
+def test_side_and_view_come_from_attributes_first():
+    found = header_of(mammogram(RAMP, PatientOrientation=["A", "R"]))
+    assert (found.laterality, found.view) == ("R", "MLO")
+    old = header_of(mammogram(RAMP, ImageLaterality=None, Laterality="L", ViewPosition=None))
+    assert (old.laterality, old.view) == ("L", "")
+    for value, scheme, view in (("399162004", "SCT", "CC"), ("R-10226", "SRT", "MLO")):
+        coded = mammogram(RAMP, ViewPosition=None, ViewCodeSequence=[code(value, scheme)])
+        assert header_of(coded).view == view
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"ViewCodeSequence": [code("399162004", ViewModifierCodeSequence=[code("399163009")])]}, "magnification view"),
+        ({"EstimatedRadiographicMagnificationFactor": 1.8}, "magnification view"),
+        ({"ViewCodeSequence": [code("399162004", ViewModifierCodeSequence=[code("399055006")])]}, "spot compression"),
+        ({"Modality": "US"}, "modality US, not a mammogram"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3", "NumberOfFrames": 50}, "tomosynthesis of 50 slices"),
+        ({"NumberOfFrames": 3}, "3 frames, not one image"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "not a grey image (RGB)"),
+        ({"Rows": 65535, "Columns": 65535}, "an image of 65535 x 65535 px"),
+        ({"Rows": None}, "no image (MG)"),
+    ],
+)
+def test_what_is_no_projection_of_a_whole_breast_says_so(facts, reason):
+    assert header_of(mammogram(RAMP, **facts)).unsuitable.startswith(reason)
+
+
+def test_a_header_claiming_a_huge_image_is_refused_before_it_is_decoded():
+    with pytest.raises(ImageError, match=r"x\.dcm: an image of 65535 x 65535 px, more than 400,000,000"):
+        pixels_of(mammogram(RAMP, Rows=65535, Columns=65535))
+
+
+def test_what_is_no_dicom_says_so():
+    for data in (b"", b"no DICOM at all" * 40, b"\x89PNG\r\n\x1a\n" + bytes(300)):
+        with pytest.raises(ImageError, match=r"x\.dcm"):
+            dicom.decode(data, "x.dcm")
+        with pytest.raises(ImageError, match=r"x\.dcm"):
+            header_in(data)
+
+
+FILES = [written(mammogram(RAMP, bits=12, PatientName="Planted^Name"))]
+for _syntax in (uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless):
+    _packed = mammogram(RAMP, bits=12)
+    _packed.compress(_syntax)
+    FILES.append(written(_packed))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(FILES),
+    st.integers(0, 2**31),
+    st.lists(st.tuples(st.integers(0, 2**31), st.integers(0, 255)), max_size=6),
+)
+def test_damage_is_an_image_error_and_nothing_else(data, cut, changes):
+    damaged = bytearray(data[: 1 + cut % (2 * len(data))])
+    for at, value in changes:
+        damaged[at % len(damaged)] = value
+    for attempt in (lambda d: dicom.decode(d, "x.dcm"), header_in):
+        message = ""
+        try:
+            attempt(bytes(damaged))
+        except ImageError as error:  # any other error fails the test
+            message = str(error)
+        assert not message or "x.dcm: " in message
+        assert "Planted" not in message
+
+
+def test_the_real_mammograms_of_cbis_ddsm(real_data: Path):
+    for name, side, shape in (
+        ("sfm-benign-0/1-130.dcm", "L", (4432, 2864)),
+        ("sfm-malign-0/1-282.dcm", "R", (4688, 2592)),
+    ):
+        url = str(real_data / "cbis-ddsm-dicom" / name)
+        found = dicom.header(url)
+        assert (found.laterality, found.view, found.spacing_mm, found.unsuitable) == (side, "CC", 0, "")
+        pixels = dicom.read(url)
+        assert pixels.shape == shape
+        assert pixels.max() > 0.8
