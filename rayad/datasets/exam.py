@@ -58,6 +58,14 @@ class Exam:
     lesions: tuple[Lesion, ...] = ()
 
 
+@dataclass(frozen=True)
+class Excluded:
+    """A file that a data set leaves out, because it is not what the set is of."""
+
+    url: str
+    reason: str
+
+
 @runtime_checkable
 class Images(Protocol):
     """What a data set's ``Dataset`` can do; it is a value, so it pickles."""
@@ -73,6 +81,12 @@ class Images(Protocol):
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The lesion's pixels, of the shape of the image; DatasetError if the lesion is not located."""
         ...
+
+
+def excluded(dataset: Images) -> list[Excluded]:
+    """What the data set leaves out: the method `excluded` of one that has it."""
+    found = getattr(dataset, "excluded", None)
+    return found() if found else []
 
 
 def source_of(dataset: Images, exam: Exam) -> Source:

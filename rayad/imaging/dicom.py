@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -271,19 +272,41 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Errors name the file; pydicom's warnings of odd values, which may quote them, stay unsaid."""
-    validation, config.settings.reading_validation_mode = config.settings.reading_validation_mode, config.IGNORE
-    level = logging.getLogger("pydicom").level
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    """Errors name the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet:
             yield
     except ImageError as error:
         text = str(error)
         raise ImageError(text if text.startswith(name) else f"{name}: {text}") from error
     except _DAMAGE as error:
         raise ImageError(f"{name}: damaged DICOM: {type(error).__name__}") from error
-    finally:
-        config.settings.reading_validation_mode = validation
-        logging.getLogger("pydicom").setLevel(level)
+
+
+class _Quiet:
+    """Keeps pydicom's warnings of odd values, which may quote them, unsaid while any thread reads."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._validation = config.settings.reading_validation_mode
+                config.settings.reading_validation_mode = config.IGNORE
+                self._level = logging.getLogger("pydicom").level
+                logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+                self._warnings = warnings.catch_warnings(action="ignore")
+                self._warnings.__enter__()
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                config.settings.reading_validation_mode = self._validation
+                logging.getLogger("pydicom").setLevel(self._level)
+                self._warnings.__exit__(None, None, None)
+
+
+_quiet = _Quiet()

@@ -1,0 +1,280 @@
+"""DDSM: 2,620 cases of film mammograms, four views a case, outlines as chain codes.
+
+Heath et al., "The Digital Database for Screening Mammography", Proc. 5th International Workshop on Digital
+Mammography (2001), 212-218. A case is a folder with one ``.ics`` (facts of case and films), an image a view
+(``C_0029_1.LEFT_CC.LJPEG``, or a conversion of that name to PNG, TIFF, PGM or JPEG) and an ``.OVERLAY`` for a view with
+findings. Known defects of the set are `excluded` or leave a lesion without a place; they stop nothing.
+
+Grey levels of LJPEG files and of 16-bit conversions become optical densities by the calibration of their scanner
+(Heath et al. 2001; the letter of a case tells who scanned it), so that films of four scanners are comparable.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from rayad import storage
+from rayad.arrays import Mask, Pixels
+from rayad.datasets.exam import Exam, Excluded, Lesion, in_order
+from rayad.errors import DatasetError
+from rayad.imaging import ljpeg, raster
+from rayad.imaging.raster import Raster
+
+VIEWS = ("LEFT_CC", "LEFT_MLO", "RIGHT_CC", "RIGHT_MLO")
+SUFFIXES = (".ljpeg", ".png", ".tif", ".tiff", ".pgm", ".jpg", ".jpeg")
+"""Of images, the best first."""
+DARKEST = 4.0
+"""Optical density that is black."""
+STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
+"""Row and column of a step of the chain code: 0 is up, then clockwise."""
+KINDS = {"MASS": "mass", "CALCIFICATION": "calcification"}
+MALIGNANT = {"MALIGNANT": True, "BENIGN": False, "BENIGN_WITHOUT_CALLBACK": False}
+
+_VIEW = re.compile(
+    r"(?P<view>(LEFT|RIGHT)_(CC|MLO)) LINES (?P<lines>\d{1,6}) PIXELS_PER_LINE (?P<pixels>\d{1,6}) "
+    r"BITS_PER_PIXEL (?P<bits>\d{1,2}) RESOLUTION (?P<resolution>\d+(\.\d+)?) (?P<overlay>(NON_)?OVERLAY)"
+)
+_CALIBRATIONS: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {
+    ("A", "DBA"): lambda grey: (np.log10(np.maximum(grey, 1)) - 4.80662) / -1.07553,
+    ("A", "HOWTEK"): lambda grey: 3.789 - 0.00094568 * grey,
+    ("B", "LUMISYS"): lambda grey: (grey - 4096.99) / -1009.01,
+    ("C", "LUMISYS"): lambda grey: (grey - 4096.99) / -1009.01,
+    ("D", "HOWTEK"): lambda grey: 3.96604 - 0.00099056 * grey,
+}
+"""First letter of a case (A: Massachusetts General Hospital, B and C: Wake Forest, D: ISMD) and scanner ->
+optical density of a grey level."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """A line of an .ics file."""
+
+    view: str
+    shape: tuple[int, int]
+    spacing_mm: float
+    overlay: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """An .ics file."""
+
+    name: str
+    """Such as C-0029-1."""
+    density: str
+    """Of the breast, 1 to 4, by ACR; "" where it is 0 or missing."""
+    digitizer: str
+    films: tuple[Film, ...]
+
+
+@dataclass(frozen=True)
+class Abnormality:
+    """An entry of an .OVERLAY file."""
+
+    kind: str
+    finding: str
+    malignant: bool | None
+    outline: np.ndarray | None
+    """Rows and columns of the outer boundary, (points, 2); None where its code cannot be followed."""
+    defect: str = ""
+    """What is wrong with the entry."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """DDSM (film, CC and MLO, 0.042 to 0.05 mm): a folder or URL of cases, .ics with images beside them."""
+
+    source: str = ""
+    """Folder or URL that holds the cases, in any folders below it."""
+
+    def exams(self) -> list[Exam]:
+        """An exam a film; DatasetError where there is no case, or no image of one."""
+        exams = self._sorted_out()[0]
+        if not exams:
+            raise DatasetError(f"{self.source}: no film of DDSM, wanted cases with .ics and {', '.join(SUFFIXES)}")
+        return in_order(exams)
+
+    def excluded(self) -> list[Excluded]:
+        """Films whose image is not there, cases that cannot be understood, and outlines that cannot be followed."""
+        return self._sorted_out()[1]
+
+    def pixels(self, exam: Exam) -> Pixels:
+        """1 minus optical density / 4 where there are grey levels of the scanner, the stored intensities otherwise.
+
+        Raises:
+            DatasetError: the image has not the size that the .ics file says.
+        """
+        case, film = self._film(exam)
+        data = storage.read_bytes(exam.url)
+        compressed = exam.url.lower().endswith(".ljpeg")
+        image = Raster(ljpeg.decode(data, exam.url), 65535) if compressed else raster.decode(data, exam.url)
+        if image.pixels.shape[:2] != film.shape:
+            raise DatasetError(f"{exam.url}: {film.shape} px expected, as its .ics file says, not {image.pixels.shape}")
+        if image.pixels.dtype == np.uint16 and image.pixels.ndim == 2:
+            return optical_density(image.pixels, case.name, case.digitizer)
+        return raster.grey(image, exam.url)
+
+    def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
+        """The boundary and what it encloses; DatasetError if it cannot be followed."""
+        url, _, number = lesion.mask_url.partition("#")
+        shape = self._film(exam)[1].shape
+        found = read_overlay(storage.read_bytes(url).decode("latin-1"), shape)[int(number)] if url else None
+        if found is None or found.outline is None:
+            raise DatasetError(f"{exam.exam_id}: the outline of this {lesion.kind} cannot be followed")
+        return filled(found.outline, shape)
+
+    def _film(self, exam: Exam) -> tuple[Case, Film]:
+        folder, name = posixpath.split(exam.url)
+        stem, view = name.split(".")[:2]
+        url = storage.join(folder, stem.replace("_", "-") + ".ics")
+        case = read_ics(storage.read_bytes(url).decode("latin-1"), url)
+        return case, next(film for film in case.films if film.view == view)
+
+    def _sorted_out(self) -> tuple[list[Exam], list[Excluded]]:
+        files = {_key(url): url for url in storage.listing(self.source)}
+        exams: list[Exam] = []
+        excluded: list[Excluded] = []
+        for key, url in sorted(files.items()):
+            if url.endswith(".ics"):
+                try:
+                    case = read_ics(storage.read_bytes(url).decode("latin-1"), url)
+                except DatasetError as error:
+                    excluded.append(Excluded(url, str(error)))
+                else:
+                    _add(case, posixpath.dirname(key), files, exams, excluded)
+        return exams, excluded
+
+
+def optical_density(grey: np.ndarray, case: str, digitizer: str) -> Pixels:
+    """1 minus optical density / 4, in [0, 1], so that dense tissue is bright.
+
+    Args:
+        grey: grey levels of the scanner, uint16.
+        case: such as C-0029-1.
+        digitizer: as the .ics file says it.
+    """
+    calibration = _CALIBRATIONS.get((case[:1], digitizer.split(" ")[0]))
+    if calibration is None:
+        known = ", ".join(f"{letter}-{scanner}" for letter, scanner in _CALIBRATIONS)
+        raise DatasetError(f"{case}: no calibration of its scanner {digitizer!r}, DDSM has {known}")
+    levels = calibration(np.arange(65536, dtype=np.float64))
+    return np.clip(1 - levels / DARKEST, 0, 1).astype(np.float32)[grey]
+
+
+def read_ics(text: str, url: str) -> Case:
+    """The facts of a case; DatasetError if they are no .ics file."""
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    facts = {line.split(" ")[0]: line.partition(" ")[2] for line in lines if line}
+    films = []
+    for line in lines:
+        if found := _VIEW.fullmatch(line):
+            shape = int(found["lines"]), int(found["pixels"])
+            spacing = float(found["resolution"]) / 1000
+            films.append(Film(found["view"], shape, spacing, found["overlay"] == "OVERLAY"))
+    if "filename" not in facts or not films:
+        raise DatasetError(f"{url}: an .ics file of DDSM expected, with filename and lines such as LEFT_CC LINES ...")
+    density = facts.get("DENSITY", "")
+    return Case(facts["filename"], density if density in "1234" else "", facts.get("DIGITIZER", ""), tuple(films))
+
+
+def read_overlay(text: str, shape: tuple[int, int]) -> list[Abnormality]:
+    """The entries of an .OVERLAY file, with what is wrong with them.
+
+    Args:
+        shape: rows and columns of the film, which an outline must not leave.
+    """
+    found = []
+    for entry in re.split(r"^\s*ABNORMALITY\s+\d+\s*$", text, flags=re.MULTILINE)[1:]:
+        types = [line.split() for line in re.findall(r"^\s*LESION_TYPE\s+(.+)$", entry, re.MULTILINE)]
+        pathology = re.search(r"^\s*PATHOLOGY\s+(\S+)", entry, re.MULTILINE)
+        boundaries = re.findall(r"^\s*BOUNDARY\s*\n([^#\n]*)", entry, re.MULTILINE)
+        cores = len(re.findall(r"^\s*CORE\b", entry, re.MULTILINE))
+        total = re.search(r"TOTAL_OUTLINES\s+(\d{1,6})", entry)
+        outline, defect = follow(boundaries[0], shape) if boundaries else (None, "no BOUNDARY")
+        if total and int(total[1]) != len(boundaries) + cores:
+            defect = defect or f"TOTAL_OUTLINES {total[1]}, there are {len(boundaries) + cores}"
+        kinds = [KINDS[words[0]] for words in types if words[0] in KINDS]
+        finding = ", ".join(" ".join(words[1:]) for words in types)
+        malignant = MALIGNANT.get(pathology[1]) if pathology else None
+        found.append(Abnormality(kinds[0] if kinds else "other", finding, malignant, outline, defect))
+    return found
+
+
+def follow(code: str, shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
+    """The points of a chain code, (points, 2) rows and columns counted from 0; and what is wrong with it.
+
+    The code is column and row of the first point, counted from 1, and a direction a step.
+    """
+    numbers = code.split()
+    if len(numbers) < 3 or not all(number.isdigit() and len(number) < 7 for number in numbers):
+        return None, "a chain code of numbers expected"
+    steps = np.array([int(number) for number in numbers[2:]])
+    if steps.max() > 7:
+        return None, f"direction {steps.max()} in a chain code of 0 to 7"
+    start = np.array([int(numbers[1]) - 1, int(numbers[0]) - 1])
+    points = start + np.concatenate([[(0, 0)], np.cumsum(STEPS[steps], axis=0)])
+    if (points < 0).any() or (points >= shape).any():
+        return None, "the chain code leaves the image"
+    return points, ""
+
+
+def filled(outline: np.ndarray, shape: tuple[int, int]) -> Mask:
+    """The points of an outline and what they enclose."""
+    low, high = outline.min(axis=0), outline.max(axis=0) + 1
+    inside = np.zeros(high - low, dtype=bool)
+    inside[tuple((outline - low).T)] = True
+    mask = np.zeros(shape, dtype=bool)
+    mask[low[0] : high[0], low[1] : high[1]] = ndimage.binary_fill_holes(inside)
+    return mask
+
+
+def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excluded: list[Excluded]) -> None:
+    """The films of a case to the exams, its defects to what is excluded."""
+    stem = case.name.replace("-", "_")
+    flagged = {film.view: film.overlay for film in case.films}
+    for film in case.films:
+        key = storage.join(folder, f"{stem}.{film.view}")
+        images = [files[key + suffix] for suffix in SUFFIXES if key + suffix in files]
+        if not images:
+            excluded.append(Excluded(key, "the image is not there"))
+            continue
+        side = film.view.split("_")[0]
+        lesions = _lesions(files.get(key + ".overlay", ""), film, excluded)
+        healthy = not any(overlay for view, overlay in flagged.items() if view.startswith(side))
+        exams.append(
+            Exam(
+                exam_id=f"{stem}.{film.view}",
+                patient_id=case.name.rpartition("-")[0],
+                url=images[0],
+                anomalous=True if lesions or film.overlay else (False if healthy else None),
+                view=film.view.split("_")[1],
+                laterality=side[0],
+                density=case.density,
+                spacing_mm=film.spacing_mm,
+                lesions=lesions,
+            )
+        )
+
+
+def _lesions(url: str, film: Film, excluded: list[Excluded]) -> tuple[Lesion, ...]:
+    if film.overlay != bool(url):
+        said = "OVERLAY" if film.overlay else "NON_OVERLAY"
+        excluded.append(Excluded(url or film.view, f"the .ics file says {said} of {film.view}"))
+    if not url:
+        return ()
+    found = read_overlay(storage.read_bytes(url).decode("latin-1"), film.shape)
+    excluded += [Excluded(f"{url}#{i}", of.defect) for i, of in enumerate(found) if of.defect]
+    return tuple(
+        Lesion(of.kind, of.finding, of.malignant, mask_url=f"{url}#{i}" if of.outline is not None else "")
+        for i, of in enumerate(found)
+    )
+
+
+def _key(url: str) -> str:
+    """The URL with its ending in small letters: copies of the set have them in either."""
+    stem, suffix = posixpath.splitext(url)
+    return stem + suffix.lower()

@@ -1,0 +1,199 @@
+"""DDSM: the published outline, its defects, optical densities, and lossless JPEG as its encoder wrote it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from rayad.datasets import ddsm
+from rayad.datasets.exam import Images
+from rayad.errors import DatasetError, ImageError
+from rayad.imaging import ljpeg
+from tests.losslessjpeg import encoded
+
+ICS = """ics_version 1.0
+filename {name}
+DATE_OF_STUDY 2 7 1995
+PATIENT_AGE 42
+FILM
+FILM_TYPE REGULAR
+DENSITY 4
+DATE_DIGITIZED 7 22 1997
+DIGITIZER LUMISYS LASER
+SELECTED
+LEFT_CC LINES 60 PIXELS_PER_LINE 40 BITS_PER_PIXEL 12 RESOLUTION 50 OVERLAY
+LEFT_MLO LINES 60 PIXELS_PER_LINE 40 BITS_PER_PIXEL 12 RESOLUTION 50 NON_OVERLAY
+RIGHT_CC LINES 60 PIXELS_PER_LINE 40 BITS_PER_PIXEL 12 RESOLUTION 50 NON_OVERLAY
+RIGHT_MLO LINES 60 PIXELS_PER_LINE 40 BITS_PER_PIXEL 12 RESOLUTION 50 NON_OVERLAY
+"""
+SQUARE = "11 21 " + "2 " * 9 + "4 " * 4 + "6 " * 9 + "0 " * 4
+OVERLAY = """TOTAL_ABNORMALITIES 2
+ABNORMALITY 1
+LESION_TYPE MASS SHAPE OVAL MARGINS CIRCUMSCRIBED
+ASSESSMENT 4
+SUBTLETY 5
+PATHOLOGY MALIGNANT
+TOTAL_OUTLINES 2
+BOUNDARY
+{square} #
+\tCORE
+12 22 2 4 6 0 #
+ABNORMALITY 2
+LESION_TYPE CALCIFICATION TYPE PUNCTATE DISTRIBUTION CLUSTERED
+ASSESSMENT 4
+SUBTLETY 5
+PATHOLOGY BENIGN
+TOTAL_OUTLINES 1
+BOUNDARY
+{second} #
+"""
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    folder = tmp_path / "cases" / "case0029"
+    folder.mkdir(parents=True)
+    (folder / "C-0029-1.ics").write_text(ICS.format(name="C-0029-1"))
+    (folder / "C_0029_1.LEFT_CC.OVERLAY").write_text(OVERLAY.format(square=SQUARE, second="39 2 1 1 1"))
+    grey = np.arange(60 * 40, dtype=np.uint16).reshape(60, 40)
+    for view in ddsm.VIEWS[:3]:
+        Pillow.fromarray(grey).save(folder / f"C_0029_1.{view}.png")
+    return tmp_path
+
+
+def test_films_of_a_case_and_what_is_wrong_with_it(case):
+    dataset = ddsm.Dataset(str(case))
+    assert isinstance(dataset, Images)
+    left, oblique, right = dataset.exams()
+    assert (left.exam_id, left.patient_id, left.view, left.laterality) == ("C_0029_1.LEFT_CC", "C-0029", "CC", "L")
+    assert (left.density, left.spacing_mm) == ("4", 0.05)
+    assert [exam.anomalous for exam in (left, oblique, right)] == [True, None, False]
+    mass, specks = left.lesions
+    assert (mass.kind, mass.malignant, mass.finding) == ("mass", True, "SHAPE OVAL MARGINS CIRCUMSCRIBED")
+    assert (specks.kind, specks.malignant, specks.located) == ("calcification", False, False)
+    reasons = sorted(found.reason for found in dataset.excluded())
+    assert reasons == ["the chain code leaves the image", "the image is not there"]
+    with pytest.raises(DatasetError, match="cannot be followed"):
+        dataset.lesion_mask(left, specks)
+
+
+def test_an_outline_is_filled(case):
+    dataset = ddsm.Dataset(str(case))
+    left = dataset.exams()[0]
+    mask = dataset.lesion_mask(left, left.lesions[0])
+    assert mask.shape == (60, 40)
+    assert mask[20:25, 10:20].all()
+    assert mask.sum() == 5 * 10
+
+
+def test_grey_levels_become_optical_densities(case):
+    dataset = ddsm.Dataset(str(case))
+    pixels = dataset.pixels(dataset.exams()[0])
+    grey = np.arange(60 * 40).reshape(60, 40)
+    np.testing.assert_allclose(pixels, np.clip(1 - (grey - 4096.99) / -1009.01 / 4, 0, 1), atol=1e-6)
+    dba = ddsm.optical_density(np.array([[0, 1, 64064]], np.uint16), "A-0001-1", "DBA 21")
+    np.testing.assert_allclose(dba[0], [0, 0, 1], atol=1e-3)
+    with pytest.raises(DatasetError, match="no calibration of its scanner 'DBA 21'"):
+        ddsm.optical_density(grey.astype(np.uint16), "C-0029-1", "DBA 21")
+
+
+def test_images_of_another_size_and_files_that_are_no_case(case):
+    folder = case / "cases/case0029"
+    Pillow.fromarray(np.zeros((30, 20), np.uint16)).save(folder / "C_0029_1.LEFT_CC.png")
+    dataset = ddsm.Dataset(str(case))
+    with pytest.raises(DatasetError, match=r"\(60, 40\) px expected"):
+        dataset.pixels(dataset.exams()[0])
+    (folder / "C-0030-1.ics").write_text("nothing")
+    assert any("an .ics file of DDSM expected" in found.reason for found in ddsm.Dataset(str(case)).excluded())
+    (case / "other").mkdir()
+    with pytest.raises(DatasetError, match="no film of DDSM"):
+        ddsm.Dataset(str(case / "other")).exams()
+
+
+def test_the_published_outline_of_a_real_case(real_data):
+    folder = real_data / "ddsm-ics-overlay" / "overlay-fixture"
+    text = (folder / "B_3013_1.RIGHT_MLO.one-abnormality.OVERLAY").read_text()
+    boundary = np.asarray(Pillow.open(folder / "B_3013_1.RIGHT_MLO_MALIGNANT0.boundary.png").convert("L")) > 0
+    mask = np.asarray(Pillow.open(folder / "B_3013_1.RIGHT_MLO_MALIGNANT0.mask.png").convert("L")) > 0
+    (found,) = ddsm.read_overlay(text, boundary.shape)
+    assert (found.kind, found.malignant, found.defect) == ("mass", True, "")
+    assert found.outline is not None
+    drawn = np.zeros(boundary.shape, dtype=bool)
+    drawn[tuple(found.outline.T)] = True
+    assert (drawn == boundary).all()
+    assert len(found.outline) == 1633
+    np.testing.assert_array_equal(ddsm.filled(found.outline, boundary.shape), mask)
+
+
+def test_the_ics_text_of_the_page(real_data):
+    url = real_data / "ddsm-ics-overlay/overlay-fixture/B-3024-1.ics.from-ddsm-page.txt"
+    case = ddsm.read_ics(url.read_text(), str(url))
+    assert (case.name, case.density, case.digitizer) == ("B-3024-1", "4", "LUMISYS")
+    assert [film.shape for film in case.films] == [(4696, 3024), (4688, 3048), (4624, 3056), (4664, 3120)]
+    assert all(film.overlay and film.spacing_mm == 0.05 for film in case.films)
+
+
+@given(
+    st.text(max_size=300)
+    | st.text(alphabet="01234567 #\n", max_size=300).map(lambda code: OVERLAY.format(square=code, second=code))
+)
+def test_any_text_is_an_overlay_or_a_defect(text):
+    for found in ddsm.read_overlay(text, (60, 40)):
+        assert found.outline is not None or found.defect
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_case_or_an_error(text):
+    message = ""
+    try:
+        ddsm.read_ics(text, "x.ics")
+    except DatasetError as error:  # any other error fails the test
+        message = str(error)
+    assert not message or "x.ics" in message
+
+
+def test_lossless_jpeg_of_the_encoder_of_ddsm():
+    image = np.random.default_rng(0).integers(0, 65536, (37, 53), dtype=np.uint16)
+    image[:, :20] = 17
+    np.testing.assert_array_equal(ljpeg.decode(encoded(image), "x"), image)
+    np.testing.assert_array_equal(ljpeg.decode(encoded(image.T.copy()), "x"), image.T)
+
+
+def test_damaged_lossless_jpeg():
+    data = encoded(np.arange(300, dtype=np.uint16).reshape(15, 20))
+    with pytest.raises(ImageError, match="x: the file is cut off"):
+        ljpeg.decode(data[:-2], "x")
+    with pytest.raises(ImageError, match="one component and 16 bits expected"):
+        ljpeg.decode(b"\x89PNG", "x")
+    huge = bytearray(data)
+    at = data.index(b"\xff\xc3")
+    huge[at + 5 : at + 9] = b"\xff\xff\xff\xff"
+    with pytest.raises(ImageError):
+        ljpeg.decode(bytes(huge), "x")
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6))
+def test_mutated_lossless_jpeg_is_an_image_or_an_error(changes):
+    data = bytearray(encoded(np.arange(300, dtype=np.uint16).reshape(15, 20)))
+    for at, value in changes:
+        data[at % len(data)] = value
+    message = ""
+    try:
+        ljpeg.decode(bytes(data), "x")
+    except ImageError as error:  # any other error fails the test
+        message = str(error)
+    assert not message or message.startswith("x: ")
+
+
+def test_the_dark_film_of_a_real_image(real_data):
+    """Its first rows show dark film and a label; a decoder by the standard sees a ramp up to 40,000 there."""
+    url = real_data / "ddsm-ics-overlay/ljpeg-truncated/A_0002_1.RIGHT_CC.LJPEG"
+    with pytest.raises(ImageError, match="cut off"):
+        ljpeg.decode(url.read_bytes(), "x")
+    image = ljpeg.decode(url.read_bytes() + b"\xff\xd9", "x")
+    assert image.shape == (4334, 1874)
+    assert np.median(image[:160, 100:1600]) < 20
+    assert np.percentile(image[:160, 100:1600], 99) < 60
