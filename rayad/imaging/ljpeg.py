@@ -50,6 +50,8 @@ def _header(data: bytes, name: str) -> tuple[int, int, int]:
         if marker == 0xDA and len(body) >= 4:
             if not 0 < shape[0] * shape[1] <= LARGEST:
                 raise ImageError(wanted)
+            if shape[0] * shape[1] > 8 * len(data):  # a pixel takes a bit at least
+                raise ImageError(f"{name}: damaged lossless JPEG: too short for {shape[0]} x {shape[1]} px")
             if b"\xff\xd9" not in data[at:]:
                 raise ImageError(f"{name}: the file is cut off, a lossless JPEG ends in its marker EOI")
             return shape[0], shape[1], body[3]
