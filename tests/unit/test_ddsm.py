@@ -194,7 +194,7 @@ def test_the_dark_film_of_a_real_image(real_data):
     url = real_data / "ddsm-ics-overlay/ljpeg-truncated/A_0002_1.RIGHT_CC.LJPEG"
     with pytest.raises(ImageError, match="cut off"):
         ljpeg.decode(url.read_bytes(), "x")
-    image = ljpeg.decode(url.read_bytes() + bytes(1_000_000) + b"\xff\xd9", "x")
+    image = ljpeg.decode(url.read_bytes() + b"\xff\xd9" + bytes(1_000_000), "x")
     assert image.shape == (4334, 1874)
     assert np.median(image[:160, 100:1600]) < 20
     assert np.percentile(image[:160, 100:1600], 99) < 60
