@@ -135,7 +135,7 @@ def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, p
     index = pd.DataFrame({"region": regions, "row": rows, "col": columns, **facts})
     for name, values in context(prepared).items():
         index[name] = values[rows, columns]
-    index["reflected"] = leaves_image(prepared.pixels.shape, rows, columns)
+    index["reflected"] = leaves_image(prepared.tissue.shape, rows, columns)
     return patches, index
 
 

@@ -1,0 +1,52 @@
+"""The dermoscopy recipe from folders of colour images to the report, small, on a real Ray."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rayad import recipes, storage
+from rayad.on_ray.recipe import run_recipe
+from rayad.on_ray.resources import Workers
+from rayad.recipes import Density, Model, Row
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Skin with a brown spot; malignant ones are larger, blue-black and ragged."""
+    folder, random = tmp_path_factory.mktemp("skin"), np.random.default_rng(0)
+    y, x = np.mgrid[:80, :80] - 40.0
+    for name, count in (("benign", 70), ("malignant", 16)):
+        (folder / name).mkdir()
+        for number in range(count):
+            ragged = 6 * np.sin(7 * np.arctan2(y, x)) if name == "malignant" else 0
+            radius = random.uniform(24, 30) if name == "malignant" else random.uniform(8, 14)
+            spot = (np.hypot(y, x) + ragged < radius)[..., None]
+            colour = (40, 40, 70) if name == "malignant" else (150, 90, 60)
+            image = np.where(spot, colour, (225, 180, 160)) + random.normal(0, 6, (80, 80, 3))
+            Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / name / f"{name}-{number:03}.png")
+    return folder
+
+
+def test_malignant_images_stand_out_and_get_verdicts(photographs, tmp_path):
+    whole = recipes.find("isic")
+    line = replace(
+        whole.lines[0],
+        models={
+            "cae": Model({"channels": 3, "width": 4, "latents": 8}),
+            "pca": Model({"channels": 3, "components": 8}),
+        },
+        densities={"spn": Density({"inputs": 3, "replicas": 3})},
+        rows={"cae": Row("cae"), "cae-spn": Row("cae", "likelihood", "spn"), "pca": Row("pca")},
+        schedule=replace(whole.lines[0].schedule, epochs=20, batch=8),
+        em=replace(whole.lines[0].em, epochs=3),
+    )
+    run_recipe(replace(whole, lines=(line,), combined={}), str(photographs), str(tmp_path), Workers(1))
+    results = storage.read_json(f"{tmp_path}/report/results.json")
+    exam_auc = {row["detector"]: row["exam_auc"]["value"] for row in results["rows"]}
+    assert exam_auc["cae"] > 0.9
+    assert exam_auc["pca"] > 0.9
+    assert {row["detector"] for row in results["verdicts"]} >= {"cae", "cae-spn", "pca"}
+    assert "malignant" in storage.read_bytes(f"{tmp_path}/report/index.html").decode()
