@@ -1,20 +1,13 @@
-"""Any folder of grey or colour images, with or without a table of what is in them.
+"""Any folder of grey or colour images, with or without a table of what is in them (labels.py).
 
-``labels.csv`` in the folder has a row an image, or a row a lesion, and at least the column ``image``, the
-file's path below the folder. The other columns may be missing or empty: ``patient``, ``label`` (normal or
-anomalous), ``view``, ``laterality`` (L or R), ``density``, ``spacing_mm``, and of a lesion ``kind``,
-``finding``, ``malignant`` (yes or no), ``row``, ``col`` and ``radius`` of a circle in px, ``mask`` (path of
-an image whose pixels above 0 are the lesion). Without its own patient an image is a patient of its own.
-
-``export`` writes the exams of any data set as such a folder.
+Without a patient in the table an image is a patient of its own. ``export`` writes the exams of any data set as such a
+folder.
 """
 
 import csv
 import io
-import math
 import posixpath
-from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,22 +16,12 @@ from PIL import Image as Pillow
 
 from rayad import storage
 from rayad.arrays import Image, Mask
+from rayad.datasets import labels
 from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_colour, read_grey, read_mask, shortened
+from rayad.datasets.labels import ANOMALOUS, COLUMNS, LABELS, MALIGNANT, Row
 from rayad.errors import DatasetError
 
-LABELS = "labels.csv"
 SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg")
-OF_IMAGE = ("patient", "label", "view", "laterality", "density", "spacing_mm")
-OF_LESION = ("kind", "finding", "malignant", "row", "col", "radius", "mask")
-COLUMNS = ("image", *OF_IMAGE, *OF_LESION)
-ANOMALOUS = {"": None, "normal": False, "anomalous": True}
-MALIGNANT = {"": None, "no": False, "yes": True}
-LATERALITY = {"": "", "l": "L", "r": "R"}
-UNNAMED = "lesion"
-"""Kind of a lesion whose row names none."""
-
-Row = dict[str, str]
-"""A line of the table: every column, empty where there is nothing."""
 Meaning = TypeVar("Meaning")
 
 
@@ -62,9 +45,9 @@ class Dataset:
             DatasetError: there is no image, labels.csv names a file that is not there or cannot be
                 understood, two images differ in their ending only, or a spacing is missing.
         """
-        folder, labels = storage.join(self.source, ""), storage.join(self.source, LABELS)
+        folder, table_url = storage.join(self.source, ""), storage.join(self.source, LABELS)
         files = {url.removeprefix(folder): url for url in storage.listing(self.source, SUFFIXES)}
-        table = _read(labels, files) if storage.exists(labels) else {}
+        table = labels.read(table_url, files) if storage.exists(table_url) else {}
         masks = {row["mask"] for rows in table.values() for row in rows} - table.keys()
         images = files.keys() - masks
         if not images:
@@ -88,24 +71,18 @@ class Dataset:
         return self.spacing_mm or float(self.colour)
 
     def _exam(self, files: dict[str, str], path: str, rows: list[Row]) -> Exam:
-        name = posixpath.splitext(path)[0]
-        facts = {column: _agreed(path, column, rows) for column in OF_IMAGE}
-        anomalous = _meaning(path, "label", facts["label"], ANOMALOUS)
-        lesions = tuple(_lesion(files, path, row) for row in rows if any(row[c] for c in OF_LESION))
-        if lesions and anomalous is False:
-            raise DatasetError(f"{LABELS}: {path} is normal and has a lesion")
-        if not lesions and anomalous is None and self.healthy:
-            anomalous = False
+        name, said = posixpath.splitext(path)[0], labels.facts(path, rows, files)
+        healthy = False if self.healthy else None
         return Exam(
             exam_id=name,
-            patient_id=facts["patient"] or name,
+            patient_id=said.patient or name,
             url=files[path],
-            anomalous=True if lesions else anomalous,
-            view=facts["view"].upper(),
-            laterality=_meaning(path, "laterality", facts["laterality"], LATERALITY),
-            density=facts["density"],
-            spacing_mm=_positive(path, "spacing_mm", facts["spacing_mm"] or str(self._spacing_mm), zero=True),
-            lesions=lesions,
+            anomalous=healthy if said.anomalous is None else said.anomalous,
+            view=said.view,
+            laterality=said.laterality,
+            density=said.density,
+            spacing_mm=self._spacing_mm if said.spacing_mm is None else said.spacing_mm,
+            lesions=said.lesions,
         )
 
 
@@ -132,74 +109,6 @@ def export(dataset: Images, exams: Iterable[Exam], url: str) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerows([COLUMNS, *([row.get(column, "") for column in COLUMNS] for row in rows)])
     storage.write_bytes(storage.join(url, LABELS), text.getvalue().encode())
-
-
-def _read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
-    """The rows of each image; DatasetError if the table is no table or names files that are not there."""
-    try:
-        lines = csv.DictReader(io.StringIO(storage.read_bytes(url).decode("utf-8-sig"), newline=""), strict=True)
-        header, rows = list(lines.fieldnames or []), list(lines)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{url}: not a table of comma-separated UTF-8 text: {error}") from None
-    if "image" not in header or not set(header) <= set(COLUMNS):
-        raise DatasetError(f"{url}: columns {', '.join(header)}; wanted image and any of {', '.join(COLUMNS[1:])}")
-    table: dict[str, list[Row]] = defaultdict(list)
-    for cells in rows:
-        if None in cells or None in cells.values() or not cells["image"].strip():
-            raise DatasetError(f"{url}: a row needs an image and {len(header)} cells: {list(cells.values())}")
-        row = {column: cells.get(column, "").strip() for column in COLUMNS}
-        row |= {column: posixpath.normpath(row[column]) for column in ("image", "mask") if row[column]}
-        table[row["image"]].append(row)
-    named = table.keys() | {row["mask"] for rows in table.values() for row in rows if row["mask"]}
-    if missing := named - set(files):
-        raise DatasetError(f"{url}: names images that are not there: {shortened(missing)}")
-    return table
-
-
-def _agreed(path: str, column: str, rows: list[Row]) -> str:
-    """What the image's rows say in a column of the image, where they say something."""
-    said = sorted({row[column] for row in rows} - {""})
-    if len(said) > 1:
-        raise DatasetError(f"{LABELS}: {path} has one {column}, not {' and '.join(said)}")
-    return said[0] if said else ""
-
-
-def _lesion(files: dict[str, str], path: str, row: Row) -> Lesion:
-    circle = None
-    if row["row"] or row["col"] or row["radius"]:
-        centre = _number(path, "row", row["row"]), _number(path, "col", row["col"])
-        circle = (*centre, _positive(path, "radius", row["radius"]))
-    return Lesion(
-        kind=row["kind"].lower() or UNNAMED,
-        finding=row["finding"],
-        malignant=_meaning(path, "malignant", row["malignant"], MALIGNANT),
-        circle=circle,
-        mask_url=files[row["mask"]] if row["mask"] else "",
-    )
-
-
-def _meaning(path: str, column: str, cell: str, meanings: dict[str, Meaning]) -> Meaning:
-    if cell.lower() not in meanings:
-        wanted = ", ".join(filter(None, meanings))
-        raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not {wanted} or empty")
-    return meanings[cell.lower()]
-
-
-def _number(path: str, column: str, cell: str) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not a number")
-    return number
-
-
-def _positive(path: str, column: str, cell: str, *, zero: bool = False) -> float:
-    number = _number(path, column, cell)
-    if number < 0 or (number == 0 and not zero):
-        raise DatasetError(f"{LABELS}: {path}: {column} {cell} is not above 0")
-    return number
 
 
 def _facts(exam: Exam) -> Row:

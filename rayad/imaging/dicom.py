@@ -8,6 +8,7 @@ JPEG-LS, JPEG 2000, HTJ2K, JPEG baseline and extended.
 import contextlib
 import io
 import logging
+import posixpath
 import re
 import struct
 import threading
@@ -29,9 +30,12 @@ from rayad.errors import ImageError
 from rayad.imaging.raster import LARGEST
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
-"""Endings by which a folder's files are looked into; many archives give none."""
+"""Endings by which a folder's files are looked into; many archives give none, or call files by their UID."""
 ForProcessing = Literal["refuse", "convert"]
 """What is done with raw images of the detector, which are not made for looking."""
+
+RAW = "raw image (FOR PROCESSING)"
+"""Why a raw image is unsuitable, unless it is converted."""
 
 _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -67,6 +71,8 @@ class Header:
     """(0020,000E)."""
     instance: str
     """(0008,0018)."""
+    sop_class: str
+    """(0008,0016)."""
     laterality: str
     """L, R or ""; (0020,0062), (0020,0060) or from the patient's orientation (0020,0020)."""
     view: str
@@ -79,6 +85,12 @@ class Header:
     """Why a mammogram of the whole breast is not to be had from this file; "" if it is one."""
 
 
+def is_candidate(url: str) -> bool:
+    """Does a file's name allow that it is DICOM?"""
+    suffix = posixpath.splitext(url)[1].lower()
+    return suffix in SUFFIXES or suffix[1:].isdigit()
+
+
 def header(url: str) -> Header:
     """What the attributes say; the pixels are not read.
 
@@ -86,7 +98,7 @@ def header(url: str) -> Header:
         ImageError: not DICOM, or a damaged header.
         StorageError: the file cannot be read.
     """
-    with storage.reading(url) as file, _named(url):
+    with storage.reading(url) as file, explained(url):
         return _header(_open(file, url, stop_before_pixels=True))
 
 
@@ -110,7 +122,7 @@ def decode(data: bytes, name: str, for_processing: ForProcessing = "refuse") -> 
     Raises:
         ImageError: as `read`.
     """
-    with _named(name):
+    with explained(name):
         dataset = _open(io.BytesIO(data), name)
         if unsuitable := _no_image(dataset):
             raise ImageError(f"{name}: {unsuitable}")
@@ -160,6 +172,7 @@ def _header(dataset: Dataset) -> Header:
         study=str(dataset.get("StudyInstanceUID", "")),
         series=str(dataset.get("SeriesInstanceUID", "")),
         instance=str(dataset.get("SOPInstanceUID", "")),
+        sop_class=str(dataset.get("SOPClassUID", "")),
         laterality=str(dataset.get("ImageLaterality", "") or dataset.get("Laterality", "")).strip() or laterality,
         view=_view(dataset) or view,
         spacing_mm=spacing_of(dataset),
@@ -208,7 +221,7 @@ def _not_whole_breast(dataset: Dataset) -> str:
     if dataset.get("Modality", "") not in ("MG", "CR", "DX", "OT", ""):
         return f"modality {_code(dataset, 'Modality')}, not a mammogram"
     if dataset.get("PresentationIntentType", "") == "FOR PROCESSING":
-        return "raw image (FOR PROCESSING)"
+        return RAW
     codes = {code for view in dataset.get("ViewCodeSequence") or [] for code in _modifiers(view)}
     if codes & set(_MAGNIFIED) or float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1) > 1.4:
         return "magnification view"
@@ -271,8 +284,8 @@ def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Errors name the file."""
+def explained(name: str) -> Iterator[None]:
+    """Errors of pydicom within are an ImageError that names the file and quotes no attribute."""
     try:
         with _quiet:
             yield

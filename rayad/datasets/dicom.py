@@ -1,0 +1,164 @@
+"""Mammograms in DICOM: any folder or bucket of them, as an archive gives them out.
+
+Side, view and spacing come from the attributes. A table ``labels.csv`` (labels.py) may say more: its column ``image``
+names a file below the folder. Segmentation objects are the lesions of the images that they were drawn on. What is no
+mammogram of a whole breast (tomosynthesis, magnification, spot views, raw images, other modalities, damaged files) is
+left out and listed with its reason.
+
+Patient ids are keyed hashes (identity.py); an exam is called by that hash, side, view and a hash of its instance UID.
+Files are named in manifests and reports as they are called: a name in a path is its owner's to change.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from rayad import storage
+from rayad.arrays import Mask, Pixels
+from rayad.datasets import labels
+from rayad.datasets.exam import Exam, Excluded, Lesion, circle_mask, in_order, shortened
+from rayad.datasets.identity import pseudonym
+from rayad.datasets.labels import LABELS, Facts
+from rayad.errors import DatasetError, ImageError
+from rayad.imaging import dicom, segmentation
+from rayad.imaging.dicom import ForProcessing, Header
+
+KINDS = {"mass": "mass", "calcif": "calcification", "distort": "distortion", "asymm": "asymmetry"}
+"""Part of a segment's name -> kind of the lesion."""
+READERS = 16
+"""Threads that read headers: on s3:// they wait, most of the time."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Mammograms in DICOM: any folder or URL; labels.csv and segmentations in it are optional."""
+
+    source: str = ""
+    """The folder; files in folders below it count too."""
+    spacing_mm: float = 0.0
+    """Pixel spacing of images that do not say theirs; 0: there must be none."""
+    healthy: bool = False
+    """Images without a label are healthy; otherwise nobody knows, and they neither train nor test."""
+    for_processing: ForProcessing = "refuse"
+    """Raw images of the detector: refuse, or convert (their logarithm)."""
+    patient_ids: Literal["hashed", "plain"] = "hashed"
+    """hashed: with the key in RAYAD_PATIENT_KEY; plain: as they are."""
+
+    def exams(self) -> list[Exam]:
+        """An exam a mammogram.
+
+        Raises:
+            DatasetError: there is no mammogram, labels.csv cannot be understood, or a spacing is missing.
+            OptionError: patient ids are to be hashed and there is no key.
+        """
+        exams = self._sorted_out()[0]
+        if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
+            raise DatasetError(f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm")
+        return exams
+
+    def excluded(self) -> list[Excluded]:
+        """Files that are no mammogram of a whole breast, and why."""
+        return self._sorted_out()[1]
+
+    def pixels(self, exam: Exam) -> Pixels:
+        """The image at full depth."""
+        return dicom.read(exam.url, self.for_processing)
+
+    def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
+        """The lesion's segment or circle; DatasetError if it has neither, or one of another size."""
+        header = dicom.header(exam.url)
+        shape = (header.rows, header.columns)
+        url, _, number = lesion.mask_url.partition("#")
+        if url:
+            found = segmentation.mask(url, int(number), header.instance)
+            if found.shape != shape:
+                raise DatasetError(f"{url}: a segment of {found.shape} px for {exam.url} of {shape} px")
+            return found
+        if lesion.circle is None:
+            raise DatasetError(f"{exam.exam_id}: nothing says where this {lesion.kind} is")
+        return circle_mask(shape, lesion.circle)
+
+    def _sorted_out(self) -> tuple[list[Exam], list[Excluded]]:
+        folder, table_url = storage.join(self.source, ""), storage.join(self.source, LABELS)
+        files = {url.removeprefix(folder): url for url in storage.listing(self.source) if dicom.is_candidate(url)}
+        table = labels.read(table_url, files) if storage.exists(table_url) else {}
+        images: dict[str, tuple[str, Header]] = {}  # by instance
+        segments: dict[str, list[Lesion]] = {}  # by instance of the image
+        excluded: list[Excluded] = []
+        for path, found in _headers(files):
+            url = files[path]
+            if isinstance(found, Excluded):
+                excluded.append(found)
+            elif found.sop_class == segmentation.STORAGE:
+                excluded += _add_segments(url, segments)
+            elif reason := self._unsuitable(found, table.get(path, [])):
+                excluded.append(Excluded(url, reason))
+            elif found.instance in images:
+                excluded.append(Excluded(url, f"a copy of {files[images[found.instance][0]]}"))
+            else:
+                images[found.instance] = path, found
+        if not images:
+            reasons = shortened({of.reason.removeprefix(f"{of.url}: ") for of in excluded})
+            raise DatasetError(
+                f"{self.source}: no mammogram among {len(files):,} files" + f": {reasons}" * bool(excluded)
+            )
+        exams = [
+            self._exam(files[path], header, labels.facts(path, table.get(path, []), {}), segments.get(instance, []))
+            for instance, (path, header) in images.items()
+        ]
+        return in_order(exams), excluded
+
+    def _unsuitable(self, header: Header, rows: list[labels.Row]) -> str:
+        if header.unsuitable and not (header.unsuitable == dicom.RAW and self.for_processing == "convert"):
+            return header.unsuitable
+        named = header.patient_id or any(row["patient"] for row in rows)
+        return "" if named else f"no patient, in (0010,0020) or {LABELS}"
+
+    def _exam(self, url: str, header: Header, said: Facts, segments: list[Lesion]) -> Exam:
+        lesions = (*said.lesions, *segments)
+        if segments and said.anomalous is False:
+            raise DatasetError(f"{LABELS}: {url} is normal and has a segmentation")
+        patient, instance = said.patient or header.patient_id, header.instance
+        if self.patient_ids == "hashed":
+            patient, instance = pseudonym(patient), pseudonym(instance)
+        laterality, view = said.laterality or header.laterality, said.view or header.view
+        anomalous = (False if self.healthy else None) if said.anomalous is None else said.anomalous
+        return Exam(
+            exam_id="-".join(filter(None, [patient, laterality, view, instance.replace(".", "")[-8:]])),
+            patient_id=patient,
+            url=url,
+            anomalous=True if lesions else anomalous,
+            view=view,
+            laterality=laterality,
+            density=said.density,
+            spacing_mm=header.spacing_mm or said.spacing_mm or self.spacing_mm,
+            lesions=lesions,
+        )
+
+
+def _headers(files: dict[str, str]) -> Iterator[tuple[str, Header | Excluded]]:
+    """Path and header of every file, or why it cannot be read."""
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from zip(files, pool.map(_header, files.values()), strict=True)
+
+
+def _header(url: str) -> Header | Excluded:
+    try:
+        return dicom.header(url)
+    except ImageError as error:
+        return Excluded(url, str(error))
+
+
+def _add_segments(url: str, segments: dict[str, list[Lesion]]) -> list[Excluded]:
+    """The segments of a file to the lesions of their images; returns it if it cannot be read."""
+    try:
+        found = segmentation.segments(url)
+    except ImageError as error:
+        return [Excluded(url, str(error))]
+    for segment in (segment for segment in found if not segment.anatomy):
+        kind = next((kind for part, kind in KINDS.items() if part in segment.label.lower()), labels.UNNAMED)
+        for instance in segment.images:
+            lesion = Lesion(kind, segment.label, mask_url=f"{url}#{segment.number}")
+            segments.setdefault(instance, []).append(lesion)
+    return []

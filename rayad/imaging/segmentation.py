@@ -1,0 +1,61 @@
+"""Lesions in DICOM Segmentation objects (PS3.3, A.51)."""
+
+import io
+from dataclasses import dataclass
+
+import highdicom
+import numpy as np
+from pydicom import Dataset
+
+from rayad import storage
+from rayad.arrays import Mask
+from rayad.imaging.dicom import explained
+
+_ANATOMY = ("123037004", "91723000", "85756007", "T-D0050")
+"""Codes of the categories anatomical structure and tissue (PS3.16, CID 7150)."""
+STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
+"""SOP class of a segmentation."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment, and the images that it was drawn on."""
+
+    number: int
+    label: str
+    """(0062,0005) and the meaning of its type (0062,000F)."""
+    images: tuple[str, ...]
+    """SOP instance UIDs."""
+    anatomy: bool
+    """It is a part of the body or a tissue (0062,0003), no finding."""
+
+
+def segments(url: str) -> list[Segment]:
+    """The segments of a file; ImageError if it is damaged or no segmentation."""
+    with explained(url):
+        found = _open(url)
+        images = tuple(str(of[2]) for of in found.get_source_image_uids())
+        described = {number: found.get_segment_description(number) for number in found.segment_numbers}
+        return [Segment(number, _label(of), images, _is_anatomy(of)) for number, of in described.items()]
+
+
+def mask(url: str, number: int, image: str) -> Mask:
+    """The pixels of a segment on the image with this SOP instance UID; ImageError as `segments`."""
+    with explained(url):
+        pixels = _open(url).get_pixels_by_source_instance(
+            [image], segment_numbers=[number], ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+        )
+        return np.asarray(pixels[0, ..., 0] > 0)
+
+
+def _open(url: str) -> highdicom.seg.Segmentation:
+    return highdicom.seg.segread(io.BytesIO(storage.read_bytes(url)))
+
+
+def _label(segment: Dataset) -> str:
+    types = [item.get("CodeMeaning", "") for item in segment.get("SegmentedPropertyTypeCodeSequence") or []]
+    return " ".join(filter(None, [segment.get("SegmentLabel", ""), *types]))
+
+
+def _is_anatomy(segment: Dataset) -> bool:
+    return any(item.get("CodeValue") in _ANATOMY for item in segment.get("SegmentedPropertyCategoryCodeSequence") or [])
