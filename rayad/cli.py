@@ -15,6 +15,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 import tyro
 
 from rayad import catalog, storage
+from rayad.datasets.exam import Excluded, by_reason
 from rayad.density.em import EM
 from rayad.errors import OptionError, RayadError
 from rayad.fit import Schedule
@@ -142,9 +143,10 @@ class IngestCommand:
         with cluster(self.address):
             corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, storage.absolute(self.out))
         said = corpus.manifest
-        print(
-            f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} images failed: {self.out}"
-        )
+        failed = f"{len(said['failures'])} images failed"
+        print(f"{said['patches']} patches of {said['images']} images, {failed}: {self.out}")
+        for reason, count in by_reason(Excluded(**found) for found in said.get("excluded", ())).most_common():
+            print(f"left out: {count} x {reason}")
 
 
 @dataclass(frozen=True)

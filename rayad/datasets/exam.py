@@ -4,6 +4,7 @@ A data set is a module of this folder that has a frozen dataclass ``Dataset`` wi
 ``Images``. Positions are pixels of the original image; a pixel's centre has whole-number coordinates.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ def excluded(dataset: Images) -> list[Excluded]:
     """What the data set leaves out: the method `excluded` of one that has it."""
     found = getattr(dataset, "excluded", None)
     return found() if found else []
+
+
+def by_reason(left_out: Iterable[Excluded]) -> Counter[str]:
+    """How many files were left out for which reason; what differs between files of one reason is N or a dash."""
+    return Counter(re.sub(r"\d+", "N", re.sub(r"\S*/\S*", "-", found.reason)) for found in left_out)
 
 
 def source_of(dataset: Images, exam: Exam) -> Source:

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image as Pillow
 from scipy import ndimage
 
 from rayad.arrays import Mask
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import PATCH, Prepared, Source
+from rayad.imaging.square import resize
 
 Colours = Float[np.ndarray, "h w 3"]
 DARK = 0.12
@@ -68,13 +68,6 @@ class Preprocessing:
         seen = resized if self.constancy == "none" else constant(resized, skin, NORMS[self.constancy])
         stored = seen.mean(axis=2, dtype=np.float32)
         return Prepared(stored, seen, skin, skin, self.spacing_mm, source)
-
-
-def resize(pixels: Colours, side: int) -> Float[np.ndarray, "side side 3"]:
-    """The image drawn into a square, each channel by the Lanczos kernel; no value leaves the range of the input."""
-    channels = [Pillow.fromarray(np.ascontiguousarray(pixels[..., c], dtype=np.float32)) for c in range(3)]
-    drawn = np.stack([np.asarray(c.resize((side, side), Pillow.Resampling.LANCZOS)) for c in channels], axis=2)
-    return drawn.clip(pixels.min(), pixels.max())
 
 
 def find_skin(pixels: Colours) -> Mask:

@@ -1,6 +1,6 @@
 """One image on its way to the places that are scored: what came in, and what every later stage sees of it.
 
-How it gets there is a module of this folder with a frozen dataclass ``Preprocessing``: mammogram, dermoscopy.
+How it gets there is a module of this folder with a frozen dataclass ``Preprocessing``: mammogram, dermoscopy, square.
 A detector bundle keeps its settings, so an image is prepared in scoring as it was in training.
 """
 

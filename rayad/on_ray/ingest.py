@@ -1,13 +1,13 @@
 """Images to a patch corpus, a shard a task, on Ray Data."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 import ray.data
 
 from rayad import storage
-from rayad.datasets.exam import Images
+from rayad.datasets.exam import Images, excluded
 from rayad.datasets.splits import assign
 from rayad.on_ray.cluster import progress
 from rayad.patches.corpus import Ingest, ShardPlan, fingerprint, finish, plan, write_shard
@@ -56,4 +56,5 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
         for _ in written.iter_rows():
             step()
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
-    return finish(url, records, settings, {"request": request, **provenance})
+    left_out = [asdict(found) for found in excluded(dataset)]
+    return finish(url, records, settings, {"request": request, "excluded": left_out, **provenance})

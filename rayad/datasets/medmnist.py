@@ -1,0 +1,91 @@
+"""MedMNIST: an npz of small images in classes.
+
+Yang et al., "MedMNIST v2", Scientific Data 10 (2023), 41. The arrays ``train_images``, ``train_labels`` and so on of
+train, val and test are taken together and split anew, by patient as everywhere; the set names no patients, so equal
+images count as one and never stand in two splits.
+"""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from rayad import storage
+from rayad.arrays import Image, Mask
+from rayad.datasets.exam import Exam, Lesion, in_order
+from rayad.errors import DatasetError, OptionError
+from rayad.imaging.raster import LARGEST
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set of MedMNIST (28 to 224 px, grey or colours): the file or URL of its npz."""
+
+    source: str = ""
+    """The file."""
+    healthy: tuple[int, ...] = (0,)
+    """Labels of healthy images; all others hold a finding without a place."""
+    labelled: tuple[int, ...] = ()
+    """Labels that take part; empty: all."""
+
+    def exams(self) -> list[Exam]:
+        """An exam an image; DatasetError if the file is no npz of MedMNIST, or has several labels an image."""
+        exams = []
+        for part, (images, labels) in _parts(self.source).items():
+            for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+                if not self.labelled or label in self.labelled:
+                    exams.append(self._exam(f"{part}-{number:06d}", image, label))
+        if not any(exam.anomalous is False for exam in exams):
+            raise OptionError(f"{self.source}: no image has a label of healthy={self.healthy}")
+        return in_order(exams)
+
+    def pixels(self, exam: Exam) -> Image:
+        """The image, grey or in colour."""
+        part, number = exam.exam_id.split("-")
+        image: Image = _parts(self.source)[part][0][int(number)].astype(np.float32) / 255
+        return image
+
+    def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
+        """DatasetError: there are no places."""
+        raise DatasetError(f"{exam.exam_id}: no mask of this {lesion.kind}, MedMNIST has labels of whole images")
+
+    def _exam(self, name: str, image: np.ndarray, label: int) -> Exam:
+        healthy = label in self.healthy
+        return Exam(
+            exam_id=name,
+            patient_id=hashlib.sha256(image.tobytes()).hexdigest()[:16],
+            url=f"{self.source}#{name}",
+            anomalous=not healthy,
+            view="",
+            laterality="",
+            density="",
+            spacing_mm=1.0,
+            lesions=() if healthy else (Lesion("finding", str(label)),),
+        )
+
+
+@lru_cache(maxsize=1)
+def _parts(url: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Part of the set -> images (n, h, w) or (n, h, w, 3), uint8, and labels (n,)."""
+    wanted = (
+        f"{url}: an npz of MedMNIST expected, with train_images (n, h, w) or (n, h, w, 3), train_labels (n, 1), ..."
+    )
+    data = io.BytesIO(storage.read_bytes(url))
+    try:
+        with zipfile.ZipFile(data) as archive:
+            if max((entry.file_size for entry in archive.infolist()), default=0) > 16 * LARGEST:
+                raise DatasetError(f"{url}: larger than rayad reads at once")
+        with np.load(data, allow_pickle=False) as arrays:
+            found = {part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in PARTS}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise DatasetError(f"{wanted}: {type(error).__name__}") from None
+    for images, labels in found.values():
+        shaped = images.dtype == np.uint8 and images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] == 3)
+        if not shaped or labels.shape != (len(images), 1) or not np.issubdtype(labels.dtype, np.integer):
+            raise DatasetError(wanted)
+    return {part: (images, labels[:, 0]) for part, (images, labels) in found.items()}

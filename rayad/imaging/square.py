@@ -1,0 +1,65 @@
+"""Any image drawn into a square, all of which is scored: for sets of small images, such as MedMNIST.
+
+There are no mm: a pixel of the working resolution counts as one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image as Pillow
+
+from rayad.arrays import Image
+from rayad.errors import ImageError, OptionError
+from rayad.imaging.picture import PATCH, Prepared, Source
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before patches are cut from it."""
+
+    side_px: int = 64
+    """Every image is drawn into a square of this side, whatever its own; of 64 px it is one patch."""
+    colour: bool = False
+    """Red, green and blue; otherwise grey."""
+
+    def __post_init__(self) -> None:
+        if self.side_px < PATCH:
+            raise OptionError(f"side_px of an image must be at least {PATCH}, not {self.side_px}")
+
+    @property
+    def spacing_mm(self) -> float:
+        """A pixel counts as a mm."""
+        return 1.0
+
+    @property
+    def channels(self) -> int:
+        """Of what models see."""
+        return 3 if self.colour else 1
+
+    @property
+    def intensity(self) -> str:
+        """What models see."""
+        return "colour" if self.colour else "stored"
+
+    def prepare(self, source: Source) -> Prepared:
+        """Resize; ImageError if the image has colours and none are wanted, or none and they are."""
+        if (source.pixels.ndim == 3) != self.colour:
+            wanted = "in colour" if self.colour else "in grey"
+            raise ImageError(f"an image {wanted} expected, this one has {source.pixels.shape}")
+        seen = resize(source.pixels, self.side_px)
+        stored = seen.mean(axis=2, dtype=np.float32) if self.colour else seen
+        everything = np.ones(stored.shape, dtype=bool)
+        return Prepared(stored, seen, everything, everything, self.spacing_mm, source)
+
+
+def resize(pixels: Image, side: int) -> Float[np.ndarray, "side side *channels"]:
+    """The image drawn into a square, each channel by the Lanczos kernel; no value leaves the range of the input."""
+    channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
+    drawn = [
+        np.asarray(
+            Pillow.fromarray(np.ascontiguousarray(c, np.float32)).resize((side, side), Pillow.Resampling.LANCZOS)
+        )
+        for c in channels
+    ]
+    return np.stack(drawn, axis=-1).clip(pixels.min(), pixels.max()).reshape(side, side, *pixels.shape[2:])
