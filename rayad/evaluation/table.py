@@ -36,8 +36,9 @@ class Options:
     """Places above this percentile of their own image's tissue are the predicted mask (distances)."""
     resamples: int = 1000
     """Draws of patients behind an interval."""
-    comparison_resamples: int = 10_000
-    """Draws of patients behind a comparison of two detectors."""
+    comparison_resamples: int = 200_000
+    """Draws of patients behind a comparison of two detectors: their p has a floor of 2 / draws, which Holm's adjustment
+    multiplies by the number of comparisons, often some hundred."""
     seed: int = 0
 
 
