@@ -15,9 +15,9 @@ from typing import Annotated, Any, Protocol, TypeVar
 import tyro
 
 from rayad import catalog, storage
-from rayad.datasets.exam import Excluded, by_reason
+from rayad.datasets.exam import Excluded, reasons
 from rayad.density.em import EM
-from rayad.errors import OptionError, RayadError
+from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.on_ray.resources import Strips, Workers, keep_private
 from rayad.patches.corpus import Corpus, Ingest
@@ -145,8 +145,46 @@ class IngestCommand:
         said = corpus.manifest
         failed = f"{len(said['failures'])} images failed"
         print(f"{said['patches']} patches of {said['images']} images, {failed}: {self.out}")
-        for reason, count in by_reason(Excluded(**found) for found in said.get("excluded", ())).most_common():
-            print(f"left out: {count} x {reason}")
+        for row in reasons(Excluded(**found) for found in said.get("excluded", ())):
+            print(f"left out: {row['count']} x {row['reason']}")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What a data set holds: counts, failures, masks, intensities, images that are in it twice; a page."""
+
+    dataset: str
+    """A data set that rayad knows: mias, dicom, folder, ..."""
+    out: str
+    """Where the page goes."""
+    source: str = ""
+    """Folder or URL of the images."""
+    settings: Settings = ()
+    """Fields of the data set, such as spacing_mm=0.05 or healthy=true."""
+    preprocessing: str = "mammogram"
+    """What happens to an image before patches are cut from it: mammogram, dermoscopy, square."""
+    picture: Settings = ()
+    """Fields of the preprocessing, such as spacing_mm=0.2 or intensity=relative."""
+    corpus: str = ""
+    """URL of a corpus made from it: is it whole, and is no patient in two of its splits?"""
+    sheet: int = 48
+    """Images that are shown."""
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray import stages
+        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.inspect import inspect
+
+        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
+        out, corpus = storage.absolute(self.out), _place(self.corpus)
+        with cluster(self.address):
+            page, problems = inspect(self.dataset, self.source, dataset, preprocessing, out, self.sheet, corpus)
+        print(f"The page is at {page}")
+        if problems:
+            raise DatasetError(" ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -435,6 +473,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
     "benchmark": Benchmark,
+    "inspect": Inspect,
     "ingest": IngestCommand,
     "train": Train,
     "fit-density": FitDensity,

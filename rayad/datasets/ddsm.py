@@ -256,6 +256,7 @@ def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excl
                 density=case.density,
                 spacing_mm=film.spacing_mm,
                 lesions=lesions,
+                scanner=case.digitizer,
             )
         )
 

@@ -134,6 +134,7 @@ class Dataset:
             density=said.density,
             spacing_mm=header.spacing_mm or said.spacing_mm or self.spacing_mm,
             lesions=lesions,
+            scanner=header.scanner,
         )
 
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class Exam:
     spacing_mm: float
     """Distance of neighbouring pixels in the original image."""
     lesions: tuple[Lesion, ...] = ()
+    scanner: str = ""
+    """What made the image, or empty: intensities of different scanners differ."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,17 @@ def excluded(dataset: Images) -> list[Excluded]:
     return found() if found else []
 
 
-def by_reason(left_out: Iterable[Excluded]) -> Counter[str]:
-    """How many files were left out for which reason; what differs between files of one reason is N or a dash."""
-    return Counter(re.sub(r"\d+", "N", re.sub(r"\S*/\S*", "-", found.reason)) for found in left_out)
+def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
+    """The files that were left out, by their reason: "count", "reason" and "example", the most frequent first.
+
+    What differs between files of one reason is N (a number) or a dash (a path) in it.
+    """
+    found: dict[str, list[str]] = {}
+    for of in left_out:
+        text = re.sub(r"\d+", "N", re.sub(r"\S*/\S*", "-", of.reason)).removeprefix("- ")
+        found.setdefault(text, []).append(of.url)
+    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    return [{"count": len(urls), "reason": text, "example": urls[0]} for text, urls in ordered]
 
 
 def source_of(dataset: Images, exam: Exam) -> Source:

@@ -79,6 +79,8 @@ class Header:
     """CC, MLO, ML, ... or ""; (0018,5101), (0054,0220) or from the patient's orientation."""
     spacing_mm: float
     """At the breast, mm a pixel; 0 where no attribute says it. See `spacing_of`."""
+    scanner: str
+    """Manufacturer and model, (0008,0070) and (0008,1090)."""
     rows: int
     columns: int
     unsuitable: str
@@ -176,6 +178,7 @@ def _header(dataset: Dataset) -> Header:
         laterality=str(dataset.get("ImageLaterality", "") or dataset.get("Laterality", "")).strip() or laterality,
         view=_view(dataset) or view,
         spacing_mm=spacing_of(dataset),
+        scanner=" ".join(filter(None, (str(dataset.get(k) or "") for k in ("Manufacturer", "ManufacturerModelName")))),
         rows=int(dataset.get("Rows", 0) or 0),
         columns=int(dataset.get("Columns", 0) or 0),
         unsuitable=unsuitable,

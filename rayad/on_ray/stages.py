@@ -56,6 +56,7 @@ def train_detector(
     done = _finished(url, request)
     if done is not None:
         return done
+    corpus.require_disjoint()
     began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{request}")
     part = train(corpus.url, model, config, schedule, workers, checkpoints, watch)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pandas as pd
 from jaxtyping import UInt16
 
 from rayad import storage
-from rayad.datasets.exam import Exam, Images, source_of
+from rayad.datasets.exam import Exam, Images, shortened, source_of
 from rayad.errors import DatasetError, FormatError, ImageError, StorageError
 from rayad.imaging import mammogram
 from rayad.imaging.context import context
@@ -206,6 +207,25 @@ class Corpus:
         if hashlib.sha256(data).hexdigest() != expected:
             raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
         return np.load(io.BytesIO(data), allow_pickle=False)
+
+    def require_disjoint(self) -> None:
+        """DatasetError if a patient stands in two splits: then nothing that is learned can be judged."""
+        splits: dict[str, set[str]] = {}
+        index = self.index()
+        for patient, split in zip(index["patient_id"], index["split"], strict=True):
+            splits.setdefault(patient, set()).add(split)
+        if several := [patient for patient, of in splits.items() if len(of) > 1]:
+            raise DatasetError(f"{self.url}: {len(several)} patients stand in two splits: {shortened(several)}")
+
+    def problems(self) -> list[str]:
+        """What forbids to learn from it: patients in two splits, shards that are missing or altered."""
+        found = []
+        for check in [self.require_disjoint, *(partial(self.read, shard["name"]) for shard in self.manifest["shards"])]:
+            try:
+                check()
+            except (DatasetError, FormatError, StorageError) as error:
+                found.append(str(error))
+        return found
 
     def index(self) -> pd.DataFrame:
         """A row a patch: shard, row_in_shard, exam and place."""

@@ -1,0 +1,157 @@
+"""Look at a data set before one learns from it: every image is read on the cluster, and a page says what was found."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayad.datasets.exam import Exam, Excluded, Images, excluded, shortened, source_of
+from rayad.datasets.exam import reasons as by_reason
+from rayad.datasets.splits import assign
+from rayad.errors import DatasetError, ImageError, StorageError
+from rayad.evaluation import inspection
+from rayad.imaging import likeness
+from rayad.imaging.picture import Preprocessing
+from rayad.on_ray.cluster import tasks
+from rayad.patches.corpus import Corpus
+from rayad.patches.sample import Sampling, choose
+
+BINS = 64
+"""Of a histogram of intensities."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of an image."""
+
+    exam_id: str
+    hash: int = 0
+    ranks: np.ndarray | None = None
+    tissue: float = 0.0
+    """Share of the image."""
+    histogram: tuple[int, ...] = ()
+    """Pixels of the tissue, in bins of [0, 1]."""
+    picture: bytes = b""
+    failure: str = ""
+
+
+def inspect(
+    name: str, source: str, dataset: Images, preprocessing: Preprocessing, url: str, sheet: int = 48, corpus: str = ""
+) -> tuple[str, list[str]]:
+    """Write the page of a data set.
+
+    Args:
+        sheet: how many images the contact sheet shows.
+        corpus: URL of a corpus made from it, which is checked too.
+
+    Returns:
+        The URL of the page, and what forbids to learn from the data.
+    """
+    exams = dataset.exams()
+    splits = assign(exams)
+    looks = list(tasks(look_at, ((exam,) for exam in exams), len(exams), "images", (dataset, preprocessing)))
+    seen = [look for look in looks if not look.failure]
+    twins = _twins(exams, splits, looks)
+    problems = [_across(twins)] * any(twin["across"] for twin in twins)
+    said = ""
+    if corpus:
+        opened = Corpus.open(corpus)
+        said = (
+            f"The corpus {corpus} holds {opened.manifest['patches']:,} patches of {opened.manifest['images']:,} images."
+        )
+        problems += opened.problems()
+    failures = [Excluded(exam.url, look.failure) for exam, look in zip(exams, looks, strict=True) if look.failure]
+    found: dict[str, Any] = {
+        "dataset": name,
+        "source": source,
+        "counts": _counts(exams, splits),
+        "facts": _facts(exams),
+        "excluded": by_reason(excluded(dataset)),
+        "failures": by_reason(failures),
+        "looked_at": len(looks),
+        "twins": twins,
+        "intensities": _intensities(exams, looks),
+        "corpus": said,
+        "problems": problems,
+    }
+    middle = float(np.median([look.tissue for look in seen])) if seen else 0.0
+    unusual = sorted(seen, key=lambda look: -abs(np.log((look.tissue + 1e-3) / (middle + 1e-3))))
+    half, rest = unusual[: sheet // 2], unusual[sheet // 2 :]
+    shown = half + rest[:: max(1, len(rest) // max(1, sheet - len(half)))][: sheet - len(half)]
+    return inspection.build(found, [(look.exam_id, look.picture) for look in shown], url), problems
+
+
+def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
+    """Read one image as ingest does, and draw it."""
+    try:
+        prepared = preprocessing.prepare(source_of(dataset, exam))
+    except (ImageError, StorageError, DatasetError) as error:
+        return Look(exam.exam_id, failure=str(error))
+    rows, columns, _ = choose(prepared.body, prepared.tissue, Sampling(12), exam.exam_id)
+    counts, _ = np.histogram(prepared.stored[prepared.tissue], BINS, (0, 1))
+    return Look(
+        exam.exam_id,
+        likeness.difference_hash(prepared.stored, prepared.body),
+        likeness.ranks(prepared.stored, prepared.body),
+        float(prepared.tissue.mean()),
+        tuple(counts.tolist()),
+        inspection.picture(prepared.stored, prepared.body, prepared.tissue, rows, columns),
+    )
+
+
+def _twins(exams: Sequence[Exam], splits: dict[str, str], looks: Sequence[Look]) -> list[dict[str, Any]]:
+    """Images of different patients that look the same."""
+    seen = [(exam, look) for exam, look in zip(exams, looks, strict=True) if not look.failure]
+    found = []
+    for i, j, bits in likeness.pairs([look.hash for _, look in seen]):
+        (a, of_a), (b, of_b) = seen[i], seen[j]
+        if of_a.ranks is None or of_b.ranks is None or a.patient_id == b.patient_id:
+            continue
+        rho = float(of_a.ranks @ of_b.ranks)
+        if rho > likeness.ALIKE:
+            both = splits[a.exam_id], splits[b.exam_id]
+            row = {"a": a.exam_id, "b": b.exam_id, "bits": bits, "rho": rho, "splits": " and ".join(both)}
+            found.append(row | {"across": both[0] != both[1]})
+    return found
+
+
+def _across(twins: Sequence[dict[str, Any]]) -> str:
+    named = [f"{twin['a']} and {twin['b']}" for twin in twins if twin["across"]]
+    return f"{len(named)} pairs of images look the same and stand in two splits: {shortened(named)}."
+
+
+def _counts(exams: Sequence[Exam], splits: dict[str, str]) -> dict[str, dict[str, int]]:
+    of: dict[str, list[Exam]] = defaultdict(list)
+    for exam in exams:
+        of[splits[exam.exam_id]].append(exam)
+    return {
+        split: {
+            "images": len(those),
+            "patients": len({exam.patient_id for exam in those}),
+            "anomalous": sum(exam.anomalous is True for exam in those),
+        }
+        for split, those in sorted(of.items())
+    }
+
+
+def _facts(exams: Sequence[Exam]) -> dict[str, dict[str, int]]:
+    columns = {
+        "view": [exam.view for exam in exams],
+        "side": [exam.laterality for exam in exams],
+        "density": [exam.density for exam in exams],
+        "spacing, mm": [f"{exam.spacing_mm:g}" for exam in exams],
+        "scanner": [exam.scanner for exam in exams],
+        "lesions": [lesion.kind for exam in exams for lesion in exam.lesions],
+    }
+    return {name: dict(Counter(values).most_common()) for name, values in columns.items() if any(values)}
+
+
+def _intensities(exams: Sequence[Exam], looks: Sequence[Look]) -> dict[str, list[float]]:
+    """Scanner -> share of its tissue in each bin."""
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(BINS))
+    for exam, look in zip(exams, looks, strict=True):
+        if not look.failure:
+            sums[exam.scanner] += look.histogram
+    return {name: (of / max(1, of.sum())).tolist() for name, of in sorted(sums.items())}
