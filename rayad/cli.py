@@ -414,10 +414,10 @@ class Heatmap:
     """Images, or folders of images."""
     out: str
     """Folder for the heatmaps."""
-    spacing_mm: float
-    """mm a pixel of the images, which PNG, PGM, TIFF and JPEG files do not tell: 0.2 for mini-MIAS."""
+    spacing_mm: float = 0.0
+    """mm a pixel of images that do not tell it, as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
     view: str = ""
-    """MLO, CC or empty; in an MLO view the pectoral muscle is left out."""
+    """MLO, CC or empty, of images that do not tell it; in an MLO view the pectoral muscle is left out."""
     step_mm: float = 3.2
     """Distance of the scored places, mm."""
 

@@ -4,6 +4,7 @@ A detector by likelihood that can draw also shows what the image would look like
 """
 
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rayad import storage
 from rayad.datasets.exam import read_colour, read_grey
 from rayad.errors import ImageError, OptionError, StorageError
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
-from rayad.imaging import raster
+from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Source, step_px
 from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
@@ -26,10 +27,10 @@ from rayad.scoring.detector import Detector, Heatmap
 class Request:
     """What is said of the images, and where they are scored."""
 
-    spacing_mm: float
-    """mm a pixel of the images."""
+    spacing_mm: float = 0.0
+    """mm a pixel of images that do not say it; 0: there must be none."""
     view: str = ""
-    """MLO, CC or empty."""
+    """MLO, CC or empty, of images that do not say it."""
     step_mm: float = 3.2
     """Distance of the places, mm."""
 
@@ -47,15 +48,14 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
         OptionError: no spacing, or a detector that is not calibrated.
         StorageError: the target cannot be written, or an image folder cannot be read.
     """
-    if not request.spacing_mm > 0:
+    if not request.spacing_mm >= 0:
         raise OptionError(f"the images' spacing must be a positive number of mm a pixel, not {request.spacing_mm}")
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     rows, step = [], step_px(detector.preprocessing, request.step_mm)
     for file, name in named(images):
         try:
-            pixels = read_grey(file) if detector.preprocessing.channels == 1 else read_colour(file)
-            prepared = detector.preprocessing.prepare(Source(pixels, request.spacing_mm, request.view))
+            prepared = detector.preprocessing.prepare(opened(file, detector.preprocessing.channels, request))
             heatmap = detector.heatmap(prepared, step)
         except (ImageError, StorageError) as error:
             rows.append({"image": file, "reason": str(error)})
@@ -66,6 +66,23 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
     return rows
 
 
+def opened(file: str, channels: int, request: Request) -> Source:
+    """An image, with what it says of itself or else the request.
+
+    Raises:
+        ImageError: it cannot be read, is no mammogram of a whole breast, or nothing says its spacing.
+    """
+    said = None if file.lower().endswith(raster.SUFFIXES) else dicom.header(file)
+    if said and said.unsuitable:
+        raise ImageError(f"{file}: {said.unsuitable}")
+    spacing = (said.spacing_mm if said else 0) or request.spacing_mm
+    if not spacing:
+        raise ImageError(f"{file}: no pixel spacing, in the file or the option spacing_mm")
+    if said:
+        return Source(dicom.read(file), spacing, said.view or request.view)
+    return Source(read_grey(file) if channels == 1 else read_colour(file), spacing, request.view)
+
+
 def named(images: Sequence[str]) -> list[tuple[str, str]]:
     """Every image file and the name of its heatmap: the file's, with its folder's where two have the same."""
     files = []
@@ -73,9 +90,9 @@ def named(images: Sequence[str]) -> list[tuple[str, str]]:
         files += [place] if place.lower().endswith(raster.SUFFIXES) else _below(place)
     if not files:
         places = ", ".join(images) or "an empty list"
-        raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)}")
+        raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)} and DICOM")
     parts = [file.replace("\\", "/").rsplit("/", 2) for file in files]
-    stems = [p[-1].rsplit(".", 1)[0] for p in parts]
+    stems = [_stem(p[-1]) for p in parts]
     often = Counter(stems)
     names = [s if often[s] == 1 else f"{p[-2]}-{s}" if len(p) > 1 else s for s, p in zip(stems, parts, strict=True)]
     twice = [n for n, count in Counter(names).items() if count > 1]
@@ -84,12 +101,19 @@ def named(images: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(files, names, strict=True))
 
 
+def _stem(name: str) -> str:
+    """A file's name without its ending; a UID, as archives call DICOM files, has none."""
+    stem, suffix = posixpath.splitext(name)
+    return name if suffix[1:].isdigit() else stem
+
+
 def _below(place: str) -> list[str]:
     """The images in a folder; what is no folder is taken for a file, whose reading says what is wrong with it."""
     try:
-        return storage.listing(place, raster.SUFFIXES)
+        files = storage.listing(place)
     except StorageError:
         return [place]
+    return [file for file in files if file.lower().endswith(raster.SUFFIXES) or dicom.is_candidate(file)]
 
 
 def _write(url: str, prepared: Prepared, heatmap: Heatmap, detector: Detector) -> None:
