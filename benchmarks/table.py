@@ -1,4 +1,4 @@
-"""The README's table from a results.json.
+"""The README's table of detectors from a results.json: a row a detector, all kinds of lesion side by side.
 
 python benchmarks/table.py out/report/results.json
 """
@@ -6,40 +6,72 @@ python benchmarks/table.py out/report/results.json
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-COLUMNS = {
-    "pixel AUC": ("pixel_auc", "value", 2),
-    "with healthy images": ("pixel_auc_with_healthy", "value", 2),
-    "image-wise AUC": ("image_wise_auc", "mean", 2),
-    "exam AUC": ("exam_auc", "value", 2),
-    "Hausdorff, px": ("hausdorff_px", "mean", 0),
+FIGURES = {
+    "mass": ("pixel_auc", "image_wise_auc", "hausdorff_px"),
+    "calcification": ("pixel_auc", "image_wise_auc", "hausdorff_px"),
+    "distortion": ("pixel_auc",),
+    "asymmetry": ("pixel_auc",),
+    "malignant": ("image_auc",),
+}
+"""Kind of lesion -> its columns, in the order of Dietrichstein et al. 2022, table 1."""
+CALLED = {
+    "pixel_auc": "pixel AUC",
+    "image_wise_auc": "image-wise AUC",
+    "hausdorff_px": "HD, px",
+    "image_auc": "image AUC",
 }
 
 
-def cell(figure: dict, key: str, digits: int) -> str:
-    """A figure, its standard deviation over images where it is a mean, and its 95 % interval."""
-    if figure[key] is None:
+def cell(row: dict[str, Any], figure: str) -> str:
+    """A figure with its 95 % interval, or its standard deviation over images."""
+    found = row[figure]
+    value = found.get("value", found.get("mean"))
+    if value is None:
         return "-"
-    text = f"{figure[key]:.{digits}f}"
-    if key == "mean" and figure.get("std") is not None:
-        text += f" ± {figure['std']:.{digits}f}"
-    if figure.get("low") is None:
-        return text
-    return f"{text} ({figure['low']:.{digits}f}-{figure['high']:.{digits}f})"
+    if figure == "hausdorff_px":
+        return f"{value:.1f}"
+    text = f"{value:.2f}"
+    if figure == "image_wise_auc":
+        return text + (f" ± {found['std']:.2f}" if found.get("std") is not None else "")
+    return text if found.get("low") is None else f"{text} ({found['low']:.2f}-{found['high']:.2f})"
 
 
-def table(results: dict, lesion: str) -> str:
-    """Markdown: a row a detector."""
-    rows = [row for row in results["rows"] if row["lesion"] == lesion]
-    head = f"**{lesion}**: {rows[0]['images']} images of {rows[0]['patients']} patients"
-    lines = [head, "", "| detector | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for row in rows:
-        cells = [cell(row[name], key, digits) for name, key, digits in COLUMNS.values()]
-        lines.append(f"| {row['detector']} | " + " | ".join(cells) + " |")
+def spread(results: dict[str, Any], detector: str, lesion: str) -> str:
+    """Standard deviation of the first figure over the seeds."""
+    for row in results.get("seeds", ()):
+        if (row["detector"], row["lesion"]) == (detector, lesion):
+            deviation = row[FIGURES[lesion][0]]["std"]
+            return "" if deviation is None else f"{deviation:.3f}"
+    return ""
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown; the groups of the recipe are rows of their own."""
+    rows = {(row["detector"], row["lesion"]): row for row in results["rows"]}
+    kinds = list(dict.fromkeys(lesion for _, lesion in rows))
+    seeds = bool(results.get("seeds"))
+    head = ["detector"]
+    for kind in kinds:
+        of = rows[next(key for key in rows if key[1] == kind)]
+        head += [f"{kind} ({of['images']} images of {of['patients']}): {CALLED[FIGURES[kind][0]]}"]
+        head += [CALLED[figure] for figure in FIGURES[kind][1:]]
+        head += ["sd of seeds"] * (seeds and kind in ("mass", "calcification", "malignant"))
+    lines = ["| " + " | ".join([*head, "training, min", "scoring, s"]) + " |", "|---" * (len(head) + 2) + "|"]
+    group = ""
+    for detector in dict.fromkeys(detector for detector, _ in rows):
+        if results["groups"].get(detector) != group:
+            group = results["groups"].get(detector, "")
+            lines.append(f"| *{group}* |" + " |" * (len(head) + 1))
+        cells = [detector]
+        for kind in kinds:
+            cells += [cell(rows[detector, kind], figure) for figure in FIGURES[kind]]
+            cells += [spread(results, detector, kind)] * (seeds and kind in ("mass", "calcification", "malignant"))
+        cost = results["costs"][detector]
+        lines.append("| " + " | ".join([*cells, f"{cost['train_minutes']:.1f}", f"{cost['score_seconds']:.2f}"]) + " |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text())
-    kinds = dict.fromkeys(row["lesion"] for row in found["rows"])
-    print("\n\n".join(table(found, kind) for kind in kinds))
+    print(table(json.loads(Path(sys.argv[1]).read_text())))
