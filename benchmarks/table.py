@@ -55,7 +55,7 @@ def table(results: dict[str, Any]) -> str:
     head = ["detector"]
     for kind in kinds:
         of = rows[next(key for key in rows if key[1] == kind)]
-        head += [f"{kind} ({of['images']} images of {of['patients']}): {CALLED[FIGURES[kind][0]]}"]
+        head += [f"{kind} ({of['images'] + of['images_without_place']} images): {CALLED[FIGURES[kind][0]]}"]
         head += [CALLED[figure] for figure in FIGURES[kind][1:]]
         head += ["sd of seeds"] * (seeds and kind in ("mass", "calcification", "malignant"))
     lines = ["| " + " | ".join([*head, "training, min", "scoring, s"]) + " |", "|---" * (len(head) + 2) + "|"]

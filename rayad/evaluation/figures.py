@@ -112,7 +112,7 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
 
 
 def thumbnail(view: View, found: Map, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()) -> bytes:
-    """The overlay alone, without words or bars, for lists of images.
+    """The overlay alone, without words or bars, for lists of images; the image alone where it is one place.
 
     Args:
         marks: rows and columns, px of the view, of findings that are numbered.
@@ -121,8 +121,9 @@ def thumbnail(view: View, found: Map, height_px: int = 260, *, marks: Sequence[t
     figure = Figure(figsize=(height_px * width / height / DPI, height_px / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     _image(axes, view)
-    _heat(axes, view, found.healthy_quantile)
-    _outline(axes, view, found.mask)
+    if found.healthy_quantile.size > 1:
+        _heat(axes, view, found.healthy_quantile)
+        _outline(axes, view, found.mask)
     _outline_pixels(axes, view.truth)
     for number, (row, column) in enumerate(marks, 1):
         rim = [withStroke(linewidth=2, foreground="black")]
