@@ -15,6 +15,7 @@ from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import Scored
 from rayad.imaging.picture import Preprocessing, described
 from rayad.on_ray import pictures, stages
+from rayad.on_ray.cluster import tasks
 from rayad.on_ray.score import ScoredImage, identity
 from rayad.patches.corpus import fingerprint
 from rayad.scoring.calibrate import Calibration
@@ -165,18 +166,16 @@ def _grid(image: ScoredImage, detector: str, options: Evaluation) -> Scored:
 def _rows(
     detectors: Sequence[Detector], on_grid: dict[str, list[Scored]], kinds: Sequence[str], resamples: int = 1000
 ) -> list[table.Row]:
-    """The figures of every detector and kind."""
-    return [
-        row
-        for d in detectors
-        for row in table.rows(
-            d.name,
-            on_grid[d.name],
-            kinds,
-            threshold=calibration_of(d).threshold(pictures.ALARM),
-            options=table.Options(resamples=resamples),
-        )
-    ]
+    """The figures of every detector and kind, a task a detector."""
+    arguments = ((d.name, on_grid[d.name], calibration_of(d).threshold(pictures.ALARM)) for d in detectors)
+    found = tasks(_figures, arguments, len(detectors), "figures", (kinds, table.Options(resamples=resamples)))
+    return [row for rows in found for row in rows]
+
+
+def _figures(
+    kinds: Sequence[str], options: table.Options, name: str, scored: Sequence[Scored], threshold: float
+) -> list[table.Row]:
+    return table.rows(name, scored, kinds, threshold=threshold, options=options)
 
 
 def _seeds(
