@@ -1,9 +1,9 @@
-"""Mammograms in DICOM: any folder or bucket of them, as an archive gives them out.
+"""Mammograms in DICOM: any folder, bucket or DICOMweb server of them.
 
-Side, view and spacing come from the attributes. A table ``labels.csv`` (labels.py) may say more: its column ``image``
-names a file below the folder. Segmentation objects are the lesions of the images that they were drawn on. What is no
-mammogram of a whole breast (tomosynthesis, magnification, spot views, raw images, other modalities, damaged files) is
-left out and listed with its reason.
+Side, view and spacing come from the attributes. A table (labels.py), ``labels.csv`` in the folder or wherever `table`
+says, may say more: its column ``image`` names a file below the folder, or an SOP instance UID. Segmentation objects are
+the lesions of the images that they were drawn on. What is no mammogram of a whole breast (tomosynthesis, magnification,
+spot views, raw images, other modalities, damaged files) is left out and listed with its reason.
 
 Patient ids are keyed hashes (identity.py); an exam is called by that hash, side, view and a hash of its instance UID.
 Files are named in manifests and reports as they are called: a name in a path is its owner's to change.
@@ -21,7 +21,7 @@ from rayad.datasets.exam import Exam, Excluded, Lesion, circle_mask, in_order, s
 from rayad.datasets.identity import pseudonym
 from rayad.datasets.labels import LABELS, Facts
 from rayad.errors import DatasetError, ImageError
-from rayad.imaging import dicom, segmentation
+from rayad.imaging import dicom, dicomweb, segmentation
 from rayad.imaging.dicom import ForProcessing, Header
 
 KINDS = {"mass": "mass", "calcif": "calcification", "distort": "distortion", "asymm": "asymmetry"}
@@ -35,7 +35,7 @@ class Dataset:
     """Mammograms in DICOM: any folder or URL; labels.csv and segmentations in it are optional."""
 
     source: str = ""
-    """The folder; files in folders below it count too."""
+    """The folder, files in folders below it count too; or the URL of a DICOMweb server (imaging/dicomweb.py)."""
     spacing_mm: float = 0.0
     """Pixel spacing of images that do not say theirs; 0: there must be none."""
     healthy: bool = False
@@ -44,6 +44,8 @@ class Dataset:
     """Raw images of the detector: refuse, or convert (their logarithm)."""
     patient_ids: Literal["hashed", "plain"] = "hashed"
     """hashed: with the key in RAYAD_PATIENT_KEY; plain: as they are."""
+    table: str = ""
+    """URL of a table of labels; empty: labels.csv in the folder, if there is one."""
 
     def exams(self) -> list[Exam]:
         """An exam a mammogram.
@@ -80,13 +82,13 @@ class Dataset:
         return circle_mask(shape, lesion.circle)
 
     def _sorted_out(self) -> tuple[list[Exam], list[Excluded]]:
-        folder, table_url = storage.join(self.source, ""), storage.join(self.source, LABELS)
-        files = {url.removeprefix(folder): url for url in storage.listing(self.source) if dicom.is_candidate(url)}
-        table = labels.read(table_url, files) if storage.exists(table_url) else {}
+        files = self._files()
+        headers = dict(_headers(files))
+        table = self._table(files, headers)
         images: dict[str, tuple[str, Header]] = {}  # by instance
         segments: dict[str, list[Lesion]] = {}  # by instance of the image
         excluded: list[Excluded] = []
-        for path, found in _headers(files):
+        for path, found in headers.items():
             url = files[path]
             if isinstance(found, Excluded):
                 excluded.append(found)
@@ -99,15 +101,29 @@ class Dataset:
             else:
                 images[found.instance] = path, found
         if not images:
-            reasons = shortened({of.reason.removeprefix(f"{of.url}: ") for of in excluded})
-            raise DatasetError(
-                f"{self.source}: no mammogram among {len(files):,} files" + f": {reasons}" * bool(excluded)
-            )
+            why = shortened({of.reason.removeprefix(f"{of.url}: ") for of in excluded})
+            raise DatasetError(f"{self.source}: no mammogram among {len(files):,} files" + f": {why}" * bool(excluded))
         exams = [
             self._exam(files[path], header, labels.facts(path, table.get(path, []), {}), segments.get(instance, []))
             for instance, (path, header) in images.items()
         ]
         return in_order(exams), excluded
+
+    def _files(self) -> dict[str, str]:
+        """Path below the source -> URL, of all that may be DICOM."""
+        web = dicomweb.is_web(self.source)
+        urls = dicomweb.instances(self.source) if web else storage.listing(self.source)
+        folder = storage.join(self.source, "")
+        return {url.removeprefix(folder): url for url in urls if web or dicom.is_candidate(url)}
+
+    def _table(self, files: dict[str, str], headers: dict[str, Header | Excluded]) -> dict[str, list[labels.Row]]:
+        """Path -> what the table says of it, under its path or its instance."""
+        url = self.table or ("" if dicomweb.is_web(self.source) else storage.join(self.source, LABELS))
+        if not url or not (self.table or storage.exists(url)):
+            return {}
+        paths = {of.instance: path for path, of in headers.items() if isinstance(of, Header)}
+        found = labels.read(url, {*files, *paths})
+        return {paths.get(name, name): rows for name, rows in found.items()}
 
     def _unsuitable(self, header: Header, rows: list[labels.Row]) -> str:
         if header.unsuitable and not (header.unsuitable == dicom.RAW and self.for_processing == "convert"):

@@ -27,6 +27,7 @@ from pydicom.pixels.utils import pixel_array
 from rayad import storage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
+from rayad.imaging import dicomweb
 from rayad.imaging.raster import LARGEST
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
@@ -100,6 +101,9 @@ def header(url: str) -> Header:
         ImageError: not DICOM, or a damaged header.
         StorageError: the file cannot be read.
     """
+    if dicomweb.is_web(url):
+        with explained(url):
+            return _header(dicomweb.metadata(url))
     with storage.reading(url) as file, explained(url):
         return _header(_open(file, url, stop_before_pixels=True))
 
@@ -111,7 +115,16 @@ def read(url: str, for_processing: ForProcessing = "refuse") -> Pixels:
         ImageError: not DICOM, damaged, not one grey image, or one that is refused.
         StorageError: the file cannot be read.
     """
-    return decode(storage.read_bytes(url), url, for_processing)
+    return decode(read_bytes(url), url, for_processing)
+
+
+def read_bytes(url: str) -> bytes:
+    """A file, or an instance of a DICOMweb server as a file; StorageError if it cannot be read."""
+    if not dicomweb.is_web(url):
+        return storage.read_bytes(url)
+    buffer = io.BytesIO()
+    dicomweb.instance(url).save_as(buffer)
+    return buffer.getvalue()
 
 
 def decode(data: bytes, name: str, for_processing: ForProcessing = "refuse") -> Pixels:

@@ -7,9 +7,8 @@ import highdicom
 import numpy as np
 from pydicom import Dataset
 
-from rayad import storage
 from rayad.arrays import Mask
-from rayad.imaging.dicom import explained
+from rayad.imaging.dicom import explained, read_bytes
 
 _ANATOMY = ("123037004", "91723000", "85756007", "T-D0050")
 """Codes of the categories anatomical structure and tissue (PS3.16, CID 7150)."""
@@ -49,7 +48,7 @@ def mask(url: str, number: int, image: str) -> Mask:
 
 
 def _open(url: str) -> highdicom.seg.Segmentation:
-    return highdicom.seg.segread(io.BytesIO(storage.read_bytes(url)))
+    return highdicom.seg.segread(io.BytesIO(read_bytes(url)))
 
 
 def _label(segment: Dataset) -> str:
