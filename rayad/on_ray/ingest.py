@@ -10,7 +10,16 @@ from rayad import storage
 from rayad.datasets.exam import Images, excluded
 from rayad.datasets.splits import assign
 from rayad.on_ray.cluster import progress
-from rayad.patches.corpus import Ingest, ShardPlan, fingerprint, finish, plan, write_shard
+from rayad.patches.corpus import (
+    Ingest,
+    ShardPlan,
+    fingerprint,
+    finish,
+    plan,
+    remember,
+    remembered,
+    write_shard,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,9 @@ class WriteShard:
 def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
     """Write the corpus of a data set's healthy patients and return its manifest.
 
-    Shards that are already complete are kept, so an interrupted call goes on where it stopped; a corpus
-    that is complete and was made of the same exams with the same settings is not touched.
+    Shards that are already complete are kept, so an interrupted call goes on where it stopped, and new exams of a
+    data set that has grown go to new shards; a corpus that is complete and was made of the same exams with the same
+    settings is not touched.
 
     Args:
         provenance: what the manifest should say of the data set (its name and source).
@@ -42,7 +52,7 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
         DatasetError: no healthy patients, or more failures than the settings allow.
     """
     exams = dataset.exams()
-    plans = tuple(plan(exams, assign(exams), settings))
+    plans = tuple(plan(exams, assign(exams), settings, remembered(url, settings)))
     request = fingerprint([plans, settings])
     where = storage.join(url, "manifest.json")
     if storage.exists(where):
@@ -50,6 +60,7 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
         if manifest.get("request") == request:
             return manifest
         storage.remove(where)
+    remember(url, plans, settings)
     write = WriteShard(url, plans, dataset, settings)
     written = ray.data.range(len(plans), override_num_blocks=len(plans)).map_batches(write, batch_size=1)
     with progress(len(plans), f"patches to {url}") as step:

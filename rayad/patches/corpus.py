@@ -3,12 +3,15 @@
 ``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy`` hold n x 64 x 64
 uint16 pixels (65535 is the full scale of the image they come from). docs/formats.md has every field.
 A shard depends on its exams, the settings and the seed alone, so it has the same bytes whoever writes
-it; a shard that is complete is not written again, so an interrupted corpus goes on.
+it; a shard that is complete is not written again, so an interrupted corpus goes on, and one that grows
+keeps what it has.
 """
 
 import hashlib
 import io
 import json
+import posixpath
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +33,8 @@ Stored = UInt16[np.ndarray, "n 64 64 ..."]
 """Patches as shards hold them: n x 64 x 64, of colours n x 64 x 64 x 3."""
 FULL_SCALE = 65535
 LEARNING_SPLITS = ("train", "validation")
+PLAN = "plan.json"
+"""Which exams are in which shard."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +72,49 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def plan(exams: list[Exam], splits: dict[str, str], ingest: Ingest) -> list[ShardPlan]:
+def plan(
+    exams: list[Exam], splits: dict[str, str], ingest: Ingest, before: Sequence[dict[str, Any]] = ()
+) -> list[ShardPlan]:
     """Group the healthy exams that one learns from into shards, in the order of their ids.
+
+    Args:
+        before: shards of an earlier plan, as `remembered` returns them: those whose exams are all still there, in
+            the same split, stay as they are, and new exams go to new shards.
 
     Raises:
         DatasetError: a split that learning needs has no image.
     """
     per_shard = max(1, ingest.shard_patches // ingest.sampling.patches)
-    plans: list[ShardPlan] = []
+    by_id = {exam.exam_id: exam for exam in exams if splits[exam.exam_id] in LEARNING_SPLITS}
+    plans = [
+        ShardPlan(shard["name"], shard["split"], tuple(by_id[name] for name in shard["exams"]))
+        for shard in before
+        if all(name in by_id and splits[name] == shard["split"] for name in shard["exams"])
+    ]
+    placed = {exam.exam_id for shard in plans for exam in shard.exams}
+    number = max((int(shard["name"].rpartition("-")[2]) + 1 for shard in before), default=0)
     for split in LEARNING_SPLITS:
-        chosen = sorted((e for e in exams if splits[e.exam_id] == split), key=lambda e: e.exam_id)
-        if not chosen:
+        if split not in {splits[name] for name in by_id}:
             raise DatasetError(f"no image of a healthy patient in the {split} split, of {len(exams)} images")
+        chosen = sorted(name for name in by_id if splits[name] == split and name not in placed)
         for start in range(0, len(chosen), per_shard):
-            name = f"shard-{len(plans):05d}"
-            plans.append(ShardPlan(name, split, tuple(chosen[start : start + per_shard])))
+            names = chosen[start : start + per_shard]
+            plans.append(ShardPlan(f"shard-{number:05d}", split, tuple(by_id[name] for name in names)))
+            number += 1
     return plans
+
+
+def remember(url: str, plans: Sequence[ShardPlan], ingest: Ingest) -> None:
+    """Write which exams are in which shard, so that a corpus that grows keeps its shards."""
+    shards = [{"name": of.name, "split": of.split, "exams": [exam.exam_id for exam in of.exams]} for of in plans]
+    storage.write_json(storage.join(url, PLAN), {"settings": fingerprint(ingest.described()), "shards": shards})
+
+
+def remembered(url: str, ingest: Ingest) -> list[dict[str, Any]]:
+    """The shards of the corpus that is there, if it was made with these settings."""
+    where = storage.join(url, PLAN)
+    found = storage.read_json(where) if storage.exists(where) else {}
+    return found["shards"] if found.get("settings") == fingerprint(ingest.described()) else []
 
 
 def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> dict[str, Any]:
@@ -168,9 +200,17 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
         "failures": failures,
         **provenance,
     }
+    _remove_others(url, {r["name"] for r in records})
     storage.write_json(storage.join(url, "manifest.json"), manifest)
-    storage.remove(storage.join(url, "parts"))
     return manifest
+
+
+def _remove_others(url: str, names: set[str]) -> None:
+    """Shards of an earlier plan that are in this one no more."""
+    for file in storage.listing(url):
+        name = posixpath.basename(file).partition(".")[0]
+        if name.startswith("shard-") and name not in names:
+            storage.remove(file)
 
 
 @dataclass(frozen=True)

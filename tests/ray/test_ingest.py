@@ -53,6 +53,38 @@ def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
     assert (tmp_path / "a/shard-00000.npy").stat().st_mtime_ns == before
 
 
+@dataclass(frozen=True)
+class Grown(phantom.Dataset):
+    """The same phantoms without those of some patients, which are not there yet or no more."""
+
+    without: tuple[str, ...] = ()
+
+    def exams(self) -> list[Exam]:
+        return [exam for exam in super().exams() if exam.patient_id not in self.without]
+
+
+def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
+    url, whole = str(tmp_path / "a"), Grown(patients=30)
+    late = tuple(sorted({exam.patient_id for exam in whole.exams()})[::3])
+    first = ingest(Grown(patients=30, without=late), url, SETTINGS, {})
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy")}
+    second = ingest(whole, url, SETTINGS, {})
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy")}
+    assert {name: after[name] for name in before} == before
+    assert hashes(first) == hashes(second)[: len(hashes(first))]
+    assert len(after) > len(before)
+    index = Corpus.open(url).index()
+    at_once = ingest(whole, str(tmp_path / "b"), SETTINGS, {})
+    assert len(index) == at_once["patches"]
+    assert set(index.exam_id) == set(Corpus.open(str(tmp_path / "b")).index().exam_id)
+    assert ingest(whole, url, SETTINGS, {}) == second
+    third = ingest(Grown(patients=30, without=late[:1]), url, SETTINGS, {})  # a patient goes: only its shards do
+    left = {path.name for path in (tmp_path / "a").glob("*.npy")}
+    assert left == {f"{shard['name']}.npy" for shard in third["shards"]}
+    assert not set(Corpus.open(url).index().patient_id) & set(late[:1])
+    assert Corpus.open(url).problems() == []
+
+
 def test_the_index_names_every_patch_and_its_place(tmp_path):
     ingest(Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
     corpus = Corpus.open(str(tmp_path / "a"))
