@@ -112,11 +112,15 @@ class Dataset:
         data = storage.read_bytes(exam.url)
         compressed = exam.url.lower().endswith(".ljpeg")
         image = Raster(ljpeg.decode(data, exam.url), 65535) if compressed else raster.decode(data, exam.url)
-        if image.pixels.shape[:2] != film.shape:
+        missing = np.subtract(film.shape, image.pixels.shape[:2])
+        if np.abs(missing).max() > 1:  # conversions that were seen lack a column
             raise DatasetError(f"{exam.url}: {film.shape} px expected, as its .ics file says, not {image.pixels.shape}")
         if image.pixels.dtype == np.uint16 and image.pixels.ndim == 2:
-            return optical_density(image.pixels, case.name, case.digitizer)
-        return raster.grey(image, exam.url)
+            pixels = optical_density(image.pixels, case.name, case.digitizer)
+        else:
+            pixels = raster.grey(image, exam.url)
+        filled_up = np.pad(pixels, [(0, max(0, by)) for by in missing], mode="edge")
+        return filled_up[: film.shape[0], : film.shape[1]]
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The boundary and what it encloses; DatasetError if it cannot be followed."""

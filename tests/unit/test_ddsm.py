@@ -1,5 +1,6 @@
 """DDSM: the published outline, its defects, optical densities, and lossless JPEG as its encoder wrote it."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,22 @@ def test_mutated_lossless_jpeg_is_an_image_or_an_error(changes):
     except ImageError as error:  # any other error fails the test
         message = str(error)
     assert not message or message.startswith("x: ")
+
+
+def test_the_four_views_of_a_real_normal_case(real_data, tmp_path):
+    """JPEG conversions, some a column narrower than the film; the .ics file is written from its published fields."""
+    with (real_data / "ddsm-ics-overlay/tables/all_normal_cases_data.csv").open(newline="") as table:
+        row = next(row for row in csv.DictReader(table) if row["filename"] == "A-0018-1")
+    lines = [f"{name} {row[name]}" for name in ("filename", "DENSITY", "DIGITIZER", *ddsm.VIEWS)]
+    (tmp_path / "A-0018-1.ics").write_text("\n".join(lines) + "\n")
+    for image in (real_data / "ddsm-normal-jpeg").glob("*.jpg"):
+        (tmp_path / image.name).symlink_to(image)
+    dataset = ddsm.Dataset(str(tmp_path))
+    exams = dataset.exams()
+    assert [(exam.view, exam.laterality) for exam in exams] == [("CC", "L"), ("MLO", "L"), ("CC", "R"), ("MLO", "R")]
+    assert {(exam.density, exam.spacing_mm, exam.anomalous) for exam in exams} == {("3", 0.042, False)}
+    assert dataset.excluded() == []
+    assert dataset.pixels(exams[2]).shape == (4844, 2039)
 
 
 def test_the_dark_film_of_a_real_image(real_data):
