@@ -12,6 +12,8 @@ from rayad.on_ray.recipe import run_recipe
 from rayad.on_ray.resources import Workers
 from rayad.recipes import Density, Model, Row
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:

@@ -12,6 +12,7 @@ from rayad.datasets.splits import assign
 from rayad.errors import DatasetError, ImageError, OptionError
 from rayad.imaging.dermoscopy import Preprocessing, find_skin
 from rayad.imaging.picture import Source, described, from_description
+from rayad.patches.corpus import Ingest, exam_patches
 from rayad.patches.sample import Sampling, choose, cut
 
 
@@ -127,3 +128,15 @@ def test_any_folder_may_hold_colours(tmp_path):
     assert (exam.spacing_mm, dataset.pixels(exam).shape) == (1.0, (70, 90, 3))
     with pytest.raises(ImageError, match="a grey image is wanted"):
         folder.Dataset(str(tmp_path), spacing_mm=0.2).pixels(exam)
+
+
+def test_patches_of_colour_images_have_an_index(tmp_path):
+    for name in ("benign", "malignant"):
+        (tmp_path / name).mkdir()
+        Image.fromarray((scene() * 255).astype(np.uint8)).save(tmp_path / name / f"{name}.png")
+    dataset = isic.Dataset(str(tmp_path))
+    settings = Ingest(Preprocessing(side_px=96), Sampling(5, 0.0))
+    patches, index = exam_patches(dataset, dataset.exams()[0], settings)
+    assert patches.shape == (5, 64, 64, 3)
+    assert len(index) == 5
+    assert set(index["reflected"]) <= {True, False}
