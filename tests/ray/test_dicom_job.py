@@ -32,6 +32,8 @@ PLANTED = {
 PATIENT = "MRN-9021{:03}"
 
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
 DRIVER = """
 import json, sys
 import ray
