@@ -59,11 +59,11 @@ class Dataset:
 
     def exams(self) -> list[Exam]:
         """An exam a mammogram; DatasetError if no table is there, one cannot be understood, or no image is there."""
-        return self._sorted_out()[0]
+        return self.listed()[0]
 
     def excluded(self) -> list[Excluded]:
         """Mammograms of the tables whose image is not there, and files that are no DICOM."""
-        return self._sorted_out()[1]
+        return self.listed()[1]
 
     def pixels(self, exam: Exam) -> Pixels:
         """The image at full depth."""
@@ -79,7 +79,8 @@ class Dataset:
             raise DatasetError(f"{lesion.mask_url}: a mask of two values expected, this is another image")
         return mask
 
-    def _sorted_out(self) -> tuple[list[Exam], list[Excluded]]:
+    def listed(self) -> tuple[list[Exam], list[Excluded]]:
+        """Both, with every header read once."""
         rows = read_tables(self.tables or self.source)
         series, excluded = _series_of_files(self.source)
         mammograms: dict[tuple[str, str, str], list[Row]] = defaultdict(list)

@@ -93,14 +93,11 @@ class Dataset:
 
     def exams(self) -> list[Exam]:
         """An exam a film; DatasetError where there is no case, or no image of one."""
-        exams = self._sorted_out()[0]
-        if not exams:
-            raise DatasetError(f"{self.source}: no film of DDSM, wanted cases with .ics and {', '.join(SUFFIXES)}")
-        return in_order(exams)
+        return self.listed()[0]
 
     def excluded(self) -> list[Excluded]:
         """Films whose image is not there, cases that cannot be understood, and outlines that cannot be followed."""
-        return self._sorted_out()[1]
+        return self.listed()[1]
 
     def pixels(self, exam: Exam) -> Pixels:
         """1 minus optical density / 4 where there are grey levels of the scanner, the stored intensities otherwise.
@@ -138,7 +135,8 @@ class Dataset:
         case = read_ics(storage.read_bytes(url).decode("latin-1"), url)
         return case, next(film for film in case.films if film.view == view)
 
-    def _sorted_out(self) -> tuple[list[Exam], list[Excluded]]:
+    def listed(self) -> tuple[list[Exam], list[Excluded]]:
+        """Both, with every case read once."""
         files = {_key(url): url for url in storage.listing(self.source)}
         exams: list[Exam] = []
         excluded: list[Excluded] = []
@@ -150,7 +148,9 @@ class Dataset:
                     excluded.append(Excluded(url, str(error)))
                 else:
                     _add(case, posixpath.dirname(key), files, exams, excluded)
-        return exams, excluded
+        if not exams:
+            raise DatasetError(f"{self.source}: no film of DDSM, wanted cases with .ics and {', '.join(SUFFIXES)}")
+        return in_order(exams), excluded
 
 
 def optical_density(grey: np.ndarray, case: str, digitizer: str) -> Pixels:

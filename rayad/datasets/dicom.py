@@ -54,14 +54,11 @@ class Dataset:
             DatasetError: there is no mammogram, labels.csv cannot be understood, or a spacing is missing.
             OptionError: patient ids are to be hashed and there is no key.
         """
-        exams = self._sorted_out()[0]
-        if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
-            raise DatasetError(f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm")
-        return exams
+        return self.listed()[0]
 
     def excluded(self) -> list[Excluded]:
         """Files that are no mammogram of a whole breast, and why."""
-        return self._sorted_out()[1]
+        return self.listed()[1]
 
     def pixels(self, exam: Exam) -> Pixels:
         """The image at full depth."""
@@ -81,7 +78,8 @@ class Dataset:
             raise DatasetError(f"{exam.exam_id}: nothing says where this {lesion.kind} is")
         return circle_mask(shape, lesion.circle)
 
-    def _sorted_out(self) -> tuple[list[Exam], list[Excluded]]:
+    def listed(self) -> tuple[list[Exam], list[Excluded]]:
+        """Both, with every header read once."""
         files = self._files()
         headers = dict(_headers(files))
         table = self._table(files, headers)
@@ -107,6 +105,8 @@ class Dataset:
             self._exam(files[path], header, labels.facts(path, table.get(path, []), {}), segments.get(instance, []))
             for instance, (path, header) in images.items()
         ]
+        if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
+            raise DatasetError(f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm")
         return in_order(exams), excluded
 
     def _files(self) -> dict[str, str]:

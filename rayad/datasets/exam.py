@@ -86,10 +86,10 @@ class Images(Protocol):
         ...
 
 
-def excluded(dataset: Images) -> list[Excluded]:
-    """What the data set leaves out: the method `excluded` of one that has it."""
-    found = getattr(dataset, "excluded", None)
-    return found() if found else []
+def listed(dataset: Images) -> tuple[list[Exam], list[Excluded]]:
+    """The exams and what is left out, in one pass over the files: the method `listed` of a data set that has it."""
+    both = getattr(dataset, "listed", None)
+    return both() if both else (dataset.exams(), [])
 
 
 def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:

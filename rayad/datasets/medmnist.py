@@ -34,7 +34,12 @@ class Dataset:
     """Labels that take part; empty: all."""
 
     def exams(self) -> list[Exam]:
-        """An exam an image; DatasetError if the file is no npz of MedMNIST, or has several labels an image."""
+        """An exam an image.
+
+        Raises:
+            DatasetError: the file is no npz of MedMNIST, or has several labels an image.
+            OptionError: no image has a label of a healthy class.
+        """
         exams = []
         for part, (images, labels) in _parts(self.source).items():
             for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

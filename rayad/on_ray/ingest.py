@@ -7,7 +7,7 @@ import ray
 import ray.data
 
 from rayad import storage
-from rayad.datasets.exam import Images, excluded
+from rayad.datasets.exam import Images, listed
 from rayad.datasets.splits import assign
 from rayad.on_ray.cluster import progress
 from rayad.patches.corpus import (
@@ -51,7 +51,7 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
     Raises:
         DatasetError: no healthy patients, or more failures than the settings allow.
     """
-    exams = dataset.exams()
+    exams, left_out = listed(dataset)
     plans = tuple(plan(exams, assign(exams), settings, remembered(url, settings)))
     request = fingerprint([plans, settings])
     where = storage.join(url, "manifest.json")
@@ -67,5 +67,5 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
         for _ in written.iter_rows():
             step()
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
-    left_out = [asdict(found) for found in excluded(dataset)]
-    return finish(url, records, settings, {"request": request, "excluded": left_out, **provenance})
+    facts = {"request": request, "excluded": [asdict(found) for found in left_out]}
+    return finish(url, records, settings, facts | provenance)

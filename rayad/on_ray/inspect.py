@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rayad.datasets.exam import Exam, Excluded, Images, excluded, shortened, source_of
+from rayad.datasets.exam import Exam, Excluded, Images, listed, shortened, source_of
 from rayad.datasets.exam import reasons as by_reason
 from rayad.datasets.splits import assign
 from rayad.errors import DatasetError, ImageError, StorageError
@@ -49,7 +49,7 @@ def inspect(
     Returns:
         The URL of the page, and what forbids to learn from the data.
     """
-    exams = dataset.exams()
+    exams, left_out = listed(dataset)
     splits = assign(exams)
     looks = list(tasks(look_at, ((exam,) for exam in exams), len(exams), "images", (dataset, preprocessing)))
     seen = [look for look in looks if not look.failure]
@@ -68,7 +68,7 @@ def inspect(
         "source": source,
         "counts": _counts(exams, splits),
         "facts": _facts(exams),
-        "excluded": by_reason(excluded(dataset)),
+        "excluded": by_reason(left_out),
         "failures": by_reason(failures),
         "looked_at": len(looks),
         "twins": twins,

@@ -105,7 +105,7 @@ def test_every_command_takes_dicom(job):
     }, said
     manifest = storage.read_json(f"{out}/corpus/manifest.json")
     assert [Path(of["url"]).name for of in manifest["excluded"]] == ["damaged.dcm"]
-    assert "left out: 1 x " in said
+    assert "left out: 1 x no image (MG)" in said
     with np.load(out / "heatmaps/001.npz") as found:
         assert np.isfinite(found["p_values"][found["tissue"]]).all()
     results = storage.read_json(f"{out}/report/results.json")
