@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from fsspec import AbstractFileSystem
 
@@ -272,7 +273,7 @@ def _explained(verb: str, url: str, *, inside: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, BotoCoreError) as error:
+    except (OSError, BotoCoreError, ClientError) as error:
         if inside and getattr(error, "filename", None) is not None:
             raise
         raise StorageError(f"cannot {verb} {url}: {_reason(error)}") from error
@@ -288,6 +289,8 @@ def _reason(error: Exception) -> str:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if isinstance(error, BotoCoreError):
         return str(error)
+    if isinstance(error, ClientError):
+        return f"the connection was cut ({error})"
     if isinstance(error, PermissionError):
         return f"access is denied ({getattr(error, 'strerror', None) or error})"
     if isinstance(error, FileNotFoundError):

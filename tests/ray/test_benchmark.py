@@ -23,7 +23,9 @@ def small() -> Recipe:
         floors={"relative-brightness": demo.lines[0].floors["relative-brightness"]},
         models={
             "cae": Model({"width": 4, "latents": 8}),
-            "codes": Model({"width": 4, "codes": 8, "embedding": 4, "blocks": 1, "padding": "valid"}, name="vqvae"),
+            "codes": Model(
+                {"width": 4, "codes": 8, "embedding": 4, "blocks": 1, "padding": "valid", "book": "ema"}, name="vqvae"
+            ),
             "conditional_vae": Model({"width": 4, "latents": 8, "beta": 1e-5, "learning_rate": 1e-2}),
             "pca": Model({"components": 8, "side": 16}),
         },
