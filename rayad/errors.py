@@ -38,3 +38,8 @@ class FormatError(RayadError):
 
 class TrainingError(RayadError):
     """Learning failed: a loss that is not a number, a collapse."""
+
+
+def named(kind: str, message: str) -> RayadError:
+    """The error of this class and with this message, from a process that could only say so in words."""
+    return {of.__name__: of for of in RayadError.__subclasses__()}[kind](message)

@@ -5,11 +5,16 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 from tqdm import tqdm
+
+from rayad import errors
+from rayad.errors import RayadError
 
 
 @contextmanager
@@ -48,7 +53,47 @@ def _quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised besides
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """What a task raised on purpose is raised here as itself, without Ray's account of it."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, RayadError):
+            raise error.cause from None
+        raise
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A Ray Data map that calls a function for each number; of an exception only its text would come back."""
+
+    function: Callable[[int], Any]
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        try:
+            for number in batch["id"]:
+                self.function(int(number))
+        except RayadError as error:
+            return {"kind": [type(error).__name__], "message": [str(error)]}
+        return {"kind": [""], "message": [""]}
+
+
+def each(function: Callable[[int], Any], number: int, label: str) -> None:
+    """Call ``function(i)`` for every i below a number, a task each, on Ray Data.
+
+    Raises:
+        RayadError: the one that a task raised; no more tasks begin then.
+    """
+    done = ray.data.range(number, override_num_blocks=number).map_batches(_Mapped(function), batch_size=1)
+    with progress(number, label) as step:
+        for row in done.iter_rows():
+            if row["kind"]:
+                raise errors.named(row["kind"], row["message"])
+            step()
 
 
 def tasks(
@@ -60,12 +105,15 @@ def tasks(
 
     Args:
         shared: what every task needs; stored once in the object store.
+
+    Raises:
+        RayadError: the one that a task raised.
     """
     remote = ray.remote(function)
     references = [ray.put(s) for s in shared]
     limit = 2 * int(ray.cluster_resources().get("CPU", 1))
     pending: list[ray.ObjectRef] = []
-    with progress(total, label) as step:
+    with progress(total, label) as step, own_errors():
         for argument in arguments:
             pending.append(remote.remote(*references, *argument))
             if len(pending) >= limit:

@@ -13,7 +13,8 @@ from rayad import catalog, storage
 from rayad.arrays import Latents
 from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
-from rayad.errors import FormatError, RayadError
+from rayad.errors import FormatError
+from rayad.on_ray.cluster import own_errors
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.workers import report, run, sync
@@ -104,23 +105,18 @@ def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
 
 def _learn(task: dict[str, Any]) -> None:
     """Let the density learn in a task of its own, where the latents are read."""
-    failure = ray.get(ray.remote(_learn_here).remote(task))
-    if failure is not None:
-        raise failure
+    with own_errors():
+        ray.get(ray.remote(_learn_here).remote(task))
 
 
-def _learn_here(task: dict[str, Any]) -> RayadError | None:
+def _learn_here(task: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     corpus, wanted = Corpus.open(task["corpus"]), task["wanted"]
     latents = {s: variables_of(corpus, task["latents"], wanted, s) for s in ("train", "validation")}
     density = wanted.config.build(latents["train"].shape[1])
     assert isinstance(density, Learner)  # fit_density() asked
-    try:
-        said = density.learn(latents["train"], latents["validation"], wanted.em.seed)
-    except RayadError as error:
-        return error
+    said = density.learn(latents["train"], latents["validation"], wanted.em.seed)
     Folder(task["result"]).save(State(density.state_dict(), said))
-    return None
 
 
 def _loop(task: dict[str, Any]) -> None:

@@ -1,41 +1,13 @@
 """Images to a patch corpus, a shard a task, on Ray Data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
-
-import ray
-import ray.data
 
 from rayad import storage
 from rayad.datasets.exam import Images, listed
 from rayad.datasets.splits import assign
-from rayad.on_ray.cluster import progress
-from rayad.patches.corpus import (
-    Ingest,
-    ShardPlan,
-    fingerprint,
-    finish,
-    plan,
-    remember,
-    remembered,
-    write_shard,
-)
-
-
-@dataclass(frozen=True)
-class WriteShard:
-    """A Ray Data map that writes the shards it is handed; a value, so it travels to the workers."""
-
-    url: str
-    plans: tuple[ShardPlan, ...]
-    dataset: Images
-    ingest: Ingest
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        numbers = [int(i) for i in batch["id"]]
-        for i in numbers:
-            write_shard(self.url, self.plans[i], self.dataset, self.ingest)
-        return {"id": numbers}
+from rayad.on_ray.cluster import each
+from rayad.patches.corpus import Ingest, fingerprint, finish, plan, remember, remembered, write_shard
 
 
 def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +22,7 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
 
     Raises:
         DatasetError: no healthy patients, or more failures than the settings allow.
+        StorageError: the corpus cannot be written.
     """
     exams, left_out = listed(dataset)
     plans = tuple(plan(exams, assign(exams), settings, remembered(url, settings)))
@@ -61,11 +34,7 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
             return manifest
         storage.remove(where)
     remember(url, plans, settings)
-    write = WriteShard(url, plans, dataset, settings)
-    written = ray.data.range(len(plans), override_num_blocks=len(plans)).map_batches(write, batch_size=1)
-    with progress(len(plans), f"patches to {url}") as step:
-        for _ in written.iter_rows():
-            step()
+    each(lambda i: write_shard(url, plans[i], dataset, settings), len(plans), f"patches to {url}")
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
     facts = {"request": request, "excluded": [asdict(found) for found in left_out]}
     return finish(url, records, settings, facts | provenance)

@@ -152,6 +152,6 @@ def _cause(url: str, error: BaseException) -> RayadError:
     written = storage.join(url, "failed.json")
     if storage.exists(written):
         ((kind, message),) = storage.read_json(written).items()
-        return getattr(errors, kind)(message)
+        return errors.named(kind, message)
     last = [line for line in str(error).splitlines() if line.strip()][-1]
     return TrainingError(f"training on Ray failed: {last.strip()}")

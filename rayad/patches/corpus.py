@@ -123,9 +123,10 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     The record says what the shard holds and which images failed for which reason; it is written last,
     so a shard with a record is whole.
     """
-    record_url = storage.join(url, "parts", f"{plan.name}.json")
+    data_url = storage.join(url, f"{plan.name}.npy")
+    record_url, index_url = (storage.join(url, "parts", f"{plan.name}.{ending}") for ending in ("json", "parquet"))
     request = fingerprint([SCHEMA, asdict(plan), ingest.described()])
-    if storage.exists(record_url):
+    if all(storage.exists(file) for file in (record_url, index_url, data_url)):
         record = storage.read_json(record_url)
         if record["request"] == request:
             return record
@@ -143,8 +144,8 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     index.insert(0, "shard", plan.name)
     index.insert(1, "row_in_shard", np.arange(len(index)))
     index["split"] = plan.split
-    storage.write_bytes(storage.join(url, f"{plan.name}.npy"), data)
-    storage.write_bytes(storage.join(url, "parts", f"{plan.name}.parquet"), _parquet(index))
+    storage.write_bytes(data_url, data)
+    storage.write_bytes(index_url, _parquet(index))
     record = {
         "request": request,
         "name": plan.name,

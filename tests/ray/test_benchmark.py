@@ -24,7 +24,9 @@ def small() -> Recipe:
         models={
             "cae": Model({"width": 4, "latents": 8}),
             "codes": Model(
-                {"width": 4, "codes": 8, "embedding": 4, "blocks": 1, "padding": "valid", "book": "ema"}, name="vqvae"
+                {"width": 8, "codes": 8, "embedding": 16, "blocks": 1, "padding": "valid", "book": "ema"},
+                name="vqvae",
+                epochs=20,
             ),
             "conditional_vae": Model({"width": 4, "latents": 8, "beta": 1e-5, "learning_rate": 1e-2}),
             "pca": Model({"components": 8, "side": 16}),
@@ -46,7 +48,7 @@ def small() -> Recipe:
             "conditional": Row("conditional_vae", "elbo"),
             "pca": Row("pca"),
         },
-        schedule=replace(demo.lines[0].schedule, epochs=2),
+        schedule=replace(demo.lines[0].schedule, epochs=2, batch=8),
         em=replace(demo.lines[0].em, epochs=2),
     )
     return replace(

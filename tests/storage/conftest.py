@@ -29,6 +29,8 @@ class S3:
     shared: str = "shared"
     """The reader may read and list here, not write."""
     reader: tuple[str, str] = ("reader-key", "reader-secret")
+    writer: tuple[str, str] = ("writer-key", "writer-secret")
+    """The writer reads and writes everywhere, and makes no bucket."""
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +74,7 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 def _command(binary: Path, folder: Path, ports: list[int], server: S3) -> list[str]:
     identities = [
         _identity("rayad", "test-key", "test-secret", ["Admin", "Read", "Write", "List", "Tagging"]),
+        _identity("writer", *server.writer, ["Read", "Write", "List"]),
         _identity("reader", *server.reader, [f"Read:{server.shared}", f"List:{server.shared}"]),
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
