@@ -37,6 +37,10 @@ class Command(Protocol):
     def __call__(self) -> None: ...
 
 
+NAMED = 10
+"""Failures that are printed; manifest.json has all."""
+
+
 @dataclass(frozen=True)
 class Demo:
     """The main job on synthetic mammograms, from nothing to the report, in minutes."""
@@ -143,8 +147,9 @@ class IngestCommand:
         with cluster(self.address):
             corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, storage.absolute(self.out))
         said = corpus.manifest
-        failed = f"{len(said['failures'])} images failed"
-        print(f"{said['patches']} patches of {said['images']} images, {failed}: {self.out}")
+        print(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
+        for failure in said["failures"][:NAMED]:
+            print(f"failed: {failure['reason']}")
         for row in reasons(Excluded(**found) for found in said.get("excluded", ())):
             print(f"left out: {row['count']} x {row['reason']}")
 

@@ -1,5 +1,6 @@
-"""What is lost when something dies: nothing."""
+"""What is lost when something dies or is damaged: nothing else."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -9,16 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray import cloudpickle
 
 from rayad import catalog, storage
 from rayad.datasets import phantom
+from rayad.datasets.splits import assign
 from rayad.fit import Schedule
 from rayad.on_ray.resources import Workers, keep_private
-from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.corpus import LEARNING_SPLITS, Corpus, Ingest
 from rayad.patches.sample import Sampling
+from tests.dicoms import mammogram, written
 
 keep_private()
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -100,3 +104,61 @@ def test_an_ingest_that_is_killed_goes_on_to_the_same_corpus(corpus, tmp_path):
     first, second = (Corpus.open(url).manifest for url in (out, whole))
     assert first["content"] == second["content"]
     assert replace(Corpus.open(out), url=whole).index().equals(Corpus.open(out).index())
+
+
+def test_an_ingest_that_is_killed_at_ten_moments_leaves_the_undisturbed_bytes(tmp_path):
+    command = [
+        *(sys.executable, "-m", "rayad.cli", "ingest", "--dataset", "phantom", "--out", str(tmp_path / "killed")),
+        *("--settings", "patients=80", "diseased=0.0", "--sampling.patches", "40", "--shard-patches", "80"),
+    ]
+    parts, moments = tmp_path / "killed/parts", np.random.default_rng(0).uniform(0, 0.4, 10)
+    for done, moment in enumerate(moments):
+        process = subprocess.Popen(command, start_new_session=True)
+        while len(list(parts.glob("*.json"))) <= 2 * done and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moment)
+        assert process.poll() is None  # it is killed at work
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not storage.exists(f"{tmp_path}/killed/manifest.json")
+    subprocess.run(command, check=True)
+    undisturbed = str(tmp_path / "undisturbed")
+    subprocess.run([undisturbed if part == str(tmp_path / "killed") else part for part in command], check=True)
+    assert files(str(tmp_path / "killed")) == files(undisturbed)
+
+
+def files(url: str) -> dict[str, str]:
+    """Names and hashes of what is at a place."""
+    return {f.removeprefix(url): hashlib.sha256(storage.read_bytes(f)).hexdigest() for f in storage.listing(url)}
+
+
+def test_one_damaged_file_among_a_thousand_is_named_and_all_else_done(tmp_path, capsys):
+    from rayad import cli
+
+    dataset = phantom.Dataset(patients=20, diseased=0.0, height=256, width=192)
+    images = [np.round(dataset.pixels(exam) * 4095).astype(np.uint16) for exam in dataset.exams()[:20]]
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for number in range(1000):
+        facts = {"PatientID": f"P{number}", "ImagerPixelSpacing": [0.8, 0.8], "SOPInstanceUID": f"1.2.3.{number + 1}"}
+        moved = np.roll(images[number % 20], number // 20, 0)
+        (archive / f"{number:04}.dcm").write_bytes(written(mammogram(moved, bits=12, **facts)))
+    rows = [f"{number:04}.dcm,normal" for number in range(1000)]
+    (archive / "labels.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    exams = catalog.configure("datasets", "dicom", {"source": str(archive), "patient_ids": "plain"}).exams()
+    splits = assign(exams)
+    learned = [exam for exam in exams if splits[exam.exam_id] in LEARNING_SPLITS]
+    damaged = Path(learned[300].url)
+    damaged.write_bytes(damaged.read_bytes()[:-20_000])
+    out = str(tmp_path / "corpus")
+    source = ["--dataset", "dicom", "--source", str(archive), "--settings", "patient_ids=plain"]
+    command = ["ingest", *source, "--out", out, "--sampling.patches", "4"]
+    assert cli.run(command) == 0, capsys.readouterr().err
+    manifest = storage.read_json(f"{out}/manifest.json")
+    failed = [of["url"] for of in manifest["failures"]]
+    assert len(exams) == 1000
+    assert [Path(url).name for url in failed] == [damaged.name]
+    assert manifest["images"] == len(learned) - 1
+    said = capsys.readouterr().out
+    assert "1 failed" in said
+    assert f"failed: {damaged}" in said

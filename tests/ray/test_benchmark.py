@@ -28,7 +28,7 @@ def small() -> Recipe:
                 name="vqvae",
                 epochs=20,
             ),
-            "conditional_vae": Model({"width": 4, "latents": 8, "beta": 1e-5, "learning_rate": 1e-2}),
+            "conditional_vae": Model({"width": 4, "latents": 8, "beta": 1e-7}),
             "pca": Model({"components": 8, "side": 16}),
         },
         densities={
