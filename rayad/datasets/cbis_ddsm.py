@@ -167,6 +167,8 @@ def _parse(data: bytes, url: str) -> list[Row]:
         header = [str(name).strip().replace("breast_density", "breast density") for name in lines.fieldnames or ()]
         if missing := {*COLUMNS, *PATHS} - set(header):
             raise DatasetError(f"{url}: no column {', '.join(sorted(missing))}")
+        if len(set(header)) < len(header):
+            raise DatasetError(f"{url}: two columns have the same name: {', '.join(header)}")
         found = []
         for number, cells in enumerate(lines, start=1):
             values = list(cells.values())

@@ -60,6 +60,8 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
         raise DatasetError(f"{url}: not a table of comma-separated UTF-8 text: {error}") from None
     if "image" not in header or not set(header) <= set(COLUMNS):
         raise DatasetError(f"{url}: columns {', '.join(header)}; wanted image and any of {', '.join(COLUMNS[1:])}")
+    if len(set(header)) < len(header):
+        raise DatasetError(f"{url}: two columns have the same name: {', '.join(header)}")
     table: dict[str, list[Row]] = defaultdict(list)
     for number, cells in enumerate(rows, start=1):
         if None in cells or None in cells.values() or not cells["image"].strip():
