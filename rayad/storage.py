@@ -7,6 +7,7 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION.
 import contextlib
 import errno
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -104,6 +105,16 @@ def read_bytes(url: str) -> bytes:
     """The whole content of a file."""
     with reading(url) as file:
         return file.read()
+
+
+def mapped(url: str) -> bytes | mmap.mmap:
+    """The whole content of a file, not to be written to; a local one is mapped and so read where it is looked at."""
+    path = _local(url)
+    if path is None:
+        return read_bytes(url)
+    with reading(url) as file:
+        empty = os.fstat(file.fileno()).st_size == 0
+        return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def write_bytes(url: str, data: bytes) -> None:

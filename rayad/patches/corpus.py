@@ -10,9 +10,10 @@ keeps what it has.
 import hashlib
 import io
 import json
+import mmap
 import posixpath
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,8 @@ Stored = UInt16[np.ndarray, "n 64 64 ..."]
 """Patches as shards hold them: n x 64 x 64, of colours n x 64 x 64 x 3."""
 FULL_SCALE = 65535
 LEARNING_SPLITS = ("train", "validation")
+HEADER = 1024
+"""Bytes that hold the header of an npy file of patches, and more."""
 PLAN = "plan.json"
 """Which exams are in which shard."""
 
@@ -220,6 +223,8 @@ class Corpus:
 
     url: str
     manifest: dict[str, Any]
+    checked: set[str] = field(default_factory=set, compare=False, repr=False)
+    """Shards whose hash was found to be the manifest's."""
 
     @staticmethod
     def open(url: str) -> "Corpus":
@@ -241,13 +246,15 @@ class Corpus:
         return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
 
     def read(self, shard: str) -> Stored:
-        """The patches of a shard, checked against the manifest's hash."""
+        """The patches of a shard, not to be written to; checked against the manifest's hash when read first."""
         where = storage.join(self.url, f"{shard}.npy")
-        data = storage.read_bytes(where)
-        expected = next(s["sha256"] for s in self.manifest["shards"] if s["name"] == shard)
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        data = storage.mapped(where)
+        if shard not in self.checked:
+            expected = next(s["sha256"] for s in self.manifest["shards"] if s["name"] == shard)
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
+            self.checked.add(shard)
+        return _array(data)
 
     def require_disjoint(self) -> None:
         """DatasetError if a patient stands in two splits: then nothing that is learned can be judged."""
@@ -277,6 +284,14 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def _array(data: bytes | mmap.mmap) -> np.ndarray:
+    """The array of an npy file, which stays where the bytes are: np.load would copy it."""
+    file = io.BytesIO(data[:HEADER])
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

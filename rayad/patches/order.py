@@ -68,9 +68,19 @@ class Order:
         return shuffled[mine]
 
     def load(self, read: Read, epoch: int, window: int, rank: int, world: int) -> Stored:
-        """The rank's patches of a window, in its order."""
-        patches = np.concatenate([read(name) for name, _ in self.members(epoch, window)])
-        return patches[self.rows(epoch, window, rank, world)]
+        """The rank's patches of a window, in its order; each shard is read once, from its beginning to its end."""
+        members, rows = self.members(epoch, window), self.rows(epoch, window, rank, world)
+        place = np.full(sum(n for _, n in members), -1)
+        place[rows] = np.arange(len(rows))
+        loaded: Stored | None = None
+        for name, n in members:
+            patches, (goes, place) = read(name), np.split(place, [n])
+            if loaded is None:
+                loaded = np.empty((len(rows), *patches.shape[1:]), patches.dtype)
+            mine = goes >= 0
+            loaded[goes[mine]] = patches if mine.all() else patches[mine]
+        assert loaded is not None  # a window has shards
+        return loaded
 
     def batches(self, read: Read, epoch: int, rank: int = 0, world: int = 1) -> Iterator[Stored]:
         """The rank's parts of the epoch's global batches; a thread reads the next window while one is learned from."""

@@ -261,3 +261,13 @@ def test_json_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nan"):
         storage.write_json(str(tmp_path / "x.json"), {"auc": float("nan")})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"some bytes"])
+def test_a_mapped_file_is_what_was_written_even_after_it_is_replaced(root: str, content: bytes) -> None:
+    storage.write_bytes(f"{root}/x", content)
+    mapped = storage.mapped(f"{root}/x")
+    storage.write_bytes(f"{root}/x", b"other")
+    assert bytes(mapped) == content
+    with pytest.raises(StorageError, match="cannot read"):
+        storage.mapped(f"{root}/nothing")
