@@ -41,8 +41,8 @@ class WithCondition:
     model: Conditional
 
     def __call__(self, shard: str) -> Stored:
-        patches, index = self.corpus.read(shard), self.corpus.index()
-        facts = index.loc[index["shard"] == shard].set_index("row_in_shard").sort_index()[self.model.condition]
+        patches, index = self.corpus.read(shard), self.corpus.index(shard=shard)
+        facts = index.set_index("row_in_shard").sort_index()[self.model.condition]
         numbers = {fact: self.model.planes(fact) for fact in facts.unique()}
         planes = np.array([numbers[fact] for fact in facts], np.float32) * FULL_SCALE  # n k
         colours = patches if patches.ndim == 4 else patches[..., None]

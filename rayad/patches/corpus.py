@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import UInt16
 
 from rayad import storage
@@ -187,19 +189,17 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
     if len(failures) > ingest.max_failures * images:
         first = "; ".join(f["reason"] for f in failures[:3])
         raise DatasetError(f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}")
-    parts = [storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]]
-    index = pd.concat([pd.read_parquet(io.BytesIO(storage.read_bytes(p))) for p in parts], ignore_index=True)
-    data = _parquet(index)
-    storage.write_bytes(storage.join(url, "index.parquet"), data)
+    index_url = storage.join(url, "index.parquet")
+    _join([storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]], index_url)
     shards = [{k: r[k] for k in ("name", "split", "patches", "images", "sha256")} for r in records]
     manifest = {
         "schema": SCHEMA,
         "parameters": ingest.described(),
-        "patches": len(index),
+        "patches": sum(r["patches"] for r in records),
         "images": images - len(failures),
         "reflected_patches": sum(r["reflected"] for r in records),
         "shards": shards,
-        "index_sha256": hashlib.sha256(data).hexdigest(),
+        "index_sha256": hashlib.sha256(storage.mapped(index_url)).hexdigest(),
         "content": fingerprint([s["sha256"] for s in shards]),
         "failures": failures,
         **provenance,
@@ -259,7 +259,7 @@ class Corpus:
     def require_disjoint(self) -> None:
         """DatasetError if a patient stands in two splits: then nothing that is learned can be judged."""
         splits: dict[str, set[str]] = {}
-        index = self.index()
+        index = self.index("patient_id", "split")
         for patient, split in zip(index["patient_id"], index["split"], strict=True):
             splits.setdefault(patient, set()).add(split)
         if several := [patient for patient, of in splits.items() if len(of) > 1]:
@@ -275,9 +275,16 @@ class Corpus:
                 found.append(str(error))
         return found
 
-    def index(self) -> pd.DataFrame:
-        """A row a patch: shard, row_in_shard, exam and place."""
-        return pd.read_parquet(io.BytesIO(storage.read_bytes(storage.join(self.url, "index.parquet"))))
+    def index(self, *columns: str, shard: str = "") -> pd.DataFrame:
+        """A row a patch: shard, row_in_shard, exam and place.
+
+        Args:
+            columns: those that are wanted; none means all.
+            shard: only its rows; empty: those of all shards.
+        """
+        data = pa.BufferReader(storage.mapped(storage.join(self.url, "index.parquet")))
+        wanted = [("shard", "==", shard)] if shard else None
+        return pq.read_table(data, columns=list(columns) or None, filters=wanted).to_pandas()
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -292,6 +299,14 @@ def _array(data: bytes | mmap.mmap) -> np.ndarray:
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
+
+
+def _join(parts: Sequence[str], url: str) -> None:
+    """Write tables of equal columns as one, of which no more than one is in memory."""
+    schema = pq.read_schema(pa.BufferReader(storage.read_bytes(parts[0]))).remove_metadata()
+    with storage.writing(url) as file, pq.ParquetWriter(file, schema) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(pa.BufferReader(storage.read_bytes(part))).cast(schema))
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:
