@@ -42,14 +42,15 @@ def cluster(address: str = "") -> Iterator[None]:
             object_store_memory=500_000_000,
             **quiet,
         )
-    _quiet_data()
+    quiet_data()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _quiet_data() -> None:
+def quiet_data() -> None:
+    """No bars and no lines of Ray Data."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
