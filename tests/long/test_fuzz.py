@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from rayad import storage
-from rayad.datasets import cbis_ddsm, ddsm, labels, medmnist, mias
+from rayad.datasets import cbis_ddsm, ddsm, inbreast, labels, medmnist, mias
 from rayad.errors import ImageError, RayadError
 from rayad.imaging import raster
 from tests.unit.test_ddsm import ICS, OVERLAY, SQUARE
+from tests.unit.test_inbreast import HEADER, ROWS, regions
 
 ROUNDS = 2000
 TABLE = """image,patient,label,view,laterality,density,spacing_mm,kind,malignant,row,col,radius,mask
@@ -19,6 +20,7 @@ a.png,P1,anomalous,MLO,L,D,0.2,mass,yes,10,12.5,4,
 b.png,P2,anomalous,CC,R,,0.1,calcification,no,,,,m.png
 c.png,P3,normal,,,,,,,,,,
 """
+INBREAST = HEADER + ROWS.format("R", "CC", 1001, 2, "5") + ROWS.format("L", "MLO", 1002, 1, "1")
 INFO = "mdb001 G CIRC B 535 425 197\nmdb002 G NORM\nmdb003 D CALC M *NOTE 3*\n"
 CBIS = dict.fromkeys(cbis_ddsm.COLUMNS, "3") | {
     "left or right breast": "LEFT",
@@ -92,6 +94,8 @@ def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(kind: s
             ",".join(CBIS) + "\n" + ",".join(CBIS.values()),
             lambda url: cbis_ddsm._parse(storage.read_bytes(url), url),
         ),
+        ("INbreast.csv", INBREAST, inbreast.read_table),
+        ("1001.xml", regions(("Mass", ["(1.0, 2.0)", "(3, 4)", "(5, 1)"])).decode(), inbreast.read_regions),
         ("case.ics", ICS.format(name="C-0029-1"), lambda url: ddsm.read_ics(_text(url), url)),
         ("film.OVERLAY", OVERLAY.format(square=SQUARE, second="1 1 2 4 6 0"), lambda url: _outlines(_text(url))),
     ],
