@@ -106,6 +106,7 @@ def test_an_ingest_that_is_killed_goes_on_to_the_same_corpus(corpus, tmp_path):
     assert replace(Corpus.open(out), url=whole).index().equals(Corpus.open(out).index())
 
 
+@pytest.mark.timeout(1800)
 def test_an_ingest_that_is_killed_at_ten_moments_leaves_the_undisturbed_bytes(tmp_path):
     command = [
         *(sys.executable, "-m", "rayad.cli", "ingest", "--dataset", "phantom", "--out", str(tmp_path / "killed")),
