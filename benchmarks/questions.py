@@ -2,6 +2,7 @@
 
     python benchmarks/questions.py --source mini-mias --out questions
     python benchmarks/questions.py --source mini-mias --out questions --only contamination
+    python benchmarks/questions.py --show
 
 Everything is trained, fitted and scored as the recipe `mias` does it (a CAE, and a RAT-SPN on its latents); one thing
 is varied at a time. Figures are of the test half. Stages that are done are not run again.
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from table import cell
 
 from rayad import catalog, storage
 from rayad.arrays import Image, Mask
@@ -52,10 +54,12 @@ LESION_PATCHES = 40
 class Options:
     """What is asked, and where."""
 
-    source: str
+    source: str = ""
     """Folder or URL of mini-MIAS."""
-    out: str
+    out: str = "questions"
     """Where corpora, detectors and scores go."""
+    show: bool = False
+    """Print the tables of the figures that are known, and do nothing."""
     only: tuple[str, ...] = ()
     """Questions; empty: all."""
     workers: Workers = Workers(2)
@@ -212,8 +216,24 @@ QUESTIONS: Mapping[str, Callable[[Bench], list[dict[str, Any]]]] = {
 }
 
 
+def shown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table of a question: what was varied, and both figures of each kind of lesion."""
+    varied = [name for name in rows[0] if name not in ("lesion", "pixel_auc", "image_wise_auc")]
+    by_kind = {kind: [row for row in rows if row["lesion"] == kind] for kind in KINDS}
+    columns = [f"{kind}: {name}" for kind in KINDS for name in ("pixel AUC", "image-wise AUC")]
+    lines = [" | ".join([*varied, *columns]), "|".join(["---"] * (len(varied) + len(columns)))]
+    for of in zip(*by_kind.values(), strict=True):
+        figures = [cell(row, figure) for row in of for figure in ("pixel_auc", "image_wise_auc")]
+        lines.append(" | ".join([*(f"{of[0][name]}" for name in varied), *figures]))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+
+
 def main(options: Options) -> None:
     """Answer the questions, print every figure, add them to the results."""
+    if options.show:
+        for name, rows in json.loads(RESULTS.read_text()).items():
+            print(f"{name}\n\n{shown(rows)}\n")
+        return
     bench = Bench(options)
     with cluster():
         for name in options.only or QUESTIONS:
