@@ -87,10 +87,15 @@ class Order:
         self.check(world)
         size, rest = self.batch // world, None
         for loaded in _ahead(lambda window: self.load(read, epoch, window, rank, world), range(self.windows)):
-            waiting = loaded if rest is None else np.concatenate([rest, loaded])
-            whole = len(waiting) // size * size
-            yield from waiting[:whole].reshape(-1, size, *waiting.shape[1:])
-            rest = waiting[whole:]
+            if rest is not None:
+                lacking = size - len(rest)
+                rest, loaded = np.concatenate([rest, loaded[:lacking]]), loaded[lacking:]
+                if len(rest) < size:
+                    continue
+                yield rest
+            whole = len(loaded) // size * size
+            yield from loaded[:whole].reshape(-1, size, *loaded.shape[1:])
+            rest = loaded[whole:].copy()  # a view would keep the window
 
 
 def _ahead(function: Callable[[int], Stored], arguments: Iterable[int]) -> Iterator[Stored]:
