@@ -31,7 +31,9 @@ def model() -> Part:
     return Part("cae", config, config.build().eval())
 
 
-@pytest.mark.parametrize("schedule", [EM(epochs=3, batches=4, step=0.3), em.full_batch(3)])
+@pytest.mark.parametrize(
+    "schedule", [EM(epochs=3, batches=4, step=0.3), pytest.param(em.full_batch(3), marks=pytest.mark.long)]
+)
 def test_two_workers_learn_the_density_of_one_process(corpus, model, tmp_path, schedule):
     config = catalog.configure("density", "spn", {"inputs": 3, "replicas": 4})
     part, said = fit_density(corpus.url, model, Fit("spn", config, schedule), Workers(2), str(tmp_path))

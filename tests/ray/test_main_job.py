@@ -81,6 +81,7 @@ def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_p
     assert storage.read_bytes(str(tmp_path / f"maps/{named[0]}.png")).startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
     demo = recipes.find("demo")
     line = demo.lines[0]
