@@ -13,8 +13,6 @@ density         does it matter whether one learns from dense or from other breas
 uncertainty     is the disagreement of three seeds a score?
 """
 
-import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +35,7 @@ from rayad.imaging.spacing import resample_mask
 from rayad.on_ray import stages
 from rayad.on_ray.cluster import cluster
 from rayad.on_ray.resources import Workers, keep_private
-from rayad.patches.corpus import FULL_SCALE, Corpus, Ingest, fingerprint
+from rayad.patches.corpus import FULL_SCALE, SHARD, Corpus, Ingest, fingerprint, packed
 from rayad.patches.sample import cut, generator
 from rayad.recipes import Density
 from rayad.scoring.detector import Detector
@@ -196,13 +194,12 @@ def contaminated(clean: Corpus, lesions: np.ndarray, share: float, url: str) -> 
         if shard["split"] == "train":
             at = random.choice(len(patches), round(share * len(patches)), replace=False)
             patches[at] = lesions[random.integers(len(lesions), size=len(at))]
-        buffer = io.BytesIO()
-        np.save(buffer, patches, allow_pickle=False)
-        storage.write_bytes(storage.join(url, f"{shard['name']}.npy"), buffer.getvalue())
-        shards.append({**shard, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
+        data, facts = packed(patches)
+        storage.write_bytes(storage.join(url, shard["name"] + SHARD), data)
+        shards.append({**shard, **facts})
     index = storage.read_bytes(storage.join(clean.url, "index.parquet"))
     storage.write_bytes(storage.join(url, "index.parquet"), index)
-    content = fingerprint([shard["sha256"] for shard in shards])
+    content = fingerprint([shard["npy_sha256"] for shard in shards])
     manifest = {**clean.manifest, "shards": shards, "content": content, "contamination": share}
     storage.write_json(storage.join(url, "manifest.json"), manifest)
     return Corpus.open(url)

@@ -1,18 +1,16 @@
 """How fast a corpus is read for training, against a plain loop over memory-mapped arrays; from disk and from S3.
 
-    python benchmarks/reading.py --out reading
-    python benchmarks/reading.py --out reading --s3 s3://bucket/reading
+    python benchmarks/reading.py --corpus corpus --out reading
+    python benchmarks/reading.py --corpus corpus --out reading --s3 s3://bucket/reading
 
-One process, one thread of work, page cache warm. Every loop delivers an epoch of shuffled batches of 64 patches, as
-float32 in [0, 1]; all are run in turn, several times; medians count.
+One process, page cache warm; patches are those of a real corpus, over and over. Every loop delivers an epoch of
+shuffled batches of 64 patches, as float32 in [0, 1]; all are run in turn, several times; medians count.
 
-memmap       np.load(mmap_mode="r") of every shard, rows of a batch picked at random from four shards
+memmap       np.load(mmap_mode="r") of every shard, as a plain npy file; rows of a batch picked at random from four
 rayad        `Order.batches`, as the training does
 rayad-1      the same, an epoch whose shards are read, and so checked, for the first time
 """
 
-import hashlib
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ import tyro
 
 from rayad import provenance, storage
 from rayad.on_ray.train import pixels
-from rayad.patches.corpus import Corpus, fingerprint
+from rayad.patches.corpus import SCHEMA, SHARD, Corpus, fingerprint, packed
 from rayad.patches.order import Order
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
@@ -37,6 +35,8 @@ BATCH, WINDOW = 64, 4
 class Options:
     """What is read, and how often."""
 
+    corpus: str
+    """Whose patches the corpora have."""
     out: str
     """Local folder of the corpora."""
     s3: str = ""
@@ -47,22 +47,20 @@ class Options:
     rounds: int = 5
 
 
-def made(url: str, patches: int, shard_patches: int) -> Corpus:
-    """A corpus of noise with mammogram-like smoothness, unless it is there."""
+def made(url: str, patches: np.ndarray, number: int, shard_patches: int, plain: bool = False) -> Corpus:
+    """A corpus of so many patches, unless it is there; plain: also every shard as an npy file."""
     if storage.exists(storage.join(url, "manifest.json")):
         return Corpus.open(url)
-    random, shards = np.random.default_rng(0), []
-    for number in range(patches // shard_patches):
-        smooth = random.integers(0, 4096, (shard_patches, 16, 16), dtype=np.uint16).repeat(4, 1).repeat(4, 2)
-        buffer = io.BytesIO()
-        np.save(buffer, smooth * 8 + random.integers(0, 256, (shard_patches, 64, 64), dtype=np.uint16))
-        name = f"shard-{number:05d}"
-        storage.write_bytes(storage.join(url, f"{name}.npy"), buffer.getvalue())
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        shards.append({"name": name, "split": "train", "patches": shard_patches, "images": 1, "sha256": digest})
-    storage.write_json(
-        storage.join(url, "manifest.json"), {"schema": 1, "shards": shards, "content": fingerprint(shards)}
-    )
+    shards = []
+    for first in range(0, number, shard_patches):
+        name, chosen = f"shard-{len(shards):05d}", np.take(patches, range(first, first + shard_patches), 0, mode="wrap")
+        data, facts = packed(chosen)
+        storage.write_bytes(storage.join(url, name + SHARD), data)
+        if plain:
+            np.save(storage.join(url, f"{name}.npy"), chosen)
+        shards.append({"name": name, "split": "train", "patches": shard_patches, **facts})
+    manifest = {"schema": SCHEMA, "shards": shards, "content": fingerprint(shards)}
+    storage.write_json(storage.join(url, "manifest.json"), manifest)
     return Corpus.open(url)
 
 
@@ -95,14 +93,15 @@ def seconds(batches: Iterator[np.ndarray]) -> float:
 def main(options: Options) -> None:
     """Measure, print, keep."""
     torch.set_num_threads(1)
-    rows = []
+    rows, source = [], Corpus.open(options.corpus)
+    patches = np.concatenate([source.read(name) for name, _ in source.shards("train")])
     for megabytes in options.shard_megabytes:
         shard_patches = megabytes * 2**20 // 8192
-        local = made(storage.join(options.out, f"{megabytes}"), options.patches, shard_patches)
+        local = made(storage.join(options.out, f"{megabytes}"), patches, options.patches, shard_patches, plain=True)
         loops = {"memmap": lambda n, c=local: memmap_loop(c, n), "rayad": lambda n, c=local: rayad_loop(c, n)}
         loops["rayad-1"] = lambda n, c=local: rayad_loop(Corpus.open(c.url), n)
         if options.s3:
-            remote = made(storage.join(options.s3, f"{megabytes}"), options.patches, shard_patches)
+            remote = made(storage.join(options.s3, f"{megabytes}"), patches, options.patches, shard_patches)
             loops["rayad-s3"] = lambda n, c=remote: rayad_loop(c, n)
         times: dict[str, list[float]] = {name: [] for name in loops}
         for number in range(options.rounds + 1):  # the first fills the page cache

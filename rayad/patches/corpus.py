@@ -1,6 +1,6 @@
-"""The patch corpus: npy shards, an index in parquet and a manifest, at any URL.
+"""The patch corpus: compressed npy shards, an index in parquet and a manifest, at any URL.
 
-``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy`` hold n x 64 x 64
+``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy.zst`` hold n x 64 x 64
 uint16 pixels (65535 is the full scale of the image they come from). docs/formats.md has every field.
 A shard depends on its exams, the settings and the seed alone, so it has the same bytes whoever writes
 it; a shard that is complete is not written again, so an interrupted corpus goes on, and one that grows
@@ -10,7 +10,6 @@ keeps what it has.
 import hashlib
 import io
 import json
-import mmap
 import posixpath
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,11 +30,15 @@ from rayad.imaging.context import context
 from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.sample import Sampling, choose, cut, leaves_image
 
-SCHEMA = 1
+SCHEMA = 2
 Stored = UInt16[np.ndarray, "n 64 64 ..."]
 """Patches as shards hold them: n x 64 x 64, of colours n x 64 x 64 x 3."""
 FULL_SCALE = 65535
 LEARNING_SPLITS = ("train", "validation")
+SHARD = ".npy.zst"
+"""How the name of a shard's file ends."""
+ZSTD = pa.Codec("zstd", compression_level=1)
+"""docs/scaling.md has what it was chosen from."""
 HEADER = 1024
 """Bytes that hold the header of an npy file of patches, and more."""
 PLAN = "plan.json"
@@ -128,7 +131,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     The record says what the shard holds and which images failed for which reason; it is written last,
     so a shard with a record is whole.
     """
-    data_url = storage.join(url, f"{plan.name}.npy")
+    data_url = storage.join(url, plan.name + SHARD)
     record_url, index_url = (storage.join(url, "parts", f"{plan.name}.{ending}") for ending in ("json", "parquet"))
     request = fingerprint([SCHEMA, asdict(plan), ingest.described()])
     if all(storage.exists(file) for file in (record_url, index_url, data_url)):
@@ -144,7 +147,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
             continue
         blocks.append(patches)
         parts.append(rows)
-    data = _npy(np.concatenate(blocks) if blocks else np.empty(ingest.empty_shape, np.uint16))
+    data, facts = packed(np.concatenate(blocks) if blocks else np.empty(ingest.empty_shape, np.uint16))
     index = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     index.insert(0, "shard", plan.name)
     index.insert(1, "row_in_shard", np.arange(len(index)))
@@ -158,7 +161,7 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
         "patches": len(index),
         "images": len(blocks),
         "reflected": int(np.sum(index["reflected"].to_numpy())) if len(index) else 0,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        **facts,
         "failures": failures,
     }
     storage.write_json(record_url, record)
@@ -191,7 +194,7 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
         raise DatasetError(f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}")
     index_url = storage.join(url, "index.parquet")
     _join([storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]], index_url)
-    shards = [{k: r[k] for k in ("name", "split", "patches", "images", "sha256")} for r in records]
+    shards = [{k: r[k] for k in ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")} for r in records]
     manifest = {
         "schema": SCHEMA,
         "parameters": ingest.described(),
@@ -200,7 +203,7 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
         "reflected_patches": sum(r["reflected"] for r in records),
         "shards": shards,
         "index_sha256": hashlib.sha256(storage.mapped(index_url)).hexdigest(),
-        "content": fingerprint([s["sha256"] for s in shards]),
+        "content": fingerprint([s["npy_sha256"] for s in shards]),
         "failures": failures,
         **provenance,
     }
@@ -210,10 +213,11 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
 
 
 def _remove_others(url: str, names: set[str]) -> None:
-    """Shards of an earlier plan that are in this one no more."""
+    """Shards of an earlier plan that are in this one no more, and their parts."""
+    kept = {name + ending for name in names for ending in (SHARD, ".json", ".parquet")}
     for file in storage.listing(url):
-        name = posixpath.basename(file).partition(".")[0]
-        if name.startswith("shard-") and name not in names:
+        name = posixpath.basename(file)
+        if name.startswith("shard-") and name not in kept:
             storage.remove(file)
 
 
@@ -231,14 +235,15 @@ class Corpus:
         """Read the manifest.
 
         Raises:
-            FormatError: there is no corpus, or it is of a newer schema.
+            FormatError: there is no corpus, or it is of another schema.
         """
         where = storage.join(url, "manifest.json")
         if not storage.exists(where):
             raise FormatError(f"{url}: no patch corpus here, manifest.json is missing")
         manifest = storage.read_json(where)
-        if manifest.get("schema", 0) > SCHEMA:
-            raise FormatError(f"{where}: schema {manifest['schema']} is newer than {SCHEMA}, which this rayad reads")
+        if (schema := manifest.get("schema", 0)) != SCHEMA:
+            advice = "a newer rayad reads it" if schema > SCHEMA else "ingest it again"
+            raise FormatError(f"{where}: a corpus of schema {SCHEMA} is wanted, not of {schema}; {advice}")
         return Corpus(url, manifest)
 
     def shards(self, split: str) -> list[tuple[str, int]]:
@@ -247,14 +252,14 @@ class Corpus:
 
     def read(self, shard: str) -> Stored:
         """The patches of a shard, not to be written to; checked against the manifest's hash when read first."""
-        where = storage.join(self.url, f"{shard}.npy")
+        where = storage.join(self.url, shard + SHARD)
+        record = next(s for s in self.manifest["shards"] if s["name"] == shard)
         data = storage.mapped(where)
         if shard not in self.checked:
-            expected = next(s["sha256"] for s in self.manifest["shards"] if s["name"] == shard)
-            if hashlib.sha256(data).hexdigest() != expected:
+            if hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
             self.checked.add(shard)
-        return _array(data)
+        return _array(ZSTD.decompress(data, record["npy_bytes"]))
 
     def require_disjoint(self) -> None:
         """DatasetError if a patient stands in two splits: then nothing that is learned can be judged."""
@@ -287,15 +292,19 @@ class Corpus:
         return pq.read_table(data, columns=list(columns) or None, filters=wanted).to_pandas()
 
 
-def _npy(array: np.ndarray) -> bytes:
+def packed(patches: Stored) -> tuple[bytes, dict[str, Any]]:
+    """The file of a shard with its hash, and size and hash of the npy in it, which no version of zstd changes."""
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+    np.save(buffer, patches, allow_pickle=False)
+    npy = buffer.getvalue()
+    data = ZSTD.compress(npy, asbytes=True)
+    hashes = {"sha256": hashlib.sha256(data).hexdigest(), "npy_sha256": hashlib.sha256(npy).hexdigest()}
+    return data, {"npy_bytes": len(npy)} | hashes
 
 
-def _array(data: bytes | mmap.mmap) -> np.ndarray:
+def _array(data: pa.Buffer) -> np.ndarray:
     """The array of an npy file, which stays where the bytes are: np.load would copy it."""
-    file = io.BytesIO(data[:HEADER])
+    file = io.BytesIO(data.slice(0, min(HEADER, data.size)))
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)

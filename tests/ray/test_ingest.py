@@ -1,9 +1,12 @@
 """Corpora: the same bytes whatever the parallelism, restartable, with every failure counted."""
 
+import hashlib
+import io
 import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
@@ -48,9 +51,9 @@ def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path
 def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
     dataset, url = Healthy(patients=12), str(tmp_path / "a")
     ingest(dataset, url, SETTINGS, {})
-    before = (tmp_path / "a/shard-00000.npy").stat().st_mtime_ns
+    before = (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns
     ingest(dataset, url, SETTINGS, {})
-    assert (tmp_path / "a/shard-00000.npy").stat().st_mtime_ns == before
+    assert (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns == before
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
     url, whole = str(tmp_path / "a"), Grown(patients=30)
     late = tuple(sorted({exam.patient_id for exam in whole.exams()})[::3])
     first = ingest(Grown(patients=30, without=late), url, SETTINGS, {})
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy")}
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
     second = ingest(whole, url, SETTINGS, {})
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy")}
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
     assert {name: after[name] for name in before} == before
     assert hashes(first) == hashes(second)[: len(hashes(first))]
     assert len(after) > len(before)
@@ -79,8 +82,8 @@ def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
     assert set(index.exam_id) == set(Corpus.open(str(tmp_path / "b")).index().exam_id)
     assert ingest(whole, url, SETTINGS, {}) == second
     third = ingest(Grown(patients=30, without=late[:1]), url, SETTINGS, {})  # a patient goes: only its shards do
-    left = {path.name for path in (tmp_path / "a").glob("*.npy")}
-    assert left == {f"{shard['name']}.npy" for shard in third["shards"]}
+    left = {path.name for path in (tmp_path / "a").glob("*.npy.zst")}
+    assert left == {f"{shard['name']}.npy.zst" for shard in third["shards"]}
     assert not set(Corpus.open(url).index().patient_id) & set(late[:1])
     assert Corpus.open(url).problems() == []
 
@@ -112,14 +115,26 @@ def _learned(tmp_path) -> set[str]:
     return set(Corpus.open(str(tmp_path / "all")).index().exam_id)
 
 
-def test_an_altered_shard_and_a_newer_schema_are_refused(tmp_path):
+def test_an_altered_shard_and_another_schema_are_refused(tmp_path):
     url = str(tmp_path / "a")
     ingest(Healthy(patients=12), url, SETTINGS, {})
-    data = bytearray(storage.read_bytes(f"{url}/shard-00000.npy"))
-    data[-1] ^= 1
-    storage.write_bytes(f"{url}/shard-00000.npy", bytes(data))
-    with pytest.raises(FormatError, match="altered or truncated"):
-        Corpus.open(url).read("shard-00000")
-    storage.write_json(f"{url}/manifest.json", {**storage.read_json(f"{url}/manifest.json"), "schema": 99})
-    with pytest.raises(FormatError, match="newer"):
-        Corpus.open(url)
+    whole = storage.read_bytes(f"{url}/shard-00000.npy.zst")
+    for altered in (whole[:-1], whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:]):
+        storage.write_bytes(f"{url}/shard-00000.npy.zst", altered)
+        with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: altered or truncated"):
+            Corpus.open(url).read("shard-00000")
+    for schema, advice in ((99, "a newer rayad reads it"), (1, "ingest it again")):
+        storage.write_json(f"{url}/manifest.json", {**storage.read_json(f"{url}/manifest.json"), "schema": schema})
+        with pytest.raises(FormatError, match=advice):
+            Corpus.open(url)
+
+
+def test_a_shard_reads_with_the_tools_that_everybody_has(tmp_path):
+    """A plain stream of zstd and numpy give what rayad reads; its hash stands in the manifest."""
+    ingest(Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    corpus = Corpus.open(str(tmp_path / "a"))
+    with pa.input_stream(str(tmp_path / "a/shard-00000.npy.zst"), compression="zstd") as file:
+        npy = file.read()
+    record = corpus.manifest["shards"][0]
+    assert (len(npy), hashlib.sha256(npy).hexdigest()) == (record["npy_bytes"], record["npy_sha256"])
+    np.testing.assert_array_equal(np.load(io.BytesIO(npy)), corpus.read("shard-00000"))
