@@ -18,22 +18,26 @@ from markupsafe import Markup, escape
 from PIL import Image, ImageDraw
 
 from rayad import storage
-from rayad.arrays import Mask, Pixels
+from rayad.arrays import Mask
+from rayad.imaging.picture import Prepared
 from rayad.patches.sample import PATCH, Places
 
 SIDE = 240
 """Of a picture of the contact sheet, px."""
-BODY, MUSCLE, PLACE = (60, 200, 255), (255, 140, 0), (255, 230, 80)
-"""Colours: outline of the tissue, of what was imaged but is not scored, and of patches."""
+BODY, MUSCLE, PLACE, HIDDEN = (60, 200, 255), (255, 140, 0), (255, 230, 80), (90, 20, 70)
+"""Colours: outline of the tissue, of what was imaged but is not scored, of patches; and what was painted over."""
 
 
-def picture(pixels: Pixels, body: Mask, tissue: Mask, rows: Places, columns: Places) -> bytes:
+def picture(prepared: Prepared, rows: Places, columns: Places) -> bytes:
     """An image with the outlines of its masks and its patches drawn in, WebP."""
+    pixels = prepared.stored
     shrink = SIDE / max(pixels.shape)
     size = (max(1, round(pixels.shape[1] * shrink)), max(1, round(pixels.shape[0] * shrink)))
     grey = np.asarray(Image.fromarray((pixels * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX))
     drawn = np.repeat(grey[..., None], 3, axis=2)
-    for mask, colour in ((body, MUSCLE), (tissue, BODY)):
+    if prepared.hidden is not None:
+        drawn[np.asarray(Image.fromarray(prepared.hidden).resize(size, Image.Resampling.NEAREST))] = HIDDEN
+    for mask, colour in ((prepared.body, MUSCLE), (prepared.tissue, BODY)):
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         drawn[_outline(small)] = colour
     sheet = Image.fromarray(drawn)

@@ -20,6 +20,12 @@ _WORKING_MM = 0.8
 _SKIN = 0.1
 """Where the skin line lies on the way from background to tissue: best of 0.02 to 0.4 on the masks, with 0.12."""
 
+_BESIDE_MM = 2.0
+"""So far outside the breast's mask the skin may still be brighter than the skin line."""
+
+_FADE_MM = 2.0
+"""So far around a letter its blurred edge may be seen."""
+
 _LARGEST_MUSCLE = 0.36
 """Largest share of the breast that is taken for muscle: the largest among the masks is 0.361."""
 
@@ -50,6 +56,16 @@ def find_breast(pixels: Pixels, spacing_mm: float) -> Mask:
     if breast.mean() < 0.02:
         raise ImageError(f"no breast in the image: the largest thick object covers {breast.mean():.1%} of it")
     return resample_mask(breast, pixels.shape)
+
+
+def find_clutter(pixels: Pixels, breast: Mask, spacing_mm: float) -> Mask:
+    """What is brighter than the skin line and not the breast, and 2 mm around it: labels, burnt-in text, tape, edges.
+
+    What lies within 2 mm of the breast is not told from it.
+    """
+    small = ndimage.gaussian_filter(resample(pixels, spacing_mm, _WORKING_MM), 1, mode="nearest")
+    bright = (pixels > _skin_level(small)) & ~_grown(breast, _BESIDE_MM / spacing_mm)
+    return _grown(bright, _FADE_MM / spacing_mm) & ~breast
 
 
 def find_pectoral(pixels: Pixels, breast: Mask, spacing_mm: float) -> Mask:
@@ -118,6 +134,11 @@ def _opened(mask: Mask, radius_mm: float) -> Mask:
     grown = _depth(~core) <= radius
     height, width = mask.shape
     return grown[margin : margin + height, margin : margin + width] & mask
+
+
+def _grown(mask: Mask, radius: float) -> Mask:
+    """The mask and a square of this half side, in pixels, around each place of it."""
+    return np.asarray(ndimage.maximum_filter(mask, 2 * max(1, round(radius)) + 1))
 
 
 def _largest(mask: Mask) -> Mask:

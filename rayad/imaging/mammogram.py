@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from rayad.arrays import Mask, Pixels
 from rayad.errors import ImageError, OptionError
-from rayad.imaging.breast import find_breast, find_pectoral
+from rayad.imaging.breast import find_breast, find_clutter, find_pectoral
 from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.spacing import resample
 
@@ -35,7 +35,9 @@ class Preprocessing:
         return 1
 
     def prepare(self, source: Source) -> Prepared:
-        """Resample to the working spacing and find breast and tissue.
+        """Resample to the working spacing, find breast and tissue, and paint over what else is bright.
+
+        Burnt-in text may name the patient, and a patch at the skin line or a picture would show it.
 
         Raises:
             ImageError: the image is smaller than a patch at the working resolution, has colours, or shows no breast.
@@ -56,7 +58,10 @@ class Preprocessing:
         tissue = breast
         if self.remove_pectoral and source.view == "MLO":
             tissue = breast & ~find_pectoral(working, breast, self.spacing_mm)
-        return Prepared(working, intensity(working, tissue, self), breast, tissue, self.spacing_mm, source)
+        hidden = find_clutter(working, breast, self.spacing_mm)
+        background = working[~breast & ~hidden]
+        stored = np.where(hidden, np.median(background) if background.size else np.float32(0), working)
+        return Prepared(stored, intensity(stored, tissue, self), breast, tissue, self.spacing_mm, source, hidden)
 
 
 def intensity(stored: Pixels, tissue: Mask, preprocessing: Preprocessing) -> Pixels:

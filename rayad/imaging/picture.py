@@ -43,6 +43,8 @@ class Prepared:
     """The places that are scored: of the breast what is not muscle."""
     spacing_mm: float
     source: Source
+    hidden: Mask | None = None
+    """Where labels and text were painted over; None: nowhere."""
 
 
 @runtime_checkable

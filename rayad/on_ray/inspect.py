@@ -33,7 +33,6 @@ class Look:
     """Share of the image."""
     histogram: tuple[int, ...] = ()
     """Pixels of the tissue, in bins of [0, 1]."""
-    picture: bytes = b""
     failure: str = ""
 
 
@@ -80,16 +79,20 @@ def inspect(
     unusual = sorted(seen, key=lambda look: -abs(np.log((look.tissue + 1e-3) / (middle + 1e-3))))
     half, rest = unusual[: sheet // 2], unusual[sheet // 2 :]
     shown = half + rest[:: max(1, len(rest) // max(1, sheet - len(half)))][: sheet - len(half)]
-    return inspection.build(found, [(look.exam_id, look.picture) for look in shown], url), problems
+    by_id = {exam.exam_id: exam for exam in exams}
+    chosen = [(by_id[look.exam_id],) for look in shown]
+    drawn = tasks(draw, chosen, len(chosen), "pictures", (dataset, preprocessing))
+    return inspection.build(
+        found, [(exam.exam_id, of) for (exam,), of in zip(chosen, drawn, strict=True)], url
+    ), problems
 
 
 def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
-    """Read one image as ingest does, and draw it."""
+    """Read one image as ingest does; no picture, so that the driver can hold what was seen of a million images."""
     try:
         prepared = preprocessing.prepare(source_of(dataset, exam))
     except (ImageError, StorageError, DatasetError) as error:
         return Look(exam.exam_id, failure=str(error))
-    rows, columns, _ = choose(prepared.body, prepared.tissue, Sampling(12), exam.exam_id)
     counts, _ = np.histogram(prepared.stored[prepared.tissue], BINS, (0, 1))
     return Look(
         exam.exam_id,
@@ -97,8 +100,14 @@ def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
         likeness.ranks(prepared.stored, prepared.body),
         float(prepared.tissue.mean()),
         tuple(counts.tolist()),
-        inspection.picture(prepared.stored, prepared.body, prepared.tissue, rows, columns),
     )
+
+
+def draw(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> bytes:
+    """One image with its masks and twelve patches, as ingest would take them."""
+    prepared = preprocessing.prepare(source_of(dataset, exam))
+    rows, columns, _ = choose(prepared.body, prepared.tissue, Sampling(12), exam.exam_id)
+    return inspection.picture(prepared, rows, columns)
 
 
 def _twins(exams: Sequence[Exam], splits: dict[str, str], looks: Sequence[Look]) -> list[dict[str, Any]]:

@@ -194,7 +194,9 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
         raise DatasetError(f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}")
     index_url = storage.join(url, "index.parquet")
     _join([storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]], index_url)
-    shards = [{k: r[k] for k in ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")} for r in records]
+    shards = [
+        {k: r[k] for k in ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")} for r in records
+    ]
     manifest = {
         "schema": SCHEMA,
         "parameters": ingest.described(),

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from rayad.arrays import Mask
 from rayad.imaging import raster
 from rayad.imaging.breast import find_breast, find_pectoral, skin_distance
+from rayad.imaging.mammogram import Preprocessing
+from rayad.imaging.picture import Source
+from tests.burnt_in import burn
 
 TISSUE_SPACING_MM = 0.25  # 960 rows of about 240 mm of film; the files do not say
 
@@ -55,3 +59,21 @@ def test_clutter_on_film_is_not_breast(real_data: Path, name: str, share: float,
     depth = skin_distance(breast, 0.2)
     assert np.isfinite(depth).all()
     assert 30 < depth.max() < 150  # mm
+
+
+@pytest.mark.parametrize("height_mm", [2.5, 5])
+@pytest.mark.parametrize("name", ["mdb003", "mdb028", "mdb059", "mdb131", "mdb209", "mdb318"])
+def test_burnt_in_text_is_not_in_the_tissue_and_painted_over(real_data: Path, name: str, height_mm: float) -> None:
+    """In a corner of film that the breast does not reach."""
+    pixels = raster.grey(raster.read(str(real_data / "mini-mias" / f"{name}.png")), name)
+    breast = find_breast(pixels, 0.2)
+    right = bool(breast[:, :512].sum() > breast[:, 512:].sum())
+    for top in (0.02, 0.9):
+        burnt, text = burn(pixels, top, right, round(height_mm / 0.2))
+        near = np.asarray(ndimage.distance_transform_edt(~breast))[text].min() * 0.2
+        if near < 4:  # mm
+            continue
+        seen = Preprocessing(0.2).prepare(Source(burnt, 0.2, "MLO"))
+        assert not seen.body[text].any()
+        assert (seen.body & breast).sum() > 0.99 * (seen.body | breast).sum()
+        assert np.ptp(seen.stored[text]) == 0

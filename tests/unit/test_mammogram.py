@@ -8,6 +8,7 @@ from rayad.errors import ImageError, OptionError
 from rayad.imaging.context import context
 from rayad.imaging.mammogram import Preprocessing, intensity
 from rayad.imaging.picture import Source
+from tests.burnt_in import burn
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,17 @@ def test_an_image_smaller_than_a_patch_is_refused_with_its_sizes(breast):
 def test_a_spacing_that_is_no_length_is_refused(breast):
     with pytest.raises(OptionError, match="positive"):
         Preprocessing().prepare(Source(breast, 0.0, ""))
+
+
+@pytest.mark.parametrize("top", [0.01, 0.95])
+def test_burnt_in_text_is_painted_over_and_not_in_the_tissue(breast, top):
+    """The breast is that of the image without text, and where the text was is background."""
+    burnt, text = burn(breast, top, right=True, height_px=12)
+    clean, seen = (Preprocessing(0.4).prepare(Source(of, 0.4)) for of in (breast, burnt))
+    assert text.sum() > 300
+    assert not clean.body[text].any()  # else the text is not in the background
+    assert (seen.tissue ^ clean.tissue).mean() < 1e-3
+    assert seen.hidden is not None
+    assert seen.hidden[text].all()
+    assert np.ptp(seen.pixels[text]) == 0
+    assert seen.pixels[text].max() < seen.pixels[seen.tissue].min()
