@@ -12,10 +12,11 @@ was scanned at 42 to 50 micrometres.
 import csv
 import io
 import posixpath
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -56,6 +57,8 @@ class Dataset:
     """Folder or URL of the four tables; empty: they are with the images."""
     spacing_mm: float = 0.05
     """Pixel spacing; the files have none, 0.05 is that of the scanner of most cases."""
+    lesions: Literal["all", "paper"] = "all"
+    """paper: those that Dietrichstein et al. 2022 test on (`selection`); the others are listed as left out."""
 
     def exams(self) -> list[Exam]:
         """An exam a mammogram; DatasetError if no table is there, one cannot be understood, or no image is there."""
@@ -95,6 +98,9 @@ class Dataset:
                 excluded.append(Excluded(of[0]["image file path"], "the image is not there"))
         if not exams:
             raise DatasetError(f"{self.source}: no image of the {len(mammograms):,} mammograms in the tables")
+        if self.lesions == "paper":
+            exams, others = selection(self, exams)
+            excluded += others
         return in_order(exams), excluded
 
     def _exam(self, rows: Sequence[Row], image: File, series: dict[str, list[File]]) -> Exam:
@@ -123,8 +129,8 @@ def read_tables(source: str) -> list[Row]:
     return rows
 
 
-def selection(dataset: Dataset, exams: Iterable[Exam], spacing_mm: float = 0.05) -> tuple[list[Exam], Counter[str]]:
-    """The lesions that Dietrichstein et al. 2022 (section 3) test on, and what became of the others.
+def selection(dataset: Dataset, exams: Iterable[Exam], spacing_mm: float = 0.05) -> tuple[list[Exam], list[Excluded]]:
+    """The lesions that Dietrichstein et al. 2022 (section 3) test on, and why the others are none of them.
 
     A mass counts where its area is below that of four patches of 64x64 px. A calcification counts where its mask
     does not touch the border of the image, so that it holds the whole of it.
@@ -133,31 +139,27 @@ def selection(dataset: Dataset, exams: Iterable[Exam], spacing_mm: float = 0.05)
         spacing_mm: resolution at which a patch has 64 px.
 
     Returns:
-        Exams with the lesions that remain, if any do; and counts of lesions by what happened.
+        Exams with the lesions that remain, if any do; and a row a lesion that does not.
     """
-    counts: Counter[str] = Counter()
-    kept = []
+    kept, others = [], []
     for exam in exams:
-        lesions = []
-        for lesion in exam.lesions:
-            became = _selected(dataset, exam, lesion, spacing_mm)
-            counts[f"{lesion.kind}: {became}"] += 1
-            if became == "kept":
-                lesions.append(lesion)
+        why = [_unlike_the_paper(dataset, exam, lesion, spacing_mm) for lesion in exam.lesions]
+        others += [Excluded(exam.url, reason) for reason in why if reason]
+        lesions = tuple(lesion for lesion, reason in zip(exam.lesions, why, strict=True) if not reason)
         if lesions:
-            kept.append(replace(exam, lesions=tuple(lesions)))
-    return kept, counts
+            kept.append(replace(exam, lesions=lesions))
+    return kept, others
 
 
-def _selected(dataset: Dataset, exam: Exam, lesion: Lesion, spacing_mm: float) -> str:
+def _unlike_the_paper(dataset: Dataset, exam: Exam, lesion: Lesion, spacing_mm: float) -> str:
     if not lesion.located:
-        return "no mask"
+        return f"a {lesion.kind} without a mask"
     mask = dataset.lesion_mask(exam, lesion)
     if lesion.kind == "mass":
         area = mask.sum() * (exam.spacing_mm / spacing_mm) ** 2
-        return "kept" if area < 4 * PATCH_PX**2 else "area of four patches or more"
+        return "" if area < 4 * PATCH_PX**2 else "a mass of the area of four patches or more"
     cut = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
-    return "touches the border" if cut else "kept"
+    return "a calcification that touches the border" if cut else ""
 
 
 def _parse(data: bytes, url: str) -> list[Row]:
