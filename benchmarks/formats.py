@@ -6,8 +6,8 @@ Shards of a real corpus (uint16 patches) are written in each format and read aga
 page cache warm; S3 is on loopback, so a real network makes small files win sooner. Medians of several rounds, in MB of
 pixels a second.
 
-npy           what a corpus holds
-npy+lz4, npy+zstd             compressed whole
+npy
+npy+lz4, npy+zstd             compressed whole; the latter is what a corpus holds
 planes+lz4, planes+zstd       high bytes first, then low bytes, compressed
 parquet, parquet+zstd         a column of fixed_size_binary, 8192 bytes a patch
 """

@@ -103,7 +103,9 @@ def plan(
     number = max((int(shard["name"].rpartition("-")[2]) + 1 for shard in before), default=0)
     for split in LEARNING_SPLITS:
         if split not in {splits[name] for name in by_id}:
-            raise DatasetError(f"no image of a healthy patient in the {split} split, of {len(exams)} images")
+            ill = sum(exam.anomalous is True for exam in exams)
+            of = f"{len(exams)} images, of which {ill} are anomalous"
+            raise DatasetError(f"no image of a healthy patient in the {split} split, of {of}")
         chosen = sorted(name for name in by_id if splits[name] == split and name not in placed)
         for start in range(0, len(chosen), per_shard):
             names = chosen[start : start + per_shard]

@@ -60,3 +60,18 @@ def test_a_bucket_that_is_not_there_is_named(own_ray, capsys):
     assert code == 1
     assert "s3://nowhere/images" in said
     assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("wrong", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+def test_a_wrong_key_is_one_sentence(own_ray, monkeypatch, capsys, wrong):
+    url = f"s3://{own_ray.bucket}/main"
+    monkeypatch.setenv(wrong, "wrong")
+    for command in (
+        ["ingest", "--dataset", "folder", "--source", f"{url}/images", "--out", f"{url}/denied"],
+        ["train", "--corpus", f"{url}/corpus", "--out", f"{url}/denied"],
+        ["check", "--detector", f"{url}/cae"],
+    ):
+        assert cli.run(command) == 1
+        said = capsys.readouterr().err.strip()
+        assert "access is denied" in said
+        assert len(said.splitlines()) == 1
