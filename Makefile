@@ -42,15 +42,15 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The browser of the report's test and the archive of the DICOMweb test. Only root on Debian can install them here;
-# elsewhere the tests say what is missing.
-SYSTEM := chromium fonts-dejavu-core orthanc orthanc-dicomweb
+# The browser of the pages' tests, the archive of the DICOMweb test, and what asks the dashboards' queries. Only root on
+# Debian can install them here; elsewhere the tests say what is missing.
+SYSTEM := chromium fonts-dejavu-core orthanc orthanc-dicomweb prometheus
 
 system:
-	@if command -v chromium >/dev/null && command -v Orthanc >/dev/null; then :; \
+	@if command -v chromium >/dev/null && command -v Orthanc >/dev/null && command -v prometheus >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM) >/dev/null; \
-	else echo "chromium or Orthanc is missing: tests that need them will be skipped (Debian: apt-get install $(SYSTEM))"; fi
+	else echo "chromium, Orthanc or Prometheus is missing: tests that need them will be skipped (Debian: apt-get install $(SYSTEM))"; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

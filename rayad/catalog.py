@@ -56,7 +56,7 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
     for field, value in pairs:
         if field not in {f.name for f in fields(kind)}:
             raise OptionError(f"{name} has no {field!r}; it has {', '.join(f.name for f in fields(kind))}")
-        values[field] = _parsed(name, field, types[field], value) if isinstance(value, str) else value
+        values[field] = parsed(name, field, types[field], value) if isinstance(value, str) else value
     return kind(**values)
 
 
@@ -78,8 +78,12 @@ def _pair(text: str) -> tuple[str, str]:
     return field.replace("-", "_"), value
 
 
-def _parsed(name: str, field: str, kind: Any, text: str) -> Any:
-    """The text as a value of the field's type: text, number, or true and false."""
+def parsed(name: str, field: str, kind: Any, text: str) -> Any:
+    """The text as a value of the field's type: text, number, or true and false; OptionError if it is none.
+
+    Args:
+        name: of what has the field, for the message.
+    """
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise OptionError(f"{name}: {field} is true or false, not {text!r}")

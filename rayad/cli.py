@@ -6,20 +6,21 @@ command is wrong.
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
-from rayad import catalog, storage
+from rayad import catalog, log, storage
 from rayad.datasets.exam import Excluded, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
-from rayad.on_ray.resources import Strips, Workers, keep_private
+from rayad.on_ray.resources import Search, Strips, Workers, keep_private
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
@@ -244,6 +245,8 @@ class FitDensity:
     """What it knows of a place: skin_mm, rel_row, rel_col, ring_density, image_density; scores are then in context."""
     smooth: bool = False
     """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
+    classes: str = ""
+    """Column of the index, such as density: a circuit of as many roots as it has values learns one for each."""
     em: EM = EM()
     workers: Workers = Workers()
     address: str = ""
@@ -253,13 +256,94 @@ class FitDensity:
         from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
 
-        density = Density(self.settings, self.density, self.context, self.smooth)
+        density = Density(self.settings, self.density, self.context, self.smooth, self.classes)
         trained = bundle.load(storage.absolute(self.detector))
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with cluster(self.address):
             stages.fit_detector(name, corpus, trained, density, self.em, self.workers, out)
         print(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Search settings of a density at a trained encoder, or of an image model, without labels."""
+
+    corpus: str
+    """URL of the patch corpus."""
+    out: str
+    """Folder of the sweep; one that was interrupted goes on."""
+    space: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUES ...")]
+    """What is searched: depth=1,2,3 (choices), inputs=5..60 (numbers between), step=0.01..0.5:log."""
+    detector: str = ""
+    """URL of the trained detector whose latents a density is searched for."""
+    model: str = ""
+    """Or the image model whose fields are searched: bvae, conditional_vae."""
+    density: str = "spn"
+    """The density that is searched: spn, mixture."""
+    name: str = ""
+    """Of the sweep; empty: of what is searched."""
+    settings: Settings = ()
+    """Fields that are not searched and have not the defaults, such as min_variance=0.01."""
+    classes: str = ""
+    """Column of the index (density, view) whose values are the classes of a circuit with as many roots."""
+    em: EM = EM()
+    schedule: Schedule = Schedule(epochs=20)
+    search: Search = Search()
+    apply: bool = False
+    """Train the winner: its detector goes to OUT/detector."""
+    workers: Workers = Workers()
+    """Of the winner's training."""
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray.cluster import cluster
+
+        if bool(self.detector) == bool(self.model):
+            raise OptionError("a sweep is over a density (--detector) or over an image model (--model), one of both")
+        with cluster(self.address):
+            found = self._of_density() if self.detector else self._of_model()
+        best, base = found["seeds"]["best"], found["seeds"]["base"]
+        said = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items())
+        print(f"best of {len(found['rows'])} trials: {said}: {best['mean']:.4f}, without a search {base['mean']:.4f}")
+        print(f"({found['objective']}, means of {len(best['values'])} seeds)")
+        print(f"The page is at {storage.join(self.out, 'index.html')}")
+
+    def _of_density(self) -> dict[str, Any]:
+        from rayad import search
+        from rayad.on_ray import stages, sweep
+        from rayad.on_ray.density import Fit
+
+        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        trained = bundle.load(storage.absolute(self.detector))
+        if trained.model is None:
+            raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
+        asked = Density(self.settings, self.density, classes=self.classes)
+        fit = Fit(self.density, stages.density_config(asked, trained.model), self.em, classes=self.classes)
+        latents = storage.join(out, f"latents-{trained.provenance['made_of']}")
+        task, data = sweep.of_density(trained.model, fit, self.space, corpus.url, latents)
+        found = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
+        if self.apply:
+            parts = search.applied(task.parts, task.space, found["best"]["settings"])
+            winner = replace(asked, fields=asdict(parts["density"]))
+            url = storage.join(out, "detector")
+            stages.fit_detector(found["name"], corpus, trained, winner, parts["em"], self.workers, url, latents)
+        return found
+
+    def _of_model(self) -> dict[str, Any]:
+        from rayad import search
+        from rayad.on_ray import stages, sweep
+
+        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        config = catalog.configure("models", self.model, self.settings)
+        task, data = sweep.of_model(config, self.schedule, self.space, corpus.url)
+        found = sweep.sweep(self.name or self.model, task, data, self.search, out)
+        if self.apply:
+            parts = search.applied(task.parts, task.space, found["best"]["settings"])
+            model, schedule, url = parts["model"], parts["schedule"], storage.join(out, "detector")
+            stages.train_detector(found["name"], corpus, self.model, model, schedule, self.workers, url)
+        return found
 
 
 @dataclass(frozen=True)
@@ -474,6 +558,23 @@ class Report:
         print(f"The report is at {report.rebuild(storage.absolute(self.results))}")
 
 
+@dataclass(frozen=True)
+class Dashboard:
+    """Runs, sweeps and faults below some folders as a page, with the tools that show the rest; until Ctrl-C."""
+
+    root: Several
+    """Folders or URLs whose runs, sweeps and corpora are shown; Optuna's dashboard and TensorBoard need local ones."""
+    port: int = 0
+    """Of the page, on 127.0.0.1; TensorBoard, Prometheus and Optuna's dashboards take those behind it. 0: free ones."""
+    discovery: str = "/tmp/ray/prom_metrics_service_discovery.json"
+    """The list of metric ports that a Ray cluster keeps in its --temp-dir, for Prometheus."""
+
+    def __call__(self) -> None:
+        from rayad.dashboard.serve import show
+
+        show([storage.absolute(root) for root in self.root], self.port, os.path.abspath(self.discovery))
+
+
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
@@ -482,6 +583,7 @@ COMMANDS: dict[str, type[Command]] = {
     "ingest": IngestCommand,
     "train": Train,
     "fit-density": FitDensity,
+    "sweep": Sweep,
     "rescore": Rescore,
     "combine": Combine,
     "calibrate": Calibrate,
@@ -489,19 +591,31 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "heatmap": Heatmap,
     "check": Check,
+    "dashboard": Dashboard,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init() does
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
 
 
 def run(argv: list[str]) -> int:
-    """Run a command; the exit code. What goes wrong on purpose is one line on standard error."""
+    """Run a command; the exit code. What goes wrong on purpose is one line on standard error.
+
+    What a command prints is also copied to a file below RAYAD_LOG_URL, where that is set.
+    """
     if not os.environ.get("RAY_ADDRESS"):
         keep_private()
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    name = next(iter(argv), "")
+    where = os.environ.get("RAYAD_LOG_URL", "") if name in COMMANDS else ""
+    with log.copied(where, name):
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     try:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="rayad", description=__doc__)
         command()
@@ -510,6 +624,11 @@ def run(argv: list[str]) -> int:
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt:
         print("rayad: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 1
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        print("rayad: stopped; the same command goes on where it stopped", file=sys.stderr)
         return 1
     return 0
 

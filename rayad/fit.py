@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Literal, Protocol, runtime_checkable
 
@@ -119,9 +119,12 @@ class Schedule:
     """Of the order of patches and of the noise."""
     threads: int = 1
     """Of one worker; other numbers of threads round sums differently."""
+    accumulate: int = 1
+    """Parts of a worker's share of a batch that go through the model one after the other: less memory, the same step
+    but for rounding. A model that normalizes by its batch (fanogan) sees smaller ones."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "patience", "threads"):
+        for name in ("epochs", "batch", "patience", "threads", "accumulate"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} of a training schedule must be at least 1, not {getattr(self, name)}")
 
@@ -194,6 +197,7 @@ def fit(
     saved = checkpoints.load() if checkpoints else None
     if saved:
         progress, best = unpack(saved, model)
+    sync = Timed(sync)
     team = _Team(model, schedule, sync)
     with _threads(schedule.threads):
         _start_equal(model, sync)
@@ -208,11 +212,13 @@ def fit(
                     progress = progress.after_pass({"stage": progress.stage} | row)
                     report(progress.rows[-1])
             while objectives and _goes_on(progress, schedule):
-                epoch, began = progress.epoch + 1, time.perf_counter()
-                losses = _train(team, objectives, optimizers, train(epoch), epoch)
+                epoch, began, sync.seconds = progress.epoch + 1, time.perf_counter(), 0.0
+                parts = _Waited(train(epoch))
+                losses = _train(team, objectives, optimizers, parts, epoch)
                 losses |= _validate(team, objectives, validation(), epoch)
-                row = {"stage": progress.stage, "epoch": epoch, "seconds": time.perf_counter() - began}
-                progress = progress.after_epoch(row | losses)
+                row = {"stage": progress.stage, "epoch": epoch, "samples": parts.samples}
+                times = {"seconds": time.perf_counter() - began, "seconds_data": parts.seconds}
+                progress = progress.after_epoch(row | times | {"seconds_agreement": sync.seconds} | losses)
                 if progress.best_epoch == epoch:
                     best = {name: value.clone() for name, value in model.state_dict().items()}
                 if checkpoints and sync.rank == 0:
@@ -245,25 +251,87 @@ class _Team:
     schedule: Schedule
     sync: Sync
 
-    def receive(self, x: Patches, epoch: int, step: int) -> tuple[Patches, int, Draw]:
-        """This rank's part as the model wants it, the size of the global batch, and the part's noise."""
+    def receive(self, x: Patches, epoch: int, step: int) -> "_Share":
+        """This rank's part of a global batch as the model wants it."""
         model_like, sync = like(self.model), self.sync
         sizes = torch.zeros(sync.world, dtype=torch.int64, device=model_like.device)
         sizes[sync.rank] = len(x)
         sync.sum_([sizes])
-        first, total = int(sizes[: sync.rank].sum()), int(sizes.sum())
         seed = np.random.SeedSequence([self.schedule.seed, epoch, step]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(seed[0]))
+        return _Share(x.to(model_like), int(sizes[: sync.rank].sum()), int(sizes.sum()), int(seed[0]))
+
+    def loss(self, objective: Objective, share: "_Share") -> Tensor:
+        """The sum over a share."""
+        with torch.autocast(share.x.device.type, torch.bfloat16, enabled=self.schedule.precision == "bfloat16"):
+            return objective.loss(share.x, share.draw()).sum()
+
+    def gradient(self, objective: Objective, share: "_Share") -> Tensor:
+        """The loss and its gradient of a share, one behind the other, for a mean over the ranks."""
+        loss = self.loss(objective, share) * (self.sync.world / share.total)
+        gradients = torch.autograd.grad(loss, objective.parameters, materialize_grads=True)
+        return torch.cat([value.detach().reshape(-1) for value in (loss, *gradients)])
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Consecutive rows of a global batch."""
+
+    x: Patches
+    first: int
+    """Row of the global batch that the share begins with."""
+    total: int
+    """Rows of the global batch."""
+    seed: int
+    """Of the noise of the global batch."""
+
+    def draw(self) -> Draw:
+        """The share's rows of what is drawn for the global batch."""
+        generator = torch.Generator().manual_seed(self.seed)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(total, *shape, generator=generator)[first : first + len(x)].to(model_like)
+            noise = torch.randn(self.total, *shape, generator=generator)
+            return noise[self.first : self.first + len(self.x)].to(self.x)
 
-        return x.to(model_like), total, draw
+        return draw
 
-    def loss(self, objective: Objective, x: Patches, draw: Draw) -> Tensor:
-        """The sum over this rank's part."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.schedule.precision == "bfloat16"):
-            return objective.loss(x, draw).sum()
+    def parts(self, number: int) -> Iterator["_Share"]:
+        """So many shares that make up this one, of about the same size."""
+        first = self.first
+        for x in self.x.tensor_split(max(1, min(number, len(self.x)))):
+            yield replace(self, x=x, first=first)
+            first += len(x)
+
+
+class Timed:
+    """A `Sync` that knows how long it took."""
+
+    def __init__(self, sync: Sync) -> None:
+        self.sync, self.rank, self.world, self.seconds = sync, sync.rank, sync.world, 0.0
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        began = time.perf_counter()
+        self.sync.mean_(tensors)
+        self.seconds += time.perf_counter() - began
+
+    def sum_(self, tensors: list[Tensor]) -> None:
+        began = time.perf_counter()
+        self.sync.sum_(tensors)
+        self.seconds += time.perf_counter() - began
+
+
+class _Waited:
+    """Parts of batches, how many rows they had, and how long one waited for them."""
+
+    def __init__(self, parts: Iterable[Patches]) -> None:
+        self.parts, self.samples, self.seconds = parts, 0, 0.0
+
+    def __iter__(self) -> Iterator[Patches]:
+        began = time.perf_counter()
+        for part in self.parts:
+            self.seconds += time.perf_counter() - began
+            self.samples += len(part)
+            yield part
+            began = time.perf_counter()
 
 
 def _train(
@@ -279,10 +347,10 @@ def _train(
     losses: dict[str, list[float]] = {}
     moved: dict[str, list[float]] = {}
     for step, (part, (objective, optimizer)) in enumerate(zip(parts, turns, strict=False), 1):
-        x, total, draw = team.receive(part, epoch, step)
-        loss = team.loss(objective, x, draw) * (team.sync.world / total)
-        gradients = torch.autograd.grad(loss, objective.parameters, materialize_grads=True)
-        flat = torch.cat([value.detach().reshape(-1) for value in (loss, *gradients)])
+        first, *others = team.receive(part, epoch, step).parts(team.schedule.accumulate)
+        flat = team.gradient(objective, first)
+        for share in others:
+            flat += team.gradient(objective, share)
         team.sync.mean_([flat])
         if not flat.isfinite().all():
             where = f"in epoch {epoch}, step {step}"
@@ -309,9 +377,9 @@ def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches]
     team.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)  # of losses, of patches
     for step, part in enumerate(parts):
-        x, _, draw = team.receive(part, 0, step)
-        losses = [float(team.loss(objective, x, draw)) for objective in judges]
-        sums += torch.tensor([sum(losses), len(x)], dtype=torch.float64)
+        share = team.receive(part, 0, step)
+        losses = [float(team.loss(objective, share)) for objective in judges]
+        sums += torch.tensor([sum(losses), len(share.x)], dtype=torch.float64)
     sums = sums.to(like(team.model).device)
     team.sync.sum_([sums])
     loss, count = sums.tolist()

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from rayad.errors import FormatError
 
 Row = dict[str, float]
-"""What is known after an epoch (stage, epoch, train_NAME: mean loss, validation, seconds) or a pass."""
+"""What is known after an epoch (stage, epoch, train_NAME: mean loss, validation; samples that this worker learned from;
+seconds, and of these seconds_data and seconds_agreement that it waited for samples and for the others) or a pass."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Density:
     """What it knows of a place beside the latents; see rayad/imaging/context.py."""
     smooth: bool = False
     """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
+    classes: str = ""
+    """Column of the corpus's index whose values are the classes of a circuit's roots, such as density."""
 
 
 @dataclass(frozen=True)

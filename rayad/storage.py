@@ -2,6 +2,9 @@
 
 The endpoint and the credentials of s3:// come from the environment: AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION.
+
+Storage that has answered before and cannot be reached now is waited for, two minutes; one that never answered
+fails in seconds, since its address may be wrong.
 """
 
 import contextlib
@@ -11,17 +14,24 @@ import mmap
 import os
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, BinaryIO, cast
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from aiohttp import ClientError
-from botocore.exceptions import BotoCoreError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError
 from fsspec import AbstractFileSystem
 
 from rayad.errors import FormatError, StorageError
+
+T = TypeVar("T")
+PATIENCE_S = 120.0
+"""How long storage that has answered before is waited for."""
+UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError, ConnectionRefusedError)
 
 
 def join(url: str, *parts: str) -> str:
@@ -44,14 +54,17 @@ def exists(url: str) -> bool:
     path = _local(url)
     if path is not None:
         return os.path.exists(path)
+    return _patiently("look at", url, lambda: _is_there(url))
+
+
+def modified(url: str) -> datetime:
+    """When a file was written last; object stores know it to the second."""
+    path = _local(url)
     with _explained("look at", url):
+        if path is not None:
+            return datetime.fromtimestamp(os.stat(path).st_mtime, UTC)
         filesystem, key = _remote(url)
-        try:
-            is_file = filesystem.info(key)["type"] == "file"
-        except FileNotFoundError:
-            return False
-        # SeaweedFS keeps an emptied folder for a while, as a file without a name
-        return is_file or any(name for _, _, files in filesystem.walk(key) for name in files)
+        return filesystem.modified(key)
 
 
 def listing(url: str, suffixes: tuple[str, ...] = ()) -> list[str]:
@@ -68,8 +81,7 @@ def listing(url: str, suffixes: tuple[str, ...] = ()) -> list[str]:
         StorageError: there is no such folder, or it cannot be read.
     """
     path = _local(url)
-    with _explained("list", url):
-        below = _local_names(path) if path is not None else _remote_names(url)
+    below = _patiently("list", url, lambda: _local_names(path) if path is not None else _remote_names(url))
     wanted = tuple(suffix.lower() for suffix in suffixes)
     shown = (name for name in below if not any(part.startswith(".") for part in name.split("/")))
     return [join(url, name) for name in sorted(shown) if not wanted or name.lower().endswith(wanted)]
@@ -78,13 +90,7 @@ def listing(url: str, suffixes: tuple[str, ...] = ()) -> list[str]:
 @contextmanager
 def reading(url: str) -> Iterator[BinaryIO]:
     """Open for reading in binary; seekable, also on s3://. StorageError where it cannot be read."""
-    path = _local(url)
-    with _explained("read", url):
-        if path is None:
-            filesystem, key = _remote(url)
-            file = filesystem.open(key, "rb")
-        else:
-            file = open(path, "rb")  # noqa: SIM115, closed below
+    file = _patiently("read", url, lambda: _opened_for_reading(url))
     with _explained("read", url, inside=True), file:
         yield cast(BinaryIO, file)
 
@@ -103,8 +109,12 @@ def writing(url: str) -> AbstractContextManager[BinaryIO]:
 
 def read_bytes(url: str) -> bytes:
     """The whole content of a file."""
-    with reading(url) as file:
-        return file.read()
+
+    def whole() -> bytes:
+        with _opened_for_reading(url) as file:
+            return file.read()
+
+    return _patiently("read", url, whole)
 
 
 def mapped(url: str) -> bytes | mmap.mmap:
@@ -150,10 +160,11 @@ def remove(url: str) -> None:
         StorageError: it cannot be removed, or it is a whole bucket or file system.
     """
     path = _local(url)
+    if path is None:
+        _patiently("remove", url, lambda: _remove_remotely(url))
+        return
     with _explained("remove", url):
-        if path is None:
-            _remove_remotely(url)
-        elif os.path.abspath(path) == os.path.sep:
+        if os.path.abspath(path) == os.path.sep:
             raise PermissionError("it is the whole file system")
         elif os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path)
@@ -190,6 +201,48 @@ def _remote(url: str) -> tuple[AbstractFileSystem, str]:
 _opened: dict[int, AbstractFileSystem] = {}
 """Kept for ever, as fsspec does. But fsspec forgets its parent's in a forked child: finalized there, they would take
 the parent's connections out of the epoll set that both share, and the parent would wait for ever."""
+
+
+def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
+    """What the action gives; while storage that has answered before cannot be reached, it is tried again."""
+    filesystem = None if _local(url) is not None else url.partition("://")[0] + os.environ.get("AWS_ENDPOINT_URL", "")
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with _explained(verb, url):
+                found = action()
+        except StorageError as error:
+            out = isinstance(error.__cause__, UNREACHABLE) and filesystem in _answered
+            if not out or time.monotonic() > until:
+                raise
+            time.sleep(1)
+        else:
+            _answered.add(filesystem)
+            return found
+
+
+_answered: set[str | None] = set()
+"""Storage that this process has heard of."""
+
+
+def _opened_for_reading(url: str) -> Any:
+    """A file that is open for reading in binary, of whichever library."""
+    path = _local(url)
+    if path is not None:
+        return open(path, "rb")
+    filesystem, key = _remote(url)
+    return filesystem.open(key, "rb")
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is an object or something below the prefix."""
+    filesystem, key = _remote(url)
+    try:
+        is_file = filesystem.info(key)["type"] == "file"
+    except FileNotFoundError:
+        return False
+    # SeaweedFS keeps an emptied folder for a while, as a file without a name
+    return is_file or any(name for _, _, files in filesystem.walk(key) for name in files)
 
 
 def _local_names(folder: str) -> list[str]:
@@ -261,8 +314,7 @@ def _writing_remotely(url: str) -> Iterator[BinaryIO]:
         part = os.path.join(folder, os.path.basename(key) or "part")  # its ending tells the type of content
         with _explained("write", url, inside=True), open(part, "xb") as file:
             yield file
-        with _explained("write", url):
-            filesystem.put_file(part, key)
+        _patiently("write", url, lambda: filesystem.put_file(part, key))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -12,7 +12,7 @@ validation rows has stopped to rise, and the best parameters are kept.
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
 from rayad.errors import OptionError, TrainingError
-from rayad.fit import ALONE, Checkpoints, Row, Sync
+from rayad.fit import ALONE, Checkpoints, Row, Sync, Timed
 from rayad.progress import Progress, State, pack, unpack
 
 ENOUGH = 3.0
@@ -187,12 +187,15 @@ def _improve(
 ) -> History:
     assert isinstance(density, nn.Module)  # Density's docstring; a Protocol cannot say it
     progress, best = unpack(saved, density) if saved else (Progress(), density.state_dict())
+    timed = Timed(around.sync)
+    around = replace(around, sync=timed)
     while progress.epoch < em.epochs and progress.epoch - progress.best_epoch < em.patience:
-        epoch, began = progress.epoch + 1, time.perf_counter()
+        epoch, began, timed.seconds = progress.epoch + 1, time.perf_counter(), 0.0
         bits, visits = _epoch(density, train, em, epoch, around)
-        row = {"epoch": epoch, "step": em.step_of(epoch - 1), "train": bits}
+        row = {"epoch": epoch, "step": em.step_of(epoch - 1), "samples": len(train) / around.sync.world, "train": bits}
         row["validation"] = _bits(density, validation, epoch, around.sync)
-        progress = progress.after_epoch(row | {"seconds": time.perf_counter() - began})
+        times = {"seconds": time.perf_counter() - began, "seconds_agreement": timed.seconds}
+        progress = progress.after_epoch(row | times)
         if progress.best_epoch == epoch:
             best = {name: value.clone() for name, value in density.state_dict().items()}
         if em.revive > 0:

@@ -78,10 +78,14 @@ class VariationalAutoencoder(nn.Module):
 
     def loss(self, x: Patches, draw: Draw) -> Scores:
         """L = sum of (x - x^)^2 over pixels + b KL(q(z | x) || N(0, I)) of each patch, at z drawn from q."""
+        error, nats = self.description(x, draw)
+        return error + self.config.beta * nats
+
+    def description(self, x: Patches, draw: Draw) -> tuple[Scores, Scores]:
+        """Of each patch the squared error, summed over pixels, at z drawn from q; and KL(q(z | x) || N(0, I)), nats."""
         mean, log_variance = self.posterior(x)
         z = mean + (log_variance / 2).exp() * draw(self.latents)
-        error = (x - self.decoder(z)).square().flatten(1).sum(1)
-        return error + self.config.beta * divergence(mean, log_variance)
+        return (x - self.decoder(z)).square().flatten(1).sum(1), divergence(mean, log_variance)
 
     def posterior(self, x: Patches) -> tuple[Latents, Latents]:
         """Mean and bounded log-variance of q(z | x)."""

@@ -119,13 +119,17 @@ class ConditionalAutoencoder(nn.Module):
 
     def loss(self, x: Shown, draw: Draw) -> Scores:
         """L = sum of (x - x^)^2 + b KL(q(z | x, c) || N(0, I)) of each patch, c dropped from some."""
+        error, nats = self.description(x, draw)
+        return error + self.config.beta * nats
+
+    def description(self, x: Shown, draw: Draw) -> tuple[Scores, Scores]:
+        """As of rayad/models/bvae.py: squared error summed over pixels, and KL(q(z | x, c) || N(0, I)) in nats."""
         image, numbers = self._split(x)
         uniform = torch.special.ndtr(draw(1))
         numbers = torch.where(uniform < self.config.dropped, 0, numbers) if self.training else numbers
         mean, log_variance = self.posterior(image, numbers)
         z = mean + (log_variance / 2).exp() * draw(self.latents)
-        error = (image - self._decode(z, numbers)).square().flatten(1).sum(1)
-        return error + self.config.beta * divergence(mean, log_variance)
+        return (image - self._decode(z, numbers)).square().flatten(1).sum(1), divergence(mean, log_variance)
 
     def posterior(self, image: Patches, numbers: Numbers) -> tuple[Latents, Latents]:
         """Mean and bounded log-variance of q(z | x, c)."""

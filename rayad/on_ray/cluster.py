@@ -16,6 +16,9 @@ from tqdm import tqdm
 from rayad import errors
 from rayad.errors import RayadError
 
+WAITING = 16
+"""Tasks that may wait however small the cluster is."""
+
 
 @contextmanager
 def cluster(address: str = "") -> Iterator[None]:
@@ -102,7 +105,8 @@ def tasks(
 ) -> Iterator[Any]:
     """Run ``function(*shared, *arguments_i)`` as Ray tasks; yield the results in the order of the arguments.
 
-    At most a few tasks a core wait, so arguments and results of a long run do not pile up.
+    At most a few tasks a core wait, so arguments and results of a long run do not pile up; but always some, for which
+    an autoscaling cluster grows.
 
     Args:
         shared: what every task needs; stored once in the object store.
@@ -112,12 +116,11 @@ def tasks(
     """
     remote = ray.remote(function)
     references = [ray.put(s) for s in shared]
-    limit = 2 * int(ray.cluster_resources().get("CPU", 1))
     pending: list[ray.ObjectRef] = []
     with progress(total, label) as step, own_errors():
         for argument in arguments:
             pending.append(remote.remote(*references, *argument))
-            if len(pending) >= limit:
+            if len(pending) >= max(WAITING, 2 * int(ray.cluster_resources().get("CPU", 1))):
                 yield ray.get(pending.pop(0))
                 step()
         for reference in pending:

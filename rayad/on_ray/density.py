@@ -13,11 +13,11 @@ from rayad import catalog, storage
 from rayad.arrays import Latents
 from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
-from rayad.errors import FormatError
+from rayad.errors import FormatError, OptionError
 from rayad.on_ray.cluster import own_errors
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.resources import Workers
-from rayad.on_ray.workers import report, run, sync
+from rayad.on_ray.workers import Fault, report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus, fingerprint
 from rayad.progress import State
 from rayad.scoring.detector import Part
@@ -48,6 +48,9 @@ class Fit:
     """Columns of the corpus's index that stand beside the latents."""
     smooth: bool = False
     """Fit to the smoothest patches alone."""
+    classes: str = ""
+    """Column of the corpus's index, such as density: a circuit with as many roots as it has values learns one root for
+    the patches of each."""
 
 
 def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url: str) -> tuple[Part, dict[str, Any]]:
@@ -57,7 +60,7 @@ def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url
         url: folder for the latents; they are encoded once and kept for other densities of the same model.
 
     Returns:
-        The density, and what is worth knowing of its training: epochs, bits a dimension, warnings.
+        The density, and what is worth knowing of its training: epochs, bits a dimension, warnings, faults.
 
     Raises:
         OptionError: unknown density, or settings it refuses.
@@ -71,16 +74,18 @@ def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url
     module: nn.Module = wanted.config.build(variables)
     result = storage.join(url, fingerprint(asdict(wanted)))
     task = {"corpus": corpus_url, "latents": url, "wanted": wanted, "result": result}
+    faults: list[Fault] = []
     if isinstance(module, Learner):
         _learn(task)
     else:
         task["checkpoints"] = storage.join(result, "learning")
-        run(_loop, task, workers, storage.join(url, "ray"), wanted.em.epochs, f"fitting {wanted.density}")
+        faults = run(_loop, task, workers, storage.join(url, "ray"), wanted.em.epochs, wanted.density)
         storage.remove(task["checkpoints"])
     state = Folder(result).load()
     assert state is not None  # rank 0 or the task saved it
     module.load_state_dict(state.tensors)
-    return Part(wanted.density, wanted.config, module.eval(), variables), state.scalars
+    said = state.scalars | {"faults": [asdict(fault) for fault in faults]}
+    return Part(wanted.density, wanted.config, module.eval(), variables), said
 
 
 def variables_of(corpus: Corpus, url: str, wanted: Fit, split: str) -> Latents:
@@ -94,6 +99,23 @@ def variables_of(corpus: Corpus, url: str, wanted: Fit, split: str) -> Latents:
         beside = index.loc[index["split"] == split, list(wanted.context)].to_numpy(np.float32)
         latents = torch.cat([latents, torch.from_numpy(beside)], 1)
     return latents[_smoothest(corpus, split)] if wanted.smooth else latents
+
+
+def classes_of(corpus: Corpus, wanted: Fit, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The class of each row that a density is fitted to, -1 where it is not known, and their names, sorted.
+
+    Raises:
+        OptionError: the index has no such column.
+    """
+    if not wanted.classes:
+        return np.empty(0, np.int64), ()
+    index = corpus.index().set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
+    if wanted.classes not in index:
+        raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {wanted.classes!r}")
+    said = index.loc[index["split"] == split, wanted.classes].astype(str)
+    names = tuple(sorted(set(said) - {""}))
+    rows = said.map({name: number for number, name in enumerate(names)}).fillna(-1).to_numpy(np.int64)
+    return (rows[_smoothest(corpus, split).numpy()] if wanted.smooth else rows), names
 
 
 def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
@@ -126,11 +148,13 @@ def _loop(task: dict[str, Any]) -> None:
     wanted: Fit = task["wanted"]
     latents = {s: variables_of(corpus, task["latents"], wanted, s).to(device) for s in ("train", "validation")}
     density = wanted.config.build(latents["train"].shape[1]).to(device)
+    rows, names = classes_of(corpus, wanted, "train")
     history = fit(
         density,
         latents["train"],
         latents["validation"],
         wanted.em,
+        labels=torch.from_numpy(rows) if names and getattr(wanted.config, "roots", 0) == len(names) else None,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),
         report=lambda row: report(task, row),

@@ -6,6 +6,7 @@ from typing import Any
 from rayad import storage
 from rayad.datasets.exam import Images, listed
 from rayad.datasets.splits import assign
+from rayad.on_ray import metrics
 from rayad.on_ray.cluster import each
 from rayad.patches.corpus import Ingest, fingerprint, finish, plan, remember, remembered, write_shard
 
@@ -34,7 +35,14 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
             return manifest
         storage.remove(where)
     remember(url, plans, settings)
-    each(lambda i: write_shard(url, plans[i], dataset, settings), len(plans), f"patches to {url}")
+    each(lambda i: _tell(write_shard(url, plans[i], dataset, settings)), len(plans), f"patches to {url}")
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
     facts = {"request": request, "excluded": [asdict(found) for found in left_out]}
     return finish(url, records, settings, facts | provenance)
+
+
+def _tell(record: dict[str, Any]) -> None:
+    """Count what a shard holds."""
+    metrics.count("ingest_images", record["images"], result="done")
+    metrics.count("ingest_images", len(record["failures"]), result="failed")
+    metrics.count("ingest_patches", record["patches"])

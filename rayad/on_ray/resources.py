@@ -21,8 +21,30 @@ class Workers:
     """Processes; each takes an equal part of every global batch."""
     gpu: bool = False
     """Give each a GPU and let them agree through NCCL (never run on a GPU so far); else CPUs and gloo."""
-    max_failures: int = 1
-    """Times that a lost worker is replaced before the run ends; training goes on from its checkpoint."""
+    cpus: float = 1.0
+    """Logical CPUs of each."""
+    least: int = 0
+    """Go on with as few when nodes are lost, and with more again when they come; 0: always with all."""
+    max_failures: int = 3
+    """Times that lost workers are replaced before the run ends; it goes on from its checkpoint."""
+    wait_minutes: float = 0.0
+    """How long to wait for an autoscaling cluster to bring what is asked for; 0: it must be there."""
+
+    def __post_init__(self) -> None:
+        if self.number < 1 or not 0 <= self.least <= self.number:
+            raise OptionError(f"workers are at least 1, and `least` is no more than they: {self.number}, {self.least}")
+        if self.cpus < 0 or self.max_failures < 0 or not self.wait_minutes >= 0:
+            raise OptionError("cpus, max_failures and wait_minutes of workers must be at least 0")
+
+    @property
+    def counts(self) -> range:
+        """Numbers of workers that the run may have."""
+        return range(self.least or self.number, self.number + 1)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each takes of a node, as Ray names it."""
+        return {"CPU": self.cpus} | ({"GPU": 1.0} if self.gpu else {})
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,33 @@ class Strips:
     def __post_init__(self) -> None:
         if self.every < 0 or self.count < 1:
             raise OptionError(f"strips are at least 0 epochs apart and show a patch, not {self.every} and {self.count}")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How long and how widely to search."""
+
+    trials: int = 40
+    """Trials, with those of earlier calls."""
+    minutes: float = 60.0
+    """After which no trial begins, and those that run are stopped."""
+    concurrent: int = 2
+    """Trials at a time; each takes a logical CPU."""
+    grace: int = 5
+    """Epochs before which no trial is stopped; 0: none is ever stopped early."""
+    seeds: int = 3
+    """Seeds with which the best settings, and those that would be used without a search, are fitted again."""
+    seed: int = 0
+    """Of what is proposed."""
+    gpu: bool = False
+    """Give each trial a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "concurrent", "seeds"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} of a sweep must be at least 1, not {getattr(self, name)}")
+        if not self.minutes > 0 or self.grace < 0:
+            raise OptionError(f"a sweep takes more than 0 minutes and grace of 0 or more: {self.minutes}, {self.grace}")
 
 
 NOTHING = Strips()

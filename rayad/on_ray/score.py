@@ -14,6 +14,7 @@ from rayad.errors import DatasetError, ImageError, StorageError
 from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.spacing import resample_mask
+from rayad.on_ray import metrics
 from rayad.on_ray.cluster import tasks
 from rayad.patches.corpus import fingerprint
 from rayad.patches.sample import leaves_image
@@ -144,7 +145,9 @@ def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
             _save(keep.places(exam), _places(dataset, exam, prepared, keep.step))
         _score(prepared, keep, exam, wanted)
     except (ImageError, StorageError, DatasetError) as error:
+        metrics.count("scored_images", 1, result="failed")
         return str(error)
+    metrics.count("scored_images", 1, result="done")
     return ""
 
 

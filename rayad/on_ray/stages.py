@@ -7,7 +7,7 @@ fingerprint of what it was made of.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
@@ -59,8 +59,9 @@ def train_detector(
     corpus.require_disjoint()
     began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{request}")
-    part = train(corpus.url, model, config, schedule, workers, checkpoints, watch)
-    origin = _origin(corpus, request, schedule) | {"train_minutes": _minutes(began)}
+    part, faults = train(corpus.url, model, config, schedule, workers, checkpoints, watch)
+    spent = {"train_minutes": _minutes(began), "faults": [asdict(fault) for fault in faults]}
+    origin = _origin(corpus, request, schedule) | spent
     trained = Detector(name, scores_of(part)[0], _preprocessing(corpus), model=part, provenance=origin)
     bundle.save(trained, url)
     storage.remove(checkpoints)
@@ -85,17 +86,18 @@ def fit_detector(
     if trained.model is None:
         raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
     config = density_config(density, trained.model)
-    settings = [density.name, config, density.context, density.smooth, em]
+    settings = [density.name, config, density.context, density.smooth, density.classes, em]
     request = fingerprint(["density", trained.provenance["made_of"], *settings])
     done = _finished(url, request)
     if done is not None:
         return done
     began = time.perf_counter()
     latents = storage.join(latents_url or url, f"latents-{trained.provenance['made_of']}")
-    wanted = Fit(density.name, config, em, density.context, density.smooth)
+    wanted = Fit(density.name, config, em, density.context, density.smooth, density.classes)
     part, history = fit_density(corpus.url, trained.model, wanted, workers, latents)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
-    origin = _origin(corpus, request, em) | {"density_training": history, "train_minutes": minutes}
+    faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
+    origin = _origin(corpus, request, em) | {"density_training": history, "train_minutes": minutes, "faults": faults}
     score = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
     fitted = replace(
         trained, name=name, score=score, density=part, context=density.context, provenance=origin, calibration=None

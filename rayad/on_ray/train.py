@@ -20,7 +20,7 @@ from rayad.checkpoints import Folder
 from rayad.evaluation import strips
 from rayad.fit import Objective, Schedule, fit
 from rayad.on_ray.resources import NOTHING, Strips, Workers
-from rayad.on_ray.workers import report, run, sync
+from rayad.on_ray.workers import Fault, report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
 from rayad.progress import Row
@@ -118,7 +118,7 @@ def train(
     workers: Workers,
     url: str,
     watch: Strips = NOTHING,
-) -> Part:
+) -> tuple[Part, list[Fault]]:
     """Train a model on a corpus's healthy patches; interrupted, it goes on from the last epoch.
 
     Args:
@@ -127,15 +127,16 @@ def train(
         watch: pictures of what is learned; they go beside that folder.
 
     Returns:
-        The trained model, in evaluation mode.
+        The trained model, in evaluation mode, and the faults that were overcome.
 
     Raises:
         TrainingError: a loss that is not a number, a collapse.
         OptionError: unknown model, or a batch that the workers cannot share.
     """
     catalog.find("models", model)
-    order_of(Corpus.open(corpus_url), schedule).check(workers.number)
-    run(
+    for number in workers.counts:
+        order_of(Corpus.open(corpus_url), schedule).check(number)
+    faults = run(
         _loop,
         {
             "corpus": corpus_url,
@@ -148,14 +149,14 @@ def train(
         workers,
         f"{url}/ray",
         schedule.epochs * _learning_stages(config),
-        f"training {model}",
+        model,
     )
     state = Folder(url).load()
     assert state is not None  # the workers saved it
     best = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
     module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
     module.load_state_dict(best)
-    return Part(model, config, module.eval())
+    return Part(model, config, module.eval()), faults
 
 
 def _learning_stages(config: Any) -> int:

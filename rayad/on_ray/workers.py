@@ -1,23 +1,30 @@
 """Run a function on N workers of Ray Train, and let them agree through torch.distributed."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.autoscaler.sdk import request_resources
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from rayad import errors, storage
-from rayad.errors import RayadError, TrainingError
+from rayad.errors import OptionError, RayadError, TrainingError
+from rayad.on_ray import metrics
 from rayad.on_ray.cluster import progress
 from rayad.on_ray.resources import Workers
+
+FAILED = "failed.json"
+"""What a worker raised, in the folder of Ray Train's files."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,37 @@ class _Epochs:
 
 
 def report(task: dict[str, Any], row: dict[str, float]) -> None:
-    """Tell Ray Train, and from rank 0 the process that waits, how an epoch went."""
+    """Tell Ray Train and Prometheus, and from rank 0 the process that waits, how an epoch went."""
     ray.train.report(row)
-    if "epoch" in row and ray.train.get_context().get_world_rank() == 0:
+    if "epoch" not in row:
+        return
+    metrics.tell(task["label"], row)
+    if ray.train.get_context().get_world_rank() == 0:
         task["epochs"].tell.remote(row)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Workers that were lost or failed while they did something."""
+
+    when: str
+    """UTC, ISO 8601."""
+    stage: str
+    error: str
+
+
+class _Faults(UserCallback):
+    """Writes faults down, one line each, and counts them; runs in the process that leads the workers."""
+
+    def __init__(self, url: str, stage: str) -> None:
+        self.url, self.stage = url, stage
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for rank, error in sorted(worker_exceptions.items()):
+            when = datetime.now(UTC)
+            said = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_last_line(error)}"))
+            storage.write_json(storage.join(self.url, f"{when.timestamp():.6f}-{rank}.json"), said)
+            metrics.count("faults", 1, stage=self.stage)
 
 
 def run(
@@ -70,35 +104,78 @@ def run(
     url: str,
     epochs: int = 0,
     label: str = "",
-) -> None:
+) -> list[Fault]:
     """Run ``loop(config)`` on every worker until all return, and show the epochs that `report` tells of.
 
     Args:
         url: folder for Ray Train's own files; removed when all went well.
         epochs: that may come, at most.
-        label: what is shown of them.
+        label: what is learned: "cae", "spn".
+
+    Returns:
+        What went wrong on the way and was overcome.
 
     Raises:
         RayadError: the one that a worker raised.
+        OptionError: the cluster has not what the workers need.
     """
+    require(workers)
     url = storage.absolute(url)
     storage.remove(url)
     told = ray.remote(num_cpus=0)(_Epochs).remote()
+    faults = storage.join(url, "faults")
     trainer = TorchTrainer(
         _Guarded(loop, url),
-        train_loop_config=config | {"epochs": told},
+        train_loop_config=config | {"epochs": told, "label": label},
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers.number, use_gpu=workers.gpu),
+        scaling_config=ScalingConfig(
+            num_workers=(workers.least, workers.number) if workers.least else workers.number,
+            use_gpu=workers.gpu,
+            resources_per_worker=workers.resources,
+        ),
         run_config=RunConfig(
-            name="run", storage_path=url, failure_config=FailureConfig(max_failures=workers.max_failures)
+            name="run",
+            storage_path=url,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            callbacks=[_Faults(faults, label)],
         ),
     )
     try:
-        with _shown(told, epochs, label):
+        with _shown(told, epochs, f"learning {label}"):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(url, error) from error
+    if storage.exists(storage.join(url, FAILED)):
+        raise _cause(url)
+    overcome = [Fault(**storage.read_json(file)) for file in _listed(faults)]
     storage.remove(url)
+    return overcome
+
+
+def require(workers: Workers) -> None:
+    """Wait for what the workers need, as long as they say: Ray would wait for ever.
+
+    Raises:
+        OptionError: the cluster does not have it.
+    """
+    wanted = {name: each * workers.counts[0] for name, each in workers.resources.items()}
+    until = time.monotonic() + 60 * workers.wait_minutes
+    if workers.wait_minutes:
+        request_resources(bundles=[workers.resources] * workers.number)
+    while lacking := {n: v for n, v in wanted.items() if ray.cluster_resources().get(n, 0) < v}:
+        if time.monotonic() >= until:
+            there = {name: ray.cluster_resources().get(name, 0) for name in lacking}
+            said = ", ".join(f"{value:g} {name}s, it has {there[name]:g}" for name, value in lacking.items())
+            raise OptionError(f"{workers.counts[0]} workers need of the cluster: {said}")
+        time.sleep(1)
+
+
+def _listed(url: str) -> list[str]:
+    return storage.listing(url) if storage.exists(url) else []
+
+
+def _last_line(error: BaseException) -> str:
+    return [line for line in str(error).splitlines() if line.strip()][-1].strip() if str(error).strip() else repr(error)
 
 
 def sync() -> Distributed:
@@ -134,7 +211,11 @@ def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A worker's loop that writes down why it failed: when one worker stops, what Ray tells of it is a lost peer."""
+    """A worker's loop that writes down why it failed: when one worker stops, what Ray tells of it is a lost peer.
+
+    A TrainingError (a loss that is not a number) is seen by all workers in the same step and would come again: the
+    loop ends with it. After everything else Ray Train starts the workers anew.
+    """
 
     loop: Callable[[dict[str, Any]], None]
     url: str
@@ -143,15 +224,17 @@ class _Guarded:
         try:
             self.loop(config)
         except RayadError as error:
-            storage.write_json(storage.join(self.url, "failed.json"), {type(error).__name__: str(error)})
-            raise
+            storage.write_json(storage.join(self.url, FAILED), {type(error).__name__: str(error)})
+            if not isinstance(error, TrainingError):
+                raise
+        else:
+            storage.remove(storage.join(self.url, FAILED))
 
 
-def _cause(url: str, error: BaseException) -> RayadError:
+def _cause(url: str, error: BaseException | None = None) -> RayadError:
     """The error that a worker wrote down, or else what Ray says."""
-    written = storage.join(url, "failed.json")
+    written = storage.join(url, FAILED)
     if storage.exists(written):
         ((kind, message),) = storage.read_json(written).items()
         return errors.named(kind, message)
-    last = [line for line in str(error).splitlines() if line.strip()][-1]
-    return TrainingError(f"training on Ray failed: {last.strip()}")
+    return TrainingError(f"training on Ray failed: {_last_line(error) if error else 'nobody says why'}")

@@ -65,19 +65,19 @@ def written(tmp_path_factory):
     return folder, results
 
 
-def dom(page, profile, width=1280):
-    """The page's document after loading, as the browser has it."""
+def dom(address, profile, width=1280):
+    """The document at an address after loading, as the browser has it."""
     if not os.path.exists(CHROMIUM):
         reason = f"{CHROMIUM} is not there: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     window = f"--user-data-dir={profile}", f"--window-size={width},900", "--virtual-time-budget=5000"
     command = [CHROMIUM, *OPTIONS.split(), *window, "--dump-dom"]
-    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run([*command, address], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def test_the_table_has_every_figure_of_results_json(written, tmp_path):
     folder, results = written
-    document = dom(folder / "index.html", tmp_path)
+    document = dom((folder / "index.html").as_uri(), tmp_path)
     main = re.search(r'<table id="main-table">.*?</table>', document, re.DOTALL).group()
     cells = [re.sub(r"<[^>]+>", " ", cell) for cell in re.findall(r"<td>(.*?)</td>", main, re.DOTALL)]
     mass, distortion = results["rows"]
@@ -99,7 +99,7 @@ def test_images_load_and_the_page_fits_the_window(written, tmp_path, width):
     folder, _ = written
     asking = folder / f"asking-{width}.html"
     asking.write_text((folder / "index.html").read_text(encoding="utf-8").replace("</body>", f"{ASK}</body>"))
-    title = re.search(r"<title>(.*?)</title>", dom(asking, tmp_path, width)).group(1)
+    title = re.search(r"<title>(.*?)</title>", dom(asking.as_uri(), tmp_path, width)).group(1)
     loaded = dict(re.findall(r"(\S+\.webp)=(\d+)", title))
     assert set(loaded) == {"panel.webp", "distributions.webp", "image-e9.webp"}
     assert all(int(wide) > 100 for wide in loaded.values())
@@ -128,7 +128,7 @@ def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload
     page = folder / "reading.html"
     page.write_text(text.replace("</body>", f"{READ}</body>"), encoding="utf-8")
     for visit in ("first", "again"):
-        title = re.search(r"<title>(.*?)</title>", dom(page, tmp_path), re.DOTALL).group(1)
+        title = re.search(r"<title>(.*?)</title>", dom(page.as_uri(), tmp_path), re.DOTALL).group(1)
         assert title.startswith(f"{visit} true 1 of 2 findings answered")
         assert '"e9","1"' in title
         assert '"reject"' in title

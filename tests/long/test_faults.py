@@ -76,10 +76,11 @@ def test_training_whose_worker_is_killed_learns_what_it_would_have_learned(corpu
     from rayad.on_ray.train import train
 
     config, schedule = catalog.configure("models", "cae", {"width": 8}), Schedule(epochs=4)
-    undisturbed = train(corpus.url, "cae", config, schedule, Workers(2), str(tmp_path / "a"))
+    undisturbed, _ = train(corpus.url, "cae", config, schedule, Workers(2), str(tmp_path / "a"))
     dying = Dying(config, str(tmp_path / "b/checkpoint.safetensors"), str(tmp_path / "died"))
-    disturbed = train(corpus.url, "cae", dying, schedule, Workers(2, max_failures=2), str(tmp_path / "b"))
+    disturbed, faults = train(corpus.url, "cae", dying, schedule, Workers(2, max_failures=2), str(tmp_path / "b"))
     assert Path(dying.died).exists()
+    assert {fault.stage for fault in faults} == {"cae"}
     for name, value in disturbed.module.state_dict().items():
         torch.testing.assert_close(value, undisturbed.module.state_dict()[name], rtol=1e-6, atol=1e-6)
 

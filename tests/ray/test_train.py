@@ -1,5 +1,6 @@
 """Training on Ray Train: N workers learn what one process learns, from patches that arrive through Ray Data."""
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     settings = SMALL | ({"learning_rate": 1e-5} if model == "bvae" else {})
     config, schedule = catalog.configure("models", model, settings), replace(TEN_STEPS, precision=precision)
     expected = alone(corpus, config, schedule)
-    part = train(corpus.url, model, config, schedule, Workers(2), str(tmp_path / "training"))
+    part, faults = train(corpus.url, model, config, schedule, Workers(2), str(tmp_path / "training"))
+    assert faults == []
     for name, value in part.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
 
@@ -73,3 +75,24 @@ def test_a_batch_that_workers_cannot_share_is_refused(corpus, tmp_path):
     config = catalog.configure("models", "cae", SMALL)
     with pytest.raises(OptionError, match="does not divide over 3"):
         train(corpus.url, "cae", config, TEN_STEPS, Workers(3), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (Workers(2, gpu=True), r"2 workers need of the cluster: 2 GPUs, it has 0"),
+        (Workers(2, cpus=99), r"2 workers need of the cluster: 198 CPUs, it has \d+"),
+        (Workers(2, gpu=True, least=1, wait_minutes=0.02), "1 workers need of the cluster: 1 GPUs, it has 0"),
+    ],
+)
+def test_what_the_cluster_has_not_is_said_in_seconds(corpus, tmp_path, workers, said):
+    config, began = catalog.configure("models", "cae", SMALL), time.monotonic()
+    with pytest.raises(OptionError, match=said):
+        train(corpus.url, "cae", config, TEN_STEPS, workers, str(tmp_path))
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("number", "least"), [(0, 0), (2, 3), (2, -1)])
+def test_workers_are_at_least_one(number, least):
+    with pytest.raises(OptionError, match="workers are at least 1"):
+        Workers(number, least=least)

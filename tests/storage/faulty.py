@@ -34,6 +34,31 @@ class Proxy:
     """Method, path and what was done, of each request."""
     endpoint: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    listening: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0), backlog=64))
+    clients: set[socket.socket] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.port = self.listening.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.serve, args=(self.listening,), daemon=True).start()
+
+    def leave(self, seconds: float) -> None:
+        """Be out of reach from now on, so long; connections break and none can be made."""
+        self.close()
+        threading.Timer(seconds, self._come_back).start()
+
+    def close(self) -> None:
+        """Break every connection and take no more."""
+        with suppress(OSError):
+            self.listening.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for a connection
+        self.listening.close()
+        for client in list(self.clients):
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+
+    def _come_back(self) -> None:
+        self.listening = socket.create_server(("127.0.0.1", self.port), backlog=64)
+        threading.Thread(target=self.serve, args=(self.listening,), daemon=True).start()
 
     def count(self, done: str) -> int:
         """How many requests were passed, throttled or cut."""
@@ -48,6 +73,7 @@ class Proxy:
             threading.Thread(target=self._connection, args=(client,), daemon=True).start()
 
     def _connection(self, client: socket.socket) -> None:
+        self.clients.add(client)
         where = urlsplit(self.server)
         with client, socket.create_connection((where.hostname, where.port)) as server:
             left = [-1]  # bytes of the answer that may pass; -1: all
@@ -68,6 +94,7 @@ class Proxy:
             except OSError:
                 pass
             finally:
+                self.clients.discard(client)
                 with suppress(OSError):
                     server.shutdown(socket.SHUT_RDWR)
 
@@ -99,7 +126,8 @@ class Proxy:
 @contextmanager
 def faulty(server: str, fault: Fault, cut_after: int = 1000) -> Iterator[Proxy]:
     """A proxy before a server, as long as the block lasts."""
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
-        proxy = Proxy(server, fault, cut_after, endpoint=f"http://127.0.0.1:{listening.getsockname()[1]}")
-        threading.Thread(target=proxy.serve, args=(listening,), daemon=True).start()
+    proxy = Proxy(server, fault, cut_after)
+    try:
         yield proxy
+    finally:
+        proxy.close()

@@ -96,3 +96,29 @@ def test_a_listing_of_more_than_a_page_is_whole(disturbed) -> None:
     with disturbed(lambda number, *_: "throttle" if number == 1 else "pass") as proxy:
         assert storage.listing("s3://rayad/many") == [f"s3://rayad/many/{name}" for name in names]
     assert sum("continuation-token" in path for _, path, _ in proxy.seen) >= 1
+
+
+def test_storage_that_goes_away_and_comes_back_is_waited_for(disturbed, content: bytes) -> None:
+    with disturbed(lambda *_: "pass") as proxy:
+        storage.write_bytes("s3://rayad/away/x", content)
+        for attempt in (
+            lambda: storage.read_bytes("s3://rayad/away/x"),
+            lambda: storage.write_bytes("s3://rayad/away/y", content),
+            lambda: storage.listing("s3://rayad/away"),
+            lambda: storage.exists("s3://rayad/away/y"),
+            lambda: storage.remove("s3://rayad/away/y"),
+        ):
+            proxy.leave(8)
+            start = time.monotonic()
+            attempt()
+            assert 7 < time.monotonic() - start < 60
+        assert storage.listing("s3://rayad/away") == ["s3://rayad/away/x"]
+
+
+def test_storage_that_stays_away_is_named(disturbed, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 5.0)
+    with disturbed(lambda *_: "pass") as proxy:
+        storage.write_bytes("s3://rayad/gone/x", content)
+        proxy.close()
+        with pytest.raises(StorageError, match=r"cannot read s3://rayad/gone/x: .*connect to the endpoint"):
+            storage.read_bytes("s3://rayad/gone/x")

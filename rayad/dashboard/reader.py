@@ -1,0 +1,241 @@
+"""What lies below some roots, from the JSON files that the stages leave; docs/formats.md has every one of them.
+
+A run is a folder with detectors and reports below it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rayad import storage
+from rayad.dashboard.overview import Corpus, Fault, Figure, Found, Overview, Run, Sweep
+from rayad.errors import RayadError
+
+BUNDLES = ("detectors", "densities", "models")
+"""Folders of a recipe's bundles; one in an earlier folder hides those of its name in the later ones."""
+KEPT = ("dataset", "rows", "row_provenance")
+"""What is kept of results.json, which holds pictures too."""
+SWEEP = ("name", "state", "began", "updated", "corpus", "objective", "space", "wanted", "trials", "best")
+"""What sweep.json says."""
+SETTLED = timedelta(seconds=3)
+"""A file is read again until it is so old: where times are whole seconds, a second change could hide in the first."""
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A JSON file below a root."""
+
+    url: str
+    place: tuple[str, ...]
+    """Names of the folders from the root's own to the file's."""
+    when: datetime
+    said: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        return "/".join(self.place)
+
+    @property
+    def folder(self) -> str:
+        return self.url.rsplit("/", 1)[0]
+
+
+class Reader:
+    """Looks below the roots again and again; a file is read again when it was written again."""
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        self.roots = list(dict.fromkeys(roots))
+        short = [root.rstrip("/").rsplit("/", 1)[-1] for root in self.roots]
+        self._names = {r: n if short.count(n) == 1 else r.strip("/") for r, n in zip(self.roots, short, strict=True)}
+        self._kept: dict[str, tuple[datetime, dict[str, Any]]] = {}
+
+    def look(self) -> Overview:
+        """What is there now; a file that cannot be read is a fault.
+
+        Raises:
+            StorageError: a root does not exist, or cannot be listed.
+        """
+        look = _Look()
+        for root in self.roots:
+            look.names = {url.removeprefix(storage.join(root, "")) for url in storage.listing(root)}
+            for name in sorted(look.names):
+                self._see(look, root, name)
+        return look.done()
+
+    def _see(self, look: "_Look", root: str, name: str) -> None:
+        *folders, file = name.split("/")
+        url, place = storage.join(root, name), (self._names[root], *folders)
+        if "tfevents" in file and "://" not in url:
+            look.events["/".join(place)] = url.rsplit("/", 1)[0]
+        read = look.reader(folders, file)
+        if read is None:
+            return
+        try:
+            read(_Document(url, place, *self._read(url)))
+        except RayadError as error:
+            look.fault("/".join(place), str(error), url)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            odd = f"{file} is not what docs/formats.md says: {type(error).__name__} {error}"
+            look.fault("/".join(place), odd, url)
+
+    def _read(self, url: str) -> tuple[datetime, dict[str, Any]]:
+        when = storage.modified(url)
+        kept = self._kept.get(url)
+        if kept is not None and kept[0] == when:
+            return kept
+        said = storage.read_json(url)
+        if url.endswith("/results.json"):
+            said = {name: said[name] for name in KEPT if name in said}
+        if datetime.now(UTC) - when > SETTLED:
+            self._kept[url] = when, said
+        return when, said
+
+
+class _Runs:
+    """Runs by the place of their folder, as their files are seen."""
+
+    def __init__(self) -> None:
+        self._at: dict[tuple[str, ...], Run] = {}
+        self._bundles: dict[tuple[tuple[str, ...], str], tuple[int, Found]] = {}
+
+    def at(self, home: tuple[str, ...]) -> Run:
+        """The run whose folder this is."""
+        return self._at.setdefault(home, Run("/".join(home)))
+
+    def add(self, document: _Document, found: Found) -> None:
+        """A bundle: of a recipe below the run's folder, or in that folder beside others."""
+        *home, kind, name = ("", "", *document.place)
+        rank = BUNDLES.index(kind) if kind in BUNDLES else 0
+        key = tuple(filter(None, home if kind in BUNDLES else [*home, kind])) or document.place[:1], name
+        if key not in self._bundles or rank < self._bundles[key][0]:
+            self._bundles[key] = rank, found
+
+    def sorted(self) -> list[Run]:
+        """The newest first; their detectors in the order of the report, the others behind."""
+        for (home, _), (_, found) in self._bundles.items():
+            self.at(home).detectors.append(found)
+        for run in self._at.values():
+            names, order = {found.name for found in run.detectors}, list(run.judged)
+            run.detectors += [judged for name, judged in run.judged.items() if name not in names]
+            run.detectors.sort(key=lambda found: order.index(found.name) if found.name in order else len(order))
+        return sorted((run for run in self._at.values() if run.detectors), key=lambda run: run.when, reverse=True)
+
+
+class _Look:
+    """One look: what is made of each file."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        """Of the files below the root that is looked at."""
+        self._overview, self._runs = Overview(), _Runs()
+        self.events = self._overview.events
+
+    def reader(self, folders: list[str], file: str) -> Callable[[_Document], None] | None:
+        """What to do with a file; None: nothing."""
+        if "members" in folders:
+            return None
+        if folders[-1:] == ["faults"] and file.endswith(".json"):
+            return self._lost
+        known = {
+            "detector.json": self._detector,
+            "results.json": self._results,
+            "manifest.json": self._corpus,
+            "sweep.json": self._sweep,
+        }
+        return known.get(file)
+
+    def done(self) -> Overview:
+        """All of it, the newest first."""
+        overview = self._overview
+        overview.runs = self._runs.sorted()
+        overview.sweeps.sort(key=lambda sweep: str(sweep.said["began"]), reverse=True)
+        overview.faults = sorted(_once(overview.faults), key=lambda fault: fault.when, reverse=True)
+        overview.folders = {url.rsplit("/", 1)[0] for url in _linked(overview)}
+        return overview
+
+    def fault(self, where: str, what: str, url: str, when: str = "") -> None:
+        """Something went wrong."""
+        self._overview.faults.append(Fault(where, what, url, when))
+
+    def _detector(self, document: _Document) -> None:
+        said, origin = document.said, document.said["provenance"]
+        minutes = origin.get("train_minutes")
+        found = Found(said["name"], _kind(said), document.when, origin.get("commit", ""), minutes, document.url)
+        self._runs.add(document, found)
+        for fault in origin.get("faults", []):
+            self._lost(replace(document, said=fault))
+
+    def _lost(self, document: _Document) -> None:
+        fault = document.said
+        what = f"learning {fault['stage']}: {fault['error']}"
+        self.fault(document.where, what, document.url, fault["when"])
+
+    def _results(self, document: _Document) -> None:
+        run, said = self._runs.at(document.place[:-1] or document.place), document.said
+        run.dataset = run.dataset or said["dataset"]
+        page = self._beside(document, "index.html")
+        run.reports.append(page or document.url)
+        for row in said["rows"]:
+            origin = said.get("row_provenance", {}).get(row["detector"], {})
+            judged = Found(row["detector"], "", document.when, origin.get("commit", ""), None, document.url)
+            run.judged.setdefault(judged.name, judged)
+            figure = _figure(row)
+            if figure:
+                run.figures.setdefault((judged.name, row["lesion"]), figure)
+
+    def _corpus(self, document: _Document) -> None:
+        said, when = document.said, document.when
+        counts = said["patches"], said["images"], len(said["failures"]), len(said.get("excluded", []))
+        self._overview.corpora.append(Corpus(document.where, document.url, when, said["dataset"], *counts))
+        for failure in said["failures"]:
+            what = f"{failure['exam_id']}: {failure['reason']}"
+            self.fault(document.where, what, document.url, when.isoformat(timespec="seconds"))
+
+    def _sweep(self, document: _Document) -> None:
+        said = {name: document.said[name] for name in SWEEP}
+        database = self._beside(document, "optuna.db")
+        path = "" if "://" in database else database
+        self._overview.sweeps.append(
+            Sweep(document.where, document.url, said, self._beside(document, "index.html"), path)
+        )
+        failed = said["trials"]["failed"]
+        if failed:
+            what = f"{failed} of {sum(said['trials'].values())} trials of {said['name']} failed"
+            self.fault(document.where, what, document.url, said["updated"])
+
+    def _beside(self, document: _Document, file: str) -> str:
+        """The URL of a file in the same folder; "" where there is none."""
+        name = "/".join([*document.place[1:], file])
+        return storage.join(document.folder, file) if name in self.names else ""
+
+
+def _kind(said: dict[str, Any]) -> str:
+    """Such as "cae, spn: likelihood"."""
+    if said.get("members"):
+        return f"{said['score']} of {', '.join(said['members'])}"
+    parts = [said[part]["name"] for part in ("model", "density") if said.get(part)]
+    around = said["aggregation"]
+    places = "" if around["kind"] == "none" else f", {around['kind']} of {around['size_mm']:g} mm"
+    return f"{', '.join(parts) or 'learns nothing'}: {said['score']}{places}"
+
+
+def _figure(row: dict[str, Any]) -> Figure | None:
+    for name in ("pixel_auc", "exam_auc"):
+        of = row.get(name) or {}
+        if of.get("value") is not None:
+            return Figure(name.replace("_auc", " AUC"), of["value"], of.get("low"), of.get("high"))
+    return None
+
+
+def _once(faults: Iterable[Fault]) -> list[Fault]:
+    """A trained model's faults stand in every detector that was made of it: each once."""
+    return list({(fault.when, fault.what) if fault.when else fault: fault for fault in faults}.values())
+
+
+def _linked(overview: Overview) -> Iterator[str]:
+    """The URLs that the page leads to."""
+    for run in overview.runs:
+        yield from run.reports
+        yield from (found.url for found in run.detectors)
+    yield from (one.url for one in (*overview.sweeps, *overview.corpora, *overview.faults))

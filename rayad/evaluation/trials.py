@@ -1,0 +1,81 @@
+"""What a sweep found, for people: pictures of its trials, a table, a page."""
+
+import base64
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any
+
+import matplotlib as mpl
+import optuna
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from matplotlib import pyplot
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as draw
+
+CONTOUR = ("inputs", "replicas")
+"""The two fields of the contour, where both are searched; else the two that matter most."""
+FEW = 4
+"""Trials below which no picture says anything."""
+
+
+def csv(found: Mapping[str, Any]) -> str:
+    """A line a trial: number, value, epochs, seconds, how it ended, and its settings."""
+    rows = [
+        {**{k: row[k] for k in ("number", "value", "epochs", "seconds", "how")}, **row["settings"]}
+        for row in found["rows"]
+    ]
+    return pd.DataFrame(rows).sort_values("number").to_csv(index=False)
+
+
+def pictures(study: optuna.Study) -> dict[str, bytes]:
+    """Name -> PNG: history, parallel coordinates, importance, and a contour of two fields; none of a few trials.
+
+    Importance is that of a random forest's analysis of variance (Hutter et al., ICML 2014).
+    """
+    shown = _ended(study)
+    if len(shown.trials) < FEW:
+        return {}
+    names = list(shown.trials[0].params)
+    wanted: dict[str, Callable[[], Any]] = {
+        "history": lambda: draw.plot_optimization_history(shown),
+        "parallel": lambda: draw.plot_parallel_coordinate(shown),
+        "importance": lambda: draw.plot_param_importances(shown),
+    }
+    if len(names) > 1:
+        pair: list[str] = list(optuna.importance.get_param_importances(shown))[:2]
+        pair = list(map(str, CONTOUR)) if set(CONTOUR) <= set(names) else pair
+        wanted["contour"] = lambda: draw.plot_contour(shown, params=pair)
+    return {name: _png(picture) for name, picture in wanted.items()}
+
+
+def _ended(study: optuna.Study) -> optuna.Study:
+    """The trials with a value, in memory."""
+    shown = optuna.create_study(direction="minimize")
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        if trial.value is not None and abs(trial.value) != float("inf"):
+            shown.add_trial(trial)
+    return shown
+
+
+def _png(picture: Callable[[], Any]) -> bytes:
+    """What Optuna draws, whose warnings are those of its own libraries."""
+    with warnings.catch_warnings(), mpl.rc_context({"figure.figsize": (9, 5.5), "figure.autolayout": True}):
+        warnings.simplefilter("ignore")
+        axes = picture()
+        figure = (axes if hasattr(axes, "figure") else axes.flat[0]).figure
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110, format="png")
+        pyplot.close(figure)
+    return buffer.getvalue()
+
+
+def page(found: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
+    """The page of a sweep."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = resources.files("rayad.evaluation").joinpath("trials.html.j2").read_text("utf-8")
+    shown = {name: base64.b64encode(png).decode() for name, png in drawn.items()}
+    ended = sorted(found["rows"], key=lambda row: (row["value"] is None, row["value"] or 0))
+    return environment.from_string(template).render(found=found, rows=ended, shown=shown)

@@ -1,0 +1,407 @@
+"""Search of settings by Ray Tune: Optuna proposes, trials that fall behind are stopped (ASHA), the best runs again.
+
+A trial learns in one process of its own and tells after every epoch how good it is by now:
+
+- fields of a density (and of EM): the latents of a trained encoder are encoded once and shared; what counts is the
+  validation likelihood in bits a dimension, over healthy patients.
+- fields of an image model (and of its schedule): likelihoods of latents do not compare encoders, so what counts is what
+  a pixel of healthy validation patches costs (rayad/scoring/description.py).
+
+No label enters. Optuna's database (`optuna.db`) and `sweep.json` are kept up to date while the sweep runs; a sweep that
+was interrupted goes on from them.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import optuna
+import ray
+import torch
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from rayad import fit as learning
+from rayad import search, storage
+from rayad.density import em
+from rayad.errors import OptionError, RayadError, TrainingError
+from rayad.evaluation import trials
+from rayad.on_ray import metrics
+from rayad.on_ray.cluster import progress, tasks
+from rayad.on_ray.density import Fit, classes_of, variables_of
+from rayad.on_ray.encode import encode
+from rayad.on_ray.resources import Search
+from rayad.on_ray.train import order_of, pixels, reader, validation_batches
+from rayad.patches.corpus import Corpus, fingerprint
+from rayad.scoring.description import Describes, bits_a_pixel
+from rayad.scoring.detector import Part
+
+STUDY = "sweep"
+"""Name of the study in Optuna's database."""
+DATABASE, SUMMARY = "optuna.db", "sweep.json"
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+"""Environment in which Ray Tune writes no files and no lines of its own for every trial."""
+NOISE_BATCHES = 32
+"""Batches of training patches that a decoder's noise is fitted to."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched: everything that a trial needs besides its values and its data."""
+
+    parts: dict[str, Any]
+    """Configurations: density and em, or model and schedule."""
+    space: dict[str, search.Dimension]
+    corpus: str
+    objective: str
+    """In words, with its unit; lower is better."""
+
+    @property
+    def epochs(self) -> int:
+        """Of a trial, at most."""
+        return (self.parts["em"] if "em" in self.parts else self.parts["schedule"]).epochs
+
+
+@dataclass(frozen=True)
+class Data:
+    """The latents that trials of a density share; read-only, since they lie in the object store."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    classes: np.ndarray
+    """The class of every training row, -1 where it is not known; of no length without classes."""
+    names: tuple[str, ...] = ()
+
+
+Report = Callable[[int, float], None]
+"""report(epoch, value): the best value so far."""
+
+
+def of_density(
+    model: Part, wanted: Fit, texts: tuple[str, ...], corpus_url: str, latents_url: str
+) -> tuple[Task, Data]:
+    """A sweep over fields of a density and of EM at a fixed encoder, whose latents are encoded once."""
+    corpus = Corpus.open(corpus_url)
+    parts = {"density": wanted.config, "em": wanted.em}
+    space = search.parse(texts, parts)
+    encode(corpus, model, latents_url)
+    held = {split: variables_of(corpus, latents_url, wanted, split).numpy() for split in ("train", "validation")}
+    search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
+    rows, names = classes_of(corpus, wanted, "train")
+    said = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
+    return Task(parts, space, corpus_url, said), Data(**held, classes=rows, names=names)
+
+
+def of_model(config: Any, schedule: learning.Schedule, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
+    """A sweep over fields of an image model and of its schedule."""
+    parts = {"model": config, "schedule": schedule}
+    space = search.parse(texts, parts)
+    search.check(parts, space, lambda parts: parts["model"].build())
+    if not isinstance(config.build(), Describes):
+        raise OptionError("a sweep over an image model needs one with a likelihood of patches: bvae, conditional_vae")
+    order_of(Corpus.open(corpus_url), schedule).check(1)
+    return Task(parts, space, corpus_url, "bits a pixel of healthy validation patches, of 16"), None
+
+
+def learn(task: Task, data: Data | None, values: Mapping[str, Any], seed: int | None, report: Report) -> None:
+    """One trial: learn with these values.
+
+    Args:
+        seed: instead of the configuration's.
+    """
+    torch.set_num_threads(1)
+    parts = search.applied(task.parts, task.space, values)
+    if seed is not None:
+        parts = {name: replace(of, seed=seed) if hasattr(of, "seed") else of for name, of in parts.items()}
+    if data is None:
+        _learn_model(task, parts, report)
+    else:
+        _learn_density(data, parts, report)
+
+
+def _learn_density(data: Data, parts: dict[str, Any], report: Report) -> None:
+    train, validation = torch.tensor(data.train), torch.tensor(data.validation)
+    density, best = parts["density"].build(train.shape[1]), float("inf")
+    labels = torch.tensor(data.classes) if data.names and parts["density"].roots == len(data.names) else None
+
+    def told(row: learning.Row) -> None:
+        nonlocal best
+        best = min(best, row["validation"])
+        report(int(row["epoch"]), best)
+
+    em.fit(density, train, validation, parts["em"], labels=labels, report=told)
+
+
+def _learn_model(task: Task, parts: dict[str, Any], report: Report) -> None:
+    corpus, schedule, best = Corpus.open(task.corpus), parts["schedule"], float("inf")
+    torch.manual_seed(schedule.seed)
+    model = parts["model"].build()
+    read, order = reader(corpus, model), order_of(corpus, schedule)
+    validation = validation_batches(read, corpus, schedule.batch, 0, 1)
+
+    def train(epoch: int) -> Iterator[torch.Tensor]:
+        return (pixels(batch) for batch in order.batches(read, epoch))
+
+    def told(row: learning.Row) -> None:
+        nonlocal best
+        if "epoch" in row:
+            training = model.training
+            best = min(best, bits_a_pixel(model.eval(), lambda: islice(train(1), NOISE_BATCHES), validation))
+            model.train(training)
+            report(int(row["epoch"]), best)
+
+    learning.fit(model, train, validation, schedule, report=told)
+
+
+def _trial(values: dict[str, Any], task: Task, data: Data | None) -> None:
+    """A trial as Ray Tune calls it; what goes wrong on purpose is its last report."""
+    last = {"value": math.inf, "epoch": 0}
+
+    def told(epoch: int, value: float) -> None:
+        last.update(epoch=epoch, value=value)
+        tune.report({**last, "how": "stopped"})
+
+    try:
+        learn(task, data, values, None, told)
+    except RayadError as error:
+        tune.report({**last, "value": math.inf, "how": "failed", "error": str(error)})
+    else:
+        tune.report({**last, "how": "whole"})
+
+
+def _again(task: Task, data: Data | None, values: dict[str, Any], seed: int) -> float:
+    """The value that these settings end with, with this seed."""
+    told: list[float] = []
+    learn(task, data, values, seed, lambda epoch, value: told.append(value))
+    return told[-1]
+
+
+def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> dict[str, Any]:
+    """Search, fit the best with several seeds, and write `sweep.json`, `trials.csv`, `index.html` and its pictures.
+
+    Args:
+        url: folder of the sweep; one that was interrupted goes on, up to ``how.trials`` trials in all.
+
+    Returns:
+        The content of `sweep.json`.
+
+    Raises:
+        OptionError: another sweep is at the URL, or the cluster has not what the trials need.
+        TrainingError: no trial came to an end.
+    """
+    _require(how)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with _at_hand(url) as folder:
+        book = _Book(name, task, how, url, folder)
+        database = RDBStorage(f"sqlite:///{folder}/{DATABASE}", engine_kwargs={"connect_args": {"timeout": 30}})
+        study = _study(database, task, book)
+        _run(task, data, how, database, book)
+        _give_up_running(study)
+        if book.best is None:
+            raise TrainingError(f"no trial of {len(book.rows)} came to an end: {book.rows[-1]['error']}")
+        book.keep(seeds=_with_seeds(task, data, how, book.best["settings"]), state="done")
+        pictures = trials.pictures(study)
+        database.engine.dispose()
+    for picture, png in pictures.items():
+        storage.write_bytes(storage.join(url, f"{picture}.png"), png)
+    storage.write_bytes(storage.join(url, "trials.csv"), trials.csv(book.found).encode())
+    storage.write_bytes(storage.join(url, "index.html"), trials.page(book.found, pictures).encode())
+    return book.found
+
+
+def _require(how: Search) -> None:
+    """OptionError if trials would wait for ever for what the cluster does not have."""
+    there = ray.cluster_resources()
+    for kind, wanted in (("CPU", how.concurrent), ("GPU", how.concurrent * how.gpu)):
+        if (has := there.get(kind, 0)) < wanted:
+            raise OptionError(f"{how.concurrent} trials at a time need {wanted} {kind}s of the cluster, it has {has:g}")
+
+
+@contextmanager
+def _at_hand(url: str) -> Iterator[str]:
+    """A local folder for Optuna's database: the sweep's own, or one with a copy of it."""
+    if "://" not in url:
+        os.makedirs(url, exist_ok=True)
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="rayad-") as folder:
+        there = storage.join(url, DATABASE)
+        if storage.exists(there):
+            storage.write_bytes(f"{folder}/{DATABASE}", storage.read_bytes(there))
+        yield folder
+
+
+class _Book:
+    """What is known of a sweep, kept in `sweep.json` and, where the sweep is not on a local disk, its database too."""
+
+    def __init__(self, name: str, task: Task, how: Search, url: str, folder: str) -> None:
+        self.url, self.folder = url, folder
+        content = Corpus.open(task.corpus).manifest["content"]
+        made_of = fingerprint([task.parts, {name: asdict(of) for name, of in task.space.items()}, content])
+        where = storage.join(url, SUMMARY)
+        self.found: dict[str, Any] = storage.read_json(where) if storage.exists(where) else {}
+        if self.found and self.found["made_of"] != made_of:
+            fields = ", ".join(f"{name} {of}" for name, of in self.found["space"].items())
+            raise OptionError(f"{url}: another sweep is here (over {fields}, or with other settings or another corpus)")
+        self.rows: list[dict[str, Any]] = self.found.get("rows", [])
+        began = {"name": name, "began": _now(), "made_of": made_of, "rows": self.rows}
+        said = {"corpus": task.corpus, "objective": task.objective, "space": {k: str(v) for k, v in task.space.items()}}
+        self.found = began | self.found | said | {"base": search.base(task.parts, task.space), "wanted": how.trials}
+        self.keep(state="running")
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the lowest value."""
+        ended = [row for row in self.rows if row["value"] is not None]
+        return min(ended, key=lambda row: row["value"], default=None)
+
+    def add(self, number: int, settings: dict[str, Any], result: dict[str, Any] | None) -> None:
+        """A trial has ended."""
+        said = result or {"how": "failed", "value": math.inf, "error": "its worker was lost"}
+        value = float(said["value"])
+        row = {"number": number, "settings": settings, "value": value if math.isfinite(value) else None}
+        row |= {"epochs": said.get("epoch", 0), "seconds": round(said.get("time_total_s", 0.0), 1), "how": said["how"]}
+        self.rows.append(row | {"error": said.get("error", "")})
+        metrics.count("sweep_trials", 1, result=said["how"])
+        if self.best:
+            metrics.show("sweep_best", self.best["value"], sweep=self.found["name"])
+        self.keep()
+
+    def keep(self, **news: Any) -> None:
+        """Write down what is known now."""
+        counts = Counter(row["how"] for row in self.rows)
+        self.found |= {"updated": _now(), "trials": {how: counts[how] for how in ("whole", "stopped", "failed")}}
+        self.found |= {"best": self.best and {k: self.best[k] for k in ("number", "value", "settings")}, **news}
+        storage.write_json(storage.join(self.url, SUMMARY), self.found)
+        database = os.path.join(self.folder, DATABASE)
+        if self.folder != self.url and os.path.exists(database):
+            storage.write_bytes(storage.join(self.url, DATABASE), storage.read_bytes(database))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _study(database: RDBStorage, task: Task, book: _Book) -> optuna.Study:
+    """The study in the database, whether it is new or of a sweep that was interrupted."""
+    study = optuna.create_study(storage=database, study_name=STUDY, direction="minimize", load_if_exists=True)
+    _give_up_running(study)
+    base = book.found["base"]
+    if not study.trials and all(base[name] in dimension for name, dimension in task.space.items()):
+        study.enqueue_trial(base)  # what would be used without a search is the first trial
+    return study
+
+
+def _give_up_running(study: optuna.Study) -> None:
+    """Nobody will tell how these trials end."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+class _Searcher(OptunaSearch):
+    """Optuna's proposals; each trial that ends is written down."""
+
+    def __init__(self, book: _Book, step: Callable[..., None], **options: Any) -> None:
+        super().__init__(metric="value", mode="min", study_name=STUDY, **options)
+        self._book, self._step = book, step
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        super().on_trial_complete(trial_id, result, error)
+        trial = self._ot_trials[trial_id]
+        self._book.add(trial.number, trial.params, result)
+        best = self._book.best
+        self._step(f"best {best['value']:.4f}" if best else "")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune keeps copies to go on from, but Optuna's database has all that a sweep needs for that."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, for the same reason."""
+        open(checkpoint_path, "wb").close()
+
+
+def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book: _Book) -> None:
+    """The trials that are lacking; KeyboardInterrupt if somebody stopped them."""
+    lacking, ends = how.trials - len(book.rows), time.monotonic() + 60 * how.minutes
+    if lacking <= 0:
+        return
+    sampler = optuna.samplers.TPESampler(seed=how.seed + len(book.rows), multivariate=True, constant_liar=True)
+    space = {name: dimension.distribution for name, dimension in task.space.items()}
+    own = tempfile.mkdtemp(prefix="rayad-tune-")
+    try:
+        with progress(lacking, "trials") as step, _quiet():
+            tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(_trial, task=task, data=data), {"cpu": 1, "gpu": int(how.gpu)}
+                ),
+                tune_config=tune.TuneConfig(
+                    search_alg=_Searcher(book, step, space=space, storage=database, sampler=sampler),
+                    scheduler=_scheduler(task, how),
+                    num_samples=lacking,
+                    max_concurrent_trials=how.concurrent,
+                    time_budget_s=60 * how.minutes,
+                ),
+                run_config=tune.RunConfig(
+                    name=STUDY, storage_path=own, verbose=0, failure_config=tune.FailureConfig(max_failures=2)
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    if len(book.rows) < how.trials and time.monotonic() < ends - 1:
+        raise KeyboardInterrupt
+
+
+def _scheduler(task: Task, how: Search) -> TrialScheduler:
+    """Stops the worse two thirds of the trials at 1, 3, 9, ... times the grace (Li et al., "ASHA", MLSys 2020)."""
+    if not how.grace or how.grace >= task.epochs:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="value",
+        mode="min",
+        max_t=task.epochs + 1,  # a trial that comes to its end is not stopped
+        grace_period=how.grace,
+        reduction_factor=3,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray Tune say nothing: the database and the book have it."""
+    before = {name: os.environ.get(name) for name in QUIET}
+    os.environ.update(QUIET)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _with_seeds(task: Task, data: Data | None, how: Search, best: dict[str, Any]) -> dict[str, Any]:
+    """The best settings and those without a search, fitted again with several seeds: mean, deviation, all values."""
+    wanted = {"best": best, "base": search.base(task.parts, task.space)}
+    jobs = [(values, seed) for values in wanted.values() for seed in range(how.seeds)]
+    ended = list(tasks(_again, jobs, len(jobs), "seeds", shared=(task, data)))
+    found: dict[str, Any] = {}
+    for number, (name, settings) in enumerate(wanted.items()):
+        values = ended[number * how.seeds : (number + 1) * how.seeds]
+        deviation = float(np.std(values, ddof=1)) if how.seeds > 1 else None
+        found[name] = {"settings": settings, "values": values, "mean": float(np.mean(values)), "deviation": deviation}
+    return found

@@ -1,0 +1,160 @@
+"""Sweeps by Ray Tune and Optuna: what is searched, written and taken up again; and what is refused at once."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from rayad import cli, storage
+from rayad.datasets import phantom
+from rayad.density import spn
+from rayad.density.em import EM
+from rayad.errors import OptionError
+from rayad.fit import Schedule
+from rayad.models import bvae
+from rayad.on_ray import stages, sweep
+from rayad.on_ray.density import Fit, fit_density
+from rayad.on_ray.ingest import ingest
+from rayad.on_ray.resources import Search, Workers
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+from rayad.recipes import Density
+from rayad.scoring import bundle
+
+SMALL = Fit("spn", spn.Config(inputs=3, replicas=3), EM(epochs=4, batches=4))
+SPACE = ("inputs=2..8", "replicas=2,4", "step=0.05..0.5:log")
+FEW = Search(trials=4, seeds=2, grace=2, minutes=5)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    url = str(tmp_path_factory.mktemp("corpus"))
+    dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
+    ingest(dataset, url, Ingest(sampling=Sampling(patches=20), shard_patches=120), {"dataset": "phantom"})
+    return Corpus.open(url)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory) -> str:
+    """URL of a detector whose latents are searched over."""
+    url = str(tmp_path_factory.mktemp("cae"))
+    config = {"width": 4, "latents": 6}
+    from rayad import catalog
+
+    made = catalog.configure("models", "cae", config)
+    stages.train_detector("cae", corpus, "cae", made, Schedule(epochs=1), Workers(1), url)
+    return url
+
+
+def numbers(url: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{url}/optuna.db").trials
+
+
+def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained, tmp_path):
+    model = bundle.load(trained).model
+    assert model is not None
+    url, latents = str(tmp_path / "sweep"), str(tmp_path / "latents")
+    task, data = sweep.of_density(model, SMALL, SPACE, corpus.url, latents)
+    first = sweep.sweep("small", task, data, FEW, url)
+    assert len(first["rows"]) == 4
+    assert first["base"] == {"inputs": 3, "replicas": 3, "step": 0.1}
+    assert first["best"]["value"] == min(row["value"] for row in first["rows"])
+    assert first["state"] == "done"
+    assert storage.read_json(f"{url}/sweep.json") == json.loads(json.dumps(first))
+    assert {round(t.value, 6) for t in numbers(url)} == {round(row["value"], 6) for row in first["rows"]}
+    for name in ("index.html", "trials.csv", "parallel.png", "importance.png", "contour.png", "history.png"):
+        assert storage.exists(f"{url}/{name}"), name
+    more = sweep.sweep("small", task, data, replace(FEW, trials=6), url)
+    assert more["rows"][:4] == first["rows"]
+    assert len(more["rows"]) == len(numbers(url)) == 6
+    other, _ = sweep.of_density(model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
+    with pytest.raises(OptionError, match="another sweep is here"):
+        sweep.sweep("small", other, data, FEW, url)
+
+
+def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_path):
+    """The winner's value is that of its training: same rows, same seed."""
+    model = bundle.load(trained).model
+    assert model is not None
+    latents = str(tmp_path / "latents")
+    task, data = sweep.of_density(model, SMALL, SPACE, corpus.url, latents)
+    values = {"inputs": 5, "replicas": 4, "step": 0.2}
+    told: list[float] = []
+    sweep.learn(task, data, values, None, lambda epoch, value: told.append(value))
+    wanted = replace(SMALL, config=spn.Config(inputs=5, replicas=4), em=replace(SMALL.em, step=0.2))
+    _, said = fit_density(corpus.url, model, wanted, Workers(1), latents)
+    assert told[-1] == pytest.approx(said["best"]["validation"], abs=1e-5)
+    assert told == sorted(told, reverse=True)
+
+
+def test_the_command_trains_the_winner(corpus, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = cli.run(
+        [
+            *("sweep", "--corpus", corpus.url, "--detector", trained, "--out", str(out), "--space", "inputs=2..4"),
+            *("--settings", "replicas=2", "--em.epochs", "2", "--search.trials", "2", "--search.seeds", "1", "--apply"),
+        ]
+    )
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "best of 2 trials: inputs=" in said.out
+    best = storage.read_json(f"{out}/sweep.json")["best"]["settings"]["inputs"]
+    winner = bundle.load(f"{out}/detector").density
+    assert winner is not None
+    assert (winner.config.inputs, winner.config.replicas) == (best, 2)
+
+
+def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path):
+    schedule = Schedule(epochs=3, batch=16)
+    config = bvae.Config(width=4, latents=4, learning_rate=3e-3)
+    task, data = sweep.of_model(config, schedule, ("beta=0.001,1000",), corpus.url)
+    found = sweep.sweep("bvae", task, data, Search(trials=2, seeds=1, grace=0, minutes=5), str(tmp_path / "sweep"))
+    assert {row["how"] for row in found["rows"]} <= {"whole", "failed"}
+    assert "bits a pixel" in found["objective"]
+    assert math.isfinite(found["best"]["value"])
+    assert found["best"]["settings"] == {"beta": 0.001}
+
+
+def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
+    """With as many roots as there are classes each root learns one: their shares are those of the patches."""
+    index = corpus.index()
+    names = sorted(set(index["density"]) - {""})
+    assert len(names) > 1
+    detector = bundle.load(trained)
+    density = Density({"inputs": 4, "replicas": 4, "roots": len(names)}, classes="density")
+    made = stages.fit_detector(
+        "classes", corpus, detector, density, EM(epochs=5), Workers(1), str(tmp_path / "d"), str(tmp_path / "l")
+    )
+    assert made.density is not None
+    train = index[index["split"] == "train"]
+    shares = train["density"].value_counts(normalize=True).sort_index().to_numpy()
+    assert made.density.module.mixing.numpy() == pytest.approx(shares, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--space", "depth=1,2,9"], "depth=9 cannot be searched"),
+        (["--space", "inputz=1,2"], "no field 'inputz' to search"),
+        (["--space", "inputs=2..4", "--classes", "nothing"], "classes are a column of the index"),
+        (["--space", "inputs=2..4", "--search.gpu"], "need 2 GPUs of the cluster, it has 0"),
+        (["--space", "inputs=2..4", "--search.concurrent", "99"], "need 99 CPUs of the cluster"),
+        (["--space", "inputs=2..4", "--model", "bvae"], "one of both"),
+        (["--space", "inputs=2..4", "--search.trials", "0"], "trials of a sweep must be at least 1"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_at_once(corpus, trained, tmp_path, capsys, arguments, said):
+    code = cli.run(["sweep", "--corpus", corpus.url, "--detector", trained, "--out", str(tmp_path / "s"), *arguments])
+    error = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert said in error[-1]
+    assert not Path(tmp_path / "s" / "sweep.json").exists()
+
+
+def test_a_model_without_a_likelihood_is_refused(corpus, tmp_path, capsys):
+    command = ["sweep", "--corpus", corpus.url, "--out", str(tmp_path / "s"), "--model", "cae", "--space", "width=4,8"]
+    assert cli.run(command) == 2
+    assert "needs one with a likelihood of patches" in capsys.readouterr().err
