@@ -60,7 +60,7 @@ def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url
         url: folder for the latents; they are encoded once and kept for other densities of the same model.
 
     Returns:
-        The density, and what is worth knowing of its training: epochs, bits a dimension, warnings, faults.
+        The density, and what is worth knowing of its training: epochs, their rows and the best, warnings, faults.
 
     Raises:
         OptionError: unknown density, or settings it refuses.
@@ -160,5 +160,6 @@ def _loop(task: dict[str, Any]) -> None:
         report=lambda row: report(task, row),
     )
     if us.rank == 0:
-        said = {"best": history.best, "epochs": len(history.rows), "warnings": list(history.warnings)}
+        rows = list(history.rows)
+        said = {"best": history.best, "epochs": len(rows), "rows": rows, "warnings": list(history.warnings)}
         Folder(task["result"]).save(State(density.state_dict(), said))

@@ -7,6 +7,7 @@ import torch
 
 from rayad import storage
 from rayad.arrays import Latents
+from rayad.errors import TrainingError
 from rayad.on_ray.cluster import each
 from rayad.on_ray.train import pixels, reader
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
@@ -23,7 +24,7 @@ def encode(corpus: Corpus, model: Part, url: str) -> None:
 
 
 def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
-    """Write the latents of one shard, unless they are there."""
+    """Write the latents of one shard, unless they are there; TrainingError if one is no number."""
     where = storage.join(url, f"{shard}.npy")
     if storage.exists(where):
         return
@@ -31,6 +32,9 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     with torch.inference_mode():
         starts = range(0, len(patches), ROWS)
         latents = torch.cat([module.encode(pixels(patches[start : start + ROWS])) for start in starts])
+    if not latents.isfinite().all():
+        row = int((~latents.isfinite()).any(1).nonzero()[0])
+        raise TrainingError(f"{model.name} has no latents of patch {row} of {shard}: they are not finite")
     buffer = io.BytesIO()
     np.save(buffer, latents.numpy(), allow_pickle=False)
     storage.write_bytes(where, buffer.getvalue())

@@ -97,6 +97,7 @@ def fit_detector(
     part, history = fit_density(corpus.url, trained.model, wanted, workers, latents)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
+    history.pop("rows", None)
     origin = _origin(corpus, request, em) | {"density_training": history, "train_minutes": minutes, "faults": faults}
     score = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
     fitted = replace(

@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.numpy
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from rayad import catalog, storage
@@ -68,18 +69,22 @@ def describe(url: str) -> dict[str, Any]:
     return _upgraded(description)
 
 
-def load(url: str) -> Detector:
+def load(url: str, anyway: bool = False) -> Detector:
     """Read a bundle.
 
+    Args:
+        anyway: also one whose parameters are not finite, which has no scores.
+
     Raises:
-        FormatError: no bundle, a newer schema, or tensors whose hash is not the one in ``detector.json``.
+        FormatError: no bundle, a newer schema, tensors whose hash is not the one in ``detector.json``, or that are not
+            finite.
     """
     said = describe(url)
     calibration = None
     if "calibration" in said["sha256"]:
         tensors = safetensors.numpy.load(_checked(url, "calibration", said["sha256"]))
         calibration = Calibration.from_tensors(tensors)
-    return Detector(
+    found = Detector(
         name=said["name"],
         score=said["score"],
         preprocessing=from_description(said["preprocessing"]),
@@ -89,8 +94,11 @@ def load(url: str) -> Detector:
         calibration=calibration,
         provenance=said["provenance"],
         context=tuple(said["context"]),
-        members=tuple(load(_member(url, name)) for name in said["members"]),
+        members=tuple(load(_member(url, name), anyway) for name in said["members"]),
     )
+    if not anyway and (wrong := not_finite(found)):
+        raise FormatError(f"{url}: {wrong[0]} holds numbers that are not finite")
+    return found
 
 
 def _member(url: str, name: str) -> str:
@@ -121,6 +129,13 @@ def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
         said_why = " ".join(str(error).split())
         raise FormatError(f"{url}: {kind}.safetensors does not fit {name} of detector.json: {said_why}") from None
     return Part(name, config, module.eval(), variables)
+
+
+def not_finite(detector: Detector) -> list[str]:
+    """Names of the parameters and buffers of its model and density that hold nan or infinities."""
+    parts = (("model", detector.model), ("density", detector.density))
+    state = [(kind, *item) for kind, part in parts if part for item in part.module.state_dict().items()]
+    return [f"{kind}: {name}" for kind, name, v in state if v.is_floating_point() and not torch.isfinite(v).all()]
 
 
 def _checked(url: str, kind: str, hashes: dict[str, str]) -> bytes:

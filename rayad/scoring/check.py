@@ -48,7 +48,7 @@ def faults(url: str) -> list[str]:
     found = list(_of_description(said))
     if found:
         return found
-    loaded = bundle.load(url)
+    loaded = bundle.load(url, anyway=True)
     found += [f"{name} is beside the bundle's files, and nothing names it" for name in _strangers(url, said)]
     for name in said["members"]:
         found += [f"member {name}: {fault}" for fault in faults(storage.join(url, "members", name))]
@@ -75,13 +75,9 @@ def _strangers(url: str, said: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_parts(one: Detector) -> Iterator[str]:
+    yield from (f"{name} holds numbers that are not finite" for name in bundle.not_finite(one))
     for kind, part in (("model", one.model), ("density", one.density)):
-        if part is None:
-            continue
-        for name, value in part.module.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                yield f"{kind}: {name} holds numbers that are not finite"
-        if isinstance(part.module, Checked):
+        if part and isinstance(part.module, Checked):
             yield from (f"{kind}: {fault}" for fault in part.module.faults())
 
 

@@ -1,0 +1,183 @@
+"""What a second worker brings, and what Ray Train costs.
+
+    python benchmarks/scaling.py --corpus corpus --dataset mias --source mini-mias --out scaling
+
+One thread a worker, as many logical CPUs as workers. Each measurement is of the work alone: the start of a cluster and
+of its processes, 10 to 20 s, is not in it. Everything is run in turn, several times; medians count.
+
+train, em         epochs after the first, from what the workers themselves tell: samples and seconds, and of these the
+                  seconds that they waited for data and for each other
+encode, evaluate  patches and images, on a cluster of one and of two CPUs
+bare              the same training in this process, without Ray: what Ray Train costs at one worker
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+import torch
+import tyro
+
+from rayad import catalog, provenance, storage
+from rayad.checkpoints import Folder
+from rayad.density.em import EM
+from rayad.fit import Schedule, fit
+from rayad.on_ray import stages
+from rayad.on_ray.cluster import quiet_data
+from rayad.on_ray.density import Fit, fit_density
+from rayad.on_ray.encode import encode
+from rayad.on_ray.resources import Workers, keep_private
+from rayad.on_ray.score import score_exams
+from rayad.on_ray.train import order_of, pixels, train, validation_batches
+from rayad.patches.corpus import Corpus
+from rayad.progress import Row
+from rayad.scoring.detector import Detector, Part
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+STEP_PX = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is worked on."""
+
+    corpus: str
+    out: str
+    """Local folder; what is made there is removed."""
+    dataset: str = "mias"
+    source: str = ""
+    images: int = 40
+    """That are scored."""
+    model: str = "cae"
+    epochs: int = 4
+    rounds: int = 3
+
+
+@contextmanager
+def own_ray(cpus: int) -> Iterator[None]:
+    """A cluster of so many logical CPUs."""
+    ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False
+    )
+    quiet_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def told(rows: Sequence[Row]) -> dict[str, float]:
+    """Samples a second of one worker and the shares of its time, over the epochs after the first."""
+    later = [row for row in rows if row.get("epoch", 0) > 1]
+    seconds = sum(row["seconds"] for row in later)
+    shares = {name: sum(row.get(f"seconds_{name}", 0.0) for row in later) / seconds for name in ("data", "agreement")}
+    return {"samples_per_s": sum(row["samples"] for row in later) / seconds} | shares
+
+
+def trained(corpus: Corpus, options: Options, workers: int) -> tuple[Part, dict[str, float]]:
+    """Train on Ray; what the first worker told."""
+    schedule = Schedule(epochs=options.epochs, patience=options.epochs)
+    with tempfile.TemporaryDirectory(dir=options.out) as folder, own_ray(workers + 1):  # one leads
+        part, _ = train(
+            corpus.url, options.model, catalog.configure("models", options.model), schedule, Workers(workers), folder
+        )
+        state = Folder(folder).load()
+    assert state is not None
+    return part, told(state.scalars["rows"])
+
+
+def bare(corpus: Corpus, options: Options) -> dict[str, float]:
+    """The same training in this process."""
+    schedule = Schedule(epochs=options.epochs, patience=options.epochs)
+    torch.manual_seed(schedule.seed)
+    order, rows = order_of(corpus, schedule), []
+    fit(
+        catalog.configure("models", options.model).build(),
+        lambda epoch: (pixels(batch) for batch in order.batches(corpus.read, epoch)),
+        validation_batches(corpus.read, corpus, schedule.batch, 0, 1),
+        schedule,
+        report=rows.append,
+    )
+    return told(rows)
+
+
+def learned(corpus: Corpus, options: Options, part: Part, workers: int) -> dict[str, float]:
+    """Expectation-maximization on the latents, which are there."""
+    em = EM(epochs=options.epochs, patience=options.epochs)
+    wanted = Fit("spn", catalog.configure("density", "spn"), em)
+    latents = f"{options.out}/latents"
+    with own_ray(workers + 1):
+        encode(corpus, part, latents)
+        _, said = fit_density(corpus.url, part, wanted, Workers(workers), latents)
+    return told(said["rows"])
+
+
+def encoded(corpus: Corpus, options: Options, part: Part, cpus: int) -> dict[str, float]:
+    """Patches a second, of a second pass over them: the first started the workers."""
+    with own_ray(cpus):
+        for name in ("warm", "timed"):
+            began = time.perf_counter()
+            encode(corpus, part, f"{options.out}/{name}")
+            seconds = time.perf_counter() - began
+            storage.remove(f"{options.out}/{name}")
+    return {"samples_per_s": corpus.manifest["patches"] / seconds}
+
+
+def scored(options: Options, detector: Detector, cpus: int) -> dict[str, float]:
+    """Images a second, of a second pass over them."""
+    dataset = stages.open_dataset(options.dataset, options.source)
+    exams = dataset.exams()[: options.images]
+    with own_ray(cpus):
+        for name in ("warm", "timed"):
+            began = time.perf_counter()
+            score_exams(dataset, exams, [detector], STEP_PX, f"{options.out}/{name}", "images")
+            seconds = time.perf_counter() - began
+            storage.remove(f"{options.out}/{name}")
+    return {"samples_per_s": len(exams) / seconds}
+
+
+def summary(rounds: Sequence[dict[str, float]], workers: int = 1) -> dict[str, float]:
+    """Medians over rounds; samples a second of all workers together."""
+    found = {name: median(of[name] for of in rounds) for name in rounds[0]}
+    return {name: round(value * (workers if name == "samples_per_s" else 1), 4) for name, value in found.items()}
+
+
+def main(options: Options) -> None:
+    """Measure, print, keep."""
+    keep_private()
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    corpus = Corpus.open(storage.absolute(options.corpus))
+    options = replace(options, out=storage.absolute(options.out), source=storage.absolute(options.source))
+    part, _ = trained(corpus, replace(options, epochs=2), 1)
+    detector = replace(stages.floor_detector(options.model, "reconstruction", corpus), model=part)
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        found.setdefault("bare 1", []).append(bare(corpus, options))
+        for workers in (1, 2):
+            found.setdefault(f"train {workers}", []).append(trained(corpus, options, workers)[1])
+            found.setdefault(f"em {workers}", []).append(learned(corpus, options, part, workers))
+            found.setdefault(f"encode {workers}", []).append(encoded(corpus, options, part, workers))
+            found.setdefault(f"evaluate {workers}", []).append(scored(options, detector, workers))
+    learn = ("train", "em")  # each worker tells its own samples
+    rows: dict[str, Any] = {
+        name: summary(of, int(name[-1]) if name.startswith(learn) else 1) for name, of in sorted(found.items())
+    }
+    speed = {name: row["samples_per_s"] for name, row in rows.items()}
+    rows["efficiency"] = {
+        w: round(speed[f"{w} 2"] / speed[f"{w} 1"] / 2, 3) for w in ("train", "em", "encode", "evaluate")
+    }
+    rows["ray_train_of_bare"] = round(speed["train 1"] / speed["bare 1"], 3)
+    for name, row in rows.items():
+        print(name, json.dumps(row))
+    RESULTS.write_text(json.dumps({"rows": rows, "machine": provenance.machine()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
