@@ -64,8 +64,10 @@ class _Epochs:
 
 
 def report(task: dict[str, Any], row: dict[str, float]) -> None:
-    """Tell Ray Train and Prometheus, and from rank 0 the process that waits, how an epoch went."""
-    ray.train.report(row)
+    """Tell Prometheus, and from rank 0 the process that waits, how an epoch went.
+
+    Ray Train is not told: it takes one report a poll, every two seconds, and workers with short epochs would wait.
+    """
     if "epoch" not in row:
         return
     metrics.tell(task["label"], row)
