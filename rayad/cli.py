@@ -328,7 +328,7 @@ class Sweep:
             parts = search.applied(task.parts, task.space, found["best"]["settings"])
             winner = replace(asked, fields=asdict(parts["density"]))
             url = storage.join(out, "detector")
-            stages.fit_detector(found["name"], corpus, trained, winner, parts["em"], self.workers, url, latents)
+            stages.fit_detector(found["name"], corpus, trained, winner, parts["em"], self.workers, url, out)
         return found
 
     def _of_model(self) -> dict[str, Any]:
