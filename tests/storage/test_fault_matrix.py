@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Stage:
     """Pattern of the files that show that work is going on."""
     number: int
     """Of such files, from which on a fault comes in the middle."""
+    more: tuple[str, ...] = ()
+    """Options besides."""
 
     def command(self, made: str, out: str) -> list[str]:
         """Its options; `made` holds the results of the stages before it."""
@@ -58,6 +60,7 @@ class Stage:
                 "sweep": ["sweep", *corpus, "--detector", f"{made}/cae", "--space", "inputs=6..20", *SEARCH],
                 "evaluate": ["evaluate", "--detector", f"{made}/spn", *LABELLED, "--split", "development"],
             }[self.name],
+            *self.more,
             *("--out", out),
         ]
 
@@ -95,25 +98,26 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 class Nodes:
     """A head without CPUs and two nodes of three; a node that dies is seen to be dead within seconds."""
 
-    def __init__(self, **system: Any) -> None:
+    def __init__(self, cpus: int = 3, **system: Any) -> None:
         from ray.cluster_utils import Cluster
 
         health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000}
         health |= {"health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
-        self.size = {"object_store_memory": 100 * 2**20}
+        self.size, self.cpus = {"object_store_memory": 100 * 2**20}, cpus
         head = {**self.size, "num_cpus": 0, "include_dashboard": False, "_system_config": health | system}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes = [self._node() for _ in range(2)]
 
-    def kill_one(self) -> None:
-        """SIGKILL a node that works, with its workers; another comes in its place."""
+    def kill_one(self, instead: bool = True) -> None:
+        """SIGKILL a node that works, with its workers; another may come in its place."""
         busy = max(self.nodes, key=lambda node: len(_workers(".", _raylet(node))))
         self.nodes.remove(busy)
         self.cluster.remove_node(busy, allow_graceful=False)
-        self.nodes.append(self._node())
+        if instead:
+            self.nodes.append(self._node())
 
     def _node(self) -> Any:
-        return self.cluster.add_node(num_cpus=3, **self.size)
+        return self.cluster.add_node(num_cpus=self.cpus, **self.size)
 
 
 def _raylet(node: Any) -> psutil.Process:
@@ -368,6 +372,20 @@ def test_the_memory_is_full(case: Case) -> None:
             assert len(ballast) < 60
 
         case.disturb("out of memory", take)
+    finally:
+        own.cluster.shutdown()
+
+
+@pytest.mark.parametrize("case", ["train"], indirect=True)
+def test_training_goes_on_with_fewer_workers_where_a_node_is_lost_for_good(case: Case) -> None:
+    """Two nodes of one CPU; the batches are the same, so the model is."""
+    case.undisturbed(case.stage)
+    own = Nodes(cpus=1)
+    try:
+        case.nodes, elastic = own, replace(case.stage, more=("--workers.least", "1"))
+        case.stage = elastic
+        failed = case.disturb("node lost for good, elastic", lambda *_: own.kill_one(instead=False))
+        assert not failed
     finally:
         own.cluster.shutdown()
 
