@@ -312,7 +312,7 @@ class Sweep:
 
     def _of_density(self) -> dict[str, Any]:
         from rayad import search
-        from rayad.on_ray import stages, sweep
+        from rayad.on_ray import stages, sweep, trial
         from rayad.on_ray.density import Fit
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
@@ -322,7 +322,7 @@ class Sweep:
         asked = Density(self.settings, self.density, classes=self.classes)
         fit = Fit(self.density, stages.density_config(asked, trained.model), self.em, classes=self.classes)
         latents = storage.join(out, f"latents-{trained.provenance['made_of']}")
-        task, data = sweep.of_density(trained.model, fit, self.space, corpus.url, latents)
+        task, data = trial.of_density(trained.model, fit, self.space, corpus.url, latents)
         found = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, found["best"]["settings"])
@@ -333,11 +333,11 @@ class Sweep:
 
     def _of_model(self) -> dict[str, Any]:
         from rayad import search
-        from rayad.on_ray import stages, sweep
+        from rayad.on_ray import stages, sweep, trial
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         config = catalog.configure("models", self.model, self.settings)
-        task, data = sweep.of_model(config, self.schedule, self.space, corpus.url)
+        task, data = trial.of_model(config, self.schedule, self.space, corpus.url)
         found = sweep.sweep(self.name or self.model, task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, found["best"]["settings"])

@@ -8,14 +8,14 @@ from pathlib import Path
 import optuna
 import pytest
 
-from rayad import cli, storage
+from rayad import catalog, cli, storage
 from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.density.em import EM
 from rayad.errors import OptionError
 from rayad.fit import Schedule
 from rayad.models import bvae
-from rayad.on_ray import stages, sweep
+from rayad.on_ray import stages, sweep, trial
 from rayad.on_ray.density import Fit, fit_density
 from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import Search, Workers
@@ -42,8 +42,6 @@ def trained(corpus, tmp_path_factory) -> str:
     """URL of a detector whose latents are searched over."""
     url = str(tmp_path_factory.mktemp("cae"))
     config = {"width": 4, "latents": 6}
-    from rayad import catalog
-
     made = catalog.configure("models", "cae", config)
     stages.train_detector("cae", corpus, "cae", made, Schedule(epochs=1), Workers(1), url)
     return url
@@ -57,7 +55,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     model = bundle.load(trained).model
     assert model is not None
     url, latents = str(tmp_path / "sweep"), str(tmp_path / "latents")
-    task, data = sweep.of_density(model, SMALL, SPACE, corpus.url, latents)
+    task, data = trial.of_density(model, SMALL, SPACE, corpus.url, latents)
     first = sweep.sweep("small", task, data, FEW, url)
     assert len(first["rows"]) == 4
     assert first["base"] == {"inputs": 3, "replicas": 3, "step": 0.1}
@@ -70,7 +68,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     more = sweep.sweep("small", task, data, replace(FEW, trials=6), url)
     assert more["rows"][:4] == first["rows"]
     assert len(more["rows"]) == len(numbers(url)) == 6
-    other, _ = sweep.of_density(model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
+    other, _ = trial.of_density(model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
     with pytest.raises(OptionError, match="another sweep is here"):
         sweep.sweep("small", other, data, FEW, url)
 
@@ -80,10 +78,10 @@ def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_
     model = bundle.load(trained).model
     assert model is not None
     latents = str(tmp_path / "latents")
-    task, data = sweep.of_density(model, SMALL, SPACE, corpus.url, latents)
+    task, data = trial.of_density(model, SMALL, SPACE, corpus.url, latents)
     values = {"inputs": 5, "replicas": 4, "step": 0.2}
     told: list[float] = []
-    sweep.learn(task, data, values, None, lambda epoch, value: told.append(value))
+    trial.learn(task, data, values, None, lambda epoch, value: told.append(value))
     wanted = replace(SMALL, config=spn.Config(inputs=5, replicas=4), em=replace(SMALL.em, step=0.2))
     _, said = fit_density(corpus.url, model, wanted, Workers(1), latents)
     assert told[-1] == pytest.approx(said["best"]["validation"], abs=1e-5)
@@ -110,7 +108,7 @@ def test_the_command_trains_the_winner(corpus, trained, tmp_path, capsys):
 def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path):
     schedule = Schedule(epochs=3, batch=16)
     config = bvae.Config(width=4, latents=4, learning_rate=3e-3)
-    task, data = sweep.of_model(config, schedule, ("beta=0.001,1000",), corpus.url)
+    task, data = trial.of_model(config, schedule, ("beta=0.001,1000",), corpus.url)
     found = sweep.sweep("bvae", task, data, Search(trials=2, seeds=1, grace=0, minutes=5), str(tmp_path / "sweep"))
     assert {row["how"] for row in found["rows"]} <= {"whole", "failed"}
     assert "bits a pixel" in found["objective"]

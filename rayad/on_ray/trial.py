@@ -1,0 +1,139 @@
+"""One trial of a sweep: which configurations are varied, what a trial learns from, and how good it is.
+
+- Fields of a density (and of EM): the latents of a trained encoder are encoded once and shared; what counts is the
+  validation likelihood in bits a dimension, over healthy patients.
+- Fields of an image model (and of its schedule): likelihoods of latents do not compare encoders, so what counts is what
+  a pixel of healthy validation patches costs (rayad/scoring/description.py).
+
+No label enters.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayad import fit as learning
+from rayad import search
+from rayad.density import em
+from rayad.errors import OptionError
+from rayad.on_ray.density import Fit, classes_of, variables_of
+from rayad.on_ray.encode import encode
+from rayad.on_ray.train import order_of, pixels, reader, validation_batches
+from rayad.patches.corpus import Corpus
+from rayad.scoring.description import Describes, bits_a_pixel
+from rayad.scoring.detector import Part
+
+NOISE_BATCHES = 32
+"""Batches of training patches that a decoder's noise is fitted to."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched: everything that a trial needs besides its values and its data."""
+
+    parts: dict[str, Any]
+    """Configurations: density and em, or model and schedule."""
+    space: dict[str, search.Dimension]
+    corpus: str
+    objective: str
+    """In words, with its unit; lower is better."""
+
+    @property
+    def epochs(self) -> int:
+        """Of a trial, at most."""
+        return (self.parts["em"] if "em" in self.parts else self.parts["schedule"]).epochs
+
+
+@dataclass(frozen=True)
+class Data:
+    """The latents that trials of a density share; read-only, since they lie in the object store."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    classes: np.ndarray
+    """The class of every training row, -1 where it is not known; of no length without classes."""
+    names: tuple[str, ...] = ()
+
+
+Report = Callable[[int, float], None]
+"""report(epoch, value): the best value so far."""
+
+
+def of_density(
+    model: Part, wanted: Fit, texts: tuple[str, ...], corpus_url: str, latents_url: str
+) -> tuple[Task, Data]:
+    """A sweep over fields of a density and of EM at a fixed encoder, whose latents are encoded once."""
+    corpus = Corpus.open(corpus_url)
+    parts = {"density": wanted.config, "em": wanted.em}
+    space = search.parse(texts, parts)
+    encode(corpus, model, latents_url)
+    held = {split: variables_of(corpus, latents_url, wanted, split).numpy() for split in ("train", "validation")}
+    search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
+    rows, names = classes_of(corpus, wanted, "train")
+    said = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
+    return Task(parts, space, corpus_url, said), Data(**held, classes=rows, names=names)
+
+
+def of_model(config: Any, schedule: learning.Schedule, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
+    """A sweep over fields of an image model and of its schedule."""
+    parts = {"model": config, "schedule": schedule}
+    space = search.parse(texts, parts)
+    search.check(parts, space, lambda parts: parts["model"].build())
+    if not isinstance(config.build(), Describes):
+        raise OptionError("a sweep over an image model needs one with a likelihood of patches: bvae, conditional_vae")
+    order_of(Corpus.open(corpus_url), schedule).check(1)
+    return Task(parts, space, corpus_url, "bits a pixel of healthy validation patches, of 16"), None
+
+
+def learn(task: Task, data: Data | None, values: Mapping[str, Any], seed: int | None, report: Report) -> None:
+    """One trial: learn with these values.
+
+    Args:
+        seed: instead of the configuration's.
+    """
+    torch.set_num_threads(1)
+    parts = search.applied(task.parts, task.space, values)
+    if seed is not None:
+        parts = {name: replace(of, seed=seed) if hasattr(of, "seed") else of for name, of in parts.items()}
+    if data is None:
+        _learn_model(task, parts, report)
+    else:
+        _learn_density(data, parts, report)
+
+
+def _learn_density(data: Data, parts: dict[str, Any], report: Report) -> None:
+    train, validation = torch.tensor(data.train), torch.tensor(data.validation)
+    density, best = parts["density"].build(train.shape[1]), float("inf")
+    labels = torch.tensor(data.classes) if data.names and parts["density"].roots == len(data.names) else None
+
+    def told(row: learning.Row) -> None:
+        nonlocal best
+        best = min(best, row["validation"])
+        report(int(row["epoch"]), best)
+
+    em.fit(density, train, validation, parts["em"], labels=labels, report=told)
+
+
+def _learn_model(task: Task, parts: dict[str, Any], report: Report) -> None:
+    corpus, schedule, best = Corpus.open(task.corpus), parts["schedule"], float("inf")
+    torch.manual_seed(schedule.seed)
+    model = parts["model"].build()
+    read, order = reader(corpus, model), order_of(corpus, schedule)
+    validation = validation_batches(read, corpus, schedule.batch, 0, 1)
+
+    def train(epoch: int) -> Iterator[torch.Tensor]:
+        return (pixels(batch) for batch in order.batches(read, epoch))
+
+    def told(row: learning.Row) -> None:
+        nonlocal best
+        if "epoch" in row:
+            training = model.training
+            best = min(best, bits_a_pixel(model.eval(), lambda: islice(train(1), NOISE_BATCHES), validation))
+            model.train(training)
+            report(int(row["epoch"]), best)
+
+    learning.fit(model, train, validation, schedule, report=told)
