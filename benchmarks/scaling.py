@@ -156,7 +156,7 @@ def main(options: Options) -> None:
     corpus = Corpus.open(storage.absolute(options.corpus))
     options = replace(options, out=storage.absolute(options.out), source=storage.absolute(options.source))
     part, _ = trained(corpus, replace(options, epochs=2), 1)
-    detector = replace(stages.floor_detector(options.model, "reconstruction", corpus), model=part)
+    detector = replace(stages.floor_detector(options.model, "brightness", corpus), score="reconstruction", model=part)
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
         found.setdefault("bare 1", []).append(bare(corpus, options))
