@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from datetime import UTC, datetime
 
@@ -108,8 +107,8 @@ def test_it_stops_with_everything_that_it_started(dashboard):
     assert len(children) >= 2
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    time.sleep(0.5)
-    assert not [child for child in children if child.is_running()]
+    _, left = psutil.wait_procs(children, timeout=5)
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []  # its parent is gone: nobody asks
 
 
 @pytest.mark.parametrize(
