@@ -240,21 +240,21 @@ class Case:
             mend: what one does before the command is given again.
 
         Returns:
-            What the command said when it failed; empty if it survived.
+            What the command said when it failed; None if it survived.
         """
         expected, usual = self.undisturbed(self.stage)
         command = self.stage.command(self.made, self.out)
         given = Given.to(self.nodes, command)
         act(_at_work(self.stage, self.out, given), given)
         code, said, seconds = given.ended()
-        failed = said if code else ""
+        failed = said if code else None
         if code:
             mend()
             code, said, more = Given.to(self.nodes, command).ended()
             seconds += more
-        assert code == 0, failed + said
+        assert code == 0, f"{failed}\n{said}"
         _assert_equal(self.stage.result(self.out), expected)
-        row = {"stage": self.stage.name, "fault": fault, "again": bool(failed), "seconds": round(seconds, 1)}
+        row = {"stage": self.stage.name, "fault": fault, "again": failed is not None, "seconds": round(seconds, 1)}
         _keep(row | {"usual_seconds": round(usual, 1), "lost_seconds": round(seconds - usual, 1), "equal": True})
         return failed
 
@@ -285,13 +285,13 @@ every_stage = pytest.mark.parametrize("case", BY_NAME, indirect=True)
 @every_stage
 def test_a_worker_is_killed(case: Case) -> None:
     failed = case.disturb("worker killed", lambda worker, _: worker.kill())
-    assert not failed
+    assert failed is None
 
 
 @every_stage
 def test_a_node_is_killed(case: Case) -> None:
     failed = case.disturb("node killed", lambda *_: case.nodes.kill_one())
-    assert not failed
+    assert failed is None
 
 
 @every_stage
@@ -303,6 +303,7 @@ def test_the_driver_is_killed(case: Case) -> None:
 def test_the_driver_is_told_to_stop(case: Case) -> None:
     """As `ray job stop` and a machine that is taken away do."""
     failed = case.disturb("SIGTERM", lambda _, given: given.process.send_signal(signal.SIGTERM))
+    assert failed is not None
     assert "rayad: stopped; the same command goes on where it stopped" in failed
     assert "Traceback" not in failed
 
@@ -329,6 +330,7 @@ def test_the_disk_is_full(case: Case, tmp_path: Path) -> None:
                         return
 
         failed = case.disturb("disk full", fill, filler.unlink)
+        assert failed is not None
         assert "No space left on device" in failed
         assert "Traceback" not in failed
     finally:
@@ -353,7 +355,7 @@ def test_the_storage_is_away_for_a_minute(case: Case, on_s3) -> None:
     case.nodes, root, proxy = on_s3
     case.made, case.out = f"{root}/made", f"{root}/out-{case.stage.name}"
     failed = case.disturb("storage away for a minute", lambda *_: proxy.leave(60))
-    assert not failed
+    assert failed is None
 
 
 @every_stage
@@ -385,7 +387,7 @@ def test_training_goes_on_with_fewer_workers_where_a_node_is_lost_for_good(case:
         case.nodes, elastic = own, replace(case.stage, more=("--workers.least", "1"))
         case.stage = elastic
         failed = case.disturb("node lost for good, elastic", lambda *_: own.kill_one(instead=False))
-        assert not failed
+        assert failed is None
     finally:
         own.cluster.shutdown()
 
