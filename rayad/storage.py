@@ -205,24 +205,25 @@ the parent's connections out of the epoll set that both share, and the parent wo
 
 def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
     """What the action gives; while storage that has answered before cannot be reached, it is tried again."""
-    filesystem = None if _local(url) is not None else url.partition("://")[0] + os.environ.get("AWS_ENDPOINT_URL", "")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    place = url.partition("://")[0], endpoint
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
             with _explained(verb, url):
                 found = action()
         except StorageError as error:
-            out = isinstance(error.__cause__, UNREACHABLE) and filesystem in _answered
+            out = isinstance(error.__cause__, UNREACHABLE) and place in _answered
             if not out or time.monotonic() > until:
                 raise
             time.sleep(1)
         else:
-            _answered.add(filesystem)
+            _answered.add(place)
             return found
 
 
-_answered: set[str | None] = set()
-"""Storage that this process has heard of."""
+_answered: set[tuple[str, str]] = set()
+"""Schemes and endpoints that this process has heard of."""
 
 
 def _opened_for_reading(url: str) -> Any:

@@ -81,13 +81,14 @@ def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> di
     _require(how)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _at_hand(url) as folder:
-        book = _Book(name, task, how, url, folder)
+        book = _Book(name, task, data, how, url, folder)
         database = RDBStorage(f"sqlite:///{folder}/{DATABASE}", engine_kwargs={"connect_args": {"timeout": 30}})
         study = _study(database, task, book)
         _run(task, data, how, database, book)
         _give_up_running(study)
         if book.best is None:
-            raise TrainingError(f"no trial of {len(book.rows)} came to an end: {book.rows[-1]['error']}")
+            why = book.rows[-1]["error"] if book.rows else f"{how.minutes:g} minutes were too few"
+            raise TrainingError(f"no trial of {len(book.rows)} came to an end: {why}")
         book.keep(seeds=_with_seeds(task, data, how, book.best["settings"]), state="done")
         pictures = trials.pictures(study)
         database.engine.dispose()
@@ -123,15 +124,15 @@ def _at_hand(url: str) -> Iterator[str]:
 class _Book:
     """What is known of a sweep, kept in `sweep.json` and, where the sweep is not on a local disk, its database too."""
 
-    def __init__(self, name: str, task: Task, how: Search, url: str, folder: str) -> None:
+    def __init__(self, name: str, task: Task, data: Data | None, how: Search, url: str, folder: str) -> None:
         self.url, self.folder = url, folder
-        content = Corpus.open(task.corpus).manifest["content"]
+        content = [Corpus.open(task.corpus).manifest["content"], data and data.fingerprint]
         made_of = fingerprint([task.parts, {name: asdict(of) for name, of in task.space.items()}, content])
         where = storage.join(url, SUMMARY)
         self.found: dict[str, Any] = storage.read_json(where) if storage.exists(where) else {}
         if self.found and self.found["made_of"] != made_of:
             fields = ", ".join(f"{name} {of}" for name, of in self.found["space"].items())
-            raise OptionError(f"{url}: another sweep is here (over {fields}, or with other settings or another corpus)")
+            raise OptionError(f"{url}: another sweep is here (over {fields}, or of other settings, corpus or detector)")
         self.rows: list[dict[str, Any]] = self.found.get("rows", [])
         began = {"name": name, "began": _now(), "made_of": made_of, "rows": self.rows}
         said = {"corpus": task.corpus, "objective": task.objective, "space": {k: str(v) for k, v in task.space.items()}}

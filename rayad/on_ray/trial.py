@@ -8,6 +8,7 @@
 No label enters.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,7 +24,7 @@ from rayad.errors import OptionError
 from rayad.on_ray.density import Fit, classes_of, variables_of
 from rayad.on_ray.encode import encode
 from rayad.on_ray.train import order_of, pixels, reader, validation_batches
-from rayad.patches.corpus import Corpus
+from rayad.patches.corpus import Corpus, fingerprint
 from rayad.scoring.description import Describes, bits_a_pixel
 from rayad.scoring.detector import Part
 
@@ -57,6 +58,13 @@ class Data:
     classes: np.ndarray
     """The class of every training row, -1 where it is not known; of no length without classes."""
     names: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all of it: another encoder has other latents."""
+        arrays = (self.train, self.validation, self.classes)
+        parts = [hashlib.sha256(of.tobytes()).hexdigest() for of in arrays]
+        return fingerprint([parts, self.names])
 
 
 Report = Callable[[int, float], None]

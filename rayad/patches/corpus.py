@@ -263,7 +263,11 @@ class Corpus:
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
             self.checked.add(shard)
-        return _array(ZSTD.decompress(data, record["npy_bytes"]))
+        try:
+            return _array(ZSTD.decompress(data, record["npy_bytes"]))
+        except (pa.ArrowException, OSError) as error:
+            size = record["npy_bytes"]
+            raise FormatError(f"{where}: holds no npy of {size} bytes, as the manifest says: {error}") from None
 
     def require_disjoint(self) -> None:
         """DatasetError if a patient stands in two splits: then nothing that is learned can be judged."""

@@ -123,6 +123,12 @@ def test_an_altered_shard_and_another_schema_are_refused(tmp_path):
         storage.write_bytes(f"{url}/shard-00000.npy.zst", altered)
         with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: altered or truncated"):
             Corpus.open(url).read("shard-00000")
+    storage.write_bytes(f"{url}/shard-00000.npy.zst", whole)
+    manifest = storage.read_json(f"{url}/manifest.json")
+    manifest["shards"][0]["npy_bytes"] = 7
+    storage.write_json(f"{url}/manifest.json", manifest)
+    with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: holds no npy of 7 bytes"):
+        Corpus.open(url).read("shard-00000")
     for schema, advice in ((99, "a newer rayad reads it"), (1, "ingest it again")):
         storage.write_json(f"{url}/manifest.json", {**storage.read_json(f"{url}/manifest.json"), "schema": schema})
         with pytest.raises(FormatError, match=advice):

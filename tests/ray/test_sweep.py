@@ -71,6 +71,8 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     other, _ = trial.of_density(model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
     with pytest.raises(OptionError, match="another sweep is here"):
         sweep.sweep("small", other, data, FEW, url)
+    with pytest.raises(OptionError, match="another sweep is here"):  # the same fields, of another encoder's latents
+        sweep.sweep("small", task, replace(data, train=data.train + 1), FEW, url)
 
 
 def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_path):

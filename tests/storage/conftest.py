@@ -61,14 +61,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 @pytest.fixture
 def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     """The server, with its endpoint and the first identity's key in the environment."""
+    reach(s3_server, monkeypatch)
+    return s3_server
+
+
+def reach(server: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the server's endpoint and the first identity's key in the environment, and nothing else of AWS."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return s3_server
 
 
 def _command(binary: Path, folder: Path, ports: list[int], server: S3) -> list[str]:

@@ -18,6 +18,7 @@ from rayad.imaging import dicom
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from tests.dicoms import mammogram, written
+from tests.storage.conftest import reach
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -47,13 +48,7 @@ cluster.shutdown()
 def place(s3_server, real_data: Path) -> Iterator[str]:
     """A prefix on the server with mini-MIAS and the two mammograms of CBIS-DDSM, its tables and masks of discs."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        reach(s3_server, patch)
         root = f"s3://{s3_server.bucket}/real"
         for folder, name in (("mini-mias", "mias"), ("cbis-ddsm-dicom", "cbis"), ("cbis-ddsm-metadata", "cbis")):
             for file in (of for of in (real_data / folder).rglob("*") if of.is_file()):
