@@ -14,7 +14,7 @@ bare              the same training in this process, without Ray: what Ray Train
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,10 @@ class Options:
     model: str = "cae"
     epochs: int = 4
     rounds: int = 3
+    works: tuple[str, ...] = ("train", "em", "encode", "evaluate")
+    """What is measured; other figures stay as they are."""
+    label: str = ""
+    """Set before the name of each figure: of another corpus."""
 
 
 @contextmanager
@@ -155,28 +159,37 @@ def main(options: Options) -> None:
     Path(options.out).mkdir(parents=True, exist_ok=True)
     corpus = Corpus.open(storage.absolute(options.corpus))
     options = replace(options, out=storage.absolute(options.out), source=storage.absolute(options.source))
-    part, _ = trained(corpus, replace(options, epochs=2), 1)
+    part = Part(options.model, config := catalog.configure("models", options.model), config.build().eval())
+    if set(options.works) & {"train", "evaluate"}:  # the speed of the others does not depend on what was learned
+        part, _ = trained(corpus, replace(options, epochs=2), 1)
     detector = replace(stages.floor_detector(options.model, "brightness", corpus), score="reconstruction", model=part)
+    measured: dict[str, Callable[[int], dict[str, float]]] = {
+        "train": lambda workers: trained(corpus, options, workers)[1],
+        "em": lambda workers: learned(corpus, options, part, workers),
+        "encode": lambda workers: encoded(corpus, options, part, workers),
+        "evaluate": lambda workers: scored(options, detector, workers),
+    }
     found: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.rounds):
-        found.setdefault("bare 1", []).append(bare(corpus, options))
+        if "train" in options.works:
+            found.setdefault("bare 1", []).append(bare(corpus, options))
         for workers in (1, 2):
-            found.setdefault(f"train {workers}", []).append(trained(corpus, options, workers)[1])
-            found.setdefault(f"em {workers}", []).append(learned(corpus, options, part, workers))
-            found.setdefault(f"encode {workers}", []).append(encoded(corpus, options, part, workers))
-            found.setdefault(f"evaluate {workers}", []).append(scored(options, detector, workers))
+            for work in options.works:
+                found.setdefault(f"{work} {workers}", []).append(measured[work](workers))
     learn = ("train", "em")  # each worker tells its own samples
     rows: dict[str, Any] = {
         name: summary(of, int(name[-1]) if name.startswith(learn) else 1) for name, of in sorted(found.items())
     }
     speed = {name: row["samples_per_s"] for name, row in rows.items()}
-    rows["efficiency"] = {
-        w: round(speed[f"{w} 2"] / speed[f"{w} 1"] / 2, 3) for w in ("train", "em", "encode", "evaluate")
-    }
-    rows["ray_train_of_bare"] = round(speed["train 1"] / speed["bare 1"], 3)
+    for work in options.works:
+        rows[f"efficiency of {work}"] = round(speed[f"{work} 2"] / speed[f"{work} 1"] / 2, 3)
+    if "train" in options.works:
+        rows["ray_train_of_bare"] = round(speed["train 1"] / speed["bare 1"], 3)
     for name, row in rows.items():
         print(name, json.dumps(row))
-    RESULTS.write_text(json.dumps({"rows": rows, "machine": provenance.machine()}, indent=2) + "\n")
+    known = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+    known |= {f"{options.label} {name}".strip(): row for name, row in rows.items()}
+    RESULTS.write_text(json.dumps({"rows": known, "machine": provenance.machine()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

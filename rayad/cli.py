@@ -597,7 +597,8 @@ COMMANDS: dict[str, type[Command]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as ray.init() does
+    # As Ctrl-C: Ray's waiting calls let a KeyboardInterrupt through, and turn SystemExit into an end without a word.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
 
 
@@ -623,11 +624,6 @@ def _run(argv: list[str]) -> int:
         print(f"rayad: {error}", file=sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt:
-        print("rayad: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 1
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
-            raise
         print("rayad: stopped; the same command goes on where it stopped", file=sys.stderr)
         return 1
     return 0

@@ -213,7 +213,7 @@ def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
             with _explained(verb, url):
                 found = action()
         except StorageError as error:
-            out = isinstance(error.__cause__, UNREACHABLE) and place in _answered
+            out = isinstance(error.__cause__, UNREACHABLE) and (place in _answered or _elsewhere)
             if not out or time.monotonic() > until:
                 raise
             time.sleep(1)
@@ -224,6 +224,14 @@ def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
 
 _answered: set[tuple[str, str]] = set()
 """Schemes and endpoints that this process has heard of."""
+_elsewhere = False
+"""Whether another process has heard of whatever this one will ask for."""
+
+
+def expect() -> None:
+    """From now on wait for all storage: this process works for one that has heard of it."""
+    global _elsewhere
+    _elsewhere = True
 
 
 def _opened_for_reading(url: str) -> Any:

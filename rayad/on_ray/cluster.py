@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,23 +35,33 @@ def cluster(address: str = "") -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
-        logical = (os.cpu_count() or 1) + 4
-        ray.init(
-            address="local",
-            num_cpus=logical,
-            include_dashboard=False,
-            object_store_memory=500_000_000,
-            **quiet,
-        )
+    with _same_signals():
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
+            logical = (os.cpu_count() or 1) + 4
+            ray.init(
+                address="local",
+                num_cpus=logical,
+                include_dashboard=False,
+                object_store_memory=500_000_000,
+                **quiet,
+            )
     quiet_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Keep what this process does at SIGTERM, if it does something of its own: ray.init() sets what Ray does."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet_data() -> None:

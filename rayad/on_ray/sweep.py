@@ -177,7 +177,9 @@ def _study(database: RDBStorage, task: Task, book: _Book) -> optuna.Study:
     study = optuna.create_study(storage=database, study_name=STUDY, direction="minimize", load_if_exists=True)
     _give_up_running(study)
     base = book.found["base"]
-    if not study.trials and all(base[name] in dimension for name, dimension in task.space.items()):
+    known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
+    tried = [trial.params or trial.system_attrs.get("fixed_params") for trial in known]
+    if base not in tried and all(base[name] in dimension for name, dimension in task.space.items()):
         study.enqueue_trial(base)  # what would be used without a search is the first trial
     return study
 
