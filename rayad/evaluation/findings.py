@@ -7,6 +7,8 @@ from scipy import ndimage
 
 from rayad.arrays import Grid
 
+ALARM = 0.99
+"""The healthy quantile above which a place is marked; no label enters."""
 MOST = 5
 """Findings of an image that are listed, the most unusual first."""
 

@@ -3,7 +3,6 @@
 A detector by likelihood that can draw also shows what the image would look like if it were healthy.
 """
 
-import io
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ from rayad import storage
 from rayad.datasets.exam import read_colour, read_grey
 from rayad.errors import ImageError, OptionError, StorageError
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
+from rayad.evaluation.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Source, step_px
 from rayad.scoring import counterfactual
-from rayad.scoring.calibrate import Calibration, image_score
-from rayad.scoring.detector import Detector, Heatmap
+from rayad.scoring.detector import Detector
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,12 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
     for file, name in named(images):
         try:
             prepared = detector.preprocessing.prepare(opened(file, detector.preprocessing.channels, request))
-            heatmap = detector.heatmap(prepared, step)
+            judged = judge(prepared, detector.heatmap(prepared, step), detector.calibration)
         except (ImageError, StorageError) as error:
             rows.append({"image": file, "reason": str(error)})
             continue
-        _write(storage.join(url, name), prepared, heatmap, detector)
-        score = image_score(heatmap.scores)
-        rows.append({"image": file, "name": name, "score": score, "p": detector.calibration.image_p(score)})
+        _write(storage.join(url, name), prepared, judged, detector)
+        rows.append({"image": file, "name": name, "score": judged.score, "p": judged.p})
     return rows
 
 
@@ -116,27 +114,19 @@ def _below(place: str) -> list[str]:
     return [file for file in files if file.lower().endswith(raster.SUFFIXES) or dicom.is_candidate(file)]
 
 
-def _write(url: str, prepared: Prepared, heatmap: Heatmap, detector: Detector) -> None:
-    assert detector.calibration is not None  # write_heatmaps() saw to it
-    scale = np.array(prepared.source.pixels.shape[:2]) / np.array(prepared.stored.shape)
-    arrays = {
-        "scores": heatmap.scores,
-        "p_values": detector.calibration.place_p(heatmap.scores).astype(np.float32),
-        "rows": ((heatmap.rows + 0.5) * scale[0] - 0.5).astype(np.float32),
-        "cols": ((heatmap.columns + 0.5) * scale[1] - 0.5).astype(np.float32),
-        "tissue": heatmap.tissue,
-    }
-    view, found = pictured(url.rsplit("/", 1)[-1], prepared, heatmap, detector.calibration)
-    if counterfactual.lacking(detector):
-        png = overlay(view, found)
-    else:
-        healthy = if_healthy(detector, prepared)
-        arrays |= {"counterfactual": healthy.pixels, "change": healthy.change}
-        png = explained(view, found, healthy)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    storage.write_bytes(f"{url}.npz", buffer.getvalue())
+def _write(url: str, prepared: Prepared, judged: Judgement, detector: Detector) -> None:
+    arrays, png = drawn(url.rsplit("/", 1)[-1], prepared, judged, detector)
+    storage.write_bytes(f"{url}.npz", judged.npz(**arrays))
     storage.write_bytes(f"{url}.png", png)
+
+
+def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector) -> tuple[dict[str, np.ndarray], bytes]:
+    """The overlay as PNG; where the detector can, with the healthy version of the image, and that as arrays."""
+    view, found = pictured(name, prepared, judged)
+    if counterfactual.lacking(detector):
+        return {}, overlay(view, found)
+    healthy = if_healthy(detector, prepared)
+    return {"counterfactual": healthy.pixels, "change": healthy.change}, explained(view, found, healthy)
 
 
 def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
@@ -149,10 +139,13 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
     return Healthy(found.pixels, found.change, detector.preprocessing.intensity)
 
 
-def pictured(name: str, prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> tuple[View, Map]:
-    """The image and the map as figures take them; the mask is where 99 of 100 healthy places score lower."""
+def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, Map]:
+    """The image and the map as figures take them."""
     nothing = np.zeros(prepared.stored.shape, bool)
     shown = prepared.stored if prepared.pixels.ndim == 2 else prepared.pixels
-    view = View(name, shown, prepared.spacing_mm, heatmap.rows, heatmap.columns, nothing)
-    quantile = calibration.healthy_quantile(heatmap.scores)
-    return view, Map(quantile, np.nan_to_num(quantile) > 0.99)
+    scale = np.array(prepared.stored.shape) / np.array(judged.shape)
+    rows, columns = ((places + 0.5) * of - 0.5 for places, of in zip((judged.rows, judged.cols), scale, strict=True))
+    view = View(
+        name, shown, prepared.spacing_mm, rows.round().astype(np.int64), columns.round().astype(np.int64), nothing
+    )
+    return view, Map(judged.healthy_quantile, judged.mask)

@@ -12,6 +12,7 @@ from rayad.datasets.exam import Exam, Images
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
+from rayad.evaluation.findings import ALARM
 from rayad.evaluation.metrics import Scored
 from rayad.imaging.picture import Preprocessing, described
 from rayad.on_ray import pictures, stages
@@ -167,7 +168,7 @@ def _rows(
     detectors: Sequence[Detector], on_grid: dict[str, list[Scored]], kinds: Sequence[str], resamples: int = 1000
 ) -> list[table.Row]:
     """The figures of every detector and kind, a task a detector."""
-    arguments = ((d.name, on_grid[d.name], calibration_of(d).threshold(pictures.ALARM)) for d in detectors)
+    arguments = ((d.name, on_grid[d.name], calibration_of(d).threshold(ALARM)) for d in detectors)
     found = tasks(_figures, arguments, len(detectors), "figures", (kinds, table.Options(resamples=resamples)))
     return [row for rows in found for row in rows]
 

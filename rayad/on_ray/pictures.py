@@ -11,7 +11,7 @@ import numpy as np
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.evaluation import figures
 from rayad.evaluation.figures import Map, View
-from rayad.evaluation.findings import Finding, findings
+from rayad.evaluation.findings import ALARM, Finding, findings
 from rayad.evaluation.heatmap import if_healthy
 from rayad.evaluation.metrics import Scored, usable
 from rayad.imaging.picture import Preprocessing
@@ -22,8 +22,6 @@ from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector
 
-ALARM = 0.99
-"""Healthy quantile above which a place is marked; no label enters."""
 PANEL_DETECTORS = 6
 """Detectors in the panel, the first of the table: more are too small to see."""
 PANEL_IMAGES = 2
