@@ -1,0 +1,117 @@
+"""What a detector says of one image: scores and p-values of its places, of the image, and what stands out."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rayad.arrays import Grid, GridMask
+from rayad.evaluation.findings import ALARM, Finding, findings
+from rayad.imaging.picture import Prepared
+from rayad.scoring.calibrate import Calibration, image_score
+from rayad.scoring.detector import Heatmap
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Of one image, by one detector that is calibrated."""
+
+    scores: Grid
+    """gh gw, higher is more anomalous; nan outside the tissue."""
+    p_values: Grid
+    """Of each place by itself, float32; nan outside the tissue."""
+    healthy_quantile: Grid
+    """The share of healthy places that score lower; nan outside the tissue."""
+    rows: Float[np.ndarray, " gh"]
+    """Rows of the places' centres, px of the image as it came, float32."""
+    cols: Float[np.ndarray, " gw"]
+    tissue: GridMask
+    score: float
+    """Of the image."""
+    p: float
+    """Of the image."""
+    p_floor: float
+    """The smallest p that the calibration can give, 1 / (K + 1)."""
+    patients: int
+    """K, healthy patients of the calibration."""
+    findings: tuple[Finding, ...]
+    """The most unusual marked regions, with places in mm."""
+    marked_regions: int
+    """How many there are in all."""
+    spacing_mm: float
+    """mm a px of the image as it came."""
+    shape: tuple[int, int]
+    """Rows and columns of the image as it came."""
+    step_mm: float
+    """Distance of neighbouring places."""
+
+    @property
+    def mask(self) -> GridMask:
+        """The places that are marked: above 99 of 100 healthy ones."""
+        return np.nan_to_num(self.healthy_quantile) > ALARM
+
+    def npz(self, **more: np.ndarray) -> bytes:
+        """A heatmap's arrays as a file (docs/formats.md)."""
+        named = {name: getattr(self, name) for name in ("scores", "p_values", "rows", "cols", "tissue")}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **named, **more)
+        return buffer.getvalue()
+
+    def described(self) -> dict[str, Any]:
+        """All but the places, for JSON; rows and columns of findings in px of the image as it came."""
+        return {
+            "image": {"rows": self.shape[0], "columns": self.shape[1], "spacing_mm": self.spacing_mm},
+            "score": self.score,
+            "p_value": self.p,
+            "p_value_floor": self.p_floor,
+            "calibration_patients": self.patients,
+            "findings": [self._finding(found) for found in self.findings],
+            "findings_total": self.marked_regions,
+        }
+
+    def _finding(self, found: Finding) -> dict[str, float]:
+        """The place of a peak is the centre of a grid's cell."""
+        row, col = int(found.row_mm / self.step_mm), int(found.col_mm / self.step_mm)
+        return {
+            "row": float(self.rows[row]),
+            "column": float(self.cols[col]),
+            "size_mm2": found.size_mm2,
+            "score": found.score,
+            "p_value": float(self.p_values[row, col]),
+            "healthy_quantile": found.healthy_quantile,
+        }
+
+
+def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Judgement:
+    """Say it of an image that was scored."""
+    shape = prepared.source.pixels.shape
+    scale = np.array(shape[:2]) / np.array(prepared.stored.shape)
+    quantile = calibration.healthy_quantile(heatmap.scores)
+    step_mm = _step(heatmap) * prepared.spacing_mm
+    found, number = findings(heatmap.scores, quantile, ALARM, step_mm)
+    score = image_score(heatmap.scores)
+    return Judgement(
+        scores=heatmap.scores,
+        p_values=calibration.place_p(heatmap.scores).astype(np.float32),
+        healthy_quantile=quantile,
+        rows=((heatmap.rows + 0.5) * scale[0] - 0.5).astype(np.float32),
+        cols=((heatmap.columns + 0.5) * scale[1] - 0.5).astype(np.float32),
+        tissue=heatmap.tissue,
+        score=score,
+        p=calibration.image_p(score),
+        p_floor=calibration.floor,
+        patients=calibration.patients,
+        findings=tuple(found),
+        marked_regions=number,
+        spacing_mm=prepared.source.spacing_mm,
+        shape=(shape[0], shape[1]),
+        step_mm=step_mm,
+    )
+
+
+def _step(heatmap: Heatmap) -> int:
+    """Distance of the places, px of the working resolution; the first is at half of it."""
+    places = heatmap.rows if len(heatmap.rows) > 1 else heatmap.columns
+    return int(places[1] - places[0]) if len(places) > 1 else 2 * int(heatmap.rows[0]) + 1
