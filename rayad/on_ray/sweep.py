@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from errno import ENOSPC
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from rayad import search, storage
-from rayad.errors import OptionError, RayadError, TrainingError
+from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import progress, tasks
@@ -222,7 +223,7 @@ def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book:
     space = {name: dimension.distribution for name, dimension in task.space.items()}
     own = tempfile.mkdtemp(prefix="rayad-tune-")
     try:
-        with progress(lacking, "trials") as step, _quiet():
+        with progress(lacking, "trials") as step, _quiet(), _written(f"{book.folder}/{DATABASE}"):
             tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(_trial, task=task, data=data), {"cpu": 1, "gpu": int(how.gpu)}
@@ -242,6 +243,16 @@ def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book:
         shutil.rmtree(own, ignore_errors=True)
     if len(book.rows) < how.trials and time.monotonic() < ends - 1:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _written(database: str) -> Iterator[None]:
+    """Where Optuna cannot write its database, StorageError says why."""
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        why = str(getattr(error.__cause__, "orig", error.__cause__))
+        raise StorageError(f"cannot write {database}: {os.strerror(ENOSPC) if 'is full' in why else why}") from error
 
 
 def _scheduler(task: Task, how: Search) -> TrialScheduler:
