@@ -1,0 +1,224 @@
+"""One request and its answer on their way: how large and how slow a body may be, whose headers go out, the audit log.
+
+Everything is counted while it passes, so that neither a wrong Content-Length nor a slow sender takes more than is
+allowed; headers are those of the OWASP cheat sheet "HTTP Headers".
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.routing import Match
+
+from rayad.serving import problems
+from rayad.serving.problems import Problem
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+AUDIT = logging.getLogger("rayad.audit")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+GONE = 499
+"""nginx's status for a client that went away before there was an answer."""
+LINGER_S = 2.0
+"""How long the rest of a refused body is taken, so that its sender reads why instead of finding the line cut."""
+SAFE = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"permissions-policy": b"camera=(), geolocation=(), microphone=()",
+    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; worker-src 'self' blob:; "
+    b"object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body: int, body_seconds: float) -> None:
+        """Take over a request.
+
+        Args:
+            scope: of ASGI, as the two that follow.
+            receive: gives parts of the body.
+            send: takes parts of the answer.
+            max_body: bytes of a body.
+            body_seconds: how long all its parts together are waited for.
+        """
+        self.scope, self.max_body, self.body_seconds = scope, max_body, body_seconds
+        self._receive, self._send = receive, send
+        self.id, self.status, self.bytes_in = uuid.uuid4().hex, 0, 0
+        self._began, self._waited = time.monotonic(), 0.0
+        self._refusal: Problem | None = None
+        self._answered = False
+        self._whole = not values(scope, b"transfer-encoding") and values(scope, b"content-length") in ([], [b"0"])
+
+    async def run(self, app: Application) -> None:
+        """Let an application answer, or answer in its place what it raises, and write down what happened.
+
+        The application finds the request's id as state["request_id"], and writes who asks to state["who"].
+        """
+        self.scope.setdefault("state", {}).update(request_id=self.id, who="-")
+        try:
+            await self._run(app)
+            if self._refusal is not None:
+                await self._refuse(self._refusal)
+        finally:
+            self._write_down()
+
+    async def _run(self, app: Application) -> None:
+        try:
+            self._check_length()
+            await app(self.scope, self._read, self._answer)
+        except Exception as error:
+            if self.status and not self._answered:
+                raise  # half of an answer is out: the server cuts the line
+            if not self.status:
+                self._refusal = self._refusal or self._problem(error)
+
+    def _problem(self, error: Exception) -> Problem:
+        problem = problems.of(error)
+        if problem.status == 500:
+            problems.LOG.error("request %s failed", self.id, exc_info=error)
+        return problem
+
+    def _check_length(self) -> None:
+        lengths = values(self.scope, b"content-length")
+        if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
+            raise Problem(400, "Content-Length is not a number.")
+        if lengths and (len(lengths[0]) > 18 or int(lengths[0]) > self.max_body):
+            raise self._too_large()
+
+    def _too_large(self) -> Problem:
+        return Problem(413, f"A request may have {self.max_body / 1e6:g} MB.")
+
+    async def _read(self) -> Message:
+        """What the application receives, while it is not too much and not too slow."""
+        if self._refusal is not None:
+            raise self._refusal
+        if self._whole:
+            return await self._receive()
+        message = await self._next()
+        if message["type"] == "http.request":
+            self.bytes_in += len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self.bytes_in > self.max_body:
+                raise self._refused(self._too_large())
+        return message
+
+    async def _next(self) -> Message:
+        """The next part of the body; only the time that is spent waiting for it counts."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self.body_seconds - self._waited):
+                return await self._receive()
+        except TimeoutError as error:
+            raise self._refused(Problem(408, f"The request was not here within {self.body_seconds:g} s.")) from error
+        finally:
+            self._waited += time.monotonic() - began
+
+    def _refused(self, problem: Problem) -> Problem:
+        """From now on this is the answer, whatever the application makes of it: FastAPI makes 400 or 422."""
+        if not self.status:
+            self._refusal = problem
+        return problem
+
+    async def _answer(self, message: Message) -> None:
+        """What the application sends; nothing goes out after a refusal."""
+        if self._refusal is not None:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": self._with_ours(list(message.get("headers", ())))}
+        elif message["type"] == "http.response.body":
+            self._answered = not message.get("more_body", False)
+        await self._send(message)
+
+    async def _refuse(self, problem: Problem) -> None:
+        response = problem.response()
+        close = [] if self._whole else [(b"connection", b"close")]
+        headers = self._with_ours([*response.raw_headers, *close])
+        self.status = response.status_code
+        await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+        await self._linger()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _linger(self) -> None:
+        """Take what is still sent, for a moment; who waits for 100 Continue is not told to go on."""
+        if values(self.scope, b"expect"):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not self._whole:
+                    message = await self._receive()
+                    self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+
+    def _with_ours(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Headers of an answer, with ours instead of those of the same names."""
+        path = self.scope["path"]
+        ours = {**SAFE, b"x-request-id": self.id.encode()}
+        if path.startswith("/v1") or path == "/metrics":
+            ours[b"cache-control"] = b"no-store"
+        elif not any(name.lower() == b"cache-control" for name, _ in headers):
+            ours[b"cache-control"] = b"no-cache"
+        if self.scope.get("scheme") == "https":
+            ours[b"strict-transport-security"] = b"max-age=31536000"
+        theirs = [(name, value) for name, value in headers if name.lower() not in ours and _is_one_line(name, value)]
+        return [*theirs, *ours.items()]
+
+    def _write_down(self) -> None:
+        """A line of the audit log: nothing in it is of the client's own words but the name of its token."""
+        row = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": self.id,
+            "who": self.scope["state"]["who"],
+            "method": self.scope["method"] if self.scope["method"] in METHODS else "-",
+            "path": _route(self.scope),
+            "status": self.status or GONE,
+            "bytes_in": self.bytes_in,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        AUDIT.info(json.dumps(row))
+
+
+def values(scope: Scope, name: bytes) -> list[bytes]:
+    """What a request's headers of this name, in lower case, say."""
+    return [value.strip() for key, value in scope["headers"] if key.lower() == name]
+
+
+def make_audible() -> None:
+    """See that audit lines come out: on standard error, unless somebody has set up where they go."""
+    AUDIT.setLevel(logging.INFO)
+    if not AUDIT.hasHandlers():
+        AUDIT.addHandler(logging.StreamHandler(sys.stderr))
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of the path, such as /v1/batches/{id}: a path itself may say anything."""
+    if "route" in scope:
+        return getattr(scope["route"], "path", "-")
+    return next(_matching(scope, getattr(scope.get("app"), "routes", ())), "-")
+
+
+def _matching(scope: Scope, routes: Iterable[Any]) -> Iterator[str]:
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match is not Match.NONE:
+            yield getattr(route, "path", "-")
+
+
+def _is_one_line(name: bytes, value: bytes) -> bool:
+    return not any(byte in part for part in (name, value) for byte in b"\r\n\0")
