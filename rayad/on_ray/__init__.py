@@ -1,9 +1,9 @@
 """The only package that imports Ray: every stage on one laptop or a cluster."""
 
-import ray
-from ray._private.worker import global_worker
+import sys
 
 from rayad import storage
 
-if global_worker.mode == ray.WORKER_MODE:
+_worker = sys.modules.get("ray._private.worker")  # Ray itself is imported by the modules that need it
+if _worker and _worker.global_worker.mode == _worker.WORKER_MODE:
     storage.expect()  # the command that this worker works for has read it
