@@ -42,15 +42,17 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The browser of the pages' tests, the archive of the DICOMweb test, and what asks the dashboards' queries. Only root on
-# Debian can install them here; elsewhere the tests say what is missing.
-SYSTEM := chromium fonts-dejavu-core orthanc orthanc-dicomweb prometheus
+# The browser of the pages' tests, the archive of the DICOMweb test, the checker of DICOM objects, and what asks the
+# dashboards' queries. Only root on Debian can install them here; elsewhere the tests say what is missing.
+SYSTEM := chromium fonts-dejavu-core orthanc orthanc-dicomweb dicom3tools prometheus
+COMMANDS := chromium Orthanc dciodvfy prometheus
 
 system:
-	@if command -v chromium >/dev/null && command -v Orthanc >/dev/null && command -v prometheus >/dev/null; then :; \
+	@missing=; for c in $(COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \
+	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM) >/dev/null; \
-	else echo "chromium, Orthanc or Prometheus is missing: tests that need them will be skipped (Debian: apt-get install $(SYSTEM))"; fi
+	else echo "missing:$$missing; tests that need them will be skipped (Debian: apt-get install $(SYSTEM))"; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

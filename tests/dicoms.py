@@ -61,3 +61,47 @@ def code(value: str, scheme: str = "SCT", meaning: str = "of a view", **attribut
     for keyword, of in attributes.items():
         setattr(item, keyword, of)
     return item
+
+
+def complete(pixels: np.ndarray, **attributes: Any) -> FileDataset:
+    """A mammogram with every attribute that its IOD requires (PS3.3, A.26); made-up patient."""
+    facts = {
+        "PatientName": "Made^Up",
+        "PatientID": "MADE-UP-1",
+        "PatientBirthDate": "19600102",
+        "PatientSex": "F",
+        "StudyID": "1",
+        "StudyDate": "20250304",
+        "StudyTime": "101112",
+        "AccessionNumber": "A1",
+        "ReferringPhysicianName": "",
+        "SeriesNumber": 1,
+        "InstanceNumber": 1,
+        "Manufacturer": "nobody",
+        "ImageType": ["ORIGINAL", "PRIMARY"],
+        "PatientOrientation": ["P", "L"],
+        "ContentDate": "20250304",
+        "ContentTime": "101112",
+        "AcquisitionDate": "20250304",
+        "AcquisitionTime": "101112",
+        "BodyPartExamined": "BREAST",
+        "BurnedInAnnotation": "NO",
+        "LossyImageCompression": "00",
+        "PixelIntensityRelationship": "LOG",
+        "PixelIntensityRelationshipSign": -1,
+        "RescaleIntercept": 0,
+        "RescaleSlope": 1,
+        "RescaleType": "US",
+        "PresentationLUTShape": "IDENTITY",
+        "WindowCenter": 2**11,
+        "WindowWidth": 2**12,
+        "PositionerType": "MAMMOGRAPHIC",
+        "DetectorType": "DIRECT",
+        "OrganExposed": "BREAST",
+        "BreastImplantPresent": "NO",
+        "AcquisitionContextSequence": [],
+        "AnatomicRegionSequence": [code("76752008", meaning="Breast")],
+        "ViewCodeSequence": [code("399368009", meaning="medio-lateral oblique", ViewModifierCodeSequence=[])],
+        **attributes,
+    }
+    return mammogram(pixels, bits=12, **facts)
