@@ -1,12 +1,14 @@
-"""Instances of a DICOMweb server (PS3.18): search, metadata and retrieval, by their URLs.
+"""Instances of a DICOMweb server (PS3.18): search, metadata, retrieval by their URLs, and storage.
 
 A server is a place such as https://pacs/dicom-web. Credentials come from the environment: DICOMWEB_TOKEN (a bearer
 token), or DICOMWEB_USER and DICOMWEB_PASSWORD.
 """
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -28,6 +30,27 @@ RETRIED = (
 )
 
 
+_FIELDS = ("SeriesInstanceUID", "InstanceCreationDate", "InstanceCreationTime")
+"""Asked for besides what every answer has (PS3.18, table 10.6.3-5)."""
+_FLEETING = ("00080056", "00081190")
+"""Where an instance is kept and got, which may change while it does not."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An instance as a search shows it."""
+
+    url: str
+    study: str
+    """(0020,000D)."""
+    instance: str
+    """(0008,0018)."""
+    sop_class: str
+    """(0008,0016)."""
+    said: str
+    """Everything that the search shows; another text where the instance was replaced."""
+
+
 def is_web(url: str) -> bool:
     """Is it a DICOMweb server, or an instance on one?"""
     return url.startswith(("http://", "https://"))
@@ -39,12 +62,29 @@ def instances(server: str) -> list[str]:
     Raises:
         StorageError: the server cannot be reached, or refuses.
     """
+    return sorted(found.url for modality in ("MG", "SEG") for found in search(server, modality))
+
+
+def search(server: str, modality: str, since: str = "") -> list[Listed]:
+    """All instances of a modality, in the server's order (QIDO-RS).
+
+    Args:
+        since: StudyDate of the oldest, YYYYMMDD; "": of any date.
+
+    Raises:
+        StorageError: as `instances`.
+    """
+    server = server.rstrip("/")
+    filters = {"Modality": modality} | ({"StudyDate": f"{since}-"} if since else {})
+    with _explained(server):
+        return [_listed(server, row) for row in _search(_client(server), filters)]
+
+
+def in_study(server: str, study: str) -> set[str]:
+    """SOP instance UIDs of all that a study holds (QIDO-RS); StorageError as `instances`."""
     server = server.rstrip("/")
     with _explained(server):
-        found = [row for modality in ("MG", "SEG") for row in _search(_client(server), modality)]
-    keys = ("0020000D", "0020000E", "00080018")
-    uids = [[str(row[key]["Value"][0]) for key in keys] for row in found]
-    return sorted(f"{server}/studies/{study}/series/{series}/instances/{instance}" for study, series, instance in uids)
+        return {_value(row, "00080018") for row in _search(_client(server), {}, study)}
 
 
 def metadata(url: str) -> Dataset:
@@ -61,13 +101,40 @@ def instance(url: str) -> Dataset:
         return _client(server).retrieve_instance(*uids, media_types=(("application/dicom", "*"),))
 
 
-def _search(client: DICOMwebClient, modality: str) -> Iterator[dict[str, Any]]:
+def store(server: str, datasets: Sequence[Dataset]) -> None:
+    """Send instances (STOW-RS).
+
+    Raises:
+        StorageError: the server cannot be reached, refuses, or did not take all.
+    """
+    server = server.rstrip("/")
+    with _explained(server, "store at"):
+        answer = _client(server).store_instances(datasets)
+    if failed := answer.get("FailedSOPSequence"):
+        reasons = sorted({f"{int(item.get('FailureReason') or 0):04X}" for item in failed})
+        raise StorageError(f"cannot store at {server}: {len(failed)} instances failed, reason {', '.join(reasons)}")
+
+
+def _listed(server: str, row: Mapping[str, Any]) -> Listed:
+    study, series, instance = (_value(row, key) for key in ("0020000D", "0020000E", "00080018"))
+    said = json.dumps({key: value for key, value in row.items() if key not in _FLEETING}, sort_keys=True)
+    url = f"{server}/studies/{study}/series/{series}/instances/{instance}"
+    return Listed(url, study, instance, _value(row, "00080016"), said)
+
+
+def _value(row: Mapping[str, Any], key: str) -> str:
+    """ValueError if the server left it out."""
+    values = row.get(key, {}).get("Value")
+    if not values:
+        raise ValueError(f"a search without ({key[:4]},{key[4:]})")
+    return str(values[0])
+
+
+def _search(client: DICOMwebClient, filters: dict[str, str], study: str | None = None) -> Iterator[dict[str, Any]]:
     """Page by page."""
     offset = 0
     while True:
-        page = client.search_for_instances(
-            search_filters={"Modality": modality}, limit=PAGE, offset=offset, fields=["SeriesInstanceUID"]
-        )
+        page = client.search_for_instances(study, search_filters=filters, limit=PAGE, offset=offset, fields=_FIELDS)
         yield from page
         if len(page) < PAGE:
             return
@@ -96,12 +163,12 @@ def _client(server: str) -> DICOMwebClient:
 
 
 @contextmanager
-def _explained(url: str) -> Iterator[None]:
+def _explained(url: str, what: str = "read") -> Iterator[None]:
     try:
         yield
     except requests.HTTPError as error:
         code = error.response.status_code if error.response is not None else 0
         refused = ": credentials come from DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD"
-        raise StorageError(f"cannot read {url}: the server answers {code}{refused * (code in (401, 403))}") from error
+        raise StorageError(f"cannot {what} {url}: the server answers {code}{refused * (code in (401, 403))}") from error
     except (requests.RequestException, RetryError, ValueError) as error:  # ValueError: UIDs or JSON that are none
-        raise StorageError(f"cannot read {url}: {type(error).__name__}") from error
+        raise StorageError(f"cannot {what} {url}: {type(error).__name__}") from error

@@ -1,0 +1,305 @@
+"""Mammograms that arrive at an archive are scored by a rayad server, and what it says goes back to the archive.
+
+One process, without state of its own: what was scored is known by the objects that are there, whose UIDs follow from
+the image and the detector (`rayad.serving.objects`). Lines that are printed hold SOP instance UIDs and nothing else of
+a patient.
+"""
+
+import io
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.message import Message
+from http import HTTPStatus
+
+import pydicom
+import requests
+from pydicom import Dataset
+
+from rayad.errors import FormatError, ImageError, OptionError, StorageError
+from rayad.imaging import dicomweb
+from rayad.imaging.dicom import explained
+from rayad.serving import objects
+from rayad.serving.objects import Algorithm
+
+TIMEOUT_S = (10.0, 600.0)
+"""For a connection to the server, and for its answer."""
+BACKOFF_S = (1.0, 60.0)
+"""Wait after the first failure, and the longest; each failure doubles it."""
+DEFERRED_S = (5.0, 600.0)
+"""The same of an image: others come first meanwhile."""
+PATIENCE_S = 120.0
+"""How long a single pass is tried without any progress."""
+REFUSED = (
+    HTTPStatus.NOT_ACCEPTABLE,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
+"""The server's word that the image cannot be scored, so that asking again is of no use."""
+CREDENTIALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+MODALITY = "MG"
+DERIVED = (
+    *("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.30"),  # segmentation, parametric map
+    *(f"1.2.840.10008.5.1.4.1.1.88.{n}" for n in (11, 22, 33, 34, 50, 59)),  # reports, CAD, key objects
+    *(f"1.2.840.10008.5.1.4.1.1.11.{n}" for n in range(1, 9)),  # presentation states
+)
+"""SOP classes that are about images, rayad's own among them; whatever modality they are filed under."""
+
+
+@dataclass
+class Counts:
+    """Images since the start."""
+
+    stored: int = 0
+    """Scored, and the objects stored."""
+    present: int = 0
+    """Whose objects were there already."""
+    unscorable: int = 0
+    """That the server refused, or that cannot be read."""
+    failures: int = 0
+    """Attempts that failed and are made again."""
+
+
+def watch(
+    pacs: str,
+    server: str,
+    *,
+    token: str = "",
+    detector: str = "",
+    poll_s: float = 30.0,
+    days: int = 0,
+    once: bool = False,
+) -> Counts:
+    """Score what arrives until KeyboardInterrupt; what fails is tried again, ever more rarely.
+
+    An image that the server cannot score is not sent again while it stays as it is.
+
+    Args:
+        pacs: a DICOMweb server; see `rayad.imaging.dicomweb` for its credentials.
+        server: of rayad, such as http://127.0.0.1:8000.
+        token: the server's bearer token; "": it has none.
+        detector: "": the server's default.
+        poll_s: time between searches.
+        days: only studies of so many days; 0: of any age.
+        once: return when every image has its objects or cannot have them.
+
+    Raises:
+        OptionError: the server refuses the token, or has no such detector.
+        StorageError: with `once`, archive or server failed for PATIENCE_S without a single image being done.
+    """
+    scorer, memory = _Scorer(server.rstrip("/"), token, detector), _Memory()
+    attempt, progress, reason = 0, time.monotonic(), ""
+    while True:
+        done = memory.done
+        try:
+            waiting = _pass(pacs.rstrip("/"), scorer, memory, days)
+            attempt = 0
+        except StorageError as error:
+            memory.counts.failures += 1
+            waiting, attempt, reason = True, attempt + 1, str(error)
+            _say(reason)
+        if memory.done > done:
+            attempt, progress = min(attempt, 1), time.monotonic()
+        if once and not waiting:
+            return memory.counts
+        if once and time.monotonic() - progress > PATIENCE_S:
+            raise StorageError(f"no image was done for {PATIENCE_S:g} s: {reason}")
+        time.sleep(_backoff(attempt, BACKOFF_S) if attempt or once else poll_s)
+
+
+def parts(body: bytes, content_type: str) -> list[bytes]:
+    """The files in an answer of the media type multipart/related (RFC 2387), or the one of application/dicom.
+
+    Raises:
+        FormatError: another media type, or a body that ends too early.
+    """
+    message = Message()
+    message["Content-Type"] = content_type
+    if message.get_content_type() == "application/dicom":
+        return [body]
+    boundary = message.get_boundary()
+    if message.get_content_type() != "multipart/related" or not boundary:
+        raise FormatError(f"multipart/related expected, not {content_type!r}")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:]
+    if not pieces or not pieces[-1].startswith(b"--"):
+        raise FormatError(f"multipart/related of {len(body)} bytes without its end")
+    return [piece.partition(b"\r\n\r\n")[2] for piece in pieces[:-1]]
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """A rayad server, by its HTTP API."""
+
+    server: str
+    token: str
+    detector: str
+
+    def algorithm(self) -> Algorithm:
+        """The detector that scores now; a server that was started again may have another."""
+        said = self._answer(
+            lambda: requests.get(f"{self.server}/v1/detectors", headers=self._headers, timeout=TIMEOUT_S)
+        )
+        try:
+            found = said.json()
+            cards = {card["name"]: Algorithm(card["name"], card["sha256"]) for card in found["detectors"]}
+            name = self.detector or found["default"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{self.server}: no list of detectors: {type(error).__name__}") from error
+        if name not in cards:
+            raise OptionError(f"{self.server} has no detector {name!r}, only {', '.join(cards) or 'none'}")
+        return cards[name]
+
+    def score(self, data: bytes, by: Algorithm) -> list[Dataset]:
+        """The objects of an image.
+
+        Raises:
+            ImageError: it cannot be scored.
+            StorageError: the server cannot be reached or answers anything else.
+        """
+        answer = self._answer(
+            lambda: requests.post(
+                f"{self.server}/v1/score",
+                params={"detector": by.name},
+                data=data,
+                headers={**self._headers, "Accept": "application/dicom", "Content-Type": "application/dicom"},
+                timeout=TIMEOUT_S,
+            )
+        )
+        if answer.status_code in REFUSED:
+            raise ImageError(_detail(answer))
+        try:
+            files = parts(answer.content, answer.headers.get("Content-Type", ""))
+            with explained("an object"):
+                return [pydicom.dcmread(io.BytesIO(file)) for file in files]
+        except (FormatError, ImageError) as error:
+            raise StorageError(f"{self.server} answers with what is no DICOM: {error}") from error
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def _answer(self, ask: Callable[[], requests.Response]) -> requests.Response:
+        """What was asked for, or a refusal of the image."""
+        try:
+            answer = ask()
+        except requests.RequestException as error:
+            raise StorageError(f"cannot reach {self.server}: {type(error).__name__}") from error
+        if answer.status_code in CREDENTIALS:
+            raise OptionError(f"{self.server} answers {answer.status_code}: it wants another token")
+        if not answer.ok and answer.status_code not in REFUSED:
+            raise StorageError(f"{self.server} answers {answer.status_code}: {_detail(answer)}")
+        return answer
+
+
+@dataclass
+class _Memory:
+    """What this process has seen; all of it can be lost."""
+
+    counts: Counts = field(default_factory=Counts)
+    settled: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """SOP instance UID -> what the archive said of it and the detector, when there was nothing left to do."""
+    deferred: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """SOP instance UID -> failures in a row, and when to try again."""
+
+    @property
+    def done(self) -> int:
+        return self.counts.stored + self.counts.present + self.counts.unscorable
+
+    def settle(self, image: dicomweb.Listed, by: Algorithm) -> None:
+        self.settled[image.instance] = image.said, by.sha256
+        self.deferred.pop(image.instance, None)
+
+    def defer(self, image: dicomweb.Listed) -> None:
+        failures = self.deferred.get(image.instance, (0, 0.0))[0] + 1
+        self.deferred[image.instance] = failures, time.monotonic() + _backoff(failures, DEFERRED_S)
+
+    def waits(self, image: dicomweb.Listed) -> bool:
+        return time.monotonic() < self.deferred.get(image.instance, (0, 0.0))[1]
+
+
+def _pass(pacs: str, scorer: _Scorer, memory: _Memory, days: int) -> bool:
+    """Everything that is new; whether images wait for another attempt.
+
+    Raises:
+        StorageError: archive or server failed, perhaps at a single image, which then waits.
+    """
+    by, waiting = scorer.algorithm(), False
+    studies: dict[str, set[str]] = {}
+    since = f"{datetime.now(UTC) - timedelta(days=days):%Y%m%d}" if days else ""
+    for image in dicomweb.search(pacs, MODALITY, since):
+        if image.sop_class in DERIVED or memory.settled.get(image.instance) == (image.said, by.sha256):
+            continue
+        if memory.waits(image):
+            waiting = True
+            continue
+        try:
+            _one(pacs, image, by, scorer, studies, memory.counts)
+        except StorageError as error:
+            memory.defer(image)
+            raise StorageError(f"{image.instance}: {error}") from error
+        memory.settle(image, by)
+    return waiting
+
+
+def _one(
+    pacs: str, image: dicomweb.Listed, by: Algorithm, scorer: _Scorer, studies: dict[str, set[str]], counts: Counts
+) -> None:
+    """An image from the archive to the server and its objects back, those that are missing.
+
+    Args:
+        studies: what studies hold, as far as they were asked.
+    """
+    if image.study not in studies:
+        studies[image.study] = dicomweb.in_study(pacs, image.study)
+    there, uids = studies[image.study], {kind: objects.uid(image.instance, by.sha256, kind) for kind in objects.KINDS}
+    if uids["sr"] in there:
+        counts.present += 1
+        return
+    began = time.monotonic()
+    try:
+        made = scorer.score(_fetched(image), by)
+    except ImageError as error:
+        counts.unscorable += 1
+        _say(f"{image.instance}: not scored: {error}")
+        return
+    named = {str(dataset.SOPInstanceUID): dataset for dataset in made}
+    if uids["sr"] not in named or not set(named) <= set(uids.values()):
+        raise StorageError(f"{scorer.server} answers with objects of another image or detector")
+    report = named.pop(uids["sr"])
+    if others := [dataset for uid, dataset in named.items() if uid not in there]:
+        dicomweb.store(pacs, others)
+    dicomweb.store(pacs, [report])
+    counts.stored += 1
+    kinds = [kind for kind, uid in uids.items() if uid in named or kind == "sr"]
+    _say(f"{image.instance}: {', '.join(kinds)} stored in {time.monotonic() - began:.1f} s")
+
+
+def _fetched(image: dicomweb.Listed) -> bytes:
+    """The image's file; ImageError if it is damaged, or made by rayad itself."""
+    with explained("in the archive"):
+        source, buffer = dicomweb.instance(image.url), io.BytesIO()
+        if source.get("Manufacturer") == objects.MANUFACTURER:
+            raise ImageError("made by rayad itself")
+        source.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _detail(answer: requests.Response) -> str:
+    """What problem+json (RFC 9457) says, or the status alone."""
+    try:
+        return str(answer.json()["detail"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return answer.reason or str(answer.status_code)
+
+
+def _backoff(failures: int, of: tuple[float, float]) -> float:
+    """Seconds to wait: doubled by each failure, capped, and drawn so that watchers do not come back all at once."""
+    first, most = of
+    return min(most, first * 2 ** min(max(failures, 1) - 1, 30)) * random.uniform(0.5, 1)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
