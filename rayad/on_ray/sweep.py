@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import optuna
 import ray
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -247,11 +249,16 @@ def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book:
 
 @contextmanager
 def _written(database: str) -> Iterator[None]:
-    """Where Optuna cannot write its database, StorageError says why."""
+    """Where Optuna cannot write its database, StorageError says why; Ray Tune tells of its callers' errors in words."""
     try:
         yield
-    except optuna.exceptions.StorageInternalError as error:
-        why = str(getattr(error.__cause__, "orig", error.__cause__))
+    except (TuneError, StorageInternalError) as error:
+        reason: BaseException | None = error
+        while reason and not isinstance(reason, StorageInternalError):
+            reason = reason.__cause__ or reason.__context__
+        if reason is None:
+            raise
+        why = str(getattr(reason.__cause__, "orig", reason.__cause__))
         raise StorageError(f"cannot write {database}: {os.strerror(ENOSPC) if 'is full' in why else why}") from error
 
 
