@@ -1,0 +1,204 @@
+/** One detector's view of the image: canvas, what stands in its corners, and what a pointer does to it. */
+
+import { changeTable, grayTable } from "./colors.js";
+import { digits, h, pText } from "./page.js";
+import { place } from "./picture.js";
+
+const LENGTHS_MM = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
+
+export class Pane {
+  /**
+   * @param {string} detector
+   * @param {Object} controls pan, zoom, adjust, point and activate: all by screen px from the pane's middle
+   */
+  constructor(detector, controls) {
+    this.detector = detector;
+    this.canvas = h("canvas", { tabIndex: 0, role: "img" });
+    this.name = h("b", {}, detector);
+    this.said = h("span");
+    this.window = h("div", { className: "corner top right" });
+    this.readout = h("output", { className: "corner bottom left" });
+    this.message = h("p", { className: "message" });
+    const head = h("div", { className: "corner top left" }, this.name, this.said);
+    this.element = h("figure", { className: "pane" }, this.canvas, head, this.window, this.readout, this.message);
+    this.listen(controls);
+    new ResizeObserver(() => this.resize(controls)).observe(this.element);
+  }
+
+  /** Whole pixels of the screen, so that nothing is blurred. */
+  resize(controls) {
+    const room = this.element.getBoundingClientRect();
+    for (const side of ["width", "height"]) {
+      this.canvas[side] = Math.floor(room[side] * devicePixelRatio);
+      this.canvas.style[side] = `${this.canvas[side] / devicePixelRatio}px`;
+    }
+    controls.resized();
+  }
+
+  listen({ pan, zoom, adjust, point, activate }) {
+    const { canvas } = this;
+    let last = [0, 0];
+    const fromMiddle = (event) => [
+      (event.offsetX - canvas.clientWidth / 2) * devicePixelRatio,
+      (event.offsetY - canvas.clientHeight / 2) * devicePixelRatio,
+    ];
+    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    canvas.addEventListener("focus", () => activate(this.detector));
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      last = fromMiddle(event);
+      activate(this.detector);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const now = fromMiddle(event);
+      const moved = [now[0] - last[0], now[1] - last[1]];
+      if (event.buttons === 1) pan(...moved);
+      else if (event.buttons === 2) adjust(...moved);
+      last = now;
+      point(...now, this);
+    });
+    canvas.addEventListener("pointerleave", () => point(null, null, this));
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      zoom(2 ** (-Math.sign(event.deltaY) / 4), ...fromMiddle(event));
+    }, { passive: false });
+  }
+
+  /** Paint what the state of the viewer says of a study. */
+  paint(state, study) {
+    const { canvas } = this;
+    const result = study?.results.get(this.detector);
+    const picture = this.picture(state, study, result);
+    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    this.element.classList.toggle("active", state.active === this.detector);
+    this.write(state, study, result, picture);
+    if (!picture) return;
+    picture.draw(canvas, state.view, table(state, picture));
+    if (!result) return;
+    if (state.heat && state.base === "image") result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
+    if (state.marks) {
+      result.heatmap.outline(canvas, state.view, state.limit);
+      this.number(state, result.answer.findings);
+    }
+    this.scaleBar(state.view.scale, result.answer.image.spacing_mm);
+    if (state.cursor && state.cursor.pane !== this) this.cross(state);
+  }
+
+  picture(state, study, result) {
+    if (!study?.picture) return null;
+    return state.base === "image" ? study.picture : result?.healthy?.[state.base] ?? null;
+  }
+
+  write(state, study, result, picture) {
+    const answer = result?.answer;
+    const said = answer ? `score ${digits(answer.score)} · ${pText(answer.p_value, answer.p_value_floor)}` : "";
+    const waiting = study && !result ? "scoring…" : "";
+    const lacking = result && !picture && study.picture ? "This detector has no such picture of this image." : "";
+    write(this.said, said);
+    write(this.message, study?.problems.get(this.detector) ?? (waiting || lacking));
+    this.message.classList.toggle("problem", Boolean(study?.problems.has(this.detector)));
+    write(this.window, picture ? looking(state) : "");
+    write(this.readout, picture && state.cursor ? reading(state, picture, study.picture, result) : "");
+    this.canvas.setAttribute("aria-label", `${study?.name ?? "no image"}, ${this.detector}: ${said || "not scored"}`);
+  }
+
+  /** Numbers at the findings' peaks. */
+  number(state, findings) {
+    const context = this.canvas.getContext("2d");
+    const { scale, left, top } = place(state.view, this.canvas);
+    const radius = 9 * devicePixelRatio;
+    context.font = `600 ${11 * devicePixelRatio}px system-ui, sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    findings.forEach((finding, i) => {
+      if (finding.p_value > state.limit * (1 + 1e-6)) return;
+      const [x, y] = [left + finding.column * scale, top + finding.row * scale];
+      const chosen = state.active === this.detector && state.finding === i;
+      context.beginPath();
+      context.arc(x + 1.6 * radius, y - 1.6 * radius, radius, 0, 2 * Math.PI);
+      context.fillStyle = chosen ? "#fff" : "#000b";
+      context.strokeStyle = "#fff";
+      context.lineWidth = 1.25 * devicePixelRatio;
+      context.moveTo(x, y);
+      context.lineTo(x + 0.9 * radius, y - 0.9 * radius);
+      context.fill();
+      context.stroke();
+      context.fillStyle = chosen ? "#000" : "#fff";
+      context.fillText(String(i + 1), x + 1.6 * radius, y - 1.55 * radius);
+    });
+  }
+
+  /** A bar of a round length, at most a quarter of the pane. */
+  scaleBar(scale, spacing) {
+    const context = this.canvas.getContext("2d");
+    const room = (this.canvas.width / 4 / scale) * spacing;
+    const length = LENGTHS_MM.findLast((mm) => mm <= room) ?? LENGTHS_MM[0];
+    const [right, bottom] = [this.canvas.width - 14 * devicePixelRatio, this.canvas.height - 14 * devicePixelRatio];
+    const start = right - (length / spacing) * scale;
+    context.lineCap = "butt";
+    line(context, [start, bottom, right, bottom], 2);
+    context.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "bottom";
+    context.lineWidth = 3 * devicePixelRatio;
+    context.strokeStyle = "#000";
+    context.fillStyle = "#fff";
+    for (const draw of ["strokeText", "fillText"]) {
+      context[draw](`${length} mm`, (start + right) / 2, bottom - 4 * devicePixelRatio);
+    }
+  }
+
+  /** Where the pointer of another pane, or the keyboard's, is. */
+  cross({ view, cursor }) {
+    const context = this.canvas.getContext("2d");
+    const { scale, left, top } = place(view, this.canvas);
+    const [x, y] = [left + cursor.x * scale, top + cursor.y * scale];
+    const arm = 9 * devicePixelRatio;
+    line(context, [x - arm, y, x + arm, y], 1);
+    line(context, [x, y - arm, x, y + arm], 1);
+  }
+}
+
+function line(context, [fromX, fromY, toX, toY], width) {
+  context.beginPath();
+  context.moveTo(fromX, fromY);
+  context.lineTo(toX, toY);
+  for (const [color, more] of [["#000", 2], ["#fff", 0]]) {
+    context.strokeStyle = color;
+    context.lineWidth = (width + more) * devicePixelRatio;
+    context.stroke();
+  }
+}
+
+function table({ base, windows }, { full }) {
+  return base === "change" ? changeTable(full) : grayTable(windows[base], full);
+}
+
+/** Window and zoom. */
+function looking({ base, view, windows }) {
+  const { low, high, invert } = windows[base];
+  const window = base === "change" ? "−0.5 – 0.5" : `${low} – ${high}${invert ? " inverted" : ""}`;
+  return `${window}\n${digits(100 * view.scale)} %`;
+}
+
+/** Place, pixel and figures under the cursor, a line each. */
+function reading({ cursor: { x, y }, base }, picture, image, result) {
+  const values = picture.at(x, y);
+  if (!values || !image.at(x, y)) return "";
+  const spacing = result?.answer.image.spacing_mm;
+  const where = spacing ? `x ${(x * spacing).toFixed(1)} mm, y ${(y * spacing).toFixed(1)} mm · ` : "";
+  const difference = (values[0] / picture.full - 0.5).toFixed(3);
+  const shown = base === "change" ? `difference ${difference}` : `value ${values.join(" ")}`;
+  return `${where}row ${Math.floor(y)}, column ${Math.floor(x)}\n${shown}\n${judged(x, y, result)}`;
+}
+
+function judged(x, y, result) {
+  const found = result?.heatmap.at(x, y);
+  if (!found) return result ? "outside the tissue" : "";
+  const p = pText(found.p, result.answer.p_value_floor);
+  return `score ${digits(found.score)} · ${p} · healthy quantile ${digits(found.quantile, 4)}`;
+}
+
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}

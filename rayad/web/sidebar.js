@@ -1,0 +1,118 @@
+/** The lists beside and below the picture; each is made anew from the state. */
+
+import { atMost, byId, digits, h, pText, save } from "./page.js";
+import { card, result, state } from "./state.js";
+
+const DICOM_OBJECTS = { sc: "secondary capture", seg: "segmentation", sr: "report", pm: "parametric map" };
+
+/** New children; the one that had the focus keeps it. */
+export function fill(parent, ...children) {
+  const { id } = parent.contains(document.activeElement) ? document.activeElement : {};
+  parent.replaceChildren(...children);
+  if (id) byId(id)?.focus();
+}
+
+/** @param {{choose, select, centre, attempt}} actions what their buttons do */
+export function renderLists({ choose, select, centre, attempt }) {
+  renderDetectors(choose);
+  renderStrip(select);
+  renderResult();
+  renderFindings(centre);
+  renderCard();
+  renderDownloads(attempt);
+}
+
+function renderDetectors(choose) {
+  const row = ({ name, summary }, i) => {
+    const found = state.current?.results.get(name)?.answer;
+    const check = h("input", {
+      type: "checkbox",
+      id: `choose-${i}`,
+      checked: state.chosen.includes(name),
+      "aria-label": `use ${name}`,
+      onchange: (event) => choose(name, event.target.checked),
+    });
+    const show = { type: "button", id: `show-${i}`, title: summary, onclick: () => choose(name, true) };
+    const button = h("button", { ...show, "aria-pressed": String(state.active === name) }, name);
+    return h("li", {}, check, button, h("span", {}, found ? pText(found.p_value, found.p_value_floor) : ""));
+  };
+  fill(byId("detectors"), ...state.cards.map(row));
+}
+
+function renderStrip(select) {
+  const item = (study, i) => {
+    const found = study.results.get(state.active)?.answer;
+    const pending = study.problems.has(state.active) ? "failed" : "…";
+    const text = found ? pText(found.p_value, found.p_value_floor) : pending;
+    const shown = { type: "button", id: `study-${i}`, title: study.name, onclick: () => select(study) };
+    const name = h("span", { className: "name" }, study.name);
+    const current = String(study === state.current);
+    const button = h("button", { ...shown, "aria-current": current }, name, h("span", {}, text));
+    if (study.thumbnail) button.prepend(study.thumbnail);
+    return h("li", {}, button);
+  };
+  byId("strip").hidden = state.studies.length < 2;
+  fill(byId("strip"), ...state.studies.map(item));
+}
+
+function renderResult() {
+  const answer = result()?.answer;
+  const none = state.current ? "Not scored yet." : "No image.";
+  if (!answer) return fill(byId("result"), h("p", { className: "soft" }, none));
+  const { score, p_value: p, p_value_floor: floor, calibration_patients: count } = answer;
+  const least = `p ≤ 1/${count + 1} is the least that K = ${count} healthy patients can say.`;
+  const figure = (name, text) => h("div", {}, h("dt", {}, name), h("dd", {}, text));
+  const figures = h("dl", { className: "figures" }, figure("score", digits(score)), figure("p-value", pText(p, floor)));
+  fill(byId("result"), figures, h("p", { className: "soft" }, least));
+}
+
+export function renderFindings(centre) {
+  const { findings = [], findings_total: total = 0, image } = result()?.answer ?? {};
+  const item = (found, i) => {
+    const where = [found.column, found.row].map((px) => (px * image.spacing_mm).toFixed(0)).join(", ");
+    const shown = { type: "button", id: `finding-${i}`, onclick: () => centre(i) };
+    const p = pText(found.p_value, result().answer.p_value_floor);
+    const cells = [String(i + 1), `${where} mm`, `${digits(found.size_mm2, 2)} mm²`, p];
+    const title = `score ${digits(found.score)}, healthy quantile ${digits(found.healthy_quantile, 4)}`;
+    const button = h("button", { ...shown, title, "aria-current": String(i === state.finding) });
+    button.append(...cells.map((cell) => h("span", {}, cell)));
+    return h("li", { className: atMost(found.p_value, state.limit) ? "" : "hidden-place" }, button);
+  };
+  fill(byId("findings"), ...findings.map(item));
+  const more = total > findings.length ? `${findings.length} of ${total}, the most unusual` : "";
+  const none = result() ? "None: nothing is marked." : "After scoring.";
+  byId("findings-more").textContent = findings.length ? more : none;
+}
+
+function renderCard() {
+  const one = card();
+  const text = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+  const flat = (object) => Object.entries(object ?? {}).map(([key, value]) => [key, text(value)]);
+  const list = (pairs) => h("dl", {}, ...pairs.flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]));
+  if (!one) return fill(byId("card"));
+  const { preprocessing, provenance, summary, ...rest } = one;
+  const parts = [h("p", {}, summary), list(flat(rest)), h("h3", {}, "Preprocessing"), list(flat(preprocessing))];
+  fill(byId("card"), ...parts, h("h3", {}, "Provenance"), list(flat(provenance)));
+}
+
+function renderDownloads(attempt) {
+  const { current: study, active: detector } = state;
+  const found = result();
+  if (!found) return fill(byId("downloads"), h("p", { className: "soft" }, "After scoring."));
+  const name = `${study.name.replace(/\.[^.]*$/, "")}-${detector}`;
+  const fetched = (headers, more, ending) => () =>
+    attempt(async () => save(await (await study.ask(detector, headers, more)).blob(), `${name}${ending}`));
+  const text = JSON.stringify(found.answer, null, 1);
+  const kinds = [
+    ["npz", "numpy arrays", () => save(found.blob, `${name}.npz`)],
+    ["JSON", "figures and findings", () => save(new Blob([text], { type: "application/json" }), `${name}.json`)],
+    ["PNG", "overlay as the server draws it", fetched({ Accept: "image/png" }, {}, ".png")],
+  ];
+  for (const [object, title] of study.dicom ? Object.entries(DICOM_OBJECTS) : []) {
+    const headers = { Accept: "application/dicom" };
+    kinds.push([`DICOM ${object.toUpperCase()}`, title, fetched(headers, { object }, `-${object}.dcm`)]);
+  }
+  const button = ([label, title, onclick]) =>
+    h("button", { type: "button", id: `save-${label}`, title, onclick }, label);
+  fill(byId("downloads"), ...kinds.map(button));
+}

@@ -1,0 +1,30 @@
+/** What the viewer knows: the detectors, the images, and how they are looked at. */
+
+const FULL = { low: 0, high: 65535, invert: false };
+export const BASES = ["image", "healthy", "change"];
+
+export const state = {
+  cards: [],
+  chosen: [],
+  active: null,
+  studies: [],
+  current: null,
+  framed: null,
+  working: false,
+  compare: false,
+  view: { x: 0, y: 0, scale: 1 },
+  fitted: true,
+  windows: { image: FULL, healthy: FULL, change: FULL },
+  base: "image",
+  heat: true,
+  marks: true,
+  opacity: 0.7,
+  limit: 1,
+  finding: -1,
+  cursor: null,
+};
+
+/** Card of a detector, or of the one that is looked at. */
+export const card = (wanted = state.active) => state.cards.find(({ name }) => name === wanted);
+/** Its answer for the image that is looked at. */
+export const result = () => state.current?.results.get(state.active);

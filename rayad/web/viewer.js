@@ -1,0 +1,351 @@
+/** The viewer: images that are dropped, the detectors that are asked, and how their answers are looked at. */
+
+import { json } from "./api.js";
+import { paintScale } from "./colors.js";
+import { byId, digits, h, themeButton } from "./page.js";
+import { Pane } from "./pane.js";
+import { place } from "./picture.js";
+import { fill, renderFindings, renderLists } from "./sidebar.js";
+import { BASES, card, result, state } from "./state.js";
+import { Study } from "./study.js";
+
+const panes = new Map();
+let frame = 0;
+
+const shownPanes = () => (state.compare ? state.chosen : [state.active]).map((name) => panes.get(name)).filter(Boolean);
+const said = () => ({ spacing_mm: byId("spacing").value, view: byId("projection").value.trim() });
+
+// Images and requests
+
+function add(files) {
+  const studies = [...files].map((file) => new Study(file, said()));
+  state.studies.push(...studies);
+  if (studies.length) select(studies[0]);
+}
+
+async function select(study) {
+  if (state.current && state.current !== study) state.current.picture = null;
+  Object.assign(state, { current: study, finding: -1, cursor: null, framed: null });
+  byId("spacing").value = study.said.spacing_mm;
+  byId("projection").value = study.said.view;
+  render();
+  await unpack(study);
+  work();
+}
+
+/** Pixels of the image that is looked at; of the others only a small picture is kept. */
+async function unpack(study) {
+  await attempt(() => study.unpack());
+  if (!study.picture) return;
+  if (study !== state.current) study.picture = null;
+  else if (state.framed !== study) {
+    state.framed = study;
+    fit();
+    tissueWindow("image");
+  }
+  render();
+}
+
+/** Ask for what is missing, one request after the other, the image that is looked at first. */
+async function work() {
+  if (state.working) return;
+  state.working = true;
+  for (let job = nextJob(); job; job = nextJob()) {
+    const [study, detector] = job;
+    say(`Scoring ${study.name} by ${detector} …`);
+    await study.score(detector);
+    await unpack(study);
+    if (study === state.current) await explain();
+    render();
+  }
+  state.working = false;
+  say("");
+}
+
+function nextJob() {
+  for (const study of [state.current, ...state.studies]) {
+    const detector = study && state.chosen.find((name) => !study.results.has(name) && !study.problems.has(name));
+    if (detector) return [study, detector];
+  }
+  return null;
+}
+
+/** The healthy counterfactuals, once they are looked at. */
+async function explain() {
+  const study = state.current;
+  if (state.base === "image" || !study) return;
+  for (const { detector } of shownPanes()) {
+    const found = study.results.get(detector);
+    if (!found || found.healthy || !card(detector).counterfactual) continue;
+    say(`Asking ${detector} for the healthy version of ${study.name} …`);
+    await attempt(() => study.explain(detector));
+    tissueWindow("healthy");
+    say("");
+  }
+  repaint();
+}
+
+/** Do it; what fails is said in place. */
+async function attempt(action) {
+  try {
+    byId("problem").textContent = "";
+    await action();
+  } catch (problem) {
+    byId("problem").textContent = problem.message;
+  }
+}
+
+const say = (text) => (byId("status").textContent = text);
+
+// Looking
+
+const canvas = () => shownPanes()[0]?.canvas;
+
+function fit() {
+  const { picture } = state.current ?? {};
+  if (!picture || !canvas()?.width) return;
+  const [{ rows, columns }] = picture.levels;
+  const scale = Math.min(canvas().width / columns, canvas().height / rows);
+  Object.assign(state, { view: { x: columns / 2, y: rows / 2, scale }, fitted: true });
+  repaint();
+}
+
+function look(view) {
+  Object.assign(state, { view: { ...state.view, ...view }, fitted: false });
+  repaint();
+}
+
+const controls = {
+  pan: (dx, dy) => look({ x: state.view.x - dx / state.view.scale, y: state.view.y - dy / state.view.scale }),
+  /** The place at (x, y) stays where it is. */
+  zoom(factor, x = 0, y = 0) {
+    const scale = Math.min(Math.max(state.view.scale * factor, 0.01), 64);
+    const shift = 1 / state.view.scale - 1 / scale;
+    look({ x: state.view.x + x * shift, y: state.view.y + y * shift, scale });
+  },
+  /** To the right: wider; down: brighter. */
+  adjust(dx, dy) {
+    const { low, high } = state.windows[state.base];
+    const step = (state.current?.picture?.full ?? 65535) / 1024;
+    const [middle, width] = [(low + high) / 2 - dy * step, Math.max(high - low + dx * step, 2)];
+    setWindow({ low: Math.round(middle - width / 2), high: Math.round(middle + width / 2) });
+  },
+  point(x, y, pane) {
+    const { canvas: { width, height } } = pane;
+    const { scale, left, top } = place(state.view, pane.canvas);
+    state.cursor = x === null ? null : { x: (x + width / 2 - left) / scale, y: (y + height / 2 - top) / scale, pane };
+    repaint();
+  },
+  activate(detector) {
+    if (state.active === detector) return;
+    Object.assign(state, { active: detector, finding: -1 });
+    render();
+  },
+  resized: () => (state.fitted ? fit() : repaint()),
+};
+
+/** Differences keep their scale: it is the same everywhere. */
+function setWindow(window) {
+  if (state.base === "change") return;
+  state.windows = { ...state.windows, [state.base]: { ...state.windows[state.base], ...window } };
+  repaint();
+}
+
+function tissueWindow(base = state.base) {
+  const heatmap = result()?.heatmap;
+  const picture = base === "image" ? state.current?.picture : result()?.healthy?.[base];
+  if (!picture || base === "change") return;
+  const inside = (x, y) => !heatmap || heatmap.tissue[heatmap.cell(x, y)] === 1;
+  const [low, high] = picture.quantiles([0.005, 0.995], inside);
+  state.windows = { ...state.windows, [base]: { low, high, invert: state.windows[base].invert } };
+  repaint();
+}
+
+const step = (dx, dy) => controls.pan(-60 * dx, -60 * dy);
+
+function moveCursor(dx, dy) {
+  const { x, y } = state.cursor ?? state.view;
+  const far = Math.max(1, (4 * devicePixelRatio) / state.view.scale);
+  state.cursor = { x: x + dx * far, y: y + dy * far, pane: null };
+  repaint();
+}
+
+/** Centre on a finding and read there. */
+function centre(index) {
+  const { column: x, row: y } = result()?.answer.findings[index] ?? {};
+  if (x === undefined) return;
+  Object.assign(state, { finding: index, cursor: { x, y, pane: null } });
+  look({ x, y });
+  renderFindings(centre);
+}
+
+function nextFinding(by) {
+  const count = result()?.answer.findings.length ?? 0;
+  if (count) centre(state.finding < 0 ? 0 : (state.finding + by + count) % count);
+}
+
+function nextStudy(by) {
+  const at = state.studies.indexOf(state.current) + by;
+  if (state.studies[at]) select(state.studies[at]);
+}
+
+function nextDetector() {
+  const { chosen, active } = state;
+  if (chosen.length) controls.activate(chosen[(chosen.indexOf(active) + 1) % chosen.length]);
+}
+
+function choose(name, wanted) {
+  const names = state.cards.map((one) => one.name);
+  state.chosen = names.filter((one) => (one === name ? wanted : state.chosen.includes(one)));
+  if (wanted || !state.chosen.includes(state.active)) state.active = wanted ? name : state.chosen[0] ?? null;
+  state.finding = -1;
+  setLimit(Number(byId("limit").value));
+  render();
+  work();
+}
+
+function showBase(base) {
+  state.base = base;
+  render();
+  explain();
+}
+
+function setLimit(share) {
+  const floors = state.cards.filter(({ name }) => state.chosen.includes(name)).map((one) => one.p_value_floor);
+  state.limit = Math.min(1, ...floors) ** (1 - share);
+  byId("limit-text").textContent = `p ≤ ${digits(state.limit, 2)}`;
+  renderFindings(centre);
+  repaint();
+}
+
+// Keys and buttons
+
+/** Action, its key, what it does. */
+const ACTIONS = {
+  open: ["o", "open images", () => byId("files").click()],
+  nextStudy: ["PageDown", "next image", () => nextStudy(1)],
+  previousStudy: ["PageUp", "previous image", () => nextStudy(-1)],
+  next: ["n", "next finding", () => nextFinding(1)],
+  previous: ["b", "previous finding", () => nextFinding(-1)],
+  detector: ["d", "next chosen detector", nextDetector],
+  compare: ["c", "detectors side by side", () => toggle("compare")],
+  image: ["q", "the image", () => showBase("image")],
+  healthy: ["w", "its healthy version", () => showBase("healthy")],
+  change: ["e", "the difference", () => showBase("change")],
+  heat: ["h", "heatmap", () => toggle("heat")],
+  marks: ["m", "marks and outlines", () => toggle("marks")],
+  fit: ["f", "fit into the window", fit],
+  life: ["z", "1:1, a pixel of the image a pixel of the screen", () => look({ scale: 1 })],
+  closer: ["+", "zoom in", () => controls.zoom(2 ** 0.5)],
+  farther: ["-", "zoom out", () => controls.zoom(2 ** -0.5)],
+  full: ["a", "window: full depth", () => setWindow({ low: 0, high: state.current?.picture?.full ?? 65535 })],
+  tissue: ["t", "window: from the tissue's 0.5 to its 99.5 percentile", () => tissueWindow()],
+  invert: ["i", "invert", () => setWindow({ invert: !state.windows[state.base].invert })],
+  darker: ["[", "darker", () => controls.adjust(0, -24)],
+  brighter: ["]", "brighter", () => controls.adjust(0, 24)],
+  narrower: [",", "more contrast", () => controls.adjust(-24, 0)],
+  wider: [".", "less contrast", () => controls.adjust(24, 0)],
+  theme: ["l", "light or dark", () => byId("theme").click()],
+  help: ["?", "this help", () => byId("help").showModal()],
+};
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+function toggle(what) {
+  state[what] = !state[what];
+  render();
+  explain();
+}
+
+function pressed(event) {
+  const { key, target } = event;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (target.matches("input:not([type=range], [type=checkbox]), select")) return;
+  if (key in ARROWS && target.matches("input")) return;
+  const [, , action] = Object.values(ACTIONS).find(([known]) => known === key) ?? [];
+  if (key in ARROWS) (event.shiftKey ? moveCursor : step)(...ARROWS[key]);
+  else if (/^[1-9]$/.test(key)) centre(Number(key) - 1);
+  else if (action) action();
+  else return;
+  event.preventDefault();
+}
+
+// What the page shows
+
+/** Paint before the next frame, however often it is asked for. */
+function repaint() {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    for (const pane of shownPanes()) pane.paint(state, state.current);
+  });
+}
+
+function render() {
+  renderLists({ choose, select, centre, attempt });
+  renderStage();
+  const explained = shownPanes().some(({ detector }) => card(detector).counterfactual);
+  for (const button of document.querySelectorAll("[data-action]")) {
+    const { action } = button.dataset;
+    if (BASES.includes(action)) button.setAttribute("aria-pressed", String(state.base === action));
+    else if (action in state) button.setAttribute("aria-pressed", String(state[action]));
+    if (action === "healthy" || action === "change") button.disabled = !explained;
+  }
+  repaint();
+}
+
+function renderStage() {
+  for (const name of state.chosen) if (!panes.has(name)) panes.set(name, new Pane(name, controls));
+  const elements = shownPanes().map(({ element }) => element);
+  const stage = byId("panes");
+  if (elements.length !== stage.children.length || elements.some((element, i) => stage.children[i] !== element)) {
+    fill(stage, ...elements);
+  }
+  stage.dataset.count = elements.length;
+  byId("hint").hidden = state.current !== null;
+}
+
+// Beginning
+
+function listen() {
+  for (const button of document.querySelectorAll("[data-action]")) {
+    const [key, , action] = ACTIONS[button.dataset.action];
+    button.title = `${button.title} (${key})`.trim();
+    button.addEventListener("click", () => action());
+  }
+  document.addEventListener("keydown", pressed);
+  byId("files").addEventListener("change", ({ target }) => {
+    add(target.files);
+    target.value = "";
+  });
+  byId("said").addEventListener("submit", (event) => {
+    event.preventDefault();
+    state.current?.forget(said());
+    render();
+    work();
+  });
+  byId("opacity").addEventListener("input", ({ target }) => {
+    state.opacity = Number(target.value);
+    byId("opacity-text").textContent = `${Math.round(100 * state.opacity)} %`;
+    repaint();
+  });
+  byId("limit").addEventListener("input", ({ target }) => setLimit(Number(target.value)));
+  for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
+  document.addEventListener("drop", ({ dataTransfer }) => add(dataTransfer.files));
+  const row = ([key, what]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, what));
+  byId("keys").prepend(...Object.values(ACTIONS).map(row));
+}
+
+async function begin() {
+  themeButton(byId("theme"));
+  paintScale(byId("scale"));
+  listen();
+  await attempt(async () => {
+    const { detectors, default: first, research_use_only: research } = await json("/v1/detectors");
+    byId("research").textContent = research;
+    Object.assign(state, { cards: detectors, chosen: [first], active: first });
+    setLimit(1);
+  });
+  render();
+  work();
+}
+
+begin();
