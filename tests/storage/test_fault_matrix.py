@@ -381,8 +381,8 @@ def test_the_memory_is_full(case: Case) -> None:
 
 @pytest.mark.parametrize("case", ["train"], indirect=True)
 def test_training_goes_on_with_fewer_workers_where_a_node_is_lost_for_good(case: Case, tmp_path: Path) -> None:
-    """Two nodes of one CPU. The batches are the same, so the model is: in float64, since one worker adds up what two did
-    in another order."""
+    """Two nodes of one CPU. The batches are the same, so the model is: in float64, since one worker adds up what two
+    did in another order."""
     case.stage = replace(case.stage, more=("--schedule.precision", "float64", "--workers.least", "1"))
     case.undisturbed(case.stage)
     case.nodes = own = Nodes(cpus=1)
