@@ -142,15 +142,13 @@ class Guard:
         if scope["type"] == "websocket":  # there are none
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            if "app" not in scope and hasattr(self.app, "routes"):
-                scope["app"] = self.app  # as FastAPI does later: the audit log knows paths by their routes
-            await Exchange(scope, receive, send, self.limits.max_body, self.limits.body_seconds).run(self._admitted)
+            exchange = Exchange(scope, receive, send, self.limits.max_body, self.limits.body_seconds)
+            await exchange.run(self._in_time, self._admit)
         else:
             await self.app(scope, receive, send)
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, for requests that are admitted; Problem for others, before anything is received."""
-        scope["state"]["who"] = await self._admit(scope)
+    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, for as long as a request may take."""
         clock = asyncio.timeout(self.limits.request_seconds)
         try:
             async with clock:
@@ -162,7 +160,7 @@ class Guard:
             raise Problem(503, late, headers={"Retry-After": "60"}) from error
 
     async def _admit(self, scope: Scope) -> str:
-        """The name of who asks."""
+        """The name of who asks; Problem where the request is refused."""
         if _ODD.search(scope["path"]):
             raise Problem(404)
         if scope["path"] not in PROBES:

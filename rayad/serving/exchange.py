@@ -11,11 +11,9 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
-
-from starlette.routing import Match
 
 from rayad.serving import problems
 from rayad.serving.problems import Problem
@@ -28,6 +26,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 AUDIT = logging.getLogger("rayad.audit")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+WORDS = frozenset({"", "batches", "detectors", "health", "metrics", "openapi.json", "ready", "score", "v1", "web"})
+"""What the audit log shows of a path; any other part of it may be a patient's name."""
 GONE = 499
 """nginx's status for a client that went away before there was an answer."""
 LINGER_S = 2.0
@@ -65,21 +65,26 @@ class Exchange:
         self._answered = False
         self._whole = not values(scope, b"transfer-encoding") and values(scope, b"content-length") in ([], [b"0"])
 
-    async def run(self, app: Application) -> None:
-        """Let an application answer, or answer in its place what it raises, and write down what happened.
+    async def run(self, app: Application, admit: Callable[[Scope], Awaitable[str]]) -> None:
+        """Let an application answer, or answer in its place what is raised, and write down what happened.
 
-        The application finds the request's id as state["request_id"], and writes who asks to state["who"].
+        The application finds the request's id as state["request_id"], and who asks as state["who"].
+
+        Args:
+            app: what answers.
+            admit: says who asks, or raises before anything is received.
         """
         self.scope.setdefault("state", {}).update(request_id=self.id, who="-")
         try:
-            await self._run(app)
+            await self._run(app, admit)
             if self._refusal is not None:
                 await self._refuse(self._refusal)
         finally:
             self._write_down()
 
-    async def _run(self, app: Application) -> None:
+    async def _run(self, app: Application, admit: Callable[[Scope], Awaitable[str]]) -> None:
         try:
+            self.scope["state"]["who"] = await admit(self.scope)
             self._check_length()
             await app(self.scope, self._read, self._answer)
         except Exception as error:
@@ -186,7 +191,7 @@ class Exchange:
             "id": self.id,
             "who": self.scope["state"]["who"],
             "method": self.scope["method"] if self.scope["method"] in METHODS else "-",
-            "path": _route(self.scope),
+            "path": _route(self.scope["path"]),
             "status": self.status or GONE,
             "bytes_in": self.bytes_in,
             "seconds": round(time.monotonic() - self._began, 3),
@@ -206,18 +211,9 @@ def make_audible() -> None:
         AUDIT.addHandler(logging.StreamHandler(sys.stderr))
 
 
-def _route(scope: Scope) -> str:
-    """The pattern of the path, such as /v1/batches/{id}: a path itself may say anything."""
-    if "route" in scope:
-        return getattr(scope["route"], "path", "-")
-    return next(_matching(scope, getattr(scope.get("app"), "routes", ())), "-")
-
-
-def _matching(scope: Scope, routes: Iterable[Any]) -> Iterator[str]:
-    for route in routes:
-        match, _ = route.matches(scope)
-        if match is not Match.NONE:
-            yield getattr(route, "path", "-")
+def _route(path: str) -> str:
+    """A path with * for all that is no word of ours, as in /v1/batches/*."""
+    return "/".join(part if part in WORDS else "*" for part in path.split("/"))
 
 
 def _is_one_line(name: bytes, value: bytes) -> bool:

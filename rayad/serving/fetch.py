@@ -15,7 +15,6 @@ import stat
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 from urllib.parse import unquote
 
 import aiohttp
@@ -34,10 +33,16 @@ STORES = ("s3", "memory")
 LONGEST = 2048
 """Characters of a URL."""
 CHUNK = 1 << 20
-METADATA = frozenset({"168.63.129.16"})
-"""Public by its number, but Azure's machines find their own secrets there."""
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""RFC 6052: the last 32 bits are an IPv4 address."""
+NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # where Azure's machines find their secrets, by its number a public address
+        "192.0.0.0/24",  # RFC 6890; Oracle's machines find theirs there
+        "64:ff9b::/96",  # RFC 6052: the last 32 bits are an IPv4 address
+        "fec0::/10",  # RFC 3879
+    )
+)
+"""Networks that `ipaddress` does not refuse, or not in every Python."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?", re.IGNORECASE)  # RFC 3986, appendix B
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::([0-9]{1,5}))?")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -158,9 +163,10 @@ def is_public(address: str) -> bool:
         ip = ipaddress.ip_address(address)
     except ValueError:
         return False
-    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in NAT64):
+    if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo):
         return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved) and str(ip) not in METADATA
+    special = ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC)
+    return ip.is_global and not special
 
 
 def _check_path(path: str) -> None:
@@ -210,24 +216,29 @@ def _as_prefix(prefix: str) -> Place:
 
 
 def _without_links(place: Place, tops: Sequence[Place]) -> Place:
-    real = os.path.realpath(place.path)
-    for top in tops:
-        if os.path.commonpath([real, os.path.realpath(top.path)]) == os.path.realpath(top.path):
-            return Place("file", "", real)
-    raise Problem(403, "The file is a link to a place that the service is not allowed to open.")
+    try:
+        real, ends = os.path.realpath(place.path), [os.path.realpath(top.path) for top in tops]
+    except OSError as error:  # it was changed meanwhile
+        raise Problem(403, f"The file at the URL cannot be read: {error.strerror}.") from error
+    if not any(os.path.commonpath([real, end]) == end for end in ends):
+        raise Problem(403, "The file is a link to a place that the service is not allowed to open.")
+    return Place("file", "", real)
 
 
 def _file(place: Place, largest: int) -> bytes:
     """A file whose path has no link in it, each folder of it opened from the one before: none can become one."""
     try:
-        with os.fdopen(_opened(place.path), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Problem(422, "The URL is not that of a file.")
-            return _at_most(file, largest)
+        descriptor = _opened(place.path)
     except FileNotFoundError as error:
         raise Problem(404, "There is no file at the URL.") from error
     except OSError as error:
         raise Problem(403, f"The file at the URL cannot be read: {error.strerror}.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Problem(422, "The URL is not that of a file.")
+        return _at_most(lambda size: os.read(descriptor, size), largest)
+    finally:
+        os.close(descriptor)
 
 
 def _opened(path: str) -> int:
@@ -245,12 +256,12 @@ def _opened(path: str) -> int:
 
 def _object(place: Place, largest: int) -> bytes:
     with storage.reading(place.url) as file:
-        return _at_most(file, largest)
+        return _at_most(file.read, largest)
 
 
-def _at_most(file: BinaryIO, largest: int) -> bytes:
+def _at_most(read: Callable[[int], bytes], largest: int) -> bytes:
     parts, left = list[bytes](), largest + 1
-    while left and (part := file.read(min(CHUNK, left))):
+    while left and (part := read(min(CHUNK, left))):
         parts.append(part)
         left -= len(part)
     if not left:
@@ -319,6 +330,8 @@ class _Checked(AbstractResolver):
     ) -> list[ResolveResult]:
         """All addresses of a name, of which none may be another than a public one."""
         found = await self._lookup(host, port)
+        if not found:
+            raise OSError(f"no address of {host}")
         if not self._local and not all(map(is_public, found)):
             raise _NotPublicError
         return [
