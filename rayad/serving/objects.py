@@ -9,6 +9,7 @@ All have the image's own pixel matrix, a series each, and UIDs that follow from 
 scoring twice gives the same instance. Patient and study are those of the image; nothing else of the patient is added.
 """
 
+import copy
 import io
 import re
 from collections.abc import Mapping
@@ -72,11 +73,11 @@ _MAMMOGRAPHY = CodedConcept("71651007", "SCT", "Mammography")
 _SIDES = {"R": CodedConcept("24028007", "SCT", "Right"), "L": CodedConcept("7771000", "SCT", "Left")}
 _AI = CodedConcept("123110", "DCM", "Artificial Intelligence")
 _FROM = CodedConcept("121322", "DCM", "Source image for image processing operation")
-_NEEDED = (
+_PATIENT = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
-"""May be empty and may not be left out (type 2): old archives leave them out."""
+"""Of patient and study what every object has, empty where the source has none (type 2)."""
 _GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness")
 
 
@@ -120,7 +121,7 @@ def objects(
     name = f"DICOM instance {source.get('SOPInstanceUID', 'without UID')}"
     with explained(name):
         _check(source, judged)
-        work = _Work(_complete(source, judged), judged, by, MappingProxyType(dict(asked)))
+        work = _Work(_plain(source, judged), judged, by, MappingProxyType(dict(asked)))
         made: dict[Kind, Dataset] = {"sc": _capture(work, pixels)}
         if (mask := work.mask).any():
             made["seg"] = _segmentation(work, mask)
@@ -128,7 +129,7 @@ def objects(
             made["pm"] = _map(work)
         made["sr"] = _report(work)
         for kind, dataset in made.items():
-            _finish(dataset, work, kind)
+            _finish(dataset, source, work, kind)
         return made
 
 
@@ -144,6 +145,7 @@ class _Work:
     """What every object is made of."""
 
     source: Dataset
+    """See `_plain`."""
     judged: Judgement
     by: Algorithm
     asked: Mapping[str, str]
@@ -218,6 +220,8 @@ def _check(source: Dataset, judged: Judgement) -> None:
     for keyword in ("SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not source.get(keyword):
             raise ImageError(f"an image with {keyword} expected, to refer to")
+    if source.SOPClassUID.name == source.SOPClassUID:
+        raise ImageError("an image of a SOP class of the standard expected, not of a private one")
     rows, columns, frames = (int(source.get(k) or d) for k, d in (("Rows", 0), ("Columns", 0), ("NumberOfFrames", 1)))
     if not rows or not columns:
         raise ImageError("no image, so there is nothing to draw on")
@@ -227,20 +231,20 @@ def _check(source: Dataset, judged: Judgement) -> None:
         raise ImageError(f"an image of {judged.shape[0]} x {judged.shape[1]} px was scored, not of {rows} x {columns}")
 
 
-def _complete(source: Dataset, judged: Judgement) -> Dataset:
-    """The attributes without the pixels, and empty ones for those that may be empty and are left out."""
-    complete = Dataset({element.tag: element for element in source if element.tag.group < 0x7FE0})
-    for keyword in _NEEDED:
-        if keyword not in complete:
-            setattr(complete, keyword, "")
+def _plain(source: Dataset, judged: Judgement) -> Dataset:
+    """The source as highdicom takes it: without pixels, with patient and study left empty, in space or not.
+
+    It refuses dates and sexes of other forms than today's; `_finish` carries them over as they are.
+    """
+    plain = Dataset({element.tag: copy.deepcopy(element) for element in source if element.tag.group < 0x7FE0})
+    for keyword in _PATIENT:
+        setattr(plain, keyword, "")
     if _in_space(source):
-        complete.PixelSpacing = [
-            judged.spacing_mm
-        ] * 2  # which mammograms call ImagerPixelSpacing, and highdicom does not
+        plain.PixelSpacing = [judged.spacing_mm] * 2  # mammograms call it ImagerPixelSpacing
     else:
-        for keyword in (k for k in _GEOMETRY if k in complete):
-            delattr(complete, keyword)
-    return complete
+        for keyword in (k for k in _GEOMETRY if k in plain):
+            delattr(plain, keyword)
+    return plain
 
 
 def _in_space(source: Dataset) -> bool:
@@ -248,10 +252,11 @@ def _in_space(source: Dataset) -> bool:
     return all(source.get(keyword) for keyword in _GEOMETRY)
 
 
-def _finish(made: Dataset, work: _Work, kind: Kind) -> None:
-    """What highdicom does not ask for: side and orientation, the source, and that this is research."""
-    source = work.source
+def _finish(made: Dataset, source: Dataset, work: _Work, kind: Kind) -> None:
+    """Patient and study as they are in the source, side and orientation, and that this is research."""
     made.preamble = b"\0" * 128
+    for keyword in (k for k in _PATIENT if k in source):
+        made[keyword] = copy.deepcopy(source[keyword])
     if kind == "sr":
         return
     if work.side and kind != "seg":  # a segment has its own (PS3.3, C.7.3.1, Laterality)

@@ -3,6 +3,7 @@
 import io
 import shutil
 import subprocess
+import warnings
 
 import highdicom as hd
 import numpy as np
@@ -116,6 +117,9 @@ def test_places_lie_where_the_image_was_looked_at():
 def test_patient_and_study_are_those_of_the_image_and_nothing_is_added():
     source = complete(with_lesion(), PatientComments="words of the source", SpecificCharacterSet="ISO_IR 192")
     source.PatientName = "Größe^Ärztin"
+    before = written(source)
+    made(source)
+    assert written(source) == before
     for kind, dataset in made(source).items():
         for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate"):
             assert dataset[keyword].value == source[keyword].value, (kind, keyword)
@@ -206,6 +210,18 @@ def test_old_headers_with_gaps_are_enough():
     assert not found["sc"].PatientOrientation
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientSex", "female"), ("PatientBirthDate", "unknown"), ("StudyDate", "2025.03.04"), ("StudyTime", "10:11:12")],
+)
+def test_values_of_old_forms_are_carried_over_as_they_are(keyword, value):
+    with warnings.catch_warnings(action="ignore"):
+        data = written(complete(with_lesion(), **{keyword: value}))
+        pixels = dicom.decode(data, "source")
+        found = objects.objects(dcmread(io.BytesIO(data)), pixels, judged(pixels), BY)
+        assert {str(dcmread(io.BytesIO(objects.to_bytes(one)))[keyword].value) for one in found.values()} == {value}
+
+
 def test_what_cannot_be_referred_to_is_refused():
     source = complete(with_lesion())
     pixels = dicom.decode(written(source), "source")
@@ -215,6 +231,7 @@ def test_what_cannot_be_referred_to_is_refused():
         ("Rows", 300, "301 x 190 px was scored, not of 300 x 190"),
         ("Rows", None, "no image"),
         ("StudyInstanceUID", "", "an image with StudyInstanceUID expected"),
+        ("SOPClassUID", "1.2.3.4", "SOP class of the standard expected"),
     ):
         with pytest.raises(ImageError, match=reason):
             objects.objects(complete(with_lesion(), **{keyword: value}), pixels, said, BY)
