@@ -20,12 +20,13 @@ from rayad.datasets.exam import Excluded, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
-from rayad.on_ray.resources import Search, Strips, Workers, keep_private
+from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, keep_private
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
+from rayad.serving.access import Access, Limits
 
 T = TypeVar("T")
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
@@ -575,6 +576,87 @@ class Dashboard:
         show([storage.absolute(root) for root in self.root], self.port, os.path.abspath(self.discovery))
 
 
+@dataclass(frozen=True)
+class Serve:
+    """Detectors over HTTP, with a viewer in the browser; until Ctrl-C. For research use only."""
+
+    detector: Several
+    """URLs of detectors, or NAME=URL; the first is the default."""
+    read: Several = ()
+    """Prefixes of URLs from which images may be fetched, such as s3://hospital/inbox/."""
+    write: Several = ()
+    """Prefixes of URLs below which batches may write their results."""
+    state: str = ""
+    """Folder or URL in which batches are remembered over restarts."""
+    audit: str = ""
+    """File to which every request adds a line of JSON, without patients' data."""
+    listening: Listening = Listening()
+    access: Access = Access()
+    limits: Limits = Limits()
+    replicas: Replicas = Replicas()
+    address: str = ""
+    """Of a running Ray cluster; empty: one of this command's own."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray.serve import Service
+        from rayad.on_ray.server import run
+        from rayad.serving.cards import named
+        from rayad.serving.tokens import from_environment
+
+        service = Service(
+            detectors=named(self.detector),
+            read=tuple(self.read),
+            write=tuple(self.write),
+            audit=storage.absolute(self.audit) if self.audit else "",
+            state=storage.absolute(self.state) if self.state else "",
+            listed=from_environment(),
+            access=self.access,
+            limits=self.limits,
+            replicas=self.replicas,
+        )
+        run(service, self.listening, self.address)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Score the mammograms that arrive in an archive (DICOMweb), and store what was found there; until Ctrl-C."""
+
+    pacs: str
+    """The archive's DICOMweb root; DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD, let in."""
+    server: str = "http://127.0.0.1:8000"
+    """Where `rayad serve` answers; its token is in RAYAD_TOKEN."""
+    detector: str = ""
+    """Name of a detector there; empty: the default."""
+    poll_s: float = 30.0
+    """Seconds from one search to the next."""
+    days: int = 0
+    """Only studies of so many days; 0: of any age."""
+    once: bool = False
+    """End when every image has its objects or cannot have them."""
+
+    def __call__(self) -> None:
+        from rayad.serving.watch import watch
+
+        token = os.environ.get("RAYAD_TOKEN", "")
+        options = {"token": token, "detector": self.detector, "poll_s": self.poll_s, "days": self.days}
+        print(watch(self.pacs, self.server, once=self.once, **options))
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token for `rayad serve`: its hash is added to a file, the token is printed once."""
+
+    name: str
+    """Of who gets it: letters, digits and _.@-"""
+    file: str
+    """The list, made if it is not there."""
+
+    def __call__(self) -> None:
+        from rayad.serving.tokens import new_token
+
+        print(new_token(self.name, self.file))
+
+
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
@@ -592,6 +674,9 @@ COMMANDS: dict[str, type[Command]] = {
     "heatmap": Heatmap,
     "check": Check,
     "dashboard": Dashboard,
+    "serve": Serve,
+    "watch": Watch,
+    "token": Token,
 }
 
 

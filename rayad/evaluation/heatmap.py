@@ -5,14 +5,14 @@ A detector by likelihood that can draw also shows what the image would look like
 
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rayad import storage
-from rayad.datasets.exam import read_colour, read_grey
+from rayad.arrays import Pixels
 from rayad.errors import ImageError, OptionError, StorageError
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.evaluation.judgement import Judgement, judge
@@ -69,16 +69,35 @@ def opened(file: str, channels: int, request: Request) -> Source:
 
     Raises:
         ImageError: it cannot be read, is no mammogram of a whole breast, or nothing says its spacing.
+        StorageError: the file cannot be read.
     """
-    said = None if file.lower().endswith(raster.SUFFIXES) else dicom.header(file)
-    if said and said.unsuitable:
-        raise ImageError(f"{file}: {said.unsuitable}")
-    spacing = (said.spacing_mm if said else 0) or request.spacing_mm
-    if not spacing:
-        raise ImageError(f"{file}: no pixel spacing, in the file or the option spacing_mm")
-    if said:
-        return Source(dicom.read(file), spacing, said.view or request.view)
-    return Source(read_grey(file) if channels == 1 else read_colour(file), spacing, request.view)
+    if file.lower().endswith(raster.SUFFIXES):
+        return _of_raster(raster.read(file), file, channels, request)
+    return _of_dicom(dicom.header(file), lambda: dicom.read(file), file, request)
+
+
+def decoded(data: bytes, name: str, channels: int, request: Request) -> Source:
+    """An image from the bytes of a file; errors call it by its name. ImageError as `opened`."""
+    if not data or raster.is_raster(data):
+        return _of_raster(raster.decode(data, name), name, channels, request)
+    return _of_dicom(dicom.header_of(data, name), lambda: dicom.decode(data, name), name, request)
+
+
+def _of_raster(image: raster.Raster, name: str, channels: int, request: Request) -> Source:
+    pixels = raster.grey(image, name) if channels == 1 else raster.colour(image, name)
+    return Source(pixels, _spacing(0.0, name, request), request.view)
+
+
+def _of_dicom(said: dicom.Header, pixels: Callable[[], Pixels], name: str, request: Request) -> Source:
+    if said.unsuitable:
+        raise ImageError(f"{name}: {said.unsuitable}")
+    return Source(pixels(), _spacing(said.spacing_mm, name, request), said.view or request.view)
+
+
+def _spacing(said: float, name: str, request: Request) -> float:
+    if not (said or request.spacing_mm):
+        raise ImageError(f"{name}: no pixel spacing, in the file or the option spacing_mm")
+    return said or request.spacing_mm
 
 
 def named(images: Sequence[str]) -> list[tuple[str, str]]:

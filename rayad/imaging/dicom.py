@@ -13,6 +13,7 @@ import re
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,14 +22,15 @@ import numpy as np
 import pydicom
 from pydicom import Dataset, config
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from rayad import storage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
-from rayad.imaging import dicomweb
-from rayad.imaging.raster import LARGEST
+from rayad.imaging import dicomweb, raster
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
 """Endings by which a folder's files are looked into; many archives give none, or call files by their UID."""
@@ -106,6 +108,18 @@ def header(url: str) -> Header:
             return _header(dicomweb.metadata(url))
     with storage.reading(url) as file, explained(url):
         return _header(_open(file, url, stop_before_pixels=True))
+
+
+def header_of(data: bytes, name: str) -> Header:
+    """What the attributes in the bytes of a file say; errors call it by its name. ImageError as `header`."""
+    with explained(name):
+        return _header(_open(io.BytesIO(data), name, stop_before_pixels=True))
+
+
+def attributes(data: bytes, name: str) -> Dataset:
+    """The attributes in the bytes of a file, without the pixels; errors call it by its name. ImageError as `header`."""
+    with explained(name):
+        return _open(io.BytesIO(data), name, stop_before_pixels=True)
 
 
 def read(url: str, for_processing: ForProcessing = "refuse") -> Pixels:
@@ -200,10 +214,24 @@ def _header(dataset: Dataset) -> Header:
 
 def _open(file: Any, name: str, *, stop_before_pixels: bool = False) -> Dataset:
     """The data set; some archives leave the preamble out, then there must at least be a SOP class."""
+    _refuse_bomb(file, name)
     dataset = pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
     if "SOPClassUID" not in dataset:
         raise ImageError(f"{name}: not a DICOM file")
     return dataset
+
+
+def _refuse_bomb(file: Any, name: str) -> None:
+    """ImageError if a deflated data set (PS3.5, A.5) is more than the largest image: pydicom inflates all of it."""
+    start = file.tell()
+    read_preamble(file, force=True)
+    meta = _read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflate.decompress(file.read(), 2 * raster.LARGEST + 2**20)
+        if inflate.unconsumed_tail:
+            raise ImageError(f"{name}: a deflated file of more than {raster.LARGEST:,} px")
+    file.seek(start)
 
 
 def _no_image(dataset: Dataset) -> str:
@@ -216,8 +244,8 @@ def _no_image(dataset: Dataset) -> str:
         return f"no image ({_code(dataset, 'Modality')})"
     if frames > 1:
         return f"{frames} frames, not one image"
-    if rows * columns > LARGEST:
-        return f"an image of {rows} x {columns} px, more than {LARGEST:,}"
+    if rows * columns > raster.LARGEST:
+        return f"an image of {rows} x {columns} px, more than {raster.LARGEST:,}"
     kind = dataset.get("PhotometricInterpretation", "")
     if kind not in _GREY or int(dataset.get("SamplesPerPixel", 1)) != 1:
         return f"not a grey image ({_code(dataset, 'PhotometricInterpretation')})"

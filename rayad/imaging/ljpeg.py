@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 
 from rayad.errors import ImageError
-from rayad.imaging.raster import LARGEST
+from rayad.imaging import raster
 
 _ABOVE = 1 << 15
 _MEAN = 7
@@ -48,7 +48,7 @@ def _header(data: bytes, name: str) -> tuple[int, int, int]:
             bits, down, across, components = struct.unpack(">BHHB", body[:6])
             shape = (down, across) if (bits, components) == (16, 1) else (0, 0)
         if marker == 0xDA and len(body) >= 4:
-            if not 0 < shape[0] * shape[1] <= LARGEST:
+            if not 0 < shape[0] * shape[1] <= raster.LARGEST:
                 raise ImageError(wanted)
             if shape[0] * shape[1] > 8 * len(data):  # a pixel takes a bit at least
                 raise ImageError(f"{name}: damaged lossless JPEG: too short for {shape[0]} x {shape[1]} px")

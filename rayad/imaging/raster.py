@@ -25,7 +25,7 @@ Samples = (
 SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
 """Endings by which a folder's images are found; what a file is, its content says."""
 LARGEST = 400_000_000
-"""Pixels of the largest image that is read; a larger one is a mistake or an attack."""
+"""Pixels of the largest image that is read, of any kind; a larger one is a mistake or an attack. Services set less."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
@@ -57,6 +57,11 @@ def read(url: str) -> Raster:
         StorageError: the file cannot be read.
     """
     return decode(storage.read_bytes(url), url)
+
+
+def is_raster(data: bytes) -> bool:
+    """Do the bytes of a file begin as one of these kinds does?"""
+    return data.startswith((_PNG, _JPEG, *_TIFF)) or _PNM.match(data) is not None
 
 
 def decode(data: bytes, name: str) -> Raster:
@@ -138,7 +143,7 @@ def _tiff(data: bytes, name: str) -> Raster:
             raise ImageError(f"{name}: one image is wanted, the file holds {frames}")
         if page.dtype is None or page.dtype.kind not in "ub" or page.bitspersample > 16:
             raise ImageError(f"{name}: TIFF samples of type {page.dtype} are not read, only 1 to 16 bits, unsigned")
-        _check_size(page.imagelength, page.imagewidth, name)
+        _check_size(page.imagelength, page.imagewidth, name, page.samplesperpixel)
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0) > len(data):
             raise ImageError(f"{name}: damaged image: the file is truncated")
         if page.compression in (tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.JPEG):
@@ -198,8 +203,10 @@ def _pnm_samples(body: bytes, kind: int, full_scale: int, count: int) -> np.ndar
     return np.frombuffer(body, dtype, count=min(count, len(body) // dtype.itemsize))
 
 
-def _check_size(height: int, width: int, name: str) -> None:
+def _check_size(height: int, width: int, name: str, channels: int = 1) -> None:
     if height < 1 or width < 1:
         raise ImageError(f"{name}: an image of {height} x {width} pixels is empty")
     if height * width > LARGEST:
         raise ImageError(f"{name}: {height} x {width} pixels are more than {LARGEST}")
+    if channels > 4:
+        raise ImageError(f"{name}: {channels} channels are neither grey nor RGB")

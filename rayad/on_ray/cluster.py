@@ -23,12 +23,13 @@ WAITING = 16
 
 
 @contextmanager
-def cluster(address: str = "") -> Iterator[None]:
+def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
     """Connect to Ray; stop only what was started here.
 
     Args:
         address: of a running cluster; "" takes RAY_ADDRESS (set inside a submitted job), and where that
             is not set starts a cluster of this process's own that listens on the loopback alone.
+        cpus: logical ones of such a cluster; 0: some more than there are cores.
     """
     if ray.is_initialized():
         yield
@@ -40,7 +41,7 @@ def cluster(address: str = "") -> Iterator[None]:
             ray.init(address=address, **quiet)
         else:
             # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
-            logical = (os.cpu_count() or 1) + 4
+            logical = cpus or (os.cpu_count() or 1) + 4
             ray.init(
                 address="local",
                 num_cpus=logical,

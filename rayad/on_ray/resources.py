@@ -94,6 +94,49 @@ NOTHING = Strips()
 """No pictures of what is learned."""
 
 
+@dataclass(frozen=True)
+class Listening:
+    """Where the service listens."""
+
+    host: str = "127.0.0.1"
+    """Name or address; others than this machine's own need tokens and TLS."""
+    port: int = 8000
+    certificate: str = ""
+    """File of a TLS certificate (PEM), with `key`."""
+    key: str = ""
+    """File of its private key."""
+    tls_in_front: bool = False
+    """A proxy in front ends TLS."""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            raise OptionError("a certificate and its key go together")
+        for file in filter(None, (self.certificate, self.key)):
+            if not os.access(file, os.R_OK):
+                raise OptionError(f"cannot read {file}")
+
+    @property
+    def url(self) -> str:
+        """The address of the viewer."""
+        return f"http{'s' if self.certificate else ''}://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many processes do what; each takes one CPU."""
+
+    pictures: int = 1
+    """That decode images and find the tissue; on a cluster up to as many."""
+    scorers: int = 1
+    """That encode and score."""
+    gpu: float = 0.0
+    """Share of a GPU that each scorer takes (never run on a GPU so far)."""
+    drawers: int = 1
+    """That draw overlays, healthy versions and DICOM objects."""
+    queue: int = 64
+    """Images under way and waiting above which the answer is 503."""
+
+
 def keep_private() -> None:
     """Let a Ray that this process starts listen on the loopback alone; call before Ray is imported.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rayad.arrays import GridMask, Image, Latents, Patches, Scores, like
 from rayad.errors import ImageError
@@ -21,6 +22,8 @@ from rayad.models._blocks import PATCH, STRIDE
 
 TILE = (576, 1152)
 """Rows and columns of an image, in px, whose cells are computed at once: in float32 at most 21 MB a layer."""
+TOGETHER = 8
+"""Tiles of several images that go through the encoder at once."""
 BATCH = 64
 """Patches that are looked at at once; more are slower on a CPU, their layers leave the cache."""
 
@@ -28,6 +31,8 @@ Rows = Int[np.ndarray, " gh"]
 Columns = Int[np.ndarray, " gw"]
 Indices = Int[np.ndarray, "_"]
 """Of places, in the flattened grid."""
+Located = tuple[Rows, Columns, GridMask]
+"""The places of an image, and which of them are wanted."""
 LogProb = Callable[[Latents], Scores]
 
 
@@ -96,6 +101,57 @@ def latent_scores(
     wanted = _grid(pixels, step, mask)[2]
     where, scores = zip(*((at, score(z)) for at, z in _parts(model, pixels, step, wanted)), strict=True)
     return torch.cat(scores)[_row_by_row(where)]
+
+
+def latent_scores_together(
+    model: nn.Module,
+    score: Callable[[Latents], Scores],
+    images: Sequence[Image],
+    step: int,
+    masks: Sequence[GridMask],
+) -> list[Scores]:
+    """`latent_scores` of several images in few passes: tiles of like size go through the encoder as one batch, and the
+    score sees the latents of all images at once. What an image gets does not depend on the others.
+
+    Raises:
+        ImageError: an image is smaller than a patch.
+    """
+    grids = [_grid(pixels, step, mask) for pixels, mask in zip(images, masks, strict=True)]
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE:
+        latents = [encode_patches(model, pixels, step, mask) for pixels, mask in zip(images, masks, strict=True)]
+    else:
+        latents = _encode_together(model, encoder, images, step, grids)
+    sizes = [len(z) for z in latents]
+    return list(score(torch.cat(latents)).split(sizes))
+
+
+def _encode_together(
+    model: nn.Module, encoder: Sliding, images: Sequence[Image], step: int, grids: Sequence[Located]
+) -> list[Latents]:
+    """Latents of the wanted places of each image, row by row."""
+    crops = []  # image, tile of its grid, pixels
+    for number, (pixels, (rows, columns, wanted)) in enumerate(zip(images, grids, strict=True)):
+        whole = _continued(pixels, model)
+        for tile in _tiles(wanted, step):
+            (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
+            crops.append((number, tile, whole[:, top : bottom + PATCH, left : right + PATCH]))
+    parts: list[list[tuple[Indices, Latents]]] = [[] for _ in images]
+    crops.sort(key=lambda crop: crop[2].shape[1:])
+    for start in range(0, len(crops), TOGETHER):
+        group = crops[start : start + TOGETHER]
+        high, wide = (max(crop.shape[side] for _, _, crop in group) for side in (1, 2))
+        # what is added below and to the right reaches no cell of the crop: the convolutions are unpadded
+        batch = torch.stack([pad(crop, (0, wide - crop.shape[2], 0, high - crop.shape[1])) for _, _, crop in group])
+        with torch.no_grad():
+            latents = encoder.windows(encoder.cells(batch), step // STRIDE).permute(0, 2, 3, 1)
+        for (number, tile, _), of_tile in zip(group, latents, strict=True):
+            wanted = grids[number][2]
+            held = wanted[tile]
+            index = np.arange(wanted.size).reshape(wanted.shape)[tile][held]
+            inside = of_tile[: held.shape[0], : held.shape[1]]
+            parts[number].append((index, _full_precision(inside[torch.from_numpy(held)])))
+    return [torch.cat([z for _, z in of])[_row_by_row([index for index, _ in of])] for of in parts]
 
 
 def _parts(model: nn.Module, pixels: Image, step: int, wanted: GridMask) -> Iterator[tuple[Indices, Latents]]:
@@ -173,7 +229,7 @@ def _continued(pixels: Image, model: nn.Module) -> Tensor:
     return torch.from_numpy(np.moveaxis(padded.reshape(*padded.shape[:2], -1), 2, 0)).to(like(model))
 
 
-def _grid(pixels: Image, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
+def _grid(pixels: Image, step: int, mask: GridMask | None) -> Located:
     """Rows and columns of the grid's places, and which of them are wanted."""
     h, w = pixels.shape[:2]
     if min(h, w) < PATCH:

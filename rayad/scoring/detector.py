@@ -121,17 +121,55 @@ class Detector:
         Raises:
             ImageError: the image is smaller than a patch, or no place lies in the tissue.
         """
-        rows, columns = _grid(prepared, step)
-        tissue = prepared.tissue[np.ix_(rows, columns)]
+        grid = _grid(prepared, step)
+        tissue = prepared.tissue[np.ix_(*grid)]
         if not tissue.any():
             raise ImageError(f"none of the {tissue.size} places of the grid lies in the tissue")
+        combined = self._combined(prepared, step, known)[tissue] if self.members else None
+        values = self._places(prepared, step, tissue) if combined is None else combined
+        return self._mapped(values, grid, tissue, step * prepared.spacing_mm)
+
+    def heatmaps(self, prepared: Sequence[Prepared], step: int) -> list[Heatmap]:
+        """Of several images in fewer passes, where the score is one of latents; each as `heatmap` gives it alone.
+
+        Raises:
+            ImageError: as `heatmap`, for whichever of the images.
+        """
+        if len(prepared) < 2 or self.score not in LATENT[:2] or isinstance(self._model, Conditional):
+            return [self.heatmap(one, step) for one in prepared]
+        assert self.density is not None  # __post_init__ saw to it
+        grids = [_grid(one, step) for one in prepared]
+        tissues = [one.tissue[np.ix_(*grid)] for one, grid in zip(prepared, grids, strict=True)]
+        if not all(tissue.any() for tissue in tissues):
+            raise ImageError("none of the places of an image's grid lies in the tissue")
+        density = self.density.module
+        score = density.novelty if self.score == "novelty" else lambda z: -density.log_prob(z)
+        with torch.inference_mode():
+            found = dense.latent_scores_together(self._model, score, [of.pixels for of in prepared], step, tissues)
+        return [
+            self._mapped(values.cpu().numpy(), grid, tissue, step * one.spacing_mm)
+            for values, grid, tissue, one in zip(found, grids, tissues, prepared, strict=True)
+        ]
+
+    def on(self, device: str) -> "Detector":
+        """The detector with its parts on a device, "cuda" or "cpu"."""
+        for part in self._parts:
+            part.module.to(device)
+        for member in self.members:
+            member.on(device)
+        return self
+
+    @property
+    def _model(self) -> Any:
+        return self.model and self.model.module
+
+    def _mapped(
+        self, values: np.ndarray, grid: tuple[np.ndarray, np.ndarray], tissue: GridMask, step_mm: float
+    ) -> Heatmap:
+        """The tissue's scores, row by row, as a heatmap."""
         scores = np.full(tissue.shape, np.nan, np.float32)
-        if self.members:
-            scores[tissue] = self._combined(prepared, step, known)[tissue]
-        else:
-            scores[tissue] = self._places(prepared, step, tissue)
-        scores = aggregate(scores, tissue, self.aggregation, step * prepared.spacing_mm)
-        return Heatmap(scores, rows, columns, tissue)
+        scores[tissue] = values
+        return Heatmap(aggregate(scores, tissue, self.aggregation, step_mm), *grid, tissue)
 
     @property
     def _parts(self) -> list[Part]:
@@ -149,8 +187,10 @@ class Detector:
             model = model.given(getattr(prepared.source, model.condition))
         with torch.inference_mode():
             if self.score in LATENT:
-                return self._of_latents(model, prepared, step, tissue).numpy()
-            return dense.patch_scores(model, _patch_score(model, self.score), prepared.pixels, step, tissue).numpy()
+                found = self._of_latents(model, prepared, step, tissue)
+            else:
+                found = dense.patch_scores(model, _patch_score(model, self.score), prepared.pixels, step, tissue)
+        return found.cpu().numpy()
 
     def _of_latents(self, model: nn.Module, prepared: Prepared, step: int, tissue: GridMask) -> Scores:
         assert self.density is not None  # __post_init__ saw to it

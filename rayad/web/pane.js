@@ -60,7 +60,7 @@ export class Pane {
     canvas.addEventListener("pointerleave", () => point(null, null, this));
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
-      zoom(2 ** (-Math.sign(event.deltaY) / 4), ...fromMiddle(event));
+      zoom(2 ** (-Math.max(-100, Math.min(event.deltaY, 100)) / 400), ...fromMiddle(event));
     }, { passive: false });
   }
 

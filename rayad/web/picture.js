@@ -68,7 +68,7 @@ export class Picture {
     const context = canvas.getContext("2d");
     const { scale, left, top } = place(view, canvas);
     const finest = scale * Math.min(...this.unit);
-    const depth = Math.min(Math.max(Math.floor(-Math.log2(finest)), 0), this.levels.length - 1);
+    const depth = Math.min(Math.max(Math.floor(-Math.log2(finest) + 0.01), 0), this.levels.length - 1);
     const level = this.levels[depth];
     const [width, height] = this.unit.map((unit) => unit * 2 ** depth * scale);
     const [x, columns] = seen(left, width, canvas.width, level.columns);

@@ -75,7 +75,7 @@ export class Study {
 
   /** Unpack the pixels; they are packed again (forgotten) while another image is looked at. */
   async unpack() {
-    if (this.picture || !this.packed) return;
+    if (this.picture) return;
     const { pixels } = await readNpz(this.packed, ["pixels"]);
     if (!pixels) throw new Error("the server's answer has no pixels");
     this.picture = new Picture(pixels.values, pixels.shape);

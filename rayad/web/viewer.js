@@ -35,7 +35,7 @@ async function select(study) {
 
 /** Pixels of the image that is looked at; of the others only a small picture is kept. */
 async function unpack(study) {
-  await attempt(() => study.unpack());
+  if (study.packed) await attempt(() => study.unpack());
   if (!study.picture) return;
   if (study !== state.current) study.picture = null;
   else if (state.framed !== study) {
@@ -79,7 +79,7 @@ async function explain() {
     if (!found || found.healthy || !card(detector).counterfactual) continue;
     say(`Asking ${detector} for the healthy version of ${study.name} …`);
     await attempt(() => study.explain(detector));
-    tissueWindow("healthy");
+    tissueWindow("healthy", detector);
     say("");
   }
   repaint();
@@ -151,11 +151,12 @@ function setWindow(window) {
   repaint();
 }
 
-function tissueWindow(base = state.base) {
-  const heatmap = result()?.heatmap;
-  const picture = base === "image" ? state.current?.picture : result()?.healthy?.[base];
+function tissueWindow(base = state.base, detector = state.active) {
+  const { heatmap, healthy } = state.current?.results.get(detector) ?? {};
+  const picture = base === "image" ? state.current?.picture : healthy?.[base];
   if (!picture || base === "change") return;
-  const inside = (x, y) => !heatmap || heatmap.tissue[heatmap.cell(x, y)] === 1;
+  const everywhere = !heatmap?.tissue.includes(1);
+  const inside = (x, y) => everywhere || heatmap.tissue[heatmap.cell(x, y)] === 1;
   const [low, high] = picture.quantiles([0.005, 0.995], inside);
   state.windows = { ...state.windows, [base]: { low, high, invert: state.windows[base].invert } };
   repaint();
@@ -300,7 +301,7 @@ function renderStage() {
     fill(stage, ...elements);
   }
   stage.dataset.count = elements.length;
-  byId("hint").hidden = state.current !== null;
+  byId("hint").hidden = state.current !== null && elements.length > 0;
 }
 
 // Beginning

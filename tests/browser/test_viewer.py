@@ -9,12 +9,12 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from conftest import missing
-from contract import CSP, batch, phantom
 from playwright.sync_api import expect, sync_playwright
 
 from rayad.datasets.phantom import Dataset
 from rayad.evaluation import figures
+from tests.conftest import missing
+from tests.contract import CSP, batch, phantom
 
 CHROMIUM = "/usr/bin/chromium"
 PNG = b"\x89PNG\r\n"

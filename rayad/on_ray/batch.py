@@ -1,0 +1,246 @@
+"""Batches: many images through the deployed scoring graph, fed by Ray Data, results to object storage.
+
+What a batch is and how far it is stands in its `batch.json` below `out`, and in the service's state folder which there
+are: a service that was restarted goes on with those that were running, and does not score again what is there.
+"""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from rayad import errors, storage
+from rayad.errors import RayadError
+from rayad.evaluation import heatmap
+from rayad.on_ray.cluster import quiet_data
+from rayad.serving import RESEARCH_USE, cards
+from rayad.serving.access import Limits
+from rayad.serving.api import Scored
+from rayad.serving.cards import Card
+from rayad.serving.fetch import AllowList, fetch
+
+deployment: Any = serve.deployment  # what it makes, Ray's annotations do not say
+APP = "rayad"
+"""Name of the Serve application."""
+TOGETHER = 8
+"""Images of a batch that are on their way at once: enough to keep scorers at work, and fewer than people's wait for."""
+EVERY_S = 2.0
+"""How often what is known is written down."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An error of rayad's, as a value."""
+
+    kind: str
+    message: str
+
+    def raised(self) -> RayadError:
+        """The error that it was."""
+        return errors.named(self.kind, self.message)
+
+
+def unless_refused(said: Any) -> Any:
+    """What a replica said; what it refused is raised."""
+    if isinstance(said, Refused):
+        raise said.raised()
+    return said
+
+
+@dataclass
+class Batch:
+    """One batch, running or not."""
+
+    said: dict[str, Any]
+    """What is told of it."""
+    wanted: dict[str, Any]
+    card: Card
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def remembered(self) -> dict[str, Any]:
+        """For `batch.json`."""
+        return {**self.said, "wanted": self.wanted, "url": self.card.url, "research_use_only": RESEARCH_USE}
+
+
+@deployment
+class Batches:
+    """Runs batches, one after the other, and remembers them."""
+
+    def __init__(self, state: str, read: tuple[str, ...], limits: Limits) -> None:
+        quiet_data()
+        self._state, self._read, self._limits = state, read, limits
+        self._batches: dict[str, Batch] = {}
+        self._turn = threading.Lock()
+        for batch in self._known():
+            self._batches[batch.said["id"]] = batch
+            if batch.said["state"] == "running":
+                self._begin(batch)
+
+    async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
+        """Begin one."""
+        said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
+        said |= {"out": wanted["out"], "began": _now(), "updated": _now(), "total": None, "done": 0, "failed": 0}
+        batch = Batch(said | {"failures": [], "results": []}, wanted, card)
+        try:
+            await asyncio.to_thread(self._remember, batch)
+        except RayadError as error:
+            return Refused(type(error).__name__, str(error))
+        self._batches[said["id"]] = batch
+        self._begin(batch)
+        return batch.said
+
+    async def every(self) -> list[dict[str, Any]]:
+        """All, the newest first."""
+        return sorted((of.said for of in self._batches.values()), key=lambda said: said["began"], reverse=True)
+
+    async def one(self, number: str) -> dict[str, Any] | None:
+        """One of them."""
+        batch = self._batches.get(number)
+        return batch and batch.said
+
+    async def cancel(self, number: str) -> dict[str, Any] | None:
+        """Stop one, as soon as the images that are on their way are through."""
+        batch = self._batches.get(number)
+        if batch and batch.said["state"] == "running":
+            batch.stop.set()
+        return batch and batch.said
+
+    def _begin(self, batch: Batch) -> None:
+        threading.Thread(target=self._run, args=(batch,), daemon=True).start()
+
+    def _run(self, batch: Batch) -> None:
+        """In a thread of its own; whatever goes wrong is the batch's state."""
+        with self._turn:
+            try:
+                self._through(batch)
+                state = "cancelled" if batch.stop.is_set() else "done"
+            except (RayadError, RayError) as error:
+                batch.said["failures"].append({"image": "", "reason": _sentence(error)})
+                state = "failed"
+            batch.said |= {"state": state, "updated": _now()}
+            self._remember(batch)
+
+    def _through(self, batch: Batch) -> None:
+        """Send what is lacking through the graph."""
+        said, wanted = batch.said, batch.wanted
+        images = heatmap.named([wanted["prefix"]] if wanted["prefix"] else wanted["urls"])
+        ended = {row["image"] for row in [*said["results"], *said["failures"]]}
+        lacking = [{"image": image, "name": name} for image, name in images if image not in ended]
+        said["total"], written = len(images), time.monotonic()
+        for row in _rows(lacking, batch, self._read, self._limits):
+            said["failures" if "reason" in row else "results"].append(row)
+            said |= {"done": len(said["results"]), "failed": len(said["failures"]), "updated": _now()}
+            if time.monotonic() > written + EVERY_S:
+                self._remember(batch)
+                written = time.monotonic()
+            if batch.stop.is_set():
+                return
+
+    def _remember(self, batch: Batch) -> None:
+        storage.write_json(storage.join(batch.said["out"], "batch.json"), batch.remembered())
+        if self._state:
+            place = storage.join(self._state, "batches", f"{batch.said['id']}.json")
+            storage.write_json(place, {"out": batch.said["out"]})
+
+    def _known(self) -> Iterator[Batch]:
+        """Batches of a service before this one."""
+        folder = storage.join(self._state, "batches") if self._state else ""
+        for file in storage.listing(folder) if folder and storage.exists(folder) else []:
+            try:
+                said = storage.read_json(storage.join(storage.read_json(file)["out"], "batch.json"))
+                card = cards.card(said["detector"]["name"], said.pop("url"))
+            except RayadError:
+                continue  # its results are gone, or its detector is
+            said.pop("research_use_only")
+            yield Batch(said, said.pop("wanted"), card)
+
+
+def _rows(images: list[dict[str, str]], batch: Batch, read: tuple[str, ...], limits: Limits) -> Iterator[dict]:
+    """What came of each image, as they are through."""
+    if not images:
+        return
+    asked = ray.data.from_items(images, override_num_blocks=1).map_batches(
+        _Ask,
+        fn_constructor_args=(batch.wanted, batch.card, read, limits),
+        batch_size=TOGETHER,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=0,
+    )
+    for row in asked.iter_rows():
+        yield json.loads(row["row"])
+
+
+class _Ask:
+    """Asks the deployed graph, as its HTTP API does, for some images at once."""
+
+    def __init__(self, wanted: dict[str, Any], card: Card, read: tuple[str, ...], limits: Limits) -> None:
+        self._wanted, self._card, self._limits, self._allowed = wanted, card, limits, AllowList(read)
+        self._request = heatmap.Request(wanted["spacing_mm"], wanted["view"], wanted["step_mm"])
+        self.pictures, self.scorer, self.drawer = (
+            serve.get_deployment_handle(name, app_name=APP).options(multiplexed_model_id=card.key)
+            for name in ("Pictures", "Scorer", "Drawer")
+        )
+
+    def __call__(self, images: dict[str, Any]) -> dict[str, Any]:
+        under_way = [self._sent(image) for image in images["image"]]
+        rows = [
+            self._written(image, name, sent)
+            for image, name, sent in zip(images["image"], images["name"], under_way, strict=True)
+        ]
+        return {"row": [json.dumps(row) for row in rows]}
+
+    def _sent(self, image: str) -> Any:
+        """The bytes, the picture and the judgement to come; or why there is none."""
+        try:
+            data = asyncio.run(fetch(image, self._allowed, self._limits))
+        except RayadError as error:
+            return error
+        picture = self.pictures.prepare.remote(data, self._card.preprocessing, self._request, self._card.whole)
+        return data, picture, self.scorer.judge.remote(picture, self._request)
+
+    def _written(self, image: str, name: str, sent: Any) -> dict[str, Any]:
+        """A row: what the image scores, or why it does not."""
+        try:
+            if isinstance(sent, Exception):
+                raise sent
+            data, picture, judged = sent
+            said = unless_refused(judged.result(timeout_s=self._limits.request_seconds))
+            scored = Scored(self._card, said.judged, said.seconds)
+            for ending, content in self._files(scored, data, picture):
+                storage.write_bytes(storage.join(self._wanted["out"], f"{name}{ending}"), content)
+        except (RayadError, RayError, TimeoutError) as error:
+            return {"image": image, "reason": _sentence(error)}
+        return {"image": image, "name": name, "score": scored.judged.score, "p_value": scored.judged.p}
+
+    def _files(self, scored: Scored, data: bytes, picture: Any) -> Iterator[tuple[str, bytes]]:
+        """Endings and contents of what is wanted."""
+        kinds, judged = self._wanted["results"], scored.judged
+        if "json" in kinds:
+            yield ".json", json.dumps(scored.answer(), indent=2).encode()
+        if "npz" in kinds:
+            include = ("counterfactual",) * self._card.counterfactual
+            more = self.drawer.arrays.remote(picture, data, self._request, include) if include else None
+            yield ".npz", judged.npz(**unless_refused(more.result())) if more else judged.npz()
+        if "png" in kinds:
+            yield ".png", unless_refused(self.drawer.png.remote(picture, judged).result())
+        if "dicom" in kinds:
+            objects = unless_refused(self.drawer.objects.remote(data, judged, self._card, self._request).result())
+            for kind, content in objects.items():
+                yield f"-{kind}.dcm", content
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, RayadError) else type(error).__name__
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,64 @@
+"""`rayad serve`: the scoring graph on one machine, or on a cluster whose head this machine is."""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from rayad.errors import RayadError
+from rayad.on_ray.batch import APP
+from rayad.on_ray.cluster import cluster
+from rayad.on_ray.resources import Listening
+from rayad.on_ray.serve import Service, application
+from rayad.serving import RESEARCH_USE, cards
+from rayad.serving.access import check_binding
+
+
+def run(service: Service, listening: Listening, address: str = "") -> None:
+    """Serve until KeyboardInterrupt; SIGHUP reads the detectors again, and the old ones answer until that is done.
+
+    Raises:
+        OptionError: others could ask without a token, or a detector is not calibrated.
+        RayadError: a detector cannot be read, or the port is taken.
+    """
+    check_binding(listening.host, service.access.asks(), bool(listening.certificate), listening.tls_in_front)
+    for name, url in service.detectors.items():
+        cards.card(name, url)
+    again = threading.Event()
+    signal.signal(signal.SIGHUP, lambda *_: again.set())
+    os.environ.setdefault("RAY_automatic_object_spilling_enabled", "0")  # nothing of an upload goes to a disk
+    of = service.replicas
+    with cluster(address, of.pictures + of.scorers + of.drawers + 2):
+        options = HTTPOptions(
+            host=listening.host,
+            port=listening.port,
+            ssl_certfile=listening.certificate or None,
+            ssl_keyfile=listening.key or None,
+        )
+        quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+        try:
+            _until_interrupted(service, listening, again, quiet)
+        finally:
+            with suppress(RayError):
+                serve.shutdown()
+
+
+def _until_interrupted(service: Service, listening: Listening, again: threading.Event, quiet: LoggingConfig) -> None:
+    generation = 0
+    while True:
+        try:
+            serve.run(application(service, generation), name=APP, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:
+            raise RayadError(f"the service did not start: {error}") from error
+        verb = "serves" if not generation else "serves again"
+        print(f"rayad {verb} {', '.join(service.detectors)} at {listening.url}\n{RESEARCH_USE}", flush=True)
+        while not again.wait(1):
+            pass
+        again.clear()
+        generation += 1

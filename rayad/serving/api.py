@@ -1,0 +1,382 @@
+"""The HTTP API, version 1, as a FastAPI application; what scores is a `Backend` (rayad/on_ray/serve.py).
+
+Answers follow the request's Accept header; errors are problem details (problems.py).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from importlib.resources import files
+from typing import Annotated, Any, Literal, Protocol
+from uuid import uuid4
+
+import numpy as np
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from rayad.evaluation import heatmap
+from rayad.evaluation.judgement import Judgement
+from rayad.serving import RESEARCH_USE, problems
+from rayad.serving.access import Limits
+from rayad.serving.cards import Card
+from rayad.serving.fetch import AllowList, fetch
+from rayad.serving.problems import Problem
+
+JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
+KINDS = (JSON, PNG, NPZ, DICOM)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An image that was scored, and what the backend needs to draw it."""
+
+    card: Card
+    judged: Judgement
+    seconds: dict[str, float]
+    picture: Any = field(repr=False, default=None)
+    """The backend's own: the prepared image, wherever it is."""
+
+    def answer(self) -> dict[str, Any]:
+        """As JSON."""
+        detector = {"name": self.card.name, "sha256": self.card.sha256}
+        told = {"research_use_only": RESEARCH_USE, "detector": detector, **self.judged.described()}
+        return told | {"seconds": {name: round(value, 4) for name, value in self.seconds.items()}}
+
+
+class Backend(Protocol):
+    """What the API asks for; errors are those of rayad.errors, or a Problem."""
+
+    @property
+    def cards(self) -> Mapping[str, Card]:
+        """The detectors that are served now; the first is the default."""
+        ...
+
+    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> Scored:
+        """Score the image in the bytes of a file."""
+        ...
+
+    async def png(self, scored: Scored) -> bytes:
+        """The overlay."""
+        ...
+
+    async def arrays(self, scored: Scored, include: Sequence[str]) -> dict[str, np.ndarray]:
+        """The image's pixels, its healthy version."""
+        ...
+
+    async def objects(self, scored: Scored, data: bytes) -> dict[str, bytes]:
+        """DICOM objects by kind, of an image that came as DICOM."""
+        ...
+
+    async def ready(self) -> bool:
+        """Would an image be scored now?"""
+        ...
+
+    async def metrics(self) -> str:
+        """In Prometheus' text format."""
+        ...
+
+    async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any]:
+        """Start a batch; its description."""
+        ...
+
+    async def batches(self) -> list[dict[str, Any]]:
+        """All batches, the newest first."""
+        ...
+
+    async def batch(self, number: str) -> dict[str, Any] | None:
+        """One of them."""
+        ...
+
+    async def cancel(self, number: str) -> dict[str, Any] | None:
+        """Stop one."""
+        ...
+
+
+class Place(BaseModel):
+    """An image by its URL."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "s3://hospital/inbox/0001.dcm"}]})
+    url: str = Field(max_length=2000)
+
+
+class Wanted(BaseModel):
+    """A batch: images, where the results go, and how they are scored."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"prefix": "s3://hospital/inbox/", "out": "s3://hospital/results/november"}]},
+    )
+    urls: list[str] = Field(default=[], max_length=100_000)
+    prefix: str = Field(default="", max_length=2000, description="every image below it; instead of urls")
+    out: str = Field(max_length=2000, description="folder of the results")
+    detector: str = ""
+    spacing_mm: float = Field(default=0.0, ge=0, le=10, description="mm a pixel of images that do not say it")
+    view: Literal["", "MLO", "CC"] = ""
+    step_mm: float = Field(default=3.2, gt=0, le=100)
+    results: list[Literal["json", "npz", "png", "dicom"]] = ["json", "npz", "png"]
+
+
+def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limits) -> FastAPI:
+    """The application, without the guard that decides who may ask.
+
+    Args:
+        reading: what images may be fetched from.
+        writing: where batches may write.
+    """
+    app = FastAPI(
+        title="rayad",
+        version="1",
+        summary="Heatmaps, p-values and findings of medical images, by detectors that learned from healthy images",
+        description=RESEARCH_USE,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"description": "a problem (RFC 9457)", "content": {"application/problem+json": {}}}},
+    )
+    problems.install(app)
+    app.include_router(_scoring(backend, reading, limits), prefix="/v1")
+    app.include_router(_batches(backend, reading, writing), prefix="/v1")
+    app.include_router(_state(backend))
+    app.include_router(_pages())
+    return app
+
+
+Detector = Annotated[str, Query(max_length=200, description="name of a detector; empty: the default")]
+SCORE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/dicom": {"schema": {"type": "string", "format": "binary"}},
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                }
+            },
+            JSON: {"schema": {"$ref": "#/components/schemas/Place"}},
+        },
+    }
+}
+
+
+def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
+    router = APIRouter(tags=["scoring"])
+
+    @router.get("/detectors")
+    async def detectors() -> dict[str, Any]:
+        """The detectors that are served, with their cards."""
+        cards = [card.described() for card in backend.cards.values()]
+        return {"detectors": cards, "default": next(iter(backend.cards), ""), "research_use_only": RESEARCH_USE}
+
+    @router.get("/detectors/{name}")
+    async def detector(name: str) -> dict[str, Any]:
+        """The card of one."""
+        return _chosen(backend, name).described()
+
+    @router.post("/score", openapi_extra=SCORE, responses={200: {"content": {kind: {} for kind in KINDS}}})
+    async def score(
+        http: Request,
+        detector: Detector = "",
+        spacing_mm: Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")] = 0.0,
+        view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
+        step_mm: Annotated[float, Query(gt=0, le=100, description="distance of the places, mm")] = 3.2,
+        include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of an npz")] = "",
+        object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
+    ) -> Response:
+        """Score one image: the body is its file, a form with the field image, or {"url": ...}."""
+        kind = _kind(http.headers.get("accept", ""))
+        card = _chosen(backend, detector)
+        extra = tuple(filter(None, include.split(",")))
+        if "counterfactual" in extra and not card.counterfactual:
+            raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
+        data = await _image(http, reading, limits)
+        scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
+        return await _answer(backend, scored, kind, data, extra, object)
+
+    return router
+
+
+async def _answer(
+    backend: Backend, scored: Scored, kind: str, data: bytes, include: Sequence[str], wanted: str
+) -> Response:
+    """In the form that was asked for."""
+    if kind == JSON:
+        return JSONResponse(scored.answer())
+    if kind == PNG:
+        return Response(await backend.png(scored), media_type=PNG)
+    if kind == NPZ:
+        more = await backend.arrays(scored, include)
+        more["answer"] = np.frombuffer(json.dumps(scored.answer()).encode(), np.uint8)
+        more["healthy_quantile"] = scored.judged.healthy_quantile.astype(np.float32)
+        return Response(await run_in_threadpool(scored.judged.npz, **more), media_type=NPZ)
+    objects = await backend.objects(scored, data)
+    if wanted and wanted not in objects:
+        raise Problem(422, f"there is no object {wanted!r} of this image, only {', '.join(objects)}")
+    if wanted:
+        return Response(objects[wanted], media_type=DICOM)
+    body, boundary = multipart(list(objects.values()))
+    return Response(body, headers={"content-type": f'multipart/related; type="{DICOM}"; boundary={boundary}'})
+
+
+def multipart(parts: Sequence[bytes]) -> tuple[bytes, str]:
+    """DICOM objects in one body as DICOMweb sends them (PS3.18, 8.6.1.2), and its boundary."""
+    boundary = uuid4().hex
+    head = f"--{boundary}\r\nContent-Type: {DICOM}\r\n\r\n".encode()
+    return b"".join([head + part + b"\r\n" for part in parts] + [f"--{boundary}--\r\n".encode()]), boundary
+
+
+def _chosen(backend: Backend, name: str) -> Card:
+    cards = backend.cards
+    if not name and cards:
+        return next(iter(cards.values()))
+    if name not in cards:
+        raise Problem(404, f"there is no such detector; there are {', '.join(cards)}")
+    return cards[name]
+
+
+def _kind(accept: str) -> str:
+    """The first of ours that the Accept header takes, by its weights (RFC 9110, 12.5.1)."""
+    wanted = []
+    for position, part in enumerate(accept.lower().split(",")):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
+        try:
+            weight = float(weights[0]) if weights else 1.0
+        except ValueError:
+            weight = 0.0
+        related = name == "multipart/related" and any(DICOM in parameter for parameter in parameters)
+        wanted.append((-weight, position, DICOM if related else name))
+    for weight, _, name in sorted(wanted):
+        for kind in KINDS:
+            if weight and name in (kind, kind.split("/")[0] + "/*", "*/*", ""):
+                return kind
+    raise Problem(406, f"an answer is {', '.join(KINDS)}")
+
+
+async def _image(http: Request, reading: AllowList, limits: Limits) -> bytes:
+    """The bytes of the image's file; no part of a form goes to a disk."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == JSON:
+        try:
+            place = Place.model_validate_json(await http.body())
+        except ValidationError as error:
+            raise Problem(422, f'{error.errors()[0]["msg"]}: an image by its URL is {{"url": ...}}') from error
+        return await fetch(place.url, reading, limits)
+    data = await _of_form(http) if kind == "multipart/form-data" else await http.body()
+    if not data:
+        raise Problem(422, "the image is empty")
+    return data
+
+
+async def _of_form(http: Request) -> bytes:
+    class InMemory(MultiPartParser):
+        spool_max_size = 2**40
+
+    try:
+        form = await InMemory(http.headers, http.stream(), max_files=1, max_fields=10).parse()
+    except MultiPartException as error:
+        raise Problem(400, f"the form is damaged: {error.message}") from error
+    part = form.get("image")
+    if part is None or isinstance(part, str):
+        raise Problem(422, "a form needs the field image with a file")
+    return await part.read()
+
+
+def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRouter:
+    router = APIRouter(tags=["batches"])
+
+    @router.post("/batches", status_code=202)
+    async def start(wanted: Wanted, response: Response) -> dict[str, Any]:
+        """Score many images; the results are written below `out`."""
+        card = _chosen(backend, wanted.detector)
+        if bool(wanted.urls) == bool(wanted.prefix):
+            raise Problem(422, "a batch takes urls or a prefix, one of them")
+        for url in [wanted.prefix] if wanted.prefix else wanted.urls:
+            reading.check(url)
+        writing.check(wanted.out)
+        begun = await backend.start(wanted.model_dump(), card)
+        response.headers["location"] = f"/v1/batches/{begun['id']}"
+        return begun
+
+    @router.get("/batches")
+    async def every() -> dict[str, Any]:
+        """All batches, the newest first."""
+        short = [{k: v for k, v in of.items() if k not in ("failures", "results")} for of in await backend.batches()]
+        return {"batches": short}
+
+    @router.get("/batches/{number}")
+    async def one(number: str) -> dict[str, Any]:
+        """How far one is, what it found, what failed and why."""
+        return _known(await backend.batch(number))
+
+    @router.delete("/batches/{number}", status_code=202)
+    async def cancel(number: str) -> dict[str, Any]:
+        """Stop one; what is written stays."""
+        return _known(await backend.cancel(number))
+
+    return router
+
+
+def _known(batch: dict[str, Any] | None) -> dict[str, Any]:
+    if batch is None:
+        raise Problem(404, "there is no such batch")
+    return batch
+
+
+def _state(backend: Backend) -> APIRouter:
+    router = APIRouter(tags=["state"])
+
+    @router.get("/v1/health")
+    async def health() -> dict[str, str]:
+        """The server is alive."""
+        return {"status": "alive", "time": formatdate(usegmt=True)}
+
+    @router.get("/v1/ready")
+    async def ready() -> dict[str, str]:
+        """An image would be scored now; else 503."""
+        if not await backend.ready():
+            raise Problem(503, "no detector is ready yet", headers={"retry-after": "5"})
+        return {"status": "ready"}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Of rayad and Ray Serve, in Prometheus' text format."""
+        return Response(await backend.metrics(), media_type="text/plain; version=0.0.4")
+
+    return router
+
+
+TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+
+
+def _pages() -> APIRouter:
+    """The viewer: files of the package, each by its exact name."""
+    router = APIRouter(include_in_schema=False)
+    web = files("rayad") / "web"
+    held = {file.name: file.read_bytes() for file in web.iterdir() if file.name.rpartition(".")[2] in TYPES}
+
+    def page(name: str) -> Response:
+        if name not in held:
+            raise Problem(404, "there is no such page")
+        return Response(held[name], media_type=TYPES[name.rpartition(".")[2]])
+
+    @router.get("/")
+    async def viewer() -> Response:
+        return page("index.html")
+
+    @router.get("/batches")
+    async def batches() -> Response:
+        return page("batches.html")
+
+    @router.get("/web/{name}")
+    async def static(name: str) -> Response:
+        return page(name)
+
+    return router
