@@ -251,16 +251,21 @@ def test_detectors_are_compared_with_one_request_each_and_move_together(page, se
 def test_the_wheel_zooms_at_the_cursor(page, server):
     scored(page)
     box = page.locator(".pane canvas").bounding_box()
-    page.mouse.move(box["x"] + 400.5, box["y"] + 300.5)
-    place = re.compile(r"x ([\d.]+) mm, y ([\d.]+) mm")
-    before = place.search(page.locator(".pane output").inner_text()).groups()
+
+    def seen():
+        page.mouse.move(box["x"] + 400.5, box["y"] + 300.5)
+        screen(page)
+        place = re.search(r"x ([\d.]+) mm, y ([\d.]+) mm", page.locator(".pane output").inner_text())
+        percent = re.search(r"([\d.]+) %", page.locator(".pane .top.right").inner_text())
+        return np.array(place.groups(), float), float(percent[1])
+
+    place, percent = seen()
     page.mouse.wheel(0, -100)
     page.mouse.wheel(0, -100)
-    page.mouse.move(box["x"] + 400.5, box["y"] + 300.5)
-    screen(page)
-    assert page.locator(".pane output").inner_text().startswith("x ")
-    after = place.search(page.locator(".pane output").inner_text()).groups()
-    assert [float(mm) for mm in after] == pytest.approx([float(mm) for mm in before], abs=0.11)
+    expect(page.locator(".pane .top.right")).to_contain_text(f"{percent * 2**0.5:.3g} %")
+    assert seen()[0] == pytest.approx(place, abs=0.11)
+    page.mouse.wheel(0, 100)
+    expect(page.locator(".pane .top.right")).to_contain_text(f"{percent * 2**0.25:.3g} %")
 
 
 def test_the_healthy_version_and_the_difference_are_asked_for_when_they_are_wanted(page, server):
