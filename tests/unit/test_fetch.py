@@ -102,6 +102,7 @@ def test_what_lies_below_a_prefix_is_allowed(url: str, expected: str | None) -> 
         "https:/images.example.org/mammo/a", "gopher://images.example.org/mammo/", "ftp://images.example.org/mammo/",
         "dict://images.example.org/mammo/", "data:image/png;base64,AA", "javascript://images.example.org/mammo/",
         "simplecache::file:///etc/passwd", "github://a:b@/c", "zip://a::s3://bucket/folder/b",
+        "s3://bucket/folder/a::/etc/passwd", "memory://bucket/folder/a::/etc/passwd",
         "s3://bucket/folder/a::file:///etc/passwd", "memory://bucket/folder/a::file:///etc/passwd",
         # another place
         "http://images.example.org/mammo/a", "https://images.example.org:444/mammo/a", "https://images.example.org/",
