@@ -215,11 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def batch(name: str, detector: str, out: str, *, total: int, state: str = "running") -> dict:
+def batch(name: str, detector: str, out: str, *, total: int | None, state: str = "running") -> dict:
     return {
         "id": name,
         "state": state,
-        "detector": detector,
+        "detector": {"name": detector, "sha256": "0123456789abcdef" * 4},
         "out": out,
         "total": total,
         "done": 0,

@@ -276,19 +276,21 @@ def _extent(view: View) -> tuple[float, float, float, float]:
 
 
 def _heat(axes: Axes, view: View, quantile: Grid) -> None:
-    axes.imshow(quantile, cmap=_colors(), norm=_norm(), extent=_extent(view), interpolation="nearest")
+    axes.imshow(quantile, cmap=color_map(), norm=color_norm(), extent=_extent(view), interpolation="nearest")
     axes.set_xlim(-0.5, view.pixels.shape[1] - 0.5)
     axes.set_ylim(view.pixels.shape[0] - 0.5, -0.5)
 
 
-def _norm() -> FuncNorm:
+def color_norm() -> FuncNorm:
+    """Healthy quantiles to shares of the scale, logarithmic in the rest above them."""
+
     def rest(quantile: np.ndarray) -> np.ndarray:
         return -np.log10(1 - np.clip(quantile, LOW, HIGH))
 
     return FuncNorm((rest, lambda value: 1 - 10.0 ** -np.asarray(value)), vmin=LOW, vmax=HIGH, clip=True)
 
 
-def _colors() -> Colormap:
+def color_map() -> Colormap:
     """plasma, from transparent to strong."""
     at = np.linspace(0, 1, 256)
     colors = colormaps["plasma"](0.05 + 0.95 * at)
@@ -297,7 +299,8 @@ def _colors() -> Colormap:
 
 
 def _color_bar(figure: Figure, axes: list[Axes]) -> None:
-    bar = figure.colorbar(ScalarMappable(_norm(), _colors()), ax=axes, ticks=list(TICKS), fraction=0.03, pad=0.01)
+    shown = ScalarMappable(color_norm(), color_map())
+    bar = figure.colorbar(shown, ax=axes, ticks=list(TICKS), fraction=0.03, pad=0.01)
     bar.ax.set_facecolor("#777777")
     bar.ax.set_yticklabels([f"{tick:g}" for tick in TICKS], fontsize=9)
     bar.ax.minorticks_off()

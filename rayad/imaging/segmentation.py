@@ -30,12 +30,17 @@ class Segment:
 
 
 def segments(url: str) -> list[Segment]:
-    """The segments of a file; ImageError if it is damaged or no segmentation."""
+    """The segments of a file but for those that a machine made, so what a detector stored in an archive is no truth.
+
+    Raises:
+        ImageError: it is damaged or no segmentation.
+    """
     with explained(url):
         found = _open(url)
         images = tuple(str(of[2]) for of in found.get_source_image_uids())
         described = {number: found.get_segment_description(number) for number in found.segment_numbers}
-        return [Segment(number, _label(of), images, _is_anatomy(of)) for number, of in described.items()]
+        people = {n: of for n, of in described.items() if of.get("SegmentAlgorithmType", "") != "AUTOMATIC"}
+        return [Segment(number, _label(of), images, _is_anatomy(of)) for number, of in people.items()]
 
 
 def mask(url: str, number: int, image: str) -> Mask:

@@ -19,6 +19,8 @@ COUNTERS = {
     "training_seconds": ("Seconds of workers, by what they went to: work, data, agreement.", ("model", "part")),
     "faults": ("Workers that were lost or failed, by what they did.", ("stage",)),
     "scored_images": ("Images that were scored or failed.", ("result",)),
+    "served_images": ("Images that the service scored, or refused.", ("result",)),
+    "served_seconds": ("Seconds that images took, by what they went to: prepare, score.", ("part",)),
     "sweep_trials": ("Trials of a sweep that ended: whole, stopped, failed.", ("result",)),
 }
 """Name -> what it counts, and its tags."""
@@ -27,9 +29,14 @@ GAUGES = {
     "training_loss": ("Losses of the last epoch: train_NAME, validation.", ("model", "loss")),
     "em_bits": ("Bits a dimension of the last epoch of expectation-maximization.", ("density", "split")),
     "gpu_bytes": ("Memory of the GPU that a worker has taken; 0 without a GPU.", ("model",)),
+    "served_waiting": ("Images under way and waiting.", ()),
     "sweep_best": ("Objective of the best trial so far.", ("sweep",)),
 }
 """Name -> what it says, and its tags."""
+HISTOGRAMS = {
+    "served_latency": ("Seconds from an image's arrival to its scores.", (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)),
+}
+"""Name -> what it measures, and the bounds of its buckets."""
 
 
 def count(name: str, value: float, **tags: str) -> None:
@@ -42,6 +49,18 @@ def show(name: str, value: float, **tags: str) -> None:
     """Set a gauge."""
     if ray.is_initialized():
         _made(metrics.Gauge, name, *GAUGES[name]).set(value, tags)
+
+
+def observe(name: str, value: float) -> None:
+    """Add to a histogram."""
+    if ray.is_initialized():
+        _histogram(name).observe(value)
+
+
+@cache
+def _histogram(name: str) -> Any:
+    said, bounds = HISTOGRAMS[name]
+    return metrics.Histogram(f"rayad_{name}", said, boundaries=list(bounds))
 
 
 def tell(model: str, row: Row) -> None:

@@ -192,7 +192,6 @@ def _judged(detector: Detector, pictures: Sequence[Any], step_mm: float) -> list
             return [one for picture in pictures for one in _judged(detector, [picture], step_mm)]
         return [Refused(type(error).__name__, str(error))]
     took = (time.perf_counter() - began) / len(pictures)
-    metrics.count("served", len(pictures), detector=detector.name)
     return [
         Judged(judge(of.prepared, found, detector.calibration), {"prepare": of.seconds, "score": took})
         for of, found in zip(pictures, heatmaps, strict=True)
@@ -277,13 +276,23 @@ class Graph:
         """Decode, prepare, score."""
         if self._under_way >= self.service.replicas.queue:
             raise Problem(503, "too many images are waiting", headers={"retry-after": "2"})
-        self._under_way += 1
+        began = time.perf_counter()
+        self._wait(1)
         try:
             picture = self._pictures.prepare.remote(data, card.preprocessing, request, card.whole)
-            said = unless_refused(await self._for(self._scorer, card).judge.remote(picture, request))
+            said = await self._for(self._scorer, card).judge.remote(picture, request)
         finally:
-            self._under_way -= 1
+            self._wait(-1)
+        metrics.count("served_images", 1, result="refused" if isinstance(said, Refused) else "scored")
+        said = unless_refused(said)
+        metrics.observe("served_latency", time.perf_counter() - began)
+        for part, seconds in said.seconds.items():
+            metrics.count("served_seconds", seconds, part=part)
         return api.Scored(card, said.judged, said.seconds, _Under(picture, data, request))
+
+    def _wait(self, more: int) -> None:
+        self._under_way += more
+        metrics.show("served_waiting", self._under_way)
 
     async def png(self, scored: api.Scored) -> bytes:
         """The overlay."""

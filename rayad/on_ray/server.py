@@ -20,7 +20,7 @@ from rayad.serving.access import check_binding
 
 
 def run(service: Service, listening: Listening, address: str = "") -> None:
-    """Serve until KeyboardInterrupt; SIGHUP reads the detectors again, and the old ones answer until that is done.
+    """Serve until Ctrl-C or SIGTERM; SIGHUP reads the detectors again, and the old ones answer until that is done.
 
     Raises:
         OptionError: others could ask without a token, or a detector is not calibrated.
@@ -44,6 +44,8 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
         try:
             _until_interrupted(service, listening, again, quiet)
+        except KeyboardInterrupt:
+            print("rayad: the service ends", flush=True)
         finally:
             with suppress(RayError):
                 serve.shutdown()

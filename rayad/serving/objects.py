@@ -305,7 +305,7 @@ def _overlaid(work: _Work, pixels: Image) -> UInt8[np.ndarray, "h w 3"]:
     """The image under its heatmap, the outline of what is marked, and the words of research use."""
     grey = pixels if pixels.ndim == 2 else pixels.mean(2)
     grey = np.clip(grey / max(1e-6, float(np.quantile(grey, 0.999))), 0, 1)
-    colours = figures._colors()(figures._norm()(np.ma.masked_invalid(work.judged.healthy_quantile)))
+    colours = figures.color_map()(figures.color_norm()(np.ma.masked_invalid(work.judged.healthy_quantile)))
     alpha = work.spread(colours[..., 3].astype(np.float32), 0)
     shown = np.empty((*grey.shape, 3), np.uint8)
     for channel in range(3):

@@ -64,9 +64,10 @@ function newRow(id) {
     const ended = batch.done + batch.failed;
     state.textContent = batch.state;
     state.className = `state ${batch.state}`;
-    detector.textContent = batch.detector;
-    Object.assign(bar, { max: Math.max(batch.total, 1), value: ended });
-    count.textContent = `${ended} of ${batch.total}`;
+    detector.textContent = batch.detector.name;
+    if (batch.total === null) bar.removeAttribute("value");
+    else Object.assign(bar, { max: Math.max(batch.total, 1), value: ended });
+    count.textContent = `${ended} of ${batch.total ?? "…"}`;
     failed.textContent = batch.failed;
     began.textContent = batch.began.slice(0, 16).replace("T", " ");
     cancel.hidden = batch.state !== "running";
@@ -112,7 +113,7 @@ function wanted() {
     out: said.get("out").trim(),
     detector: said.get("detector"),
     ...(spacing && { spacing_mm: spacing }),
-    ...(said.get("view").trim() && { view: said.get("view").trim() }),
+    ...(said.get("view") && { view: said.get("view") }),
     results: said.getAll("results"),
   };
 }

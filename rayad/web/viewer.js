@@ -13,7 +13,7 @@ const panes = new Map();
 let frame = 0;
 
 const shownPanes = () => (state.compare ? state.chosen : [state.active]).map((name) => panes.get(name)).filter(Boolean);
-const said = () => ({ spacing_mm: byId("spacing").value, view: byId("projection").value.trim() });
+const said = () => ({ spacing_mm: byId("spacing").value, view: byId("projection").value });
 
 // Images and requests
 
