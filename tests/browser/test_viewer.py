@@ -9,6 +9,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from playwright.sync_api import expect, sync_playwright
 
 from rayad.datasets.phantom import Dataset
@@ -144,7 +145,7 @@ def test_a_colour_image_of_eight_bits_keeps_its_colours(page, server):
 def heated(arrays, limit=1.0, opacity=0.7):
     """The image under its heatmap, by matplotlib's own colours."""
     shown = np.where(arrays["p_values"] <= limit * (1 + 1e-6), arrays["healthy_quantile"], np.nan)
-    colours = figures._colors()(figures._norm()(np.ma.masked_invalid(shown)))
+    colours = figures.color_map()(figures.color_norm()(np.ma.masked_invalid(shown)))
     colours[np.isnan(shown)] = 0
     colours = cells(arrays, colours)
     alpha = opacity * colours[:, :, 3:]
@@ -275,7 +276,7 @@ def test_the_healthy_version_and_the_difference_are_asked_for_when_they_are_want
     press(page, "me")
     expect(page.locator("#status")).to_be_empty()
     shown = life_size(page, (512, 384))
-    wanted = figures.colormaps["RdBu_r"]((arrays["change"] + 0.5).clip(0, 1))[:, :, :3] * 255
+    wanted = colormaps["RdBu_r"]((arrays["change"] + 0.5).clip(0, 1))[:, :, :3] * 255
     assert np.abs(shown - np.kron(wanted, np.ones((2, 2, 1))))[:400].max() <= 4
     press(page, "wa")
     healthy = gray(np.kron(arrays["counterfactual"] * 65535, np.ones((2, 2))), 0, 65535)
