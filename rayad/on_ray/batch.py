@@ -8,52 +8,30 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import ray
-from ray import serve
 from ray.exceptions import RayError
 
-from rayad import errors, storage
+from rayad import storage
 from rayad.errors import RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray.cluster import quiet_data
+from rayad.on_ray.graph import Graph, Refused, deployment
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import Limits
 from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.fetch import AllowList, fetch
 
-deployment: Any = serve.deployment  # what it makes, Ray's annotations do not say
-APP = "rayad"
-"""Name of the Serve application."""
 TOGETHER = 8
 """Images of a batch that are on their way at once: enough to keep scorers at work, and fewer than people's wait for."""
 EVERY_S = 2.0
 """How often what is known is written down."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An error of rayad's, as a value."""
-
-    kind: str
-    message: str
-
-    def raised(self) -> RayadError:
-        """The error that it was."""
-        return errors.named(self.kind, self.message)
-
-
-def unless_refused(said: Any) -> Any:
-    """What a replica said; what it refused is raised."""
-    if isinstance(said, Refused):
-        raise said.raised()
-    return said
 
 
 @dataclass
@@ -185,57 +163,42 @@ class _Ask:
     def __init__(self, wanted: dict[str, Any], card: Card, read: tuple[str, ...], limits: Limits) -> None:
         self._wanted, self._card, self._limits, self._allowed = wanted, card, limits, AllowList(read)
         self._request = heatmap.Request(wanted["spacing_mm"], wanted["view"], wanted["step_mm"])
-        self.pictures, self.scorer, self.drawer = (
-            serve.get_deployment_handle(name, app_name=APP).options(multiplexed_model_id=card.key)
-            for name in ("Pictures", "Scorer", "Drawer")
-        )
+        self._graph = Graph.deployed()
 
     def __call__(self, images: dict[str, Any]) -> dict[str, Any]:
-        under_way = [self._sent(image) for image in images["image"]]
-        rows = [
-            self._written(image, name, sent)
-            for image, name, sent in zip(images["image"], images["name"], under_way, strict=True)
-        ]
+        rows = asyncio.run(self._all(images["image"], images["name"]))
         return {"row": [json.dumps(row) for row in rows]}
 
-    def _sent(self, image: str) -> Any:
-        """The bytes, the picture and the judgement to come; or why there is none."""
-        try:
-            data = asyncio.run(fetch(image, self._allowed, self._limits))
-        except RayadError as error:
-            return error
-        picture = self.pictures.prepare.remote(data, self._card.preprocessing, self._request, self._card.whole)
-        return data, picture, self.scorer.judge.remote(picture, self._request)
+    async def _all(self, images: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(self._one(*image) for image in zip(images, names, strict=True)))
 
-    def _written(self, image: str, name: str, sent: Any) -> dict[str, Any]:
+    async def _one(self, image: str, name: str) -> dict[str, Any]:
         """A row: what the image scores, or why it does not."""
         try:
-            if isinstance(sent, Exception):
-                raise sent
-            data, picture, judged = sent
-            said = unless_refused(judged.result(timeout_s=self._limits.request_seconds))
-            scored = Scored(self._card, said.judged, said.seconds)
-            for ending, content in self._files(scored, data, picture):
-                storage.write_bytes(storage.join(self._wanted["out"], f"{name}{ending}"), content)
+            async with asyncio.timeout(self._limits.request_seconds):
+                data = await fetch(image, self._allowed, self._limits)
+                scored = await self._graph.score(self._card, data, self._request)
+                for ending, content in await self._files(scored, data):
+                    place = storage.join(self._wanted["out"], f"{name}{ending}")
+                    await asyncio.to_thread(storage.write_bytes, place, content)
         except (RayadError, RayError, TimeoutError) as error:
             return {"image": image, "reason": _sentence(error)}
         return {"image": image, "name": name, "score": scored.judged.score, "p_value": scored.judged.p}
 
-    def _files(self, scored: Scored, data: bytes, picture: Any) -> Iterator[tuple[str, bytes]]:
+    async def _files(self, scored: Scored, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
-        kinds, judged = self._wanted["results"], scored.judged
+        kinds, files = self._wanted["results"], []
         if "json" in kinds:
-            yield ".json", json.dumps(scored.answer(), indent=2).encode()
+            files.append((".json", json.dumps(scored.answer(), indent=2).encode()))
         if "npz" in kinds:
-            include = ("counterfactual",) * self._card.counterfactual
-            more = self.drawer.arrays.remote(picture, data, self._request, include) if include else None
-            yield ".npz", judged.npz(**unless_refused(more.result())) if more else judged.npz()
+            more = await self._graph.arrays(scored, ("counterfactual",) * self._card.counterfactual)
+            files.append((".npz", scored.judged.npz(**more)))
         if "png" in kinds:
-            yield ".png", unless_refused(self.drawer.png.remote(picture, judged).result())
+            files.append((".png", await self._graph.png(scored)))
         if "dicom" in kinds:
-            objects = unless_refused(self.drawer.objects.remote(data, judged, self._card, self._request).result())
-            for kind, content in objects.items():
-                yield f"-{kind}.dcm", content
+            objects = await self._graph.objects(scored, data)
+            files += [(f"-{kind}.dcm", content) for kind, content in objects.items()]
+        return files
 
 
 def _sentence(error: Exception) -> str:

@@ -11,8 +11,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from rayad.errors import RayadError
-from rayad.on_ray.batch import APP
 from rayad.on_ray.cluster import cluster
+from rayad.on_ray.graph import APP
 from rayad.on_ray.resources import Listening
 from rayad.on_ray.serve import Service, application
 from rayad.serving import RESEARCH_USE, cards

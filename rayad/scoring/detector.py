@@ -130,14 +130,17 @@ class Detector:
         return self._mapped(values, grid, tissue, step * prepared.spacing_mm)
 
     def heatmaps(self, prepared: Sequence[Prepared], step: int) -> list[Heatmap]:
-        """Of several images in fewer passes, where the score is one of latents; each as `heatmap` gives it alone.
+        """Of several images, each as `heatmap` gives it alone; scores of latents on a GPU in fewer passes.
+
+        On a CPU a batch of tiles leaves the cache: one image after the other is faster.
 
         Raises:
             ImageError: as `heatmap`, for whichever of the images.
         """
-        if len(prepared) < 2 or self.score not in LATENT[:2] or isinstance(self._model, Conditional):
+        model = self.model.module if self.model and self.density and self.score in LATENT[:2] else None
+        if len(prepared) < 2 or isinstance(model, Conditional) or model is None or like(model).device.type == "cpu":
             return [self.heatmap(one, step) for one in prepared]
-        assert self.density is not None  # __post_init__ saw to it
+        assert self.density is not None  # else there is no model here
         grids = [_grid(one, step) for one in prepared]
         tissues = [one.tissue[np.ix_(*grid)] for one, grid in zip(prepared, grids, strict=True)]
         if not all(tissue.any() for tissue in tissues):
@@ -145,7 +148,7 @@ class Detector:
         density = self.density.module
         score = density.novelty if self.score == "novelty" else lambda z: -density.log_prob(z)
         with torch.inference_mode():
-            found = dense.latent_scores_together(self._model, score, [of.pixels for of in prepared], step, tissues)
+            found = dense.latent_scores_together(model, score, [of.pixels for of in prepared], step, tissues)
         return [
             self._mapped(values.cpu().numpy(), grid, tissue, step * one.spacing_mm)
             for values, grid, tissue, one in zip(found, grids, tissues, prepared, strict=True)
@@ -158,10 +161,6 @@ class Detector:
         for member in self.members:
             member.on(device)
         return self
-
-    @property
-    def _model(self) -> Any:
-        return self.model and self.model.module
 
     def _mapped(
         self, values: np.ndarray, grid: tuple[np.ndarray, np.ndarray], tissue: GridMask, step_mm: float

@@ -1,0 +1,254 @@
+"""`rayad serve`, asked over HTTP, beside the library."""
+
+import email
+import io
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+from PIL import Image
+from served import ME, PATIENTS, TOKEN, Served, dicom, made, png, serving
+
+from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
+from rayad.evaluation.judgement import judge
+from rayad.imaging.picture import step_px
+from rayad.scoring import bundle
+from rayad.scoring.detector import Detector
+from rayad.serving import RESEARCH_USE
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def images() -> list[bytes]:
+    return [png(PATIENTS, exam) for exam in PATIENTS.exams()]
+
+
+def judged(detector: Detector, data: bytes, step_mm: float = 3.2) -> Any:
+    """What the library says."""
+    prepared = detector.preprocessing.prepare(decoded(data, "x", 1, Request(0.8, "MLO")))
+    return judge(prepared, detector.heatmap(prepared, step_px(detector.preprocessing, step_mm)), detector.calibration)
+
+
+def test_the_numbers_are_the_library_s_whatever_is_scored_beside(served, images):
+    wanted = [(name, data, step) for name in served.detectors for data in images for step in (3.2, 6.4)]
+    found: dict[int, requests.Response] = {}
+
+    def ask(number: int) -> None:
+        name, data, step = wanted[number]
+        found[number] = served.score(data, "application/x-npz", detector=name, step_mm=step, include="pixels")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(wanted))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, (name, data, step) in enumerate(wanted):
+        assert found[number].status_code == 200, found[number].text
+        truth, arrays = judged(served.detectors[name], data, step), np.load(io.BytesIO(found[number].content))
+        for field in ("scores", "p_values", "rows", "cols", "healthy_quantile"):
+            np.testing.assert_allclose(arrays[field], getattr(truth, field), rtol=1e-5, atol=1e-5, err_msg=field)
+        np.testing.assert_array_equal(arrays["tissue"], truth.tissue)
+        np.testing.assert_array_equal(arrays["pixels"], np.asarray(Image.open(io.BytesIO(data))))
+        answer = json.loads(arrays["answer"].tobytes())
+        assert answer["score"] == pytest.approx(truth.score, rel=1e-5)
+        assert answer["p_value"] == truth.p
+        assert answer["research_use_only"] == RESEARCH_USE
+
+
+def test_an_answer_is_json_a_picture_or_arrays(served, images):
+    answer = served.score(images[0])
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["image"] == {"rows": 256, "columns": 192, "spacing_mm": 0.8}
+    assert answer.json()["detector"]["name"] == "spn"
+    picture = served.score(images[0], "image/png;q=0.9, text/plain")
+    assert picture.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(picture.content)).width > 192
+    healthy = served.score(images[0], "application/x-npz", include="counterfactual")
+    assert np.load(io.BytesIO(healthy.content))["counterfactual"].shape == (256, 192)
+    assert served.score(images[0], "text/html").status_code == 406
+    refused = served.score(images[0], "application/x-npz", detector="plain", include="counterfactual")
+    assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
+
+
+def test_an_image_comes_as_a_body_as_a_form_or_by_its_url(served, images):
+    (served.folder / "in" / "one.png").write_bytes(images[1])
+    alone = served.score(images[1]).json()["score"]
+    query, url = {"spacing_mm": 0.8, "view": "MLO"}, f"{served.url}/v1/score"
+    form = requests.post(url, files={"image": images[1]}, params=query, headers=ME, timeout=60)
+    by_url = {"url": f"file://{served.folder}/in/one.png"}
+    named = requests.post(url, json=by_url, params=query, headers=ME, timeout=60)
+    assert form.json()["score"] == named.json()["score"] == alone
+    outside = requests.post(url, json={"url": "file:///etc/passwd"}, params=query, headers=ME, timeout=60)
+    assert outside.status_code == 403
+
+
+def test_a_dicom_image_is_answered_by_dicom_objects(served):
+    exam = next(exam for exam in PATIENTS.exams() if exam.lesions)
+    data = dicom(exam)
+    answer = served.score(data, 'multipart/related; type="application/dicom"')
+    assert answer.status_code == 200, answer.text
+    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+    parts = email.message_from_bytes(head + answer.content).get_payload()
+    found = [pydicom.dcmread(io.BytesIO(part.get_payload(decode=True))) for part in parts]
+    assert {of.Modality for of in found} >= {"OT", "SR"}
+    source = pydicom.dcmread(io.BytesIO(data))
+    assert {of.StudyInstanceUID for of in found} == {source.StudyInstanceUID}
+    again = served.score(data, "application/dicom", object="sr")
+    assert pydicom.dcmread(io.BytesIO(again.content)).SOPInstanceUID in {of.SOPInstanceUID for of in found}
+    assert served.score(png(PATIENTS, exam), "application/dicom").status_code == 406
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "said"),
+    [
+        (b"", 422, "empty"),
+        (b"not an image", 422, "not a DICOM file"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, 422, "damaged image"),
+        (b"P5 60000 60000 255\n", 422, "more than"),
+        (b"P5 64 64 255\n" + bytes(10), 422, "damaged"),
+        (bytes(6_000_000), 413, ""),
+    ],
+    ids=["empty", "text", "broken png", "pixel bomb", "truncated", "too large"],
+)
+def test_what_is_no_image_is_answered_by_a_problem(served, data, status, said):
+    answer = served.score(data)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in answer.json().get("detail", "")
+
+
+def test_only_who_has_a_token_may_ask(served, images):
+    url = f"{served.url}/v1/score"
+    assert requests.post(url, data=images[0], timeout=60).status_code == 401
+    wrong = {"authorization": "Bearer " + TOKEN[:-1] + "x"}
+    assert requests.get(f"{served.url}/v1/detectors", headers=wrong, timeout=60).status_code == 401
+    assert requests.get(f"{served.url}/metrics", timeout=60).status_code == 401
+    assert requests.get(f"{served.url}/v1/ready", timeout=60).status_code == 200
+    assert requests.get(served.url, timeout=60).text.startswith("<!doctype html>")
+
+
+def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
+    source = served.folder / "in" / "batch"
+    source.mkdir()
+    for number, data in enumerate(images[:4]):
+        (source / f"{number}.png").write_bytes(data)
+    (source / "broken.png").write_bytes(b"no image")
+    wanted = {
+        "prefix": f"file://{source}/",
+        "out": f"file://{served.folder}/out/batch",
+        "spacing_mm": 0.8,
+        "view": "MLO",
+    }
+    begun = requests.post(f"{served.url}/v1/batches", json=wanted, headers=ME, timeout=60)
+    assert begun.status_code == 202, begun.text
+    place = begun.headers["location"]
+    until = time.monotonic() + 180
+    while (batch := served.get(place).json())["state"] == "running":
+        assert time.monotonic() < until, batch
+        time.sleep(0.3)
+    assert (batch["state"], batch["total"], batch["done"], batch["failed"]) == ("done", 5, 4, 1), batch
+    assert "broken.png" in batch["failures"][0]["image"]
+    detector, out = bundle.load(str(served.folder / "spn-1")), served.folder / "out/batch"
+    write_heatmaps(detector, [str(source)], Request(0.8, "MLO"), str(tmp_path / "maps"))
+    for number in range(4):
+        with (
+            np.load(tmp_path / f"maps/{number}.npz") as one,
+            np.load(served.folder / f"out/batch/{number}.npz") as other,
+        ):
+            assert one.keys() == other.keys()
+            for name in one:
+                np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        assert json.loads((out / f"{number}.json").read_text())["research_use_only"] == RESEARCH_USE
+        assert (out / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert place.rsplit("/", 1)[-1] in {of["id"] for of in served.get("/v1/batches").json()["batches"]}
+    outside = wanted | {"out": "file:///tmp/elsewhere"}
+    assert requests.post(f"{served.url}/v1/batches", json=outside, headers=ME, timeout=60).status_code == 403
+
+
+def test_a_detector_is_replaced_under_load_and_no_request_is_lost(served, images):
+    old, new = served.detectors["spn"], made(2)
+    bundle.save(replace(new, name="spn"), str(served.folder / "spn-2"))
+    truth = [judged(of, images[0]).score for of in (old, new)]
+    found: list[float] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answer = served.score(images[0])
+            assert answer.status_code == 200, answer.text
+            found.append(answer.json()["score"])
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    (served.folder / "link").symlink_to(served.folder / "spn-2")
+    (served.folder / "link").rename(served.folder / "spn")
+    served.process.send_signal(signal.SIGHUP)
+    try:
+        served.says("rayad serves again")
+        time.sleep(1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    which = [int(np.argmin([abs(score - of) for of in truth])) for score in found]
+    assert all(score == pytest.approx(truth[one], rel=1e-5) for score, one in zip(found, which, strict=True))
+    assert which[0] == 0
+    assert which[-1] == 1
+    shutil.rmtree(served.folder / "spn-1")
+    assert served.score(images[0]).json()["score"] == pytest.approx(truth[1], rel=1e-5)
+    served.detectors["spn"] = new
+
+
+def test_a_killed_replica_loses_no_request(served, images):
+    found: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            found.append(served.score(images[0]).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    named = {of.pid: " ".join(of.cmdline()) for of in served.process.children(recursive=True)}
+    victims = [pid for pid, name in named.items() if "ServeReplica:rayad:Scorer" in name]
+    os.kill(victims[0], signal.SIGKILL)
+    time.sleep(8)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) > 5
+    assert set(found) == {200}
+
+
+def test_the_log_of_requests_names_nobody(served):
+    lines = [json.loads(line) for line in (served.folder / "audit").read_text().splitlines()]
+    assert {line["who"] for line in lines} >= {"tests"}
+    assert {line["path"] for line in lines} >= {"/v1/score", "/v1/batches"}
+    assert not any(word in json.dumps(lines) for word in ("one.png", TOKEN, "Doe", "spacing"))
+
+
+def test_metrics_are_there(served):
+    deadline = time.monotonic() + 30
+    while "ray_rayad_served_images_total" not in (text := served.get("/metrics").text):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    for name in ("served_seconds_total", "served_latency_bucket", "served_waiting"):
+        assert f"ray_rayad_{name}" in text
