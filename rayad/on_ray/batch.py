@@ -28,8 +28,8 @@ from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.fetch import AllowList, fetch
 
-TOGETHER = 8
-"""Images of a batch that are on their way at once: enough to keep scorers at work, and fewer than people's wait for."""
+ASKING, TOGETHER = 2, 4
+"""Processes that ask the graph, and images that each asks for at once: scorers never wait, and others' images not long."""
 EVERY_S = 2.0
 """How often what is known is written down."""
 
@@ -146,11 +146,11 @@ def _rows(images: list[dict[str, str]], batch: Batch, read: tuple[str, ...], lim
     """What came of each image, as they are through."""
     if not images:
         return
-    asked = ray.data.from_items(images, override_num_blocks=1).map_batches(
+    asked = ray.data.from_items(images, override_num_blocks=-(-len(images) // TOGETHER)).map_batches(
         _Ask,
         fn_constructor_args=(batch.wanted, batch.card, read, limits),
         batch_size=TOGETHER,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        compute=ray.data.ActorPoolStrategy(size=min(ASKING, -(-len(images) // TOGETHER))),
         num_cpus=0,
     )
     for row in asked.iter_rows():

@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar
@@ -105,6 +106,7 @@ class Pictures:
 
     def __init__(self, largest: int) -> None:
         raster.LARGEST = largest
+        self._one = ThreadPoolExecutor(1)  # a replica has one core; several images at once would share it
         _bound_memory()
 
     @_refusing
@@ -116,17 +118,24 @@ class Pictures:
         Args:
             whole: keep the pixels as they came, for members that prepare the image themselves.
         """
-        began = time.perf_counter()
-        prepared = await asyncio.to_thread(prepared_image, data, preprocessing, request)
+        prepared, took = await asyncio.get_running_loop().run_in_executor(
+            self._one, _timed, prepared_image, data, preprocessing, request
+        )
         if not whole:  # nobody looks at them: only how many there are
             slim = np.zeros((*prepared.source.pixels.shape[:2], 0), np.float32)
             prepared = replace(prepared, source=replace(prepared.source, pixels=slim))
-        return Picture(prepared, time.perf_counter() - began)
+        return Picture(prepared, took)
 
 
 def prepared_image(data: bytes, preprocessing: Preprocessing, request: heatmap.Request) -> Prepared:
     """An image from the bytes of its file, as a detector sees it."""
     return preprocessing.prepare(heatmap.decoded(data, NAME, preprocessing.channels, request))
+
+
+def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
+    """What it returns, and the seconds that it took."""
+    began = time.perf_counter()
+    return function(*arguments), time.perf_counter() - began
 
 
 def _bound_memory() -> None:

@@ -146,7 +146,7 @@ def application(service: Service, generation: int = 0) -> Any:
     """
     r, largest = service.replicas, service.limits.max_pixels
     one = {"num_cpus": 1}
-    pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, max_ongoing_requests=8).bind(largest)
+    pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, max_ongoing_requests=16).bind(largest)
     scorer = Scorer.options(
         num_replicas=r.scorers, ray_actor_options=one | {"num_gpus": r.gpu}, max_ongoing_requests=16
     ).bind()
