@@ -1,7 +1,7 @@
 """Batches: many images through the deployed scoring graph, fed by Ray Data, results to object storage.
 
-What a batch is and how far it is stands in its `batch.json` below `out`, and in the service's state folder which there
-are: a service that was restarted goes on with those that were running, and does not score again what is there.
+How far a batch is stands in its `batch.json` below `out`; what it is, in the service's state folder, which others do
+not write. A service that was restarted goes on with those that were running, and does not score again what is there.
 """
 
 import asyncio
@@ -18,20 +18,34 @@ import ray
 from ray.exceptions import RayError
 
 from rayad import storage
-from rayad.errors import RayadError
+from rayad.errors import OptionError, RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray.cluster import quiet_data
-from rayad.on_ray.graph import Graph, Refused, deployment
+from rayad.on_ray.graph import Graph, Refused, deployment, refused
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import Limits
 from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.fetch import AllowList, fetch
+from rayad.serving.problems import Problem
 
 ASKING, TOGETHER = 2, 4
-"""Processes that ask the graph, and images that each asks for at once: scorers never wait, and others' images not long."""
+"""Processes that ask the graph, and images that each asks for at once: no scorer waits, others' images not long."""
 EVERY_S = 2.0
 """How often what is known is written down."""
+AGAIN_S = 15.0
+"""After how long an ended batch that could not be written down is tried again."""
+OWN = "batch"
+"""Name of the file that a batch keeps among its results."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where batches are remembered, read and written: `Service.state`, `Service.read`, `Service.write`."""
+
+    state: str
+    read: tuple[str, ...]
+    write: tuple[str, ...]
 
 
 @dataclass
@@ -43,19 +57,22 @@ class Batch:
     wanted: dict[str, Any]
     card: Card
     stop: threading.Event = field(default_factory=threading.Event)
+    resumed: bool = False
+    """Did a service before this one begin it?"""
 
     def remembered(self) -> dict[str, Any]:
         """For `batch.json`."""
-        return {**self.said, "wanted": self.wanted, "url": self.card.url, "research_use_only": RESEARCH_USE}
+        return {**self.said, "research_use_only": RESEARCH_USE}
 
 
 @deployment
 class Batches:
     """Runs batches, one after the other, and remembers them."""
 
-    def __init__(self, state: str, read: tuple[str, ...], limits: Limits) -> None:
+    def __init__(self, places: Places, limits: Limits) -> None:
         quiet_data()
-        self._state, self._read, self._limits = state, read, limits
+        self._state, self._read, self._limits = places.state, places.read, limits
+        self._reading, self._writing = AllowList(places.read), AllowList(places.write)
         self._batches: dict[str, Batch] = {}
         self._turn = threading.Lock()
         for batch in self._known():
@@ -64,15 +81,19 @@ class Batches:
                 self._begin(batch)
 
     async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
-        """Begin one."""
+        """Begin one; two cannot share the folder of their results at once."""
+        running = (of.said["out"].rstrip("/") for of in self._batches.values() if of.said["state"] == "running")
+        if wanted["out"].rstrip("/") in running:
+            return Refused(Problem(409, "A batch that still runs writes to this folder."))
         said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
         said |= {"out": wanted["out"], "began": _now(), "updated": _now(), "total": None, "done": 0, "failed": 0}
         batch = Batch(said | {"failures": [], "results": []}, wanted, card)
+        self._batches[batch.said["id"]] = batch
         try:
-            await asyncio.to_thread(self._remember, batch)
+            await asyncio.to_thread(self._remember, batch, True)
         except RayadError as error:
-            return Refused(type(error).__name__, str(error))
-        self._batches[said["id"]] = batch
+            del self._batches[batch.said["id"]]
+            return refused(error)
         self._begin(batch)
         return batch.said
 
@@ -105,41 +126,90 @@ class Batches:
                 batch.said["failures"].append({"image": "", "reason": _sentence(error)})
                 state = "failed"
             batch.said |= {"state": state, "updated": _now()}
-            self._remember(batch)
+        while not self._remembered(batch):
+            time.sleep(AGAIN_S)
 
     def _through(self, batch: Batch) -> None:
         """Send what is lacking through the graph."""
         said, wanted = batch.said, batch.wanted
+        if batch.card.sha256 != said["detector"]["sha256"]:
+            raise OptionError(f"detector {batch.card.name!r} was replaced after the batch had begun")
         images = heatmap.named([wanted["prefix"]] if wanted["prefix"] else wanted["urls"])
+        if any(name == OWN for _, name in images):
+            raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
         ended = {row["image"] for row in [*said["results"], *said["failures"]]}
+        if batch.resumed:
+            said["results"] += [
+                row for image, name in images if image not in ended and (row := _there(batch, image, name))
+            ]
+            ended = {row["image"] for row in [*said["results"], *said["failures"]]}
+            said |= {"done": len(said["results"]), "failed": len(said["failures"])}
         lacking = [{"image": image, "name": name} for image, name in images if image not in ended]
         said["total"], written = len(images), time.monotonic()
         for row in _rows(lacking, batch, self._read, self._limits):
             said["failures" if "reason" in row else "results"].append(row)
             said |= {"done": len(said["results"]), "failed": len(said["failures"]), "updated": _now()}
             if time.monotonic() > written + EVERY_S:
-                self._remember(batch)
+                self._remembered(batch)
                 written = time.monotonic()
             if batch.stop.is_set():
                 return
 
-    def _remember(self, batch: Batch) -> None:
-        storage.write_json(storage.join(batch.said["out"], "batch.json"), batch.remembered())
-        if self._state:
+    def _remembered(self, batch: Batch) -> bool:
+        """Whether it could be written down; a batch outlives storage that is away."""
+        try:
+            self._remember(batch)
+        except RayadError:
+            return False
+        return True
+
+    def _remember(self, batch: Batch, begun: bool = False) -> None:
+        storage.write_json(_own(batch.said["out"]), batch.remembered())
+        if begun and self._state:
+            what = {"id": batch.said["id"], "wanted": batch.wanted, "url": batch.card.url}
             place = storage.join(self._state, "batches", f"{batch.said['id']}.json")
-            storage.write_json(place, {"out": batch.said["out"]})
+            storage.write_json(place, what | {"detector": batch.said["detector"]})
 
     def _known(self) -> Iterator[Batch]:
         """Batches of a service before this one."""
         folder = storage.join(self._state, "batches") if self._state else ""
         for file in storage.listing(folder) if folder and storage.exists(folder) else []:
             try:
-                said = storage.read_json(storage.join(storage.read_json(file)["out"], "batch.json"))
-                card = cards.card(said["detector"]["name"], said.pop("url"))
-            except RayadError:
-                continue  # its results are gone, or its detector is
-            said.pop("research_use_only")
-            yield Batch(said, said.pop("wanted"), card)
+                what = storage.read_json(file)
+                said = storage.read_json(_own(self._writing.check(what["wanted"]["out"])))
+                for url in filter(None, [what["wanted"]["prefix"], *what["wanted"]["urls"]]):
+                    self._reading.check(url)
+                card = cards.card(what["detector"]["name"], what["url"])
+                if said["id"] != what["id"]:
+                    continue  # another batch's results are there by now
+            except (RayadError, KeyError, TypeError):
+                continue  # its results are gone, or its detector is, or it may not be read or written any more
+            told = {key: said[key] for key in TOLD if key in said} | {"out": what["wanted"]["out"]}
+            yield Batch(told | {"detector": what["detector"]}, what["wanted"], card, resumed=True)
+
+
+TOLD = ("id", "state", "detector", "out", "began", "updated", "total", "done", "failed", "failures", "results")
+
+
+def _own(out: str) -> str:
+    return storage.join(out, f"{OWN}.json")
+
+
+def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
+    """The row of an image whose results are all there, though nobody wrote it down; its JSON is written last."""
+    place = storage.join(batch.said["out"], f"{name}.json")
+    if "json" not in batch.wanted["results"]:
+        return None
+    try:
+        # object stores know the time to the second, as `began` does
+        if storage.modified(place) < datetime.fromisoformat(batch.said["began"]):
+            return None
+        said = storage.read_json(place)
+        if said["detector"]["sha256"] != batch.card.sha256:
+            return None
+        return {"image": image, "name": name, "score": said["score"], "p_value": said["p_value"]}
+    except (RayadError, KeyError, TypeError):
+        return None
 
 
 def _rows(images: list[dict[str, str]], batch: Batch, read: tuple[str, ...], limits: Limits) -> Iterator[dict]:
@@ -188,8 +258,6 @@ class _Ask:
     async def _files(self, scored: Scored, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
         kinds, files = self._wanted["results"], []
-        if "json" in kinds:
-            files.append((".json", json.dumps(scored.answer(), indent=2).encode()))
         if "npz" in kinds:
             more = await self._graph.arrays(scored, ("counterfactual",) * self._card.counterfactual)
             files.append((".npz", scored.judged.npz(**more)))
@@ -198,6 +266,8 @@ class _Ask:
         if "dicom" in kinds:
             objects = await self._graph.objects(scored, data)
             files += [(f"-{kind}.dcm", content) for kind, content in objects.items()]
+        if "json" in kinds:  # last: whoever finds it knows that the others are there
+            files.append((".json", json.dumps(scored.answer(), indent=2).encode()))
         return files
 
 

@@ -31,7 +31,7 @@ Rows = Int[np.ndarray, " gh"]
 Columns = Int[np.ndarray, " gw"]
 Indices = Int[np.ndarray, "_"]
 """Of places, in the flattened grid."""
-Located = tuple[Rows, Columns, GridMask]
+Located = tuple[np.ndarray, np.ndarray, np.ndarray]
 """The places of an image, and which of them are wanted."""
 LogProb = Callable[[Latents], Scores]
 
@@ -106,10 +106,10 @@ def latent_scores(
 def latent_scores_together(
     model: nn.Module,
     score: Callable[[Latents], Scores],
-    images: Sequence[Image],
+    images: Sequence[np.ndarray],
     step: int,
-    masks: Sequence[GridMask],
-) -> list[Scores]:
+    masks: Sequence[np.ndarray],
+) -> list[Tensor]:
     """`latent_scores` of several images in few passes: tiles of like size go through the encoder as one batch, and the
     score sees the latents of all images at once. What an image gets does not depend on the others.
 
@@ -127,8 +127,8 @@ def latent_scores_together(
 
 
 def _encode_together(
-    model: nn.Module, encoder: Sliding, images: Sequence[Image], step: int, grids: Sequence[Located]
-) -> list[Latents]:
+    model: nn.Module, encoder: Sliding, images: Sequence[np.ndarray], step: int, grids: Sequence[Located]
+) -> list[Tensor]:
     """Latents of the wanted places of each image, row by row."""
     crops = []  # image, tile of its grid, pixels
     for number, (pixels, (rows, columns, wanted)) in enumerate(zip(images, grids, strict=True)):
@@ -136,7 +136,7 @@ def _encode_together(
         for tile in _tiles(wanted, step):
             (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
             crops.append((number, tile, whole[:, top : bottom + PATCH, left : right + PATCH]))
-    parts: list[list[tuple[Indices, Latents]]] = [[] for _ in images]
+    parts: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in images]
     crops.sort(key=lambda crop: crop[2].shape[1:])
     for start in range(0, len(crops), TOGETHER):
         group = crops[start : start + TOGETHER]
@@ -151,7 +151,12 @@ def _encode_together(
             index = np.arange(wanted.size).reshape(wanted.shape)[tile][held]
             inside = of_tile[: held.shape[0], : held.shape[1]]
             parts[number].append((index, _full_precision(inside[torch.from_numpy(held)])))
-    return [torch.cat([z for _, z in of])[_row_by_row([index for index, _ in of])] for of in parts]
+    return [
+        torch.cat([z for _, z in of])[_row_by_row([index for index, _ in of])]
+        if of
+        else encode_patches(model, pixels, step, wanted)  # nothing is wanted of it
+        for of, pixels, (_, _, wanted) in zip(parts, images, grids, strict=True)
+    ]
 
 
 def _parts(model: nn.Module, pixels: Image, step: int, wanted: GridMask) -> Iterator[tuple[Indices, Latents]]:
@@ -229,7 +234,7 @@ def _continued(pixels: Image, model: nn.Module) -> Tensor:
     return torch.from_numpy(np.moveaxis(padded.reshape(*padded.shape[:2], -1), 2, 0)).to(like(model))
 
 
-def _grid(pixels: Image, step: int, mask: GridMask | None) -> Located:
+def _grid(pixels: Image, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
     """Rows and columns of the grid's places, and which of them are wanted."""
     h, w = pixels.shape[:2]
     if min(h, w) < PATCH:

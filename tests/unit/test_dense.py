@@ -111,6 +111,23 @@ def test_a_mask_picks_its_places_row_by_row(step):
     assert difference(dense.encode(encoder, pixels, step, mask), everywhere[mask.ravel()]) < 1e-12
 
 
+@pytest.mark.parametrize("step", [8, 12, 16])
+def test_images_that_are_scored_together_score_as_alone(step, monkeypatch):
+    """Of many sizes, in tiles of many sizes, with any mask; 12 px goes patch by patch."""
+    monkeypatch.setattr(dense, "TILE", (96, 128))
+    encoder, images = model(torch.float64), [image(h, w, seed) for seed, (h, w) in enumerate([*SIZES, (300, 90)])]
+    masks = []
+    for seed, pixels in enumerate(images):
+        rows, columns = dense.places(*pixels.shape, step)
+        masks.append(np.random.default_rng(seed).random((len(rows), len(columns))) < 0.5)
+    masks[1][:] = False
+    together = dense.latent_scores_together(encoder, lambda z: z.sum(1), images, step, masks)
+    for pixels, mask, found in zip(images, masks, together, strict=True):
+        alone = by_definition(encoder, pixels, step)[mask.ravel()].sum(1)
+        assert found.shape == alone.shape
+        np.testing.assert_allclose(found, alone, rtol=1e-10, atol=1e-10)
+
+
 def error(of: nn.Module):
     return lambda x: of.scores(x)["reconstruction"]
 
