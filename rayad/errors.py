@@ -6,7 +6,8 @@ RayadError
  ├── ImageError      a file is not an image that rayad can use
  ├── DatasetError    a data set's files, labels and images do not fit together
  ├── FormatError     a corpus or bundle is of a newer schema, damaged or altered
- └── TrainingError   learning failed: a loss that is not a number, a collapse
+ ├── TrainingError   learning failed: a loss that is not a number, a collapse
+ └── ServiceError    a rayad server refuses what it is asked for, or cannot give it
 
 A message is one sentence: what was wanted, what came, which file.
 """
@@ -38,6 +39,25 @@ class FormatError(RayadError):
 
 class TrainingError(RayadError):
     """Learning failed: a loss that is not a number, a collapse."""
+
+
+class ServiceError(RayadError):
+    """A rayad server answers by a problem (RFC 9457): it refuses what it is asked for, or cannot give it."""
+
+    def __init__(self, status: int, title: str, detail: str = "", retry_after: float = 0.0) -> None:
+        """What it says.
+
+        Args:
+            status: of HTTP.
+            title: of the kind of problem.
+            detail: a sentence for a reader.
+            retry_after: seconds after which it may be asked again; 0: it does not say.
+        """
+        super().__init__(status, title, detail, retry_after)
+        self.status, self.title, self.detail, self.retry_after = status, title, detail, retry_after
+
+    def __str__(self) -> str:
+        return f"the server answers {self.status}: {self.detail or self.title}"
 
 
 def named(kind: str, message: str) -> RayadError:

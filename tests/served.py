@@ -127,6 +127,6 @@ def serving(folder: Path, *more: str) -> Iterator[Served]:
         server.says("rayad serves spn, plain at http://127.0.0.1", 240)
         yield server
     finally:
-        process.terminate()
-        process.wait(60)
-    assert process.returncode == 0
+        server.process.terminate()
+        server.process.wait(60)
+    assert server.process.returncode == 0

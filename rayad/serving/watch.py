@@ -8,24 +8,21 @@ a patient.
 import io
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.message import Message
 from http import HTTPStatus
 
-import pydicom
-import requests
 from pydicom import Dataset
 
-from rayad.errors import FormatError, ImageError, OptionError, StorageError
+from rayad.errors import FormatError, ImageError, OptionError, ServiceError, StorageError
 from rayad.imaging import dicomweb
 from rayad.imaging.dicom import explained
 from rayad.serving import objects
+from rayad.serving.client import Client
 from rayad.serving.objects import Algorithm
 
-TIMEOUT_S = (10.0, 600.0)
-"""For a connection to the server, and for its answer."""
 BACKOFF_S = (1.0, 60.0)
 """Wait after the first failure, and the longest; each failure doubles it."""
 DEFERRED_S = (5.0, 600.0)
@@ -90,7 +87,7 @@ def watch(
         OptionError: the server refuses the token, or has no such detector.
         StorageError: with `once`, archive or server failed for PATIENCE_S without a single image being done.
     """
-    scorer, memory = _Scorer(server.rstrip("/"), token, detector), _Memory()
+    scorer, memory = _Scorer(Client(server.rstrip("/"), token, attempts=1), detector), _Memory()
     attempt, progress, reason = 0, time.monotonic(), ""
     while True:
         done = memory.done
@@ -110,47 +107,22 @@ def watch(
         time.sleep(_backoff(attempt, BACKOFF_S) if attempt or once else poll_s)
 
 
-def parts(body: bytes, content_type: str) -> list[bytes]:
-    """The files in an answer of the media type multipart/related (RFC 2387), or the one of application/dicom.
-
-    Raises:
-        FormatError: another media type, or a body that ends too early.
-    """
-    message = Message()
-    message["Content-Type"] = content_type
-    if message.get_content_type() == "application/dicom":
-        return [body]
-    boundary = message.get_boundary()
-    if message.get_content_type() != "multipart/related" or not boundary:
-        raise FormatError(f"multipart/related expected, not {content_type!r}")
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:]
-    if not pieces or not pieces[-1].startswith(b"--"):
-        raise FormatError(f"multipart/related of {len(body)} bytes without its end")
-    return [piece.partition(b"\r\n\r\n")[2] for piece in pieces[:-1]]
-
-
 @dataclass(frozen=True)
 class _Scorer:
-    """A rayad server, by its HTTP API."""
+    """A rayad server; what fails is tried again by the loop, so it is asked once."""
 
-    server: str
-    token: str
+    client: Client
     detector: str
 
     def algorithm(self) -> Algorithm:
         """The detector that scores now; a server that was started again may have another."""
-        said = self._answer(
-            lambda: requests.get(f"{self.server}/v1/detectors", headers=self._headers, timeout=TIMEOUT_S)
-        )
-        try:
-            found = said.json()
-            cards = {card["name"]: Algorithm(card["name"], card["sha256"]) for card in found["detectors"]}
-            name = self.detector or found["default"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{self.server}: no list of detectors: {type(error).__name__}") from error
-        if name not in cards:
-            raise OptionError(f"{self.server} has no detector {name!r}, only {', '.join(cards) or 'none'}")
-        return cards[name]
+        with self._explained():
+            offered = self.client.detectors()
+        names = [one.name for one in offered]
+        name = self.detector or next(iter(names), "")
+        if name not in names:
+            raise OptionError(f"{self.client.url} has no detector {name!r}, only {', '.join(names) or 'none'}")
+        return Algorithm(name, offered[names.index(name)].sha256)
 
     def score(self, data: bytes, by: Algorithm) -> list[Dataset]:
         """The objects of an image.
@@ -159,39 +131,23 @@ class _Scorer:
             ImageError: it cannot be scored.
             StorageError: the server cannot be reached or answers anything else.
         """
-        answer = self._answer(
-            lambda: requests.post(
-                f"{self.server}/v1/score",
-                params={"detector": by.name},
-                data=data,
-                headers={**self._headers, "Accept": "application/dicom", "Content-Type": "application/dicom"},
-                timeout=TIMEOUT_S,
-            )
-        )
-        if answer.status_code in REFUSED:
-            raise ImageError(_detail(answer))
-        try:
-            files = parts(answer.content, answer.headers.get("Content-Type", ""))
-            with explained("an object"):
-                return [pydicom.dcmread(io.BytesIO(file)) for file in files]
-        except (FormatError, ImageError) as error:
-            raise StorageError(f"{self.server} answers with what is no DICOM: {error}") from error
+        with self._explained():
+            return self.client.objects(data, detector=by.name)
 
-    @property
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
-
-    def _answer(self, ask: Callable[[], requests.Response]) -> requests.Response:
-        """What was asked for, or a refusal of the image."""
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What the server's refusal means for the loop."""
         try:
-            answer = ask()
-        except requests.RequestException as error:
-            raise StorageError(f"cannot reach {self.server}: {type(error).__name__}") from error
-        if answer.status_code in CREDENTIALS:
-            raise OptionError(f"{self.server} answers {answer.status_code}: it wants another token")
-        if not answer.ok and answer.status_code not in REFUSED:
-            raise StorageError(f"{self.server} answers {answer.status_code}: {_detail(answer)}")
-        return answer
+            yield
+        except ServiceError as problem:
+            if problem.status in REFUSED:
+                raise ImageError(problem.detail or problem.title) from problem
+            if problem.status in CREDENTIALS:
+                raise OptionError(f"{self.client.url} answers {problem.status}: it wants another token") from problem
+            said = f"{problem.status}: {problem.detail or problem.title}"
+            raise StorageError(f"{self.client.url} answers {said}") from problem
+        except FormatError as error:
+            raise StorageError(f"{self.client.url}: {error}") from error
 
 
 @dataclass
@@ -267,7 +223,7 @@ def _one(
         return
     named = {str(dataset.SOPInstanceUID): dataset for dataset in made}
     if uids["sr"] not in named or not set(named) <= set(uids.values()):
-        raise StorageError(f"{scorer.server} answers with objects of another image or detector")
+        raise StorageError(f"{scorer.client.url} answers with objects of another image or detector")
     report = named.pop(uids["sr"])
     if others := [dataset for uid, dataset in named.items() if uid not in there]:
         dicomweb.store(pacs, others)
@@ -285,14 +241,6 @@ def _fetched(image: dicomweb.Listed) -> bytes:
             raise ImageError("made by rayad itself")
         source.save_as(buffer)
     return buffer.getvalue()
-
-
-def _detail(answer: requests.Response) -> str:
-    """What problem+json (RFC 9457) says, or the status alone."""
-    try:
-        return str(answer.json()["detail"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return answer.reason or str(answer.status_code)
 
 
 def _backoff(failures: int, of: tuple[float, float]) -> float:

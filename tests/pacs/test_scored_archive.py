@@ -49,7 +49,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
     def do_GET(self) -> None:
-        card = {"name": BY.name, "sha256": BY.sha256}
+        card = {"name": BY.name, "sha256": BY.sha256, "score": "likelihood", "summary": "", "counterfactual": False}
+        card |= {"calibration_patients": 4, "p_value_floor": 0.2, "preprocessing": {}, "provenance": {}}
         allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
         self._answer(200 if allowed else 401, "application/json", {"detectors": [card], "default": BY.name})
 
@@ -59,11 +60,13 @@ class Handler(BaseHTTPRequestHandler):
         assert self.headers["Accept"] == "application/dicom"
         source = dcmread(io.BytesIO(data))
         if (status := self.server.before(len(self.server.scored))) != 200:
-            self._answer(status, "application/problem+json", {"status": status, "detail": "not now"})
+            self._answer(status, "application/problem+json", {"title": "", "status": status, "detail": "not now"})
             return
         self.server.scored.append(source.SOPInstanceUID)
         if source.Rows < 100:
-            self._answer(422, "application/problem+json", {"status": 422, "detail": "smaller than a patch"})
+            self._answer(
+                422, "application/problem+json", {"title": "", "status": 422, "detail": "smaller than a patch"}
+            )
             return
         if self.server.instead:
             data, source = self.server.instead, dcmread(io.BytesIO(self.server.instead))

@@ -6,7 +6,7 @@ import pytest
 from urllib3.filepost import encode_multipart_formdata
 
 from rayad.errors import FormatError
-from rayad.serving import watch
+from rayad.serving import client, watch
 
 FILES = [b"", b"\r\n", b"DICM\r\n--\r\n\r\nand more\r\n", bytes(range(256)) * 40]
 
@@ -14,20 +14,20 @@ FILES = [b"", b"\r\n", b"DICM\r\n--\r\n\r\nand more\r\n", bytes(range(256)) * 40
 def test_files_come_out_of_a_body_as_they_went_in():
     body, kind = encode_multipart_formdata([(str(n), ("a", file, "application/dicom")) for n, file in enumerate(FILES)])
     related = kind.replace("form-data", 'related; type="application/dicom"')
-    assert watch.parts(body, related) == FILES
+    assert client.parts(body, related) == FILES
     boundary = kind.rpartition("=")[2]
-    assert watch.parts(b"a preamble\r\n" + body, related.replace(boundary, f'"{boundary}"')) == FILES
-    assert watch.parts(FILES[3], "application/dicom") == [FILES[3]]
+    assert client.parts(b"a preamble\r\n" + body, related.replace(boundary, f'"{boundary}"')) == FILES
+    assert client.parts(FILES[3], "application/dicom") == [FILES[3]]
 
 
 def test_a_body_that_ends_early_is_no_answer():
     body, kind = encode_multipart_formdata([("a", ("a", FILES[3], "application/dicom"))])
     related = kind.replace("form-data", "related")
     with pytest.raises(FormatError, match="without its end"):
-        watch.parts(body[:-100], related)
+        client.parts(body[:-100], related)
     for other in ("application/json", "multipart/related", ""):
         with pytest.raises(FormatError, match="multipart/related expected"):
-            watch.parts(body, other)
+            client.parts(body, other)
 
 
 def test_waits_double_up_to_a_limit_and_are_never_nothing():

@@ -1,0 +1,405 @@
+"""A client of a rayad server's HTTP API (docs/serving.md), with values in place of JSON.
+
+What may be asked twice is asked again where the server says when (503 and 429 with Retry-After) or cannot be reached,
+a few times. Starting a batch is not: who lost the answer looks at `batches`.
+"""
+
+import io
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from email.message import Message
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from zipfile import BadZipFile
+
+import numpy as np
+import pydicom
+import requests
+from pydicom import Dataset
+
+from rayad.errors import FormatError, ImageError, ServiceError, StorageError
+from rayad.imaging.dicom import explained
+
+T = TypeVar("T")
+TIMEOUT_S = (10.0, 600.0)
+"""For a connection to the server, and for its answer."""
+PAUSE_S = 0.5
+"""Before a server that could not be reached is asked again; each time twice as long."""
+LONGEST_S = 60.0
+"""The longest Retry-After that is waited for."""
+BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
+Result = Literal["json", "npz", "png", "dicom"]
+
+
+class Asked(TypedDict, total=False):
+    """How an image is scored; the server has a default for what is left out."""
+
+    detector: str
+    """Its name at the server."""
+    spacing_mm: float
+    """mm a pixel, of images that do not say it."""
+    view: Literal["", "MLO", "CC"]
+    """Of images that do not say it."""
+    step_mm: float
+    """Distance of the places that are scored."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A detector that is served."""
+
+    name: str
+    sha256: str
+    """Of its bundle's detector.json."""
+    score: str
+    """Of what kind; see docs/formats.md."""
+    summary: str
+    calibration_patients: int
+    p_value_floor: float
+    counterfactual: bool
+    """Does it draw the image as if it were healthy?"""
+    preprocessing: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """The detector of an answer."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """The image as it came."""
+
+    rows: int
+    columns: int
+    spacing_mm: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A connected region of marked places, by its highest one."""
+
+    row: float
+    """px of the image as it came."""
+    column: float
+    size_mm2: float
+    score: float
+    p_value: float
+    healthy_quantile: float
+    """The share of healthy places that score lower."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a detector says of an image."""
+
+    detector: Detector
+    image: ImageFacts
+    score: float
+    """Higher is more anomalous."""
+    p_value: float
+    p_value_floor: float
+    """The smallest that the calibration can give."""
+    calibration_patients: int
+    findings: tuple[Finding, ...]
+    """The most unusual ones first."""
+    findings_total: int
+    """How many there are, listed or not."""
+    seconds: Mapping[str, float]
+    research_use_only: str
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """An answer with its arrays."""
+
+    answer: Answer
+    arrays: Mapping[str, np.ndarray]
+    """By their names in the npz (docs/formats.md)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image of a batch that has no score."""
+
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An image of a batch that has one."""
+
+    image: str
+    name: str
+    """Of its files below `out`, without their endings."""
+    score: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, as far as it is."""
+
+    id: str
+    state: Literal["running", "done", "cancelled", "failed"]
+    detector: Detector
+    out: str
+    began: str
+    updated: str
+    total: int | None
+    """Images; None while they are counted."""
+    done: int
+    failed: int
+    failures: tuple[Failure, ...] = ()
+    """Not told by `batches`."""
+    results: tuple[Scored, ...] = ()
+    """Not told by `batches`."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A server. Everything raises ServiceError for its refusals, StorageError where it cannot be reached."""
+
+    url: str
+    """Such as http://127.0.0.1:8000."""
+    token: str = field(default="", repr=False)
+    """"": the server wants none."""
+    attempts: int = 4
+    """How often a request is made at most."""
+
+    def detectors(self) -> tuple[Offered, ...]:
+        """Those that are served, the default first."""
+        said = self._json("GET", "/v1/detectors")
+        with _understood("detectors"):
+            found = tuple(_made(Offered, card) for card in said["detectors"])
+            return tuple(sorted(found, key=lambda one: one.name != said["default"]))
+
+    def score(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> Answer:
+        """Score an image.
+
+        Args:
+            image: a file, or the bytes of one.
+            url: of an image that the server fetches, in place of `image`.
+            asked: see `Asked`.
+        """
+        return _answer(self._scored(JSON, image, url, asked).content)
+
+    def heatmap(
+        self,
+        image: str | Path | bytes = b"",
+        *,
+        url: str = "",
+        include: Sequence[Literal["pixels", "counterfactual"]] = (),
+        **asked: Unpack[Asked],
+    ) -> Heatmap:
+        """Score an image, with the numbers of every place.
+
+        Args:
+            image: as for `score`.
+            url: as for `score`.
+            include: pixels: of the image as it came; counterfactual: the image as if it were healthy, and the change.
+            asked: see `Asked`.
+        """
+        answer = self._scored(NPZ, image, url, asked, include=",".join(include))
+        with _understood("arrays"), np.load(io.BytesIO(answer.content), allow_pickle=False) as file:
+            arrays = dict(file)
+            said = _answer(arrays.pop("answer").tobytes())
+        return Heatmap(said, arrays)
+
+    def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> bytes:
+        """The image under its heatmap, as PNG; arguments as of `score`."""
+        return self._scored(PNG, image, url, asked).content
+
+    def objects(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> list[Dataset]:
+        """The DICOM objects of a DICOM image; arguments as of `score`."""
+        answer = self._scored(DICOM, image, url, asked)
+        try:
+            with explained("an object"):
+                return [pydicom.dcmread(io.BytesIO(file)) for file in parts(answer.content, _kind(answer))]
+        except ImageError as error:
+            raise FormatError(f"{self.url} answers with what is no DICOM: {error}") from error
+
+    def start_batch(
+        self,
+        out: str,
+        *,
+        prefix: str = "",
+        urls: Sequence[str] = (),
+        results: Sequence[Result] = ("json", "npz", "png"),
+        **asked: Unpack[Asked],
+    ) -> Batch:
+        """Let the server score many images.
+
+        Args:
+            out: folder of the results, a URL.
+            prefix: every image below it.
+            urls: images, in place of a prefix.
+            results: files of each image.
+            asked: see `Asked`.
+        """
+        wanted = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **asked}
+        return _batch(self._json("POST", "/v1/batches", json=wanted))
+
+    def batches(self) -> tuple[Batch, ...]:
+        """All of them, the newest first."""
+        said = self._json("GET", "/v1/batches")
+        with _understood("batches"):
+            return tuple(map(_batch, said["batches"]))
+
+    def batch(self, number: str) -> Batch:
+        """One of them, by its id."""
+        return _batch(self._json("GET", f"/v1/batches/{number}"))
+
+    def wait(self, number: str, timeout_s: float = float("inf"), poll_s: float = 1.0) -> Batch:
+        """A batch as it has ended; as it is, if that takes too long."""
+        until = time.monotonic() + timeout_s
+        while (batch := self.batch(number)).state == "running" and time.monotonic() < until:
+            time.sleep(poll_s)
+        return batch
+
+    def cancel(self, number: str) -> Batch:
+        """Stop a batch, as soon as the images that are on their way are through; what is written stays."""
+        return _batch(self._json("DELETE", f"/v1/batches/{number}"))
+
+    def _scored(
+        self, kind: str, image: str | Path | bytes, url: str, asked: Mapping[str, Any], **more: str
+    ) -> requests.Response:
+        if bool(image) == bool(url):
+            raise ImageError("an image is a file, bytes or a URL, one of them")
+        body: dict[str, Any] = {"json": {"url": url}} if url else {"data": _bytes(image)}
+        return self._ask("POST", "/v1/score", params={**asked, **more}, headers={"Accept": kind}, **body)
+
+    def _json(self, method: str, path: str, **request: Any) -> Any:
+        answer = self._ask(method, path, **request)
+        with _understood(path):
+            return answer.json()
+
+    def _ask(self, method: str, path: str, **request: Any) -> requests.Response:
+        """What the server answers, in the end."""
+        repeatable = (method, path) != ("POST", "/v1/batches")
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._once(method, path, request)
+            except StorageError:
+                if attempt == self.attempts or not repeatable:
+                    raise
+                wait = PAUSE_S * 2 ** (attempt - 1)
+            except ServiceError as problem:
+                # a batch may have begun where the answer is late (503), never where the guard refuses it (429)
+                told = problem.status in (BUSY if repeatable else BUSY[1:]) and 0 < problem.retry_after <= LONGEST_S
+                if attempt == self.attempts or not told:
+                    raise
+                wait = problem.retry_after
+            time.sleep(wait * random.uniform(1, 1.5))  # so that those who were refused together come back apart
+        raise AssertionError("attempts are at least 1")
+
+    def _once(self, method: str, path: str, request: Mapping[str, Any]) -> requests.Response:
+        where = self.url.rstrip("/")
+        try:
+            answer = requests.request(
+                method, where + path, auth=self._sign, timeout=TIMEOUT_S, allow_redirects=False, **request
+            )
+        except requests.RequestException as error:
+            raise StorageError(f"cannot reach {where}: {type(error).__name__}") from error
+        if not 200 <= answer.status_code < 300:
+            raise _problem(answer)
+        return answer
+
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Also without a token: requests would take one from ~/.netrc."""
+        if self.token:
+            request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+
+def parts(body: bytes, content_type: str) -> list[bytes]:
+    """The files in an answer of the media type multipart/related (RFC 2387), or the one of application/dicom.
+
+    Raises:
+        FormatError: another media type, or a body that ends too early.
+    """
+    message = Message()
+    message["Content-Type"] = content_type
+    if message.get_content_type() == DICOM:
+        return [body]
+    boundary = message.get_boundary()
+    if message.get_content_type() != "multipart/related" or not boundary:
+        raise FormatError(f"multipart/related expected, not {content_type!r}")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:]
+    if not pieces or not pieces[-1].startswith(b"--"):
+        raise FormatError(f"multipart/related of {len(body)} bytes without its end")
+    return [piece.partition(b"\r\n\r\n")[2] for piece in pieces[:-1]]
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """FormatError where the server's words are not what the API promises."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        raise FormatError(f"the server's answer is none of rayad's ({what}): {type(error).__name__}") from error
+
+
+def _made(kind: type[T], said: Mapping[str, Any], **parts: Any) -> T:
+    """A value of what the server says; what a newer one adds is left out."""
+    names = {one.name for one in fields(kind)}  # type: ignore[reportArgumentType]
+    return kind(**({name: value for name, value in said.items() if name in names} | parts))
+
+
+def _answer(content: bytes) -> Answer:
+    with _understood("answer"):
+        said = json.loads(content)
+        return _made(
+            Answer,
+            said,
+            detector=_made(Detector, said["detector"]),
+            image=_made(ImageFacts, said["image"]),
+            findings=tuple(_made(Finding, one) for one in said["findings"]),
+        )
+
+
+def _batch(said: Mapping[str, Any]) -> Batch:
+    with _understood("batch"):
+        return _made(
+            Batch,
+            said,
+            detector=_made(Detector, said["detector"]),
+            failures=tuple(_made(Failure, one) for one in said.get("failures", ())),
+            results=tuple(_made(Scored, one) for one in said.get("results", ())),
+        )
+
+
+def _problem(answer: requests.Response) -> ServiceError:
+    """What problem+json (RFC 9457) says, or the status alone, which a proxy may have sent."""
+    after = answer.headers.get("Retry-After", "")
+    title, detail = answer.reason or "", ""
+    try:
+        said = answer.json()
+        title, detail = str(said["title"]), str(said.get("detail", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass  # a page of something in between
+    return ServiceError(answer.status_code, title[:200], detail[:500], float(after) if after.isdecimal() else 0.0)
+
+
+def _bytes(image: str | Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {image}: {error}") from error
+
+
+def _kind(answer: requests.Response) -> str:
+    return answer.headers.get("Content-Type", "")
