@@ -1,7 +1,7 @@
 /** The batch page: what runs, what came of it, and a form that starts another. */
 
-import { json, request } from "./api.js";
-import { byId, digits, h, themeButton } from "./page.js";
+import { json, request, served, tokenButton } from "./api.js";
+import { attempt, byId, digits, h, themeButton } from "./page.js";
 
 const [SOON_MS, LATER_MS] = [1000, 10000];
 const form = byId("start");
@@ -23,16 +23,6 @@ async function poll() {
   }
   clearTimeout(timer);
   timer = setTimeout(poll, running ? SOON_MS : LATER_MS);
-}
-
-/** Do it; what fails is said in place: "problem" for what is shown, "refused" for what was asked. */
-async function attempt(action, place = "problem") {
-  try {
-    await action();
-    byId(place).textContent = "";
-  } catch (problem) {
-    byId(place).textContent = problem.message;
-  }
 }
 
 /** Rows are kept and filled anew, so that the focus stays where it is. */
@@ -58,6 +48,7 @@ function newRow(id) {
   const bar = h("progress", { "aria-label": `progress of ${id}` });
   const cancel = h("button", { type: "button", "aria-label": `cancel ${id}`, onclick: () => stop(id) }, "Cancel");
   const [state, detector, count, failed, began] = ["span", "span", "span", "span", "span"].map((tag) => h(tag));
+  cancel.addEventListener("click", () => (cancel.disabled = true));
   const cells = [open, state, detector, h("div", { className: "progress" }, bar, count), failed, began, cancel];
   const element = h("tr", {}, ...cells.map((cell) => h("td", { className: cell === failed ? "number" : "" }, cell)));
   const show = (batch) => {
@@ -141,9 +132,13 @@ async function begin() {
   form.addEventListener("change", showSource);
   document.addEventListener("visibilitychange", poll);
   showSource();
+  tokenButton(byId("token-button"), load);
+  load();
+}
+
+async function load() {
   await attempt(async () => {
-    const { detectors, default: first, research_use_only: research } = await json("/v1/detectors");
-    byId("research").textContent = research;
+    const { detectors, default: first } = await served();
     const option = ({ name }) => h("option", { value: name, selected: name === first }, name);
     form.elements.detector.replaceChildren(...detectors.map(option));
   });

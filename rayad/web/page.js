@@ -34,6 +34,16 @@ export function pText(p, floor) {
 export const atMost = (p, limit) => p <= limit * (1 + 1e-6);
 const isFloor = (p, floor) => p !== null && atMost(p, floor);
 
+/** Do it; what fails is said in place. */
+export async function attempt(action, place = "problem") {
+  try {
+    await action();
+    byId(place).textContent = "";
+  } catch (problem) {
+    byId(place).textContent = problem.message;
+  }
+}
+
 /** Let a button switch between light and dark; until it does, the system's choice holds. */
 export function themeButton(button) {
   const system = matchMedia("(prefers-color-scheme: dark)");

@@ -37,27 +37,35 @@ export class Pane {
 
   listen({ pan, zoom, adjust, point, activate }) {
     const { canvas } = this;
-    let last = [0, 0];
+    const fingers = new Map();
     const fromMiddle = (event) => [
       (event.offsetX - canvas.clientWidth / 2) * devicePixelRatio,
       (event.offsetY - canvas.clientHeight / 2) * devicePixelRatio,
     ];
+    const middle = () => [0, 1].map((side) => mean([...fingers.values()].map((finger) => finger[side])));
+    const apart = ([one, two] = [...fingers.values()]) => (two ? Math.hypot(one[0] - two[0], one[1] - two[1]) : 1);
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("focus", () => activate(this.detector));
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
-      last = fromMiddle(event);
+      fingers.set(event.pointerId, fromMiddle(event));
       activate(this.detector);
+      point(...fromMiddle(event), this);
     });
     canvas.addEventListener("pointermove", (event) => {
-      const now = fromMiddle(event);
-      const moved = [now[0] - last[0], now[1] - last[1]];
-      if (event.buttons === 1) pan(...moved);
-      else if (event.buttons === 2) adjust(...moved);
-      last = now;
-      point(...now, this);
+      if (fingers.has(event.pointerId)) {
+        const [[x, y], distance] = [middle(), apart()];
+        fingers.set(event.pointerId, fromMiddle(event));
+        const now = middle();
+        (event.buttons === 2 ? adjust : pan)(now[0] - x, now[1] - y);
+        if (fingers.size > 1) zoom(apart() / Math.max(distance, 1), ...now);
+      }
+      point(...fromMiddle(event), this);
     });
-    canvas.addEventListener("pointerleave", () => point(null, null, this));
+    for (const ended of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(ended, (event) => fingers.delete(event.pointerId));
+    }
+    canvas.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && point(null, null, this));
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       zoom(2 ** (-Math.max(-100, Math.min(event.deltaY, 100)) / 400), ...fromMiddle(event));
@@ -75,7 +83,7 @@ export class Pane {
     if (!picture) return;
     picture.draw(canvas, state.view, table(state, picture));
     if (!result) return;
-    if (state.heat && state.base === "image") result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
+    if (state.heat[state.base]) result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
     if (state.marks) {
       result.heatmap.outline(canvas, state.view, state.limit);
       this.number(state, result.answer.findings);
@@ -93,10 +101,14 @@ export class Pane {
     const answer = result?.answer;
     const said = answer ? `score ${digits(answer.score)} · ${pText(answer.p_value, answer.p_value_floor)}` : "";
     const waiting = study && !result ? "scoring…" : "";
-    const lacking = result && !picture && study.picture ? "This detector has no such picture of this image." : "";
+    const drawing = result?.explained && !result.healthy;
+    const none = drawing ? "drawing…" : "This detector has no such picture of this image.";
+    const lacking = result && !picture && study.picture ? none : "";
+    const problem = study?.problems.get(this.detector);
+    const mend = /spacing/i.test(problem) ? "\nGive mm a pixel above, then score again." : "";
     write(this.said, said);
-    write(this.message, study?.problems.get(this.detector) ?? (waiting || lacking));
-    this.message.classList.toggle("problem", Boolean(study?.problems.has(this.detector)));
+    write(this.message, problem ? problem + mend : waiting || lacking);
+    this.message.classList.toggle("problem", Boolean(problem));
     write(this.window, picture ? looking(state) : "");
     write(this.readout, picture && state.cursor ? reading(state, picture, study.picture, result) : "");
     this.canvas.setAttribute("aria-label", `${study?.name ?? "no image"}, ${this.detector}: ${said || "not scored"}`);
@@ -114,17 +126,18 @@ export class Pane {
       if (finding.p_value > state.limit * (1 + 1e-6)) return;
       const [x, y] = [left + finding.column * scale, top + finding.row * scale];
       const chosen = state.active === this.detector && state.finding === i;
+      const side = y > 3 * radius ? -1 : 1; // of the peak, where the number is seen
       context.beginPath();
-      context.arc(x + 1.6 * radius, y - 1.6 * radius, radius, 0, 2 * Math.PI);
+      context.arc(x + 1.6 * radius, y + side * 1.6 * radius, radius, 0, 2 * Math.PI);
       context.fillStyle = chosen ? "#fff" : "#000b";
       context.strokeStyle = "#fff";
       context.lineWidth = 1.25 * devicePixelRatio;
       context.moveTo(x, y);
-      context.lineTo(x + 0.9 * radius, y - 0.9 * radius);
+      context.lineTo(x + 0.9 * radius, y + side * 0.9 * radius);
       context.fill();
       context.stroke();
       context.fillStyle = chosen ? "#000" : "#fff";
-      context.fillText(String(i + 1), x + 1.6 * radius, y - 1.55 * radius);
+      context.fillText(String(i + 1), x + 1.6 * radius, y + side * 1.6 * radius + 0.05 * radius);
     });
   }
 
@@ -169,6 +182,8 @@ function line(context, [fromX, fromY, toX, toY], width) {
     context.stroke();
   }
 }
+
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function table({ base, windows }, { full }) {
   return base === "change" ? changeTable(full) : grayTable(windows[base], full);

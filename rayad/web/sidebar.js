@@ -1,6 +1,6 @@
 /** The lists beside and below the picture; each is made anew from the state. */
 
-import { atMost, byId, digits, h, pText, save } from "./page.js";
+import { atMost, attempt, byId, digits, h, pText, save } from "./page.js";
 import { card, result, state } from "./state.js";
 
 const DICOM_OBJECTS = { sc: "secondary capture", seg: "segmentation", sr: "report", pm: "parametric map" };
@@ -12,14 +12,14 @@ export function fill(parent, ...children) {
   if (id) byId(id)?.focus();
 }
 
-/** @param {{choose, select, centre, attempt}} actions what their buttons do */
-export function renderLists({ choose, select, centre, attempt }) {
+/** @param {{choose, select, remove, centre}} actions what their buttons do */
+export function renderLists({ choose, select, remove, centre }) {
   renderDetectors(choose);
-  renderStrip(select);
+  renderStrip(select, remove);
   renderResult();
   renderFindings(centre);
   renderCard();
-  renderDownloads(attempt);
+  renderDownloads();
 }
 
 function renderDetectors(choose) {
@@ -39,7 +39,7 @@ function renderDetectors(choose) {
   fill(byId("detectors"), ...state.cards.map(row));
 }
 
-function renderStrip(select) {
+function renderStrip(select, remove) {
   const item = (study, i) => {
     const found = study.results.get(state.active)?.answer;
     const pending = study.problems.has(state.active) ? "failed" : "…";
@@ -49,7 +49,8 @@ function renderStrip(select) {
     const current = String(study === state.current);
     const button = h("button", { ...shown, "aria-current": current }, name, h("span", {}, text));
     if (study.thumbnail) button.prepend(study.thumbnail);
-    return h("li", {}, button);
+    const closing = { type: "button", className: "close", "aria-label": `close ${study.name}` };
+    return h("li", {}, button, h("button", { ...closing, title: "Close (Delete)", onclick: () => remove(study) }, "×"));
   };
   byId("strip").hidden = state.studies.length < 2;
   fill(byId("strip"), ...state.studies.map(item));
@@ -95,7 +96,7 @@ function renderCard() {
   fill(byId("card"), ...parts, h("h3", {}, "Provenance"), list(flat(provenance)));
 }
 
-function renderDownloads(attempt) {
+function renderDownloads() {
   const { current: study, active: detector } = state;
   const found = result();
   if (!found) return fill(byId("downloads"), h("p", { className: "soft" }, "After scoring."));

@@ -16,7 +16,8 @@ export const state = {
   fitted: true,
   windows: { image: FULL, healthy: FULL, change: FULL },
   base: "image",
-  heat: true,
+  /** Whether the heatmap lies over each of BASES. */
+  heat: { image: true, healthy: false, change: false },
   marks: true,
   opacity: 0.7,
   limit: 1,

@@ -12,14 +12,19 @@ const NPZ = { Accept: "application/x-npz" };
 const CHANGE = 0.5;
 
 export class Study {
-  /** @param {File} file @param {{spacing_mm: string, view: string}} said what the image may not say */
-  constructor(file, said) {
-    this.file = file;
+  /**
+   * @param {File|string} source a file, or a URL that the server fetches
+   * @param {{spacing_mm: string, view: string}} said what the image may not say
+   */
+  constructor(source, said) {
+    this.file = typeof source === "string" ? null : source;
+    this.name = this.file?.name ?? source.replace(/[?#].*/, "").replace(/.*\/(?=.)/, "");
+    this.body = this.file ?? JSON.stringify({ url: source });
     this.packed = null;
     this.picture = null;
     this.thumbnail = null;
-    this.dicom = false;
-    file.slice(128, 132).text().then((magic) => (this.dicom = magic === "DICM"));
+    this.dicom = !this.file && !/\.(png|jpe?g|tiff?|pgm)$/i.test(this.name);
+    this.file?.slice(128, 132).text().then((magic) => (this.dicom = magic === "DICM"));
     this.forget(said);
   }
 
@@ -28,10 +33,6 @@ export class Study {
     this.said = said;
     this.results = new Map();
     this.problems = new Map();
-  }
-
-  get name() {
-    return this.file.name;
   }
 
   /** Ask a detector; its answer or the problem is kept. */
@@ -52,7 +53,7 @@ export class Study {
   /** Ask for the healthy counterfactual of an image that was scored. */
   async explain(detector) {
     const result = this.results.get(detector);
-    result.healthy = {};
+    result.explained = true;
     const blob = await (await this.ask(detector, NPZ, { include: "counterfactual" })).blob();
     const { counterfactual, change } = await readNpz(blob, ["counterfactual", "change"]);
     if (!counterfactual || !change) throw new Error("the server's answer has no counterfactual");
@@ -70,7 +71,8 @@ export class Study {
   ask(detector, headers, more = {}) {
     const said = Object.entries(this.said).filter(([, value]) => value !== "");
     const query = new URLSearchParams({ detector, ...Object.fromEntries(said), ...more });
-    return request(`/v1/score?${query}`, { method: "POST", headers, body: this.file });
+    const kind = this.file ? {} : { "Content-Type": "application/json" };
+    return request(`/v1/score?${query}`, { method: "POST", headers: { ...headers, ...kind }, body: this.body });
   }
 
   /** Unpack the pixels; they are packed again (forgotten) while another image is looked at. */

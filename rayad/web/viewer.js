@@ -1,8 +1,8 @@
 /** The viewer: images that are dropped, the detectors that are asked, and how their answers are looked at. */
 
-import { json } from "./api.js";
+import { served, tokenButton } from "./api.js";
 import { paintScale } from "./colors.js";
-import { byId, digits, h, themeButton } from "./page.js";
+import { attempt, byId, digits, h, themeButton } from "./page.js";
 import { Pane } from "./pane.js";
 import { place } from "./picture.js";
 import { fill, renderFindings, renderLists } from "./sidebar.js";
@@ -17,18 +17,28 @@ const said = () => ({ spacing_mm: byId("spacing").value, view: byId("projection"
 
 // Images and requests
 
-function add(files) {
-  const studies = [...files].map((file) => new Study(file, said()));
+/** @param {Iterable<File|string>} sources files, or URLs */
+function add(sources) {
+  const studies = [...sources].map((source) => new Study(source, said()));
   state.studies.push(...studies);
   if (studies.length) select(studies[0]);
+}
+
+function remove(study) {
+  const at = state.studies.indexOf(study);
+  if (at < 0) return;
+  state.studies.splice(at, 1);
+  if (study === state.current) select(state.studies[Math.min(at, state.studies.length - 1)] ?? null);
+  else render();
 }
 
 async function select(study) {
   if (state.current && state.current !== study) state.current.picture = null;
   Object.assign(state, { current: study, finding: -1, cursor: null, framed: null });
+  render();
+  if (!study) return;
   byId("spacing").value = study.said.spacing_mm;
   byId("projection").value = study.said.view;
-  render();
   await unpack(study);
   work();
 }
@@ -76,23 +86,14 @@ async function explain() {
   if (state.base === "image" || !study) return;
   for (const { detector } of shownPanes()) {
     const found = study.results.get(detector);
-    if (!found || found.healthy || !card(detector).counterfactual) continue;
+    if (!found || found.explained || !card(detector).counterfactual) continue;
     say(`Asking ${detector} for the healthy version of ${study.name} …`);
-    await attempt(() => study.explain(detector));
+    repaint();
+    await attempt(() => study.explain(detector).finally(() => (found.healthy ??= {})));
     tissueWindow("healthy", detector);
     say("");
   }
   repaint();
-}
-
-/** Do it; what fails is said in place. */
-async function attempt(action) {
-  try {
-    byId("problem").textContent = "";
-    await action();
-  } catch (problem) {
-    byId("problem").textContent = problem.message;
-  }
 }
 
 const say = (text) => (byId("status").textContent = text);
@@ -141,7 +142,11 @@ const controls = {
     Object.assign(state, { active: detector, finding: -1 });
     render();
   },
-  resized: () => (state.fitted ? fit() : repaint()),
+  /** At once: a canvas of another size is empty. */
+  resized() {
+    if (state.fitted) fit();
+    paint();
+  },
 };
 
 /** Differences keep their scale: it is the same everywhere. */
@@ -224,6 +229,8 @@ function setLimit(share) {
 /** Action, its key, what it does. */
 const ACTIONS = {
   open: ["o", "open images", () => byId("files").click()],
+  address: ["u", "open images by their URLs", () => byId("address").showModal()],
+  remove: ["Delete", "close the image", () => remove(state.current)],
   nextStudy: ["PageDown", "next image", () => nextStudy(1)],
   previousStudy: ["PageUp", "previous image", () => nextStudy(-1)],
   next: ["n", "next finding", () => nextFinding(1)],
@@ -233,7 +240,7 @@ const ACTIONS = {
   image: ["q", "the image", () => showBase("image")],
   healthy: ["w", "its healthy version", () => showBase("healthy")],
   change: ["e", "the difference", () => showBase("change")],
-  heat: ["h", "heatmap", () => toggle("heat")],
+  heat: ["h", "heatmap", toggleHeat],
   marks: ["m", "marks and outlines", () => toggle("marks")],
   fit: ["f", "fit into the window", fit],
   life: ["z", "1:1, a pixel of the image a pixel of the screen", () => look({ scale: 1 })],
@@ -247,6 +254,7 @@ const ACTIONS = {
   narrower: [",", "more contrast", () => controls.adjust(-24, 0)],
   wider: [".", "less contrast", () => controls.adjust(24, 0)],
   theme: ["l", "light or dark", () => byId("theme").click()],
+  token: ["k", "give another token", () => byId("token-button").click()],
   help: ["?", "this help", () => byId("help").showModal()],
 };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -257,10 +265,15 @@ function toggle(what) {
   explain();
 }
 
+function toggleHeat() {
+  state.heat = { ...state.heat, [state.base]: !state.heat[state.base] };
+  render();
+}
+
 function pressed(event) {
   const { key, target } = event;
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (target.matches("input:not([type=range], [type=checkbox]), select")) return;
+  if (target.matches("input:not([type=range], [type=checkbox]), select, textarea")) return;
   if (key in ARROWS && target.matches("input")) return;
   const [, , action] = Object.values(ACTIONS).find(([known]) => known === key) ?? [];
   if (key in ARROWS) (event.shiftKey ? moveCursor : step)(...ARROWS[key]);
@@ -274,19 +287,25 @@ function pressed(event) {
 
 /** Paint before the next frame, however often it is asked for. */
 function repaint() {
-  frame ||= requestAnimationFrame(() => {
-    frame = 0;
-    for (const pane of shownPanes()) pane.paint(state, state.current);
-  });
+  frame ||= requestAnimationFrame(paint);
+}
+
+function paint() {
+  cancelAnimationFrame(frame);
+  frame = 0;
+  for (const pane of shownPanes()) pane.paint(state, state.current);
 }
 
 function render() {
-  renderLists({ choose, select, centre, attempt });
+  renderLists({ choose, select, remove, centre });
   renderStage();
+  const problems = [...(state.current?.problems.values() ?? [])];
+  byId("spacing").setAttribute("aria-invalid", String(problems.some((problem) => /spacing/i.test(problem))));
   const explained = shownPanes().some(({ detector }) => card(detector).counterfactual);
   for (const button of document.querySelectorAll("[data-action]")) {
     const { action } = button.dataset;
     if (BASES.includes(action)) button.setAttribute("aria-pressed", String(state.base === action));
+    else if (action === "heat") button.setAttribute("aria-pressed", String(state.heat[state.base]));
     else if (action in state) button.setAttribute("aria-pressed", String(state[action]));
     if (action === "healthy" || action === "change") button.disabled = !explained;
   }
@@ -317,6 +336,11 @@ function listen() {
     add(target.files);
     target.value = "";
   });
+  byId("address").addEventListener("close", ({ target }) => {
+    const field = target.querySelector("textarea");
+    if (target.returnValue === "ok") add(field.value.split("\n").map((line) => line.trim()).filter(Boolean));
+    target.returnValue = field.value = "";
+  });
   byId("said").addEventListener("submit", (event) => {
     event.preventDefault();
     state.current?.forget(said());
@@ -335,13 +359,21 @@ function listen() {
   byId("keys").prepend(...Object.values(ACTIONS).map(row));
 }
 
-async function begin() {
+function begin() {
   themeButton(byId("theme"));
   paintScale(byId("scale"));
   listen();
+  tokenButton(byId("token-button"), load);
+  render();
+  load();
+}
+
+/** The detectors; what could not be asked of them before is asked again. */
+async function load() {
+  for (const study of state.studies) study.problems.clear();
   await attempt(async () => {
-    const { detectors, default: first, research_use_only: research } = await json("/v1/detectors");
-    byId("research").textContent = research;
+    const { detectors, default: first } = await served();
+    if (state.cards.length) return;
     Object.assign(state, { cards: detectors, chosen: [first], active: first });
     setLimit(1);
   });

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 from contextlib import contextmanager
 from copy import deepcopy
@@ -10,26 +9,14 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from matplotlib import colormaps
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from rayad.datasets.phantom import Dataset
 from rayad.evaluation import figures
-from tests.conftest import missing
 from tests.contract import CSP, batch, phantom
 
-CHROMIUM = "/usr/bin/chromium"
 PNG = b"\x89PNG\r\n"
 HOSTILE = '<img src="x" onerror="document.title=1"><script>document.title=1</script>'
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not os.path.exists(CHROMIUM):
-        missing(f"{CHROMIUM} is not there: apt-get install chromium")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +273,7 @@ def test_the_healthy_version_and_the_difference_are_asked_for_when_they_are_want
 
 def test_several_images_are_a_strip_to_switch_between(page):
     scored(page, "a.png", "b.png", "c.png")
-    strip = page.locator("#strip button")
+    strip = page.locator("#strip [aria-current]")
     expect(strip).to_have_count(3)
     expect(page.locator("#strip canvas")).to_have_count(3)
     press(page, ["PageDown"])
@@ -312,7 +299,8 @@ def test_what_the_server_refuses_is_said_in_place_and_can_be_mended(chromium, se
     server.refusal = "one.png: no PixelSpacing: give spacing_mm"
     with opened(chromium, server, quiet=False) as page:
         give(page, "one.png")
-        expect(page.locator(".pane .message")).to_have_text(server.refusal)
+        expect(page.locator(".pane .message")).to_contain_text(server.refusal)
+        expect(page.locator("#spacing")).to_have_attribute("aria-invalid", "true")
         page.locator("#spacing").fill("0.4")
         page.keyboard.press("Enter")
         expect(page.locator("#result .figures")).to_be_visible()
@@ -471,3 +459,70 @@ def test_a_batch_is_started_from_a_list_and_refusals_are_said_in_place(chromium,
         }
         expect(page.locator("#batch-title")).to_have_text("b0")
         expect(page.locator("#refused")).to_be_empty()
+
+
+def test_two_fingers_zoom_where_they_are_and_one_pans(chromium, server):
+    with opened(chromium, server, has_touch=True) as page:
+        scored(page)
+        press(page, "z")
+        box = page.locator(".pane canvas").bounding_box()
+        fingers = page.context.new_cdp_session(page)
+
+        def touch(kind, *points):
+            points = [{"x": box["x"] + x, "y": box["y"] + y, "id": i} for i, (x, y) in enumerate(points)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        def place():
+            screen(page)
+            found = re.search(r"row (\d+), column (\d+)", page.locator(".pane output").inner_text())
+            return np.array(found.groups(), int)
+
+        touch("touchStart", (400, 300), (460, 300))
+        touch("touchMove", (370, 300), (490, 300))
+        touch("touchEnd")
+        expect(page.locator(".pane .top.right")).to_contain_text("200 %")
+        touch("touchStart", (430, 300))
+        before = place()
+        touch("touchMove", (450, 320))
+        assert place() == pytest.approx(before, abs=1)
+        touch("touchEnd")
+
+
+def test_an_image_is_opened_by_its_url_and_closed(page, server):
+    press(page, ["u"])
+    page.get_by_label("URLs, one a line").fill("s3://images/a.dcm\ns3://images/b.png\n")
+    page.get_by_role("button", name="Open", exact=True).press("Enter")
+    expect(page.locator("#strip canvas")).to_have_count(2)
+    expect(page.locator("#strip .name")).to_have_text(["a.dcm", "b.png"])
+    page.get_by_role("button", name="close b.png").click()
+    expect(page.locator("#strip .name")).to_have_text(["a.dcm"])
+    press(page, ["Delete"])
+    expect(page.locator("#hint")).to_be_visible()
+
+
+def test_the_heatmap_lies_over_the_difference_when_it_is_wanted(page, server):
+    scored(page)
+    press(page, "me")
+    expect(page.locator("#status")).to_be_empty()
+    heat = page.get_by_role("button", name="Heatmap")
+    expect(heat).to_have_attribute("aria-pressed", "false")
+    bare = life_size(page, (512, 384))
+    press(page, "h")
+    expect(heat).to_have_attribute("aria-pressed", "true")
+    assert np.abs(life_size(page, (512, 384)) - bare).max() > 50
+    press(page, "qhe")
+    expect(heat).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_token_that_was_not_given_is_given_later(chromium, server):
+    server.token = "secret-token"
+    with opened(chromium, server, quiet=False) as page:
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#problem")).to_have_text("The server wants a token.")
+        expect(page.locator("#token")).to_have_count(0)
+        press(page, ["k"])
+        page.locator("#token input").fill(server.token)
+        page.keyboard.press("Enter")
+        expect(page.locator("#detectors li")).to_have_count(2)
+        expect(page.locator("#problem")).to_be_empty()
+        expect(page.locator("#token-button")).to_be_hidden()
