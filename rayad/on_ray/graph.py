@@ -6,9 +6,11 @@ had not answered is asked of another.
 """
 
 import asyncio
+import logging
 import os
 import resource
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,14 +23,13 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from rayad import errors
-from rayad.errors import RayadError
+from rayad.errors import ImageError, RayadError
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
 from rayad.scoring.detector import Detector
-from rayad.serving import cards, objects
+from rayad.serving import cards, codestream, objects, problems
 from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.problems import Problem
@@ -37,6 +38,7 @@ T = TypeVar("T")
 deployment: Any = serve.deployment
 multiplexed: Any = serve.multiplexed
 batched: Any = serve.batch  # what these decorators make, Ray's annotations do not say
+LOG = logging.getLogger("rayad.serving")
 APP = "rayad"
 """Name of the Serve application."""
 NAME = "image"
@@ -45,26 +47,28 @@ KEPT = 4
 """Detectors that a replica keeps."""
 DECODER_BYTES = 8 * 2**30
 """Memory that decoding may take beside what a replica has at its start: a damaged image can ask for any size."""
+DAMAGE = (MemoryError, RuntimeError, zlib.error)
+"""What decoders raise besides what `rayad.imaging` knows; imagecodecs' own errors do not even reach another process."""
 PAUSES_S = (0.2, 1.0, 3.0)
 """Before another replica is asked for what one had not answered when it died."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An error of rayad's, as a value."""
+    """An error of rayad's, as a value: what it is to who asked, since its cause stays behind."""
 
-    kind: str
-    message: str
+    problem: Problem
 
-    def raised(self) -> RayadError:
-        """The error that it was."""
-        return errors.named(self.kind, self.message)
+
+def refused(error: RayadError) -> Refused:
+    """An error as a value."""
+    return Refused(problems.of(error))
 
 
 def unless_refused(said: Any) -> Any:
     """What a replica said; what it refused is raised."""
     if isinstance(said, Refused):
-        raise said.raised()
+        raise said.problem
     return said
 
 
@@ -95,7 +99,7 @@ def _refusing(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
         try:
             return await method(self, first, *rest)
         except RayadError as error:
-            return Refused(type(error).__name__, str(error))
+            return refused(error)
 
     return guarded
 
@@ -129,7 +133,19 @@ class Pictures:
 
 def prepared_image(data: bytes, preprocessing: Preprocessing, request: heatmap.Request) -> Prepared:
     """An image from the bytes of its file, as a detector sees it."""
-    return preprocessing.prepare(heatmap.decoded(data, NAME, preprocessing.channels, request))
+    try:
+        codestream.check(data, NAME)
+        source = heatmap.decoded(data, NAME, preprocessing.channels, request)
+    except DAMAGE as error:
+        raise ImageError(f"{NAME}: damaged, or too large for the service: {type(error).__name__}") from error
+    height, width = source.pixels.shape[:2]
+    growth = (source.spacing_mm / preprocessing.spacing_mm) ** 2
+    if height * width * growth > raster.LARGEST:
+        raise ImageError(
+            f"{NAME}: {height} x {width} pixels of {source.spacing_mm:g} mm are more than {raster.LARGEST} "
+            f"of the detector's {preprocessing.spacing_mm:g} mm"
+        )
+    return preprocessing.prepare(source)
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
@@ -150,8 +166,12 @@ class Held:
 
     @multiplexed(max_num_models_per_replica=KEPT)
     async def detector(self, key: str) -> Detector:
-        """Load one."""
-        found = await asyncio.to_thread(cards.load, key)
+        """Load one; Problem where it cannot be, which is no fault of the image."""
+        try:
+            found = await asyncio.to_thread(cards.load, key)
+        except RayadError as error:
+            LOG.error("a detector cannot be loaded: %s", error)
+            raise Problem(503, "The detector cannot be loaded now.", headers={"Retry-After": "30"}) from error
         return found.on("cuda") if torch.cuda.is_available() else found
 
 
@@ -169,7 +189,7 @@ class Scorer(Held):
         try:
             detector = await self.detector(serve.get_multiplexed_model_id())
         except RayadError as error:
-            return [Refused(type(error).__name__, str(error))] * len(pictures)
+            return [refused(error)] * len(pictures)
         return await asyncio.to_thread(judged_together, detector, pictures, requests)
 
 
@@ -177,7 +197,7 @@ def judged_together(
     detector: Detector, pictures: Sequence[Picture | Refused], requests: Sequence[heatmap.Request]
 ) -> list[Judged | Refused]:
     """Judge images, those of one grid in one pass; each gets what it would get alone."""
-    found: list[Judged | Refused] = [of if isinstance(of, Refused) else Refused("", "") for of in pictures]
+    found: list[Judged | Refused] = [of if isinstance(of, Refused) else Refused(Problem(500)) for of in pictures]
     of_step: dict[float, list[int]] = {}
     for number, picture in enumerate(pictures):
         if isinstance(picture, Picture):
@@ -197,7 +217,7 @@ def _judged(detector: Detector, pictures: Sequence[Any], step_mm: float) -> list
     except RayadError as error:
         if len(pictures) > 1:  # whichever it is, the others are scored
             return [one for picture in pictures for one in _judged(detector, [picture], step_mm)]
-        return [Refused(type(error).__name__, str(error))]
+        return [refused(error)]
     took = (time.perf_counter() - began) / len(pictures)
     return [
         Judged(judge(of.prepared, found, detector.calibration), {"prepare": of.seconds, "score": took})
@@ -347,4 +367,10 @@ async def _steadily(ask: Callable[[], Awaitable[T]]) -> T:
             if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
                 raise  # an error in the code of a replica that lives
             await asyncio.sleep(pause)
-    return await ask()
+    try:
+        return await ask()
+    except RayError as error:
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+            raise
+        later = {"Retry-After": "30"}
+        raise Problem(503, "Whoever should have answered died, each time.", headers=later) from error

@@ -1,0 +1,413 @@
+"""`rayad serve` against what is slow, damaged, malicious or too much: refused by a problem, and others are served."""
+
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+
+import imagecodecs
+import numpy as np
+import psutil
+import pydicom
+import pytest
+import requests
+from dicoms import complete, written
+from PIL import Image
+from pydicom import uid
+from served import ME, PATIENTS, TOKEN, Served, png, serving
+
+HEAD = f"Authorization: Bearer {TOKEN}\r\nHost: 127.0.0.1\r\n"
+MEANT = (502, 503, 504)
+"""Server errors that say something."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[Served]:
+    more = ("--replicas.queue", "8", "--limits.body-seconds", "4")
+    with serving(tmp_path_factory.mktemp("faults"), *more) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return png(PATIENTS, next(iter(PATIENTS.exams())))
+
+
+@pytest.fixture(scope="module")
+def truth(served, image) -> float:
+    """The score before anything happens."""
+    return served.score(image).json()["score"]
+
+
+@pytest.fixture(autouse=True)
+def unharmed(served, image, truth) -> Iterator[None]:
+    """After every test a good image has its score."""
+    yield
+    answer = served.score(image)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["score"] == pytest.approx(truth, rel=1e-5)
+
+
+def is_problem(answer: requests.Response, *statuses: int) -> None:
+    assert answer.status_code in statuses, (answer.status_code, answer.text)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == answer.status_code
+    assert answer.json()["title"]
+
+
+def line(served: Served) -> socket.socket:
+    port = int(served.url.rsplit(":", 1)[1])
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def everything(of: socket.socket) -> bytes:
+    parts = []
+    while part := of.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_trickling_body_is_408_and_others_are_served_meanwhile(served, image):
+    with line(served) as slow:
+        slow.sendall(f"POST /v1/score HTTP/1.1\r\n{HEAD}Content-Length: 100000\r\n\r\n".encode())
+        began = time.monotonic()
+        while time.monotonic() < began + 2:
+            slow.sendall(b"x")
+            time.sleep(0.2)
+        assert served.score(image).status_code == 200
+        said = everything(slow)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in said
+    assert time.monotonic() < began + 15
+
+
+def test_a_client_that_hangs_up_harms_nobody(served, image):
+    query = "spacing_mm=0.8&view=MLO&include=counterfactual"
+    head = f"POST /v1/score?{query} HTTP/1.1\r\n{HEAD}Accept: application/x-npz\r\nContent-Length: {len(image)}\r\n\r\n"
+    for sent in (image[:100], image):
+        with line(served) as client:
+            client.sendall(head.encode() + sent)
+            if sent == image:
+                assert client.recv(12) == b"HTTP/1.1 200"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+    until = time.monotonic() + 10
+    while 499 not in (statuses := [json.loads(row)["status"] for row in audit(served)]):
+        assert time.monotonic() < until, statuses
+        time.sleep(0.2)
+    assert 500 not in statuses
+
+
+def audit(served: Served) -> list[str]:
+    return (served.folder / "audit").read_text().splitlines()
+
+
+def test_a_chunked_body_is_counted_while_it_comes(served):
+    before = memory(served)
+    answer = served.score(bytes(100_000) for _ in range(2000))
+    is_problem(answer, 413)
+    assert memory(served) < before + 1e9
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def made_png(side: int, samples: bytes, *more: bytes, bits: int = 8) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0))
+    parts = (head, *more, chunk(b"IDAT", samples), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def zeros(size: int) -> bytes:
+    return zlib.compress(bytes(size), 9)
+
+
+def made_tiff(data: bytes = bytes(5000), after: int = 0, **tags: int) -> bytes:
+    """A grey TIFF of 64 x 64; tags by number as in t256=64."""
+    usual = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 150, 277: 1, 278: 64, 279: 4096}
+    for name, value in tags.items():
+        usual[int(name[1:])] = value
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in usual.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(usual)) + entries + struct.pack("<I", after)
+    return head.ljust(150, b"\0") + data
+
+
+def many_pages(count: int) -> bytes:
+    size, pages = 2 + 12 * 3 + 4, b""
+    for page in range(1, count + 1):
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, 1) for tag in (256, 257, 258))
+        pages += struct.pack("<H", 3) + entries + struct.pack("<I", 8 + page * size if page < count else 0)
+    return b"II*\0" + struct.pack("<I", 8) + pages
+
+
+def jpeg_that_claims(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(buffer, "jpeg")
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+PIXELS = np.zeros((256, 192), np.uint16)
+PIXELS[50:200, 50:150] = 3000
+OTHER = np.random.default_rng(0).integers(0, 4000, (192, 256), dtype=np.uint16)
+"""As many pixels in another shape."""
+
+
+def mammogram() -> pydicom.FileDataset:
+    return complete(PIXELS, PixelSpacing=[0.8, 0.8])
+
+
+def deflated(body: bytes) -> bytes:
+    """A DICOM file whose data set is these bytes."""
+    of = mammogram()
+    of.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    whole = written(of)
+    length = struct.unpack("<I", whole[140:144])[0]  # of the group (0002,xxxx)
+    return whole[: 144 + length] + body
+
+
+def raw_deflate(size: int) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(bytes(size)) + packer.flush()
+
+
+def nested(depth: int) -> bytes:
+    whole = written(mammogram())
+    length = struct.unpack("<I", whole[140:144])[0]
+    return whole[: 144 + length] + bytes.fromhex("0800401153510000fffffffffeff00e0ffffffff") * depth
+
+
+def compressed(codestream: bytes, syntax: str) -> bytes:
+    of = mammogram()
+    of.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    of.PixelData = pydicom.encaps.encapsulate([codestream])
+    of["PixelData"].VR = "OB"
+    of["PixelData"].is_undefined_length = True
+    return written(of)
+
+
+def jpeg_2000(pixels: np.ndarray, claims: int = 0) -> bytes:
+    data = bytearray(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=0, reversible=True))
+    at = data.index(b"\xff\x51") + 6
+    if claims:
+        data[at : at + 8] = data[at + 16 : at + 24] = struct.pack(">II", claims, claims)
+    return compressed(bytes(data), uid.JPEG2000Lossless)
+
+
+def lossless(pixels: np.ndarray) -> bytes:
+    return compressed(imagecodecs.ljpeg_encode(pixels, bitspersample=16), uid.JPEGLosslessSV1)
+
+
+BAD = {
+    "png of 900 Mpx": lambda: made_png(30_000, zeros(1000)),
+    "png with too few samples": lambda: made_png(900, zeros(1000)),
+    "png with 400 MB of samples": lambda: made_png(100, zeros(400_000_000)),
+    "png with a text of 300 MB": lambda: made_png(64, zeros(65 * 64), chunk(b"zTXt", b"a\0\0" + zeros(300_000_000))),
+    "png of 99 bits": lambda: made_png(64, zeros(65 * 64), bits=99),
+    "tiff of 5000 channels": lambda: made_tiff(t277=5000),
+    "tiff of 3600 Mpx": lambda: made_tiff(t256=60_000, t257=60_000),
+    "tiff that is its own next page": lambda: made_tiff(after=8),
+    "tiff of many pages": lambda: many_pages(20_000),
+    "tiff without rows": lambda: made_tiff(t257=0),
+    "tiff with 400 MB of samples": lambda: made_tiff(zeros(400_000_000), t259=8, t279=380_000),
+    "jpeg of 4290 Mpx": lambda: jpeg_that_claims(65_500),
+    "jpeg cut": lambda: jpeg_that_claims(64)[:-200],
+    "pgm of words": lambda: b"P2 64 64 255\n" + b"x " * 4096,
+    "pgm of one number": lambda: b"P2 64 64 255\n" + b"9" * 100_000,
+    "dicom cut": lambda: written(mammogram())[:50_000],
+    "dicom of 4 Gpx": lambda: written(complete(PIXELS, Rows=65_535, Columns=65_535)),
+    "dicom of 0 bits": lambda: written(complete(PIXELS, BitsAllocated=0)),
+    "deflated dicom of 1 GB": lambda: deflated(raw_deflate(1_000_000_000)),
+    "deflated dicom that is not": lambda: deflated(b"\xff" * 3000),
+    "dicom of nested sequences": lambda: nested(60_000),
+    "jpeg 2000 in another shape": lambda: jpeg_2000(OTHER),
+    "jpeg 2000 that is larger": lambda: jpeg_2000(np.zeros((5000, 5000), np.uint16)),
+    "jpeg 2000 of 3600 Mpx": lambda: jpeg_2000(PIXELS, 60_000),
+    "jpeg lossless in another shape": lambda: lossless(OTHER),
+    "jpeg lossless that is smaller": lambda: lossless(PIXELS[:64, :64].copy()),
+    "jpeg-ls in another shape": lambda: compressed(imagecodecs.jpegls_encode(OTHER), uid.JPEGLSLossless),
+    "zip before an image": lambda: b"PK\3\4" + made_png(64, zeros(65 * 64)),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_malicious_file_is_refused(served, kind):
+    began = time.monotonic()
+    is_problem(served.score(BAD[kind]()), 422)
+    assert time.monotonic() < began + 15
+
+
+@pytest.mark.parametrize("asked", ["spacing_mm=nan", "step_mm=nan", "step_mm=1e-300", "spacing_mm=1e-9", "step_mm=inf"])
+def test_an_impossible_number_is_refused(served, image, asked):
+    name, _, value = asked.partition("=")
+    is_problem(served.score(image, **{name: value}), 422)
+
+
+def test_a_small_image_of_large_pixels_does_not_grow_without_end(served):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1000, 1000), dtype=np.uint8)).save(buffer, "png")
+    answer = served.score(buffer.getvalue(), spacing_mm=10)
+    is_problem(answer, 422)
+
+
+def named(served: Served, url: object) -> requests.Response:
+    return requests.post(f"{served.url}/v1/score", json={"url": url}, headers=ME, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/etc/passwd", "{in}/../spn/detector.json", "{in}/%2e%2e/audit", "{in}/..;/audit", "{in}//etc/passwd"),
+        *(
+            "{in}/a\\..\\audit",
+            "{in}x/a",
+            "{in}/link",
+            "{in}/\0a",
+            "{in}/a?b",
+            "{in}/a#b",
+            "{in}/\uff0e\uff0e/audit",
+            "{in}/",
+        ),
+    ],
+)
+def test_no_path_leads_out_of_what_may_be_read(served, path):
+    link = served.folder / "in" / "link"
+    if not link.exists():
+        link.symlink_to("/etc/passwd")
+    is_problem(named(served, "file://" + path.replace("{in}", str(served.folder / "in"))), 403, 404, 422)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://169.254.169.254/latest/meta-data/", "http://[::1]:80/a.png", "http://localhost/a.png"),
+        *("http://2130706433/a.png", "http://0x7f.1/a.png", "http://127.1/a.png", "http://user@example.org/a.png"),
+        *(
+            "s3://rayad/in/../secret",
+            "s3://other/a",
+            "gopher://a/b",
+            "ftp://a/b",
+            "data:,a",
+            "a.png",
+            "",
+            "::",
+            None,
+            1,
+        ),
+        *("simplecache::file:///etc/passwd", "memory://a", "file://host/etc/passwd", "http://example.org\r\nA: b/"),
+    ],
+)
+def test_no_url_leads_into_the_network(served, url):
+    is_problem(named(served, url), 403, 422)
+
+
+@pytest.mark.parametrize("name", ["..%2fserving%2fapi.py", "%2e%2e/api.py", "__init__.py", "x%00.js", "..\\api.py"])
+def test_the_viewer_s_files_are_no_way_in(served, name):
+    is_problem(requests.get(f"{served.url}/web/{name}", headers=ME, timeout=60), 404)
+
+
+def test_nothing_of_a_request_becomes_a_header(served, image):
+    evil = "a\r\nX-Evil: yes"
+    url = f"{served.url}/v1/score"
+    answers = [
+        served.score(image, detector=evil),
+        named(served, f"file://{served.folder}/in/{evil}"),
+        requests.post(url, files={"image": (evil, image)}, params={"spacing_mm": 0.8}, headers=ME, timeout=60),
+        requests.get(f"{served.url}/v1/detectors/{evil}", headers=ME, timeout=60),
+        requests.get(f"{served.url}/v1/batches/{evil}", headers=ME, timeout=60),
+    ]
+    assert [answer.status_code for answer in answers] == [404, 422, 200, 404, 404]
+    assert not any("x-evil" in answer.headers for answer in answers)
+    with line(served) as client:
+        client.sendall(f"GET /v1/detectors HTTP/1.1\r\n{HEAD}Accept: a\rb\r\nConnection: close\r\n\r\n".encode())
+        assert b"x-evil" not in everything(client).lower()
+
+
+def test_a_token_is_one_and_the_right_one(served):
+    wrong = ["", "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN} {TOKEN}", TOKEN]
+    for text in (*wrong, "Bearer " + "a" * 9000, f"Bearer {TOKEN}, Bearer {TOKEN}"):
+        answer = requests.get(f"{served.url}/v1/detectors", headers={"authorization": text}, timeout=60)
+        is_problem(answer, 401)
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert requests.get(f"{served.url}/v1/detectors", params={"token": TOKEN}, timeout=60).status_code == 401
+    with line(served) as client:
+        client.sendall(f"GET /v1/detectors HTTP/1.1\r\n{HEAD}{HEAD}Connection: close\r\n\r\n".encode())
+        assert everything(client).split()[1] in (b"401", b"421")
+
+
+def test_methods_and_types_are_not_confused(served, image):
+    for method, path in (
+        ("PUT", "/v1/score"),
+        ("GET", "/v1/score"),
+        ("POST", "/v1/detectors"),
+        ("PATCH", "/v1/batches"),
+    ):
+        is_problem(requests.request(method, served.url + path, headers=ME, timeout=60), 405)
+    url = f"{served.url}/v1/score"
+    for kind, body in {
+        "application/json": image,
+        "multipart/form-data": image,
+        "multipart/form-data; boundary=x": b"--x\r\nContent-Disposition: form-data; name=image\r\n\r\nabc\r\n--x--",
+        "application/json; charset=utf-16": b"[" * 100_000,
+    }.items():
+        answer = requests.post(url, data=body, headers=ME | {"content-type": kind}, timeout=60)
+        is_problem(answer, 400, 422)
+    for body in (b"null", b"[]", b'{"out": 1}', b"[" * 100_000, b'{"out": "a", "spacing_mm": NaN}'):
+        answer = requests.post(f"{served.url}/v1/batches", data=body, headers=ME, timeout=60)
+        is_problem(answer, 400, 415, 422)
+
+
+def memory(served: Served) -> int:
+    """Bytes that the server's processes have for themselves."""
+    total = 0
+    for process in [served.process, *served.process.children(recursive=True)]:
+        try:
+            total += process.memory_info().rss - process.memory_info().shared
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def test_too_many_requests_at_once_are_told_to_come_back_and_none_is_lost(served, image, truth):
+    before, most, found = memory(served), [0], []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            most[0] = max(most[0], memory(served))
+
+    def ask() -> None:
+        found.append(served.score(image))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    threads = [threading.Thread(target=ask) for _ in range(200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    watcher.join()
+    counts = Counter(answer.status_code for answer in found)
+    assert len(found) == 200, counts
+    assert set(counts) == {200, 503}, counts
+    for answer in found:
+        if answer.status_code == 503:
+            is_problem(answer, 503)
+            assert int(answer.headers["retry-after"]) > 0
+        else:
+            assert answer.json()["score"] == pytest.approx(truth, rel=1e-5)
+    assert most[0] < before + 2e9
+
+
+def test_no_request_ended_in_an_error_that_nobody_meant(served):
+    statuses = {json.loads(row)["status"] for row in audit(served)}
+    assert not {status for status in statuses if status >= 500} - set(MEANT)
+    assert "Traceback" not in served.log()
