@@ -15,7 +15,7 @@ from ray import serve
 from rayad.errors import RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray import metrics
-from rayad.on_ray.batch import Batches
+from rayad.on_ray.batch import Batches, Places
 from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, unless_refused
 from rayad.on_ray.resources import Replicas
 from rayad.serving import api, cards
@@ -93,12 +93,15 @@ class Offered(Graph):
     async def metrics(self) -> str:
         """Of every node."""
         found = []
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            for node in ray.nodes():
-                if node["Alive"]:
-                    where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-                    async with session.get(where) as answer:
-                        found.append(await answer.text())
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+                for node in ray.nodes():
+                    if node["Alive"]:
+                        where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                        async with session.get(where) as answer:
+                            found.append(await answer.text())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Problem(503, "A node does not tell its metrics now.", headers={"Retry-After": "5"}) from error
         return "".join(found)
 
     async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any]:
@@ -151,7 +154,8 @@ def application(service: Service, generation: int = 0) -> Any:
         num_replicas=r.scorers, ray_actor_options=one | {"num_gpus": r.gpu}, max_ongoing_requests=16
     ).bind()
     drawer = Drawer.options(num_replicas=r.drawers, ray_actor_options=one, max_ongoing_requests=4).bind(largest)
-    batches = Batches.options(ray_actor_options={"num_cpus": 0}).bind(service.state, service.read, service.limits)
+    places = Places(service.state, service.read, service.write)
+    batches = Batches.options(ray_actor_options={"num_cpus": 0}).bind(places, service.limits)
     return Api.options(
         user_config={"detectors": service.detectors, "generation": generation},
         ray_actor_options={"num_cpus": 0},

@@ -12,18 +12,18 @@ from typing import Annotated, Any, Literal, Protocol
 from uuid import uuid4
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import Judgement
-from rayad.serving import RESEARCH_USE, problems
+from rayad.serving import RESEARCH_USE, document, problems
 from rayad.serving.access import Limits
 from rayad.serving.cards import Card
-from rayad.serving.fetch import AllowList, fetch
+from rayad.serving.fetch import PORTS, AllowList, fetch
 from rayad.serving.problems import Problem
 
 JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
@@ -135,8 +135,9 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
-        responses={"default": {"description": "a problem (RFC 9457)", "content": {"application/problem+json": {}}}},
+        responses=document.problems(),
     )
+    document.complete(app, Place)
     problems.install(app)
     app.include_router(_scoring(backend, reading, limits), prefix="/v1")
     app.include_router(_batches(backend, reading, writing), prefix="/v1")
@@ -145,14 +146,13 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
     return app
 
 
+Number = Annotated[str, Path(description="id of a batch", examples=[document.BATCH["id"]])]
 Detector = Annotated[str, Query(max_length=200, description="name of a detector; empty: the default")]
 SCORE = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/dicom": {"schema": {"type": "string", "format": "binary"}},
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            **{kind: {"schema": document.BINARY} for kind in ("application/octet-stream", DICOM, PNG)},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -160,7 +160,10 @@ SCORE = {
                     "properties": {"image": {"type": "string", "format": "binary"}},
                 }
             },
-            JSON: {"schema": {"$ref": "#/components/schemas/Place"}},
+            JSON: {
+                "schema": {"$ref": "#/components/schemas/Place"},
+                "example": {"url": "s3://hospital/inbox/0001.dcm"},
+            },
         },
     }
 }
@@ -169,18 +172,20 @@ SCORE = {
 def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
     router = APIRouter(tags=["scoring"])
 
-    @router.get("/detectors")
+    @router.get("/detectors", response_model=document.Detectors)
     async def detectors() -> dict[str, Any]:
         """The detectors that are served, with their cards."""
         cards = [card.described() for card in backend.cards.values()]
         return {"detectors": cards, "default": next(iter(backend.cards), ""), "research_use_only": RESEARCH_USE}
 
-    @router.get("/detectors/{name}")
-    async def detector(name: str) -> dict[str, Any]:
+    @router.get("/detectors/{name}", response_model=document.CardTold)
+    async def detector(name: Annotated[str, Path(examples=["spn"])]) -> dict[str, Any]:
         """The card of one."""
         return _chosen(backend, name).described()
 
-    @router.post("/score", openapi_extra=SCORE, responses={200: {"content": {kind: {} for kind in KINDS}}})
+    answers: dict[int | str, dict[str, Any]] = {200: document.SCORED, **document.problems(406)}
+
+    @router.post("/score", openapi_extra=SCORE, response_class=Response, responses=answers)
     async def score(
         http: Request,
         detector: Detector = "",
@@ -292,36 +297,48 @@ async def _of_form(http: Request) -> bytes:
 def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRouter:
     router = APIRouter(tags=["batches"])
 
-    @router.post("/batches", status_code=202)
+    @router.post(
+        "/batches",
+        status_code=202,
+        response_model=document.BatchWhole,
+        responses=document.problems(409),
+    )
     async def start(wanted: Wanted, response: Response) -> dict[str, Any]:
         """Score many images; the results are written below `out`."""
         card = _chosen(backend, wanted.detector)
         if bool(wanted.urls) == bool(wanted.prefix):
             raise Problem(422, "a batch takes urls or a prefix, one of them")
-        for url in [wanted.prefix] if wanted.prefix else wanted.urls:
-            reading.check(url)
-        writing.check(wanted.out)
+        await run_in_threadpool(_check_places, wanted, reading, writing)
         begun = await backend.start(wanted.model_dump(), card)
         response.headers["location"] = f"/v1/batches/{begun['id']}"
         return begun
 
-    @router.get("/batches")
+    @router.get("/batches", response_model=document.Batches)
     async def every() -> dict[str, Any]:
         """All batches, the newest first."""
         short = [{k: v for k, v in of.items() if k not in ("failures", "results")} for of in await backend.batches()]
         return {"batches": short}
 
-    @router.get("/batches/{number}")
-    async def one(number: str) -> dict[str, Any]:
+    @router.get("/batches/{number}", response_model=document.BatchWhole)
+    async def one(number: Number) -> dict[str, Any]:
         """How far one is, what it found, what failed and why."""
         return _known(await backend.batch(number))
 
-    @router.delete("/batches/{number}", status_code=202)
-    async def cancel(number: str) -> dict[str, Any]:
+    @router.delete("/batches/{number}", status_code=202, response_model=document.BatchWhole)
+    async def cancel(number: Number) -> dict[str, Any]:
         """Stop one; what is written stays."""
         return _known(await backend.cancel(number))
 
     return router
+
+
+def _check_places(wanted: Wanted, reading: AllowList, writing: AllowList) -> None:
+    """Problem where a batch may not read or write."""
+    if wanted.prefix and reading.place(wanted.prefix).scheme in PORTS:
+        raise Problem(422, "what a web server has is not known; give urls instead of a prefix")
+    for url in wanted.urls:
+        reading.check(url)
+    writing.check(wanted.out)
 
 
 def _known(batch: dict[str, Any] | None) -> dict[str, Any]:
@@ -345,7 +362,7 @@ def _state(backend: Backend) -> APIRouter:
             raise Problem(503, "no detector is ready yet", headers={"retry-after": "5"})
         return {"status": "ready"}
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Of rayad and Ray Serve, in Prometheus' text format."""
         return Response(await backend.metrics(), media_type="text/plain; version=0.0.4")

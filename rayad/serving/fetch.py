@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from anyio import to_thread
 from yarl import URL
 
 from rayad import storage
@@ -152,7 +153,8 @@ async def fetch(url: str, allow: AllowList, limits: Limits, lookup: Lookup | Non
             if place.scheme in PORTS:
                 return await _web(place, limits.max_body, lookup or _system)
             read = _file if place.scheme == "file" else _object
-            return await asyncio.to_thread(read, place, limits.max_body)
+            # storage that is away is waited for longer than this: such a thread must hold up nobody else
+            return await to_thread.run_sync(read, place, limits.max_body, abandon_on_cancel=True)
     except TimeoutError as error:
         raise Problem(504, f"The URL's content was not here within {limits.body_seconds:g} s.") from error
 
