@@ -44,7 +44,7 @@ function showList(batches) {
 }
 
 function newRow(id) {
-  const open = h("button", { type: "button", className: "link", onclick: () => choose(id) }, id);
+  const open = h("button", { type: "button", className: "link", title: id, onclick: () => choose(id) }, id.slice(0, 8));
   const bar = h("progress", { "aria-label": `progress of ${id}` });
   const cancel = h("button", { type: "button", "aria-label": `cancel ${id}`, onclick: () => stop(id) }, "Cancel");
   const [state, detector, count, failed, began] = ["span", "span", "span", "span", "span"].map((tag) => h(tag));
