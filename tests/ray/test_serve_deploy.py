@@ -120,6 +120,6 @@ def test_it_serves_and_a_detector_is_exchanged_without_losing_a_request(head, tm
 
 def ready(url: str) -> bool:
     try:
-        return requests.get(f"{url}/v1/ready", timeout=5).ok
-    except requests.ConnectionError:
-        return False
+        return requests.get(f"{url}/v1/ready", timeout=10).ok
+    except requests.RequestException:
+        return False  # nobody listens yet, or the application is not there
