@@ -118,6 +118,7 @@ def test_a_dicom_image_is_dropped_and_a_broken_one_says_why(chromium, served):
         expect(page.locator(".pane .message.problem")).not_to_be_empty()
 
 
+@pytest.mark.long
 def test_a_batch_goes_on_to_its_end_and_one_is_cancelled(chromium, served):
     inbox = served.folder / "in" / "batch"
     inbox.mkdir()

@@ -21,6 +21,7 @@ from PIL import Image
 from pydicom import uid
 from served import ME, PATIENTS, TOKEN, Served, png, serving
 
+pytestmark = pytest.mark.long
 HEAD = f"Authorization: Bearer {TOKEN}\r\nHost: 127.0.0.1\r\n"
 MEANT = (502, 503, 504)
 """Server errors that say something."""

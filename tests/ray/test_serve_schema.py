@@ -20,6 +20,7 @@ PROMISES: list[Any] = [
     *(not_a_server_error, status_code_conformance, content_type_conformance),
     response_schema_conformance,
 ]
+pytestmark = pytest.mark.long
 OPERATIONS = [
     *(("GET", "/v1/detectors"), ("GET", "/v1/detectors/{name}"), ("POST", "/v1/score"), ("POST", "/v1/batches")),
     *(("GET", "/v1/batches"), ("GET", "/v1/batches/{number}"), ("DELETE", "/v1/batches/{number}")),

@@ -15,6 +15,7 @@ from rayad.on_ray.resources import keep_private
 from tests.storage.conftest import reach
 
 keep_private()
+pytestmark = pytest.mark.long
 COUNT = 80
 BODY_S = 5
 """How long the server waits for an image that a request names."""

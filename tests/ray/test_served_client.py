@@ -16,6 +16,7 @@ from rayad.errors import ServiceError
 from rayad.serving import RESEARCH_USE
 from rayad.serving.client import Asked, Client
 
+pytestmark = pytest.mark.long
 SCARCE = "a token with one request a minute"
 ASKED: Asked = {"spacing_mm": 0.8, "view": "MLO"}
 
