@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 
@@ -60,7 +61,18 @@ def _until_interrupted(service: Service, listening: Listening, again: threading.
             raise RayadError(f"the service did not start: {error}") from error
         verb = "serves" if not generation else "serves again"
         print(f"rayad {verb} {', '.join(service.detectors)} at {listening.url}\n{RESEARCH_USE}", flush=True)
-        while not again.wait(1):
+        while not (again.wait(1) and _can_be_read(service, again)):
             pass
-        again.clear()
         generation += 1
+
+
+def _can_be_read(service: Service, again: threading.Event) -> bool:
+    """Whether all detectors are there; else what is served stays, and a line says why."""
+    again.clear()
+    try:
+        for name, url in service.detectors.items():
+            cards.card(name, url)
+    except RayadError as error:
+        print(f"rayad: the detectors stay as they are: {error}", file=sys.stderr, flush=True)
+        return False
+    return True

@@ -215,6 +215,18 @@ def test_a_detector_is_replaced_under_load_and_no_request_is_lost(served, images
     served.detectors["spn"] = new
 
 
+def test_a_detector_that_cannot_be_read_replaces_nothing(served, images):
+    link, before = served.folder / "spn", served.score(images[0]).json()
+    target = link.readlink()
+    link.unlink()
+    served.process.send_signal(signal.SIGHUP)
+    try:
+        served.says("the detectors stay as they are: cannot read")
+    finally:
+        link.symlink_to(target)
+    assert served.score(images[0]).json()["score"] == before["score"]
+
+
 def test_a_killed_replica_loses_no_request(served, images):
     found: list[int] = []
     stop = threading.Event()
