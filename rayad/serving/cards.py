@@ -1,6 +1,7 @@
 """Which detectors are served: a name, the bundle behind it, and its card."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -67,12 +68,13 @@ def load(key: str) -> Detector:
 
 
 def card(name: str, url: str) -> Card:
-    """The card of a bundle.
+    """The card of a bundle; of a link to one, what it leads to now: the link may be turned while replicas still load.
 
     Raises:
         OptionError: it is not calibrated, so it has no p-values.
         StorageError, FormatError: it cannot be read.
     """
+    url = url if "://" in url else os.path.realpath(url)
     sha256 = _hash(url)
     detector = load(f"{sha256} {url}")
     if detector.calibration is None:
