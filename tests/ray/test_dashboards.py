@@ -165,6 +165,7 @@ def test_every_query_of_training_has_an_answer_with_data(installed, head, tmp_pa
         all_answered(prometheus, queries("training"))
 
 
+@pytest.mark.long
 def test_every_query_of_serving_has_an_answer_with_data(installed, tmp_path):
     (tmp_path / "token").write_text(TOKEN)
     image = png(PATIENTS, PATIENTS.exams()[0])
