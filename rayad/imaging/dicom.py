@@ -57,7 +57,7 @@ _MAGNIFIED = ("399163009", "R-102D6")
 _SPOT = ("399055006", "R-102D7")
 _DAMAGE = (
     *(AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, NotImplementedError, RuntimeError),
-    *(EOFError, OSError, struct.error, InvalidDicomError, BytesLengthException, MemoryError),
+    *(EOFError, OSError, struct.error, zlib.error, InvalidDicomError, BytesLengthException, MemoryError),
 )
 """What pydicom and its decoders raise over damaged files, found by flipping bytes."""
 

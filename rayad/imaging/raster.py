@@ -34,7 +34,7 @@ _PNM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),
-    *(EOFError, struct.error, zlib.error, tifffile.TiffFileError),
+    *(EOFError, RuntimeError, struct.error, zlib.error, tifffile.TiffFileError),
 )
 """What Pillow and tifffile raise over damaged files, found by flipping bytes."""
 
