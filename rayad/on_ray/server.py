@@ -33,6 +33,7 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     os.environ.setdefault("RAY_automatic_object_spilling_enabled", "0")  # nothing of an upload goes to a disk
+    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     of = service.replicas
     with cluster(address, of.pictures + of.scorers + of.drawers + 2):
         options = HTTPOptions(
