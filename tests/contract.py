@@ -221,6 +221,7 @@ def batch(name: str, detector: str, out: str, *, total: int | None, state: str =
         "state": state,
         "detector": {"name": detector, "sha256": "0123456789abcdef" * 4},
         "out": out,
+        "asked": {"prefix": "", "spacing_mm": 0.0, "view": "", "step_mm": 3.2, "results": ["json", "npz", "png"]},
         "total": total,
         "done": 0,
         "failed": 0,

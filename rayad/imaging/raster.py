@@ -76,10 +76,16 @@ def decode(data: bytes, name: str) -> Raster:
         if _PNM.match(data):
             return _pnm(data, name)
     except _DAMAGE as error:
-        raise ImageError(f"{name}: damaged image: {error}") from error
+        raise ImageError(f"{name}: damaged image: {_damage(error)}") from error
     if not data:
         raise ImageError(f"{name}: the file is empty")
     raise ImageError(f"{name}: not a PNG, JPEG, TIFF or PGM image")
+
+
+def _damage(error: Exception) -> str:
+    """What is wrong with a file; libraries say it in words, Python of its own arithmetic."""
+    in_words = isinstance(error, (OSError, SyntaxError, NotImplementedError, tifffile.TiffFileError))
+    return str(error) if in_words and str(error) else "its header or its data make no sense, or its end is missing"
 
 
 def grey(raster: Raster, name: str) -> Pixels:

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
@@ -60,6 +60,16 @@ class Batch:
     resumed: bool = False
     """Did a service before this one begin it?"""
 
+    def lacking(self, images: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of these images and names that are neither scored nor given up."""
+        ended = {row["image"] for row in [*self.said["results"], *self.said["failures"]]}
+        return [image for image in images if image[0] not in ended]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """What came of an image."""
+        self.said["failures" if "reason" in row else "results"].append(row)
+        self.said |= {"done": len(self.said["results"]), "failed": len(self.said["failures"]), "updated": _now()}
+
     def remembered(self) -> dict[str, Any]:
         """For `batch.json`."""
         return {**self.said, "research_use_only": RESEARCH_USE}
@@ -86,7 +96,8 @@ class Batches:
         if wanted["out"].rstrip("/") in running:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
         said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
-        said |= {"out": wanted["out"], "began": _now(), "updated": _now(), "total": None, "done": 0, "failed": 0}
+        said |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
+        said |= {"total": None, "done": 0, "failed": 0}
         batch = Batch(said | {"failures": [], "results": []}, wanted, card)
         self._batches[batch.said["id"]] = batch
         try:
@@ -120,8 +131,7 @@ class Batches:
         """In a thread of its own; whatever goes wrong is the batch's state."""
         with self._turn:
             try:
-                self._through(batch)
-                state = "cancelled" if batch.stop.is_set() else "done"
+                state = "done" if self._through(batch) else "cancelled"
             except (RayadError, RayError) as error:
                 batch.said["failures"].append({"image": "", "reason": _sentence(error)})
                 state = "failed"
@@ -129,31 +139,23 @@ class Batches:
         while not self._remembered(batch):
             time.sleep(AGAIN_S)
 
-    def _through(self, batch: Batch) -> None:
-        """Send what is lacking through the graph."""
-        said, wanted = batch.said, batch.wanted
-        if batch.card.sha256 != said["detector"]["sha256"]:
-            raise OptionError(f"detector {batch.card.name!r} was replaced after the batch had begun")
-        images = heatmap.named([wanted["prefix"]] if wanted["prefix"] else wanted["urls"])
-        if any(name == OWN for _, name in images):
-            raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
-        ended = {row["image"] for row in [*said["results"], *said["failures"]]}
+    def _through(self, batch: Batch) -> bool:
+        """Send what is lacking through the graph; whether all were sent before the batch was stopped."""
+        images = _images(batch)
         if batch.resumed:
-            said["results"] += [
-                row for image, name in images if image not in ended and (row := _there(batch, image, name))
-            ]
-            ended = {row["image"] for row in [*said["results"], *said["failures"]]}
-            said |= {"done": len(said["results"]), "failed": len(said["failures"])}
-        lacking = [{"image": image, "name": name} for image, name in images if image not in ended]
-        said["total"], written = len(images), time.monotonic()
+            for image, name in batch.lacking(images):
+                if row := _there(batch, image, name):
+                    batch.add(row)
+        lacking, written = batch.lacking(images), time.monotonic()
+        batch.said["total"] = len(images)
         for row in _rows(lacking, batch, self._read, self._limits):
-            said["failures" if "reason" in row else "results"].append(row)
-            said |= {"done": len(said["results"]), "failed": len(said["failures"]), "updated": _now()}
+            batch.add(row)
             if time.monotonic() > written + EVERY_S:
                 self._remembered(batch)
                 written = time.monotonic()
             if batch.stop.is_set():
-                return
+                break
+        return not batch.lacking(images)
 
     def _remembered(self, batch: Batch) -> bool:
         """Whether it could be written down; a batch outlives storage that is away."""
@@ -185,14 +187,29 @@ class Batches:
             except (RayadError, KeyError, TypeError):
                 continue  # its results are gone, or its detector is, or it may not be read or written any more
             told = {key: said[key] for key in TOLD if key in said} | {"out": what["wanted"]["out"]}
-            yield Batch(told | {"detector": what["detector"]}, what["wanted"], card, resumed=True)
+            told |= {"detector": what["detector"], "asked": _asked(what["wanted"])}
+            yield Batch(told, what["wanted"], card, resumed=True)
 
 
-TOLD = ("id", "state", "detector", "out", "began", "updated", "total", "done", "failed", "failures", "results")
+TOLD = ("id", "state", "out", "began", "updated", "total", "done", "failed", "failures", "results")
 
 
 def _own(out: str) -> str:
     return storage.join(out, f"{OWN}.json")
+
+
+def _asked(wanted: dict[str, Any]) -> dict[str, Any]:
+    return {key: wanted[key] for key in ("prefix", "spacing_mm", "view", "step_mm", "results")}
+
+
+def _images(batch: Batch) -> list[tuple[str, str]]:
+    """URLs and names of a batch's images; OptionError where they cannot be scored as it was begun."""
+    if batch.card.sha256 != batch.said["detector"]["sha256"]:
+        raise OptionError(f"detector {batch.card.name!r} was replaced after the batch had begun")
+    images = heatmap.named([batch.wanted["prefix"]] if batch.wanted["prefix"] else batch.wanted["urls"])
+    if any(name == OWN for _, name in images):
+        raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
+    return images
 
 
 def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
@@ -212,11 +229,12 @@ def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _rows(images: list[dict[str, str]], batch: Batch, read: tuple[str, ...], limits: Limits) -> Iterator[dict]:
+def _rows(images: list[tuple[str, str]], batch: Batch, read: tuple[str, ...], limits: Limits) -> Iterator[dict]:
     """What came of each image, as they are through."""
     if not images:
         return
-    asked = ray.data.from_items(images, override_num_blocks=-(-len(images) // TOGETHER)).map_batches(
+    rows = [{"image": image, "name": name} for image, name in images]
+    asked = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // TOGETHER)).map_batches(
         _Ask,
         fn_constructor_args=(batch.wanted, batch.card, read, limits),
         batch_size=TOGETHER,
@@ -272,7 +290,11 @@ class _Ask:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, RayadError) else type(error).__name__
+    """What a reader may know of it: of what rayad did not raise, its kind."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, TimeoutError):
+        return "it took longer than a request may"
+    return str(cause) if isinstance(cause, RayadError) else f"the service failed: {type(cause).__name__}"
 
 
 def _now() -> str:

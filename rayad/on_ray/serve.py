@@ -62,10 +62,14 @@ class Offered(Graph):
             await self.warm(found[name])
         self.cards = found
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> api.Scored:
-        """As the graph does, unless too many images wait."""
+    def check_room(self) -> None:
+        """503 where too many images wait."""
         if self._under_way >= self._queue:
             raise Problem(503, "too many images are waiting", headers={"retry-after": "2"})
+
+    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> api.Scored:
+        """As the graph does, unless too many images wait."""
+        self.check_room()
         began, result = time.perf_counter(), "failed"
         self._wait(1)
         try:

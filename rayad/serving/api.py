@@ -55,6 +55,10 @@ class Backend(Protocol):
         """The detectors that are served now; the first is the default."""
         ...
 
+    def check_room(self) -> None:
+        """Problem where too many images wait; asked before another one is received."""
+        ...
+
     async def score(self, card: Card, data: bytes, request: heatmap.Request) -> Scored:
         """Score the image in the bytes of a file."""
         ...
@@ -201,6 +205,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         extra = tuple(filter(None, include.split(",")))
         if "counterfactual" in extra and not card.counterfactual:
             raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
+        backend.check_room()
         data = await _image(http, reading, limits)
         scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
         return await _answer(backend, scored, kind, data, extra, object)

@@ -155,6 +155,8 @@ class Batch:
     state: Literal["running", "done", "cancelled", "failed"]
     detector: Detector
     out: str
+    asked: Mapping[str, Any]
+    """How its images are scored: prefix, spacing_mm, view, step_mm; and results, what is written of each."""
     began: str
     updated: str
     total: int | None

@@ -20,6 +20,13 @@ BATCH = {
     "state": "done",
     "detector": DETECTOR,
     "out": "s3://hospital/results/november",
+    "asked": {
+        "prefix": "s3://hospital/inbox/",
+        "spacing_mm": 0.0,
+        "view": "",
+        "step_mm": 3.2,
+        "results": ["json", "npz", "png"],
+    },
     "total": 2,
     "done": 1,
     "failed": 1,
@@ -145,6 +152,16 @@ class Result(BaseModel):
     p_value: float
 
 
+class Asked(BaseModel):
+    """How the images of a batch are scored, and what is written of each."""
+
+    prefix: str = Field(description="empty where the images were listed")
+    spacing_mm: float
+    view: str
+    step_mm: float
+    results: list[str]
+
+
 class BatchShort(BaseModel):
     """How far a batch is."""
 
@@ -153,6 +170,7 @@ class BatchShort(BaseModel):
     state: Literal["running", "done", "cancelled", "failed"]
     detector: Named
     out: str
+    asked: Asked
     total: int | None = Field(description="null until the images are counted")
     done: int
     failed: int

@@ -146,20 +146,27 @@ class Exchange:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": self._with_ours(list(message.get("headers", ())))}
+            message = {**message, "headers": self._with_ours([*message.get("headers", ()), *self._close()])}
         elif message["type"] == "http.response.body":
             self._answered = not message.get("more_body", False)
+            if self._answered and not self._whole:  # the application knew without the body
+                await self._send({**message, "more_body": True})
+                await self._linger()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def _refuse(self, problem: Problem) -> None:
         response = problem.response()
-        close = [] if self._whole else [(b"connection", b"close")]
-        headers = self._with_ours([*response.raw_headers, *close])
+        headers = self._with_ours([*response.raw_headers, *self._close()])
         self.status = response.status_code
         await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await self._send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
         await self._linger()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _close(self) -> list[tuple[bytes, bytes]]:
+        """A header, where the line cannot be used again: a part of the body may still be on it."""
+        return [] if self._whole else [(b"connection", b"close")]
 
     async def _linger(self) -> None:
         """Take what is still sent, for a moment; who waits for 100 Continue is not told to go on."""

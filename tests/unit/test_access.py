@@ -58,6 +58,10 @@ def application() -> FastAPI:
             return "all is well"
         return "whole"
 
+    @router.post("/full")
+    async def full() -> None:
+        raise Problem(503, "too many images are waiting")
+
     @router.get("/batches/{number}")
     async def batch(number: str) -> str:
         return number
@@ -573,6 +577,15 @@ def test_an_error_tells_nothing_of_the_inside(serve: Serve, inside: bool, caplog
     assert "Traceback" not in answer.text
     problem(answer)
     assert f"request {answer.getheader('X-Request-Id')} failed" in caplog.text
+
+
+@PARSERS
+def test_an_answer_that_comes_before_the_body_is_read_by_who_still_sends(parser: str) -> None:
+    with running(Guard(application(), NAMED), parser) as port:
+        answer = Served(port).ask("POST", "/v1/full", b"x" * 30_000_000)
+    assert answer.status == 503
+    assert answer.getheader("connection") == "close"
+    assert "waiting" in answer.text
 
 
 @PARSERS

@@ -157,6 +157,7 @@ REFUSED = {
     "over white": (b"P5 1 1 100\n\xff", "255 is over the maximum 100"),
     "words": (b"P2 2 1 255\n12 twelve", "damaged"),
     "negative": (b"P2 2 1 255\n12 -1", "damaged"),
+    "signature alone": (b"\x89PNG\r\n\x1a\n", "its end is missing"),
 }
 
 
