@@ -52,7 +52,7 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     rows, step = [], step_px(detector.preprocessing, request.step_mm)
-    for file, name in named(images):
+    for file, name in named(files_in(images)):
         try:
             prepared = detector.preprocessing.prepare(opened(file, detector.preprocessing.channels, request))
             judged = judge(prepared, detector.heatmap(prepared, step), detector.calibration)
@@ -100,15 +100,24 @@ def _spacing(said: float, name: str, request: Request) -> float:
     return said or request.spacing_mm
 
 
-def named(images: Sequence[str]) -> list[tuple[str, str]]:
-    """Every image file and the name of its heatmap: the file's, with its folder's where two have the same."""
+def files_in(images: Sequence[str]) -> list[str]:
+    """Every image file in folders and lists of files; ImageError where there is none."""
     files = []
     for place in images:
         files += [place] if place.lower().endswith(raster.SUFFIXES) else _below(place)
     if not files:
         places = ", ".join(images) or "an empty list"
         raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)} and DICOM")
-    parts = [file.replace("\\", "/").rsplit("/", 2) for file in files]
+    return files
+
+
+def named(files: Sequence[str]) -> list[tuple[str, str]]:
+    """Each file and the name of its heatmap: the file's, with its folder's where two have the same.
+
+    Raises:
+        OptionError: two would be called the same.
+    """
+    parts = [file.replace("\\", "/").rsplit("/", 2) for file in map(_bare, files)]
     stems = [_stem(p[-1]) for p in parts]
     often = Counter(stems)
     names = [s if often[s] == 1 else f"{p[-2]}-{s}" if len(p) > 1 else s for s, p in zip(stems, parts, strict=True)]
@@ -116,6 +125,11 @@ def named(images: Sequence[str]) -> list[tuple[str, str]]:
     if twice:
         raise OptionError(f"two images would both be called {twice[0]!r}; give them in separate calls")
     return list(zip(files, names, strict=True))
+
+
+def _bare(file: str) -> str:
+    """A web address without its query, which may be a signature."""
+    return file.partition("?")[0] if file.startswith(("http://", "https://")) else file
 
 
 def _stem(name: str) -> str:

@@ -206,9 +206,13 @@ def _images(batch: Batch) -> list[tuple[str, str]]:
     """URLs and names of a batch's images; OptionError where they cannot be scored as it was begun."""
     if batch.card.sha256 != batch.said["detector"]["sha256"]:
         raise OptionError(f"detector {batch.card.name!r} was replaced after the batch had begun")
-    images = heatmap.named([batch.wanted["prefix"]] if batch.wanted["prefix"] else batch.wanted["urls"])
+    prefix = batch.wanted["prefix"]  # URLs of a list are not listed: only `fetch` may ask a web server
+    images = heatmap.named(heatmap.files_in([prefix]) if prefix else batch.wanted["urls"])
     if any(name == OWN for _, name in images):
         raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
+    nameless = [image for image, name in images if not name]
+    if nameless:
+        raise OptionError(f"{nameless[0]}: an image without a name")
     return images
 
 

@@ -11,7 +11,7 @@ from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.errors import ImageError
-from rayad.evaluation.heatmap import Request, named, write_heatmaps
+from rayad.evaluation.heatmap import Request, files_in, named, write_heatmaps
 from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
@@ -59,4 +59,14 @@ def test_no_images_are_said_to_be_none(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=f"no image in {images[0] if images else 'an empty list'}; rayad reads .png"):
-        named(images)
+        files_in(images)
+
+
+def test_names_are_those_of_files_and_of_folders_where_two_have_the_same():
+    signed = "https://host/a/1.png?signature=b/2.png"
+    assert named([signed, "s3://b/left/3.png", "s3://b/right/3.dcm", "/in/1.2.840"]) == [
+        (signed, "1"),
+        ("s3://b/left/3.png", "left-3"),
+        ("s3://b/right/3.dcm", "right-3"),
+        ("/in/1.2.840", "1.2.840"),
+    ]
