@@ -122,9 +122,10 @@ def serving(folder: Path, *more: str) -> Iterator[Served]:
     environment |= {"RAYAD_TOKENS": f"tests:{TOKEN}", "RAY_raylet_start_wait_time_s": "180"}
     with (folder / "log").open("w") as log:
         process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-    server = Served(f"http://127.0.0.1:{port}", process, folder, detectors)
+    scheme = "https" if "--listening.certificate" in more else "http"
+    server = Served(f"{scheme}://127.0.0.1:{port}", process, folder, detectors)
     try:
-        server.says("rayad serves spn, plain at http://127.0.0.1", 240)
+        server.says(f"rayad serves spn, plain at {scheme}://", 240)
         yield server
     finally:
         server.process.terminate()

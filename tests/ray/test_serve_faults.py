@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import socket
 import struct
 import threading
@@ -9,6 +11,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -406,6 +409,35 @@ def test_too_many_requests_at_once_are_told_to_come_back_and_none_is_lost(served
         else:
             assert answer.json()["score"] == pytest.approx(truth, rel=1e-5)
     assert most[0] < before + 2e9
+
+
+def test_a_killed_door_is_open_again_and_what_it_scored_was_right(served, image, truth):
+    """What was under way at the only replica of the API is lost with its lines; nothing answers wrongly."""
+    found: list[Any] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answer = served.score(image)
+                found.append(answer.json()["score"] if answer.status_code == 200 else answer.status_code)
+            except requests.ConnectionError:
+                found.append("cut")
+            except ValueError:
+                found.append("nonsense")
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    names = {of.pid: " ".join(of.cmdline()) for of in served.process.children(recursive=True)}
+    os.kill(next(pid for pid, name in names.items() if "ServeReplica:rayad:Api" in name), signal.SIGKILL)
+    time.sleep(30)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(Counter(map(str, found)))
+    assert found[-1] == pytest.approx(truth, rel=1e-5)
 
 
 def test_no_request_ended_in_an_error_that_nobody_meant(served):
