@@ -603,18 +603,23 @@ class Serve:
         from rayad.serving.cards import named
         from rayad.serving.tokens import from_environment
 
+        def here(file: str) -> str:
+            return storage.absolute(file) if file else ""
+
+        listening = replace(self.listening, certificate=here(self.listening.certificate), key=here(self.listening.key))
+        hosts = (*self.access.hosts, listening.name)  # the service is asked by what it prints
         service = Service(
             detectors=named(self.detector),
             read=tuple(self.read),
             write=tuple(self.write),
-            audit=storage.absolute(self.audit) if self.audit else "",
-            state=storage.absolute(self.state) if self.state else "",
+            audit=here(self.audit),
+            state=here(self.state),
             listed=from_environment(),
-            access=self.access,
+            access=replace(self.access, tokens=here(self.access.tokens), hosts=hosts),
             limits=self.limits,
             replicas=self.replicas,
         )
-        run(service, self.listening, self.address)
+        run(service, listening, self.address)
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,18 @@ def files_in(images: Sequence[str]) -> list[str]:
     """Every image file in folders and lists of files; ImageError where there is none."""
     files = []
     for place in images:
-        files += [place] if place.lower().endswith(raster.SUFFIXES) else _below(place)
-    if not files:
-        places = ", ".join(images) or "an empty list"
-        raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)} and DICOM")
-    return files
+        files += _below(place)
+    return _some(files, images)
+
+
+def files_below(prefix: str) -> list[str]:
+    """Every image file below a URL.
+
+    Raises:
+        ImageError: there is none.
+        StorageError: it cannot be listed.
+    """
+    return _some(_listed(prefix), [prefix])
 
 
 def named(files: Sequence[str]) -> list[tuple[str, str]]:
@@ -141,10 +148,21 @@ def _stem(name: str) -> str:
 def _below(place: str) -> list[str]:
     """The images in a folder; what is no folder is taken for a file, whose reading says what is wrong with it."""
     try:
-        files = storage.listing(place)
+        return [place] if place.lower().endswith(raster.SUFFIXES) else _listed(place)
     except StorageError:
         return [place]
+
+
+def _listed(folder: str) -> list[str]:
+    files = storage.listing(folder)
     return [file for file in files if file.lower().endswith(raster.SUFFIXES) or dicom.is_candidate(file)]
+
+
+def _some(files: list[str], of: Sequence[str]) -> list[str]:
+    if not files:
+        places = ", ".join(of) or "an empty list"
+        raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)} and DICOM")
+    return files
 
 
 def _write(url: str, prepared: Prepared, judged: Judgement, detector: Detector) -> None:

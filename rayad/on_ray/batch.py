@@ -6,6 +6,7 @@ not write. A service that was restarted goes on with those that were running, an
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from rayad.serving.cards import Card
 from rayad.serving.fetch import AllowList, fetch
 from rayad.serving.problems import Problem
 
+LOG = logging.getLogger("rayad.serving")
 ASKING, TOGETHER = 2, 4
 """Processes that ask the graph, and images that each asks for at once: no scorer waits, others' images not long."""
 EVERY_S = 2.0
@@ -55,20 +57,30 @@ class Batch:
     said: dict[str, Any]
     """What is told of it."""
     wanted: dict[str, Any]
-    card: Card
+    url: str
+    """Of the detector's bundle."""
     stop: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    """Has its turn come?"""
     resumed: bool = False
     """Did a service before this one begin it?"""
 
     def lacking(self, images: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of these images and names that are neither scored nor given up."""
         ended = {row["image"] for row in [*self.said["results"], *self.said["failures"]]}
-        return [image for image in images if image[0] not in ended]
+        return [image for image in images if _encodable(image[0]) not in ended]
 
     def add(self, row: dict[str, Any]) -> None:
         """What came of an image."""
+        row = {key: _encodable(value) if isinstance(value, str) else value for key, value in row.items()}
         self.said["failures" if "reason" in row else "results"].append(row)
         self.said |= {"done": len(self.said["results"]), "failed": len(self.said["failures"]), "updated": _now()}
+
+    def end(self, state: str, error: Exception | None = None) -> None:
+        """It is over, because of an error or without one."""
+        if error is not None:
+            self.said["failures"].append({"image": "", "reason": _encodable(_sentence(error))})
+        self.said |= {"state": state, "updated": _now()}
 
     def remembered(self) -> dict[str, Any]:
         """For `batch.json`."""
@@ -81,7 +93,7 @@ class Batches:
 
     def __init__(self, places: Places, limits: Limits) -> None:
         quiet_data()
-        self._state, self._read, self._limits = places.state, places.read, limits
+        self._places, self._state, self._limits = places, places.state, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
         self._batches: dict[str, Batch] = {}
         self._turn = threading.Lock()
@@ -98,7 +110,7 @@ class Batches:
         said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
         said |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
         said |= {"total": None, "done": 0, "failed": 0}
-        batch = Batch(said | {"failures": [], "results": []}, wanted, card)
+        batch = Batch(said | {"failures": [], "results": []}, wanted, card.url)
         self._batches[batch.said["id"]] = batch
         try:
             await asyncio.to_thread(self._remember, batch, True)
@@ -118,10 +130,13 @@ class Batches:
         return batch and batch.said
 
     async def cancel(self, number: str) -> dict[str, Any] | None:
-        """Stop one, as soon as the images that are on their way are through."""
+        """Stop one: at once if its turn has not come, else with the next image that is through."""
         batch = self._batches.get(number)
         if batch and batch.said["state"] == "running":
             batch.stop.set()
+            if not batch.begun:
+                batch.end("cancelled")
+                await asyncio.to_thread(self._remembered, batch)
         return batch and batch.said
 
     def _begin(self, batch: Batch) -> None:
@@ -130,25 +145,26 @@ class Batches:
     def _run(self, batch: Batch) -> None:
         """In a thread of its own; whatever goes wrong is the batch's state."""
         with self._turn:
+            batch.begun = True
             try:
-                state = "done" if self._through(batch) else "cancelled"
-            except (RayadError, RayError) as error:
-                batch.said["failures"].append({"image": "", "reason": _sentence(error)})
-                state = "failed"
-            batch.said |= {"state": state, "updated": _now()}
+                batch.end("done" if not batch.stop.is_set() and self._through(batch) else "cancelled")
+            except Exception as error:
+                if not isinstance(error, RayadError):
+                    LOG.exception("batch %s failed", batch.said["id"])
+                batch.end("failed", error)
         while not self._remembered(batch):
             time.sleep(AGAIN_S)
 
     def _through(self, batch: Batch) -> bool:
         """Send what is lacking through the graph; whether all were sent before the batch was stopped."""
-        images = _images(batch)
+        card, images = self._card(batch), _images(batch)
         if batch.resumed:
             for image, name in batch.lacking(images):
                 if row := _there(batch, image, name):
                     batch.add(row)
         lacking, written = batch.lacking(images), time.monotonic()
         batch.said["total"] = len(images)
-        for row in _rows(lacking, batch, self._read, self._limits):
+        for row in self._rows(lacking, batch.wanted, card):
             batch.add(row)
             if time.monotonic() > written + EVERY_S:
                 self._remembered(batch)
@@ -156,6 +172,31 @@ class Batches:
             if batch.stop.is_set():
                 break
         return not batch.lacking(images)
+
+    def _card(self, batch: Batch) -> Card:
+        """The detector that it was begun with; RayadError where it is gone, or images may not be read any more."""
+        for url in filter(None, [batch.wanted["prefix"], *batch.wanted["urls"]]):
+            self._reading.check(url)
+        card = cards.card(batch.said["detector"]["name"], batch.url)
+        if card.sha256 != batch.said["detector"]["sha256"]:
+            raise OptionError(f"detector {card.name!r} was replaced after the batch had begun")
+        return card
+
+    def _rows(self, images: list[tuple[str, str]], wanted: dict[str, Any], card: Card) -> Iterator[dict[str, Any]]:
+        """What came of each image, as they are through."""
+        if not images:
+            return
+        blocks = -(-len(images) // TOGETHER)
+        rows = [{"image": image, "name": name} for image, name in images]
+        asked = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+            _Ask,
+            fn_constructor_args=(wanted, card, self._places, self._limits),
+            batch_size=TOGETHER,
+            compute=ray.data.ActorPoolStrategy(size=min(ASKING, blocks)),
+            num_cpus=0,
+        )
+        for row in asked.iter_rows():
+            yield json.loads(row["row"])
 
     def _remembered(self, batch: Batch) -> bool:
         """Whether it could be written down; a batch outlives storage that is away."""
@@ -168,7 +209,7 @@ class Batches:
     def _remember(self, batch: Batch, begun: bool = False) -> None:
         storage.write_json(_own(batch.said["out"]), batch.remembered())
         if begun and self._state:
-            what = {"id": batch.said["id"], "wanted": batch.wanted, "url": batch.card.url}
+            what = {"id": batch.said["id"], "wanted": batch.wanted, "url": batch.url}
             place = storage.join(self._state, "batches", f"{batch.said['id']}.json")
             storage.write_json(place, what | {"detector": batch.said["detector"]})
 
@@ -179,19 +220,16 @@ class Batches:
             try:
                 what = storage.read_json(file)
                 said = storage.read_json(_own(self._writing.check(what["wanted"]["out"])))
-                for url in filter(None, [what["wanted"]["prefix"], *what["wanted"]["urls"]]):
-                    self._reading.check(url)
-                card = cards.card(what["detector"]["name"], what["url"])
                 if said["id"] != what["id"]:
                     continue  # another batch's results are there by now
-            except (RayadError, KeyError, TypeError):
-                continue  # its results are gone, or its detector is, or it may not be read or written any more
-            told = {key: said[key] for key in TOLD if key in said} | {"out": what["wanted"]["out"]}
-            told |= {"detector": what["detector"], "asked": _asked(what["wanted"])}
-            yield Batch(told, what["wanted"], card, resumed=True)
+                told = {key: said[key] for key in TOLD} | {"out": what["wanted"]["out"]}
+                told |= {"detector": what["detector"], "asked": _asked(what["wanted"])}
+                yield Batch(told, what["wanted"], what["url"], resumed=True)
+            except (RayadError, KeyError, TypeError) as error:
+                LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
 
 
-TOLD = ("id", "state", "out", "began", "updated", "total", "done", "failed", "failures", "results")
+TOLD = ("id", "state", "began", "updated", "total", "done", "failed", "failures", "results")
 
 
 def _own(out: str) -> str:
@@ -204,10 +242,8 @@ def _asked(wanted: dict[str, Any]) -> dict[str, Any]:
 
 def _images(batch: Batch) -> list[tuple[str, str]]:
     """URLs and names of a batch's images; OptionError where they cannot be scored as it was begun."""
-    if batch.card.sha256 != batch.said["detector"]["sha256"]:
-        raise OptionError(f"detector {batch.card.name!r} was replaced after the batch had begun")
     prefix = batch.wanted["prefix"]  # URLs of a list are not listed: only `fetch` may ask a web server
-    images = heatmap.named(heatmap.files_in([prefix]) if prefix else batch.wanted["urls"])
+    images = heatmap.named(heatmap.files_below(prefix) if prefix else batch.wanted["urls"])
     if any(name == OWN for _, name in images):
         raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
     nameless = [image for image, name in images if not name]
@@ -226,34 +262,19 @@ def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
         if storage.modified(place) < datetime.fromisoformat(batch.said["began"]):
             return None
         said = storage.read_json(place)
-        if said["detector"]["sha256"] != batch.card.sha256:
+        if said["detector"]["sha256"] != batch.said["detector"]["sha256"]:
             return None
         return {"image": image, "name": name, "score": said["score"], "p_value": said["p_value"]}
     except (RayadError, KeyError, TypeError):
         return None
 
 
-def _rows(images: list[tuple[str, str]], batch: Batch, read: tuple[str, ...], limits: Limits) -> Iterator[dict]:
-    """What came of each image, as they are through."""
-    if not images:
-        return
-    rows = [{"image": image, "name": name} for image, name in images]
-    asked = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // TOGETHER)).map_batches(
-        _Ask,
-        fn_constructor_args=(batch.wanted, batch.card, read, limits),
-        batch_size=TOGETHER,
-        compute=ray.data.ActorPoolStrategy(size=min(ASKING, -(-len(images) // TOGETHER))),
-        num_cpus=0,
-    )
-    for row in asked.iter_rows():
-        yield json.loads(row["row"])
-
-
 class _Ask:
     """Asks the deployed graph, as its HTTP API does, for some images at once."""
 
-    def __init__(self, wanted: dict[str, Any], card: Card, read: tuple[str, ...], limits: Limits) -> None:
-        self._wanted, self._card, self._limits, self._allowed = wanted, card, limits, AllowList(read)
+    def __init__(self, wanted: dict[str, Any], card: Card, places: Places, limits: Limits) -> None:
+        self._wanted, self._card, self._limits = wanted, card, limits
+        self._reading, self._writing = AllowList(places.read), AllowList(places.write)
         self._request = heatmap.Request(wanted["spacing_mm"], wanted["view"], wanted["step_mm"])
         self._graph = Graph.deployed()
 
@@ -268,10 +289,10 @@ class _Ask:
         """A row: what the image scores, or why it does not."""
         try:
             async with asyncio.timeout(self._limits.request_seconds):
-                data = await fetch(image, self._allowed, self._limits)
+                data = await fetch(image, self._reading, self._limits)
                 scored = await self._graph.score(self._card, data, self._request)
                 for ending, content in await self._files(scored, data):
-                    place = storage.join(self._wanted["out"], f"{name}{ending}")
+                    place = self._writing.check(storage.join(self._wanted["out"], f"{name}{ending}"))
                     await asyncio.to_thread(storage.write_bytes, place, content)
         except (RayadError, RayError, TimeoutError) as error:
             return {"image": image, "reason": _sentence(error)}
@@ -299,6 +320,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(cause, TimeoutError):
         return "it took longer than a request may"
     return str(cause) if isinstance(cause, RayadError) else f"the service failed: {type(cause).__name__}"
+
+
+def _encodable(text: str) -> str:
+    """A text that can be written: names of files may be in no encoding."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _now() -> str:

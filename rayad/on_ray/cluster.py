@@ -18,6 +18,8 @@ from tqdm import tqdm
 from rayad import errors
 from rayad.errors import RayadError
 
+STORE_BYTES = 500_000_000
+"""Of the object store of a cluster that is made here."""
 WAITING = 16
 """Tasks that may wait however small the cluster is."""
 
@@ -46,7 +48,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
                 address="local",
                 num_cpus=logical,
                 include_dashboard=False,
-                object_store_memory=500_000_000,
+                object_store_memory=STORE_BYTES,
                 **quiet,
             )
     quiet_data()

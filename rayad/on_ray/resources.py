@@ -116,9 +116,14 @@ class Listening:
                 raise OptionError(f"cannot read {file}")
 
     @property
+    def name(self) -> str:
+        """The host as a URL has it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def url(self) -> str:
         """The address of the viewer."""
-        return f"http{'s' if self.certificate else ''}://{self.host}:{self.port}"
+        return f"http{'s' if self.certificate else ''}://{self.name}:{self.port}"
 
 
 @dataclass(frozen=True)

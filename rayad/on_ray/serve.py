@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +68,19 @@ class Offered(Graph):
         if self._under_way >= self._queue:
             raise Problem(503, "too many images are waiting", headers={"retry-after": "2"})
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> api.Scored:
-        """As the graph does, unless too many images wait."""
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """For one image, from its bytes to its answer."""
         self.check_room()
-        began, result = time.perf_counter(), "failed"
         self._wait(1)
+        try:
+            yield
+        finally:
+            self._wait(-1)
+
+    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> api.Scored:
+        """As the graph does, counted."""
+        began, result = time.perf_counter(), "failed"
         try:
             scored = await super().score(card, data, request)
             result = "scored"
@@ -79,7 +88,6 @@ class Offered(Graph):
             result = "refused"
             raise
         finally:
-            self._wait(-1)
             metrics.count("served_images", 1, result=result)
         metrics.observe("served_latency", time.perf_counter() - began)
         for part, seconds in scored.seconds.items():

@@ -11,13 +11,16 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
-from rayad.errors import RayadError
-from rayad.on_ray.cluster import cluster
+from rayad.errors import OptionError, RayadError
+from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
 from rayad.on_ray.resources import Listening
 from rayad.on_ray.serve import Service, application
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import check_binding
+
+SHARED = "/dev/shm"
+"""Files in memory, on Linux."""
 
 
 def run(service: Service, listening: Listening, address: str = "") -> None:
@@ -32,7 +35,8 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         cards.card(name, url)
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
-    os.environ.setdefault("RAY_automatic_object_spilling_enabled", "0")  # nothing of an upload goes to a disk
+    if not address:
+        _keep_off_disk()
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     of = service.replicas
     with cluster(address, of.pictures + of.scorers + of.drawers + 2):
@@ -51,6 +55,25 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         finally:
             with suppress(RayError):
                 serve.shutdown()
+
+
+def _keep_off_disk() -> None:
+    """Let a Ray of our own hold uploads in memory alone; call before it is started.
+
+    Raises:
+        OptionError: there is too little shared memory: Ray would take files of its temporary folder.
+    """
+    os.environ.setdefault("RAY_automatic_object_spilling_enabled", "0")
+    if not os.path.isdir(SHARED):
+        return
+    os.environ.setdefault("RAY_object_spilling_directory", SHARED)  # of what a full store takes besides
+    there = os.statvfs(SHARED)
+    free = there.f_bavail * there.f_bsize
+    if free < STORE_BYTES:
+        raise OptionError(
+            f"{SHARED} has {free / 1e6:.0f} MB where {STORE_BYTES / 1e6:.0f} are needed, else uploads lie on a disk "
+            "(docker run --shm-size 1g)"
+        )
 
 
 def _until_interrupted(service: Service, listening: Listening, again: threading.Event, quiet: LoggingConfig) -> None:

@@ -189,9 +189,8 @@ class Guard:
             raise _unauthorized("A bearer token is needed.", "")
         match = _BEARER.fullmatch(given[0]) if len(given) == 1 and len(given[0]) <= LONGEST_TOKEN else None
         plain = match[1].decode() if match else ""
-        caller = self._tokens.find(plain)
-        if caller is None and self._issuer is not None:
-            caller = await self._issuer.find(plain)
+        caller = await self._issuer.find(plain) if self._issuer is not None else None  # asks nobody of what is no JWT
+        caller = caller or self._tokens.find(plain)
         if caller is None:
             # a right token is never locked out by others' wrong ones, which come from one address behind a proxy
             self._count("wrong tokens", WRONG_PER_MINUTE, _address(scope))

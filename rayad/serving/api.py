@@ -5,6 +5,7 @@ Answers follow the request's Accept header; errors are problem details (problems
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from importlib.resources import files
@@ -23,7 +24,7 @@ from rayad.evaluation.judgement import Judgement
 from rayad.serving import RESEARCH_USE, document, problems
 from rayad.serving.access import Limits
 from rayad.serving.cards import Card
-from rayad.serving.fetch import PORTS, AllowList, fetch
+from rayad.serving.fetch import PORTS, AllowList, fetch, parsed
 from rayad.serving.problems import Problem
 
 JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
@@ -57,6 +58,10 @@ class Backend(Protocol):
 
     def check_room(self) -> None:
         """Problem where too many images wait; asked before another one is received."""
+        ...
+
+    def room(self) -> AbstractContextManager[None]:
+        """Held while an image is scored and its answer made; Problem where too many images wait."""
         ...
 
     async def score(self, card: Card, data: bytes, request: heatmap.Request) -> Scored:
@@ -207,8 +212,9 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
             raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
         backend.check_room()
         data = await _image(http, reading, limits)
-        scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
-        return await _answer(backend, scored, kind, data, extra, object)
+        with backend.room():
+            scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
+            return await _answer(backend, scored, kind, data, extra, object)
 
     return router
 
@@ -338,12 +344,14 @@ def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRou
 
 
 def _check_places(wanted: Wanted, reading: AllowList, writing: AllowList) -> None:
-    """Problem where a batch may not read or write."""
+    """Problem where a batch may not read or write; `out` becomes the folder that its links lead to."""
     if wanted.prefix and reading.place(wanted.prefix).scheme in PORTS:
         raise Problem(422, "what a web server has is not known; give urls instead of a prefix")
     for url in wanted.urls:
         reading.check(url)
-    writing.check(wanted.out)
+    wanted.out = writing.check(wanted.out)
+    if wanted.prefix and parsed(wanted.out).is_below(reading.place(wanted.prefix)):
+        raise Problem(422, "results below the prefix would be taken for images; out must be another folder")
 
 
 def _known(batch: dict[str, Any] | None) -> dict[str, Any]:

@@ -83,9 +83,10 @@ class Issuer:
 
     async def _key(self, kid: object) -> jwt.PyJWK | None:
         """The key of this name; one that is not known yet may have been published since."""
-        if time.monotonic() - self._loaded > FRESH_S:
+        found, age = self._known(kid), time.monotonic() - self._loaded
+        if age > FRESH_S and not (found and age < STALE_S and self._one.locked()):  # one request waits, not all
             await self._load()
-        found = self._known(kid)
+            found = self._known(kid)
         if found is None:
             await self._load()
             found = self._known(kid)
@@ -98,12 +99,13 @@ class Issuer:
     async def _load(self) -> None:
         async with self._one:
             if time.monotonic() - self._asked >= self.pause_s:
-                self._asked = time.monotonic()
                 try:
                     self._keys = await _published(self.url)
                     self._loaded = time.monotonic()
                 except (aiohttp.ClientError, TimeoutError, *_WRONG) as error:
                     LOG.warning("no keys from the issuer of tokens %s: %s", self.url, error)
+                finally:
+                    self._asked = time.monotonic()
         if time.monotonic() - self._loaded > STALE_S:
             later = {"Retry-After": str(max(1, round(self.pause_s)))}
             raise Problem(503, "The issuer of tokens does not answer.", headers=later)

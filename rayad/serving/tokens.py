@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -62,19 +62,17 @@ class Tokens:
         return len(self._listed) + len(self._filed)
 
     def find(self, plain: str) -> Caller | None:
-        """Whose token this is; it takes as long whichever it is, and for a wrong one too.
+        """Whose token this is; how long it takes tells nothing of tokens that are nearly right.
 
         Raises:
             Problem: 503, the list was changed to something that cannot be read; then no token of it is good.
         """
+        digest = hashlib.sha256(plain.encode()).digest()
+        if found := _found(digest, self._listed):
+            return found
         if self.file:
             self._refresh()
-        digest = hashlib.sha256(plain.encode()).digest()
-        found = None
-        for known, caller in (*self._listed.items(), *self._filed.items()):
-            if hmac.compare_digest(known, digest):
-                found = caller
-        return found
+        return _found(digest, self._filed)
 
     def _refresh(self) -> None:
         try:
@@ -97,6 +95,14 @@ class Tokens:
             raise OptionError(f"cannot read the tokens in {self.file}: {error}") from error
         self._filed = dict(_parsed(text.splitlines(), self.file))
         self._seen = _version(status)
+
+
+def _found(digest: bytes, among: Mapping[bytes, Caller]) -> Caller | None:
+    found = None
+    for known, caller in among.items():
+        if hmac.compare_digest(known, digest):
+            found = caller
+    return found
 
 
 def from_environment() -> tuple[str, ...]:

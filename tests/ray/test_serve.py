@@ -177,8 +177,37 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
         assert json.loads((out / f"{number}.json").read_text())["research_use_only"] == RESEARCH_USE
         assert (out / f"{number}.png").read_bytes().startswith(b"\x89PNG")
     assert place.rsplit("/", 1)[-1] in {of["id"] for of in served.get("/v1/batches").json()["batches"]}
-    outside = wanted | {"out": "file:///tmp/elsewhere"}
-    assert requests.post(f"{served.url}/v1/batches", json=outside, headers=ME, timeout=60).status_code == 403
+    for out, status in (("/tmp/elsewhere", 403), (f"{served.folder}/out/../in", 422)):
+        refused = wanted | {"out": f"file://{out}"}
+        assert requests.post(f"{served.url}/v1/batches", json=refused, headers=ME, timeout=60).status_code == status
+
+
+def begun(served, **wanted: Any) -> dict[str, Any]:
+    """A batch that was started."""
+    answer = requests.post(f"{served.url}/v1/batches", json=wanted, headers=ME, timeout=60)
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def test_a_batch_that_waits_is_cancelled_at_once_and_one_without_images_says_why(served, images):
+    (served.folder / "in" / "long").mkdir()
+    for number in range(12):
+        (served.folder / "in" / "long" / f"{number}.png").write_bytes(images[0])
+    here = f"file://{served.folder}"
+    first = begun(served, prefix=f"{here}/in/long/", out=f"{here}/out/long", spacing_mm=0.8, view="MLO")
+    second = begun(served, prefix=f"{here}/in/long/", out=f"{here}/out/again", spacing_mm=0.8, view="MLO")
+    lost = begun(served, prefix=f"{here}/in/nowhere/", out=f"{here}/out/lost")
+    place = f"{served.url}/v1/batches/"
+    assert requests.delete(place + second["id"], headers=ME, timeout=60).json()["state"] == "cancelled"
+    assert json.loads((served.folder / "out/again/batch.json").read_text())["state"] == "cancelled"
+    until = time.monotonic() + 120
+    while (said := served.get(f"/v1/batches/{lost['id']}").json())["state"] == "running":
+        assert time.monotonic() < until, said
+        time.sleep(0.3)
+    assert said["state"] == "failed"
+    assert "cannot list" in said["failures"][0]["reason"]
+    assert served.get(f"/v1/batches/{first['id']}").json()["done"] == 12
+    assert sorted(path.name for path in (served.folder / "out/again").iterdir()) == ["batch.json"]
 
 
 def test_a_detector_is_replaced_under_load_and_no_request_is_lost(served, images):

@@ -96,7 +96,9 @@ def test_a_client_that_hangs_up_harms_nobody(served, image):
     for sent in (image[:100], image):
         with line(served) as client:
             client.sendall(head.encode() + sent)
-            if sent == image:
+            if sent != image:
+                time.sleep(1)  # until it is known of
+            else:
                 assert client.recv(12) == b"HTTP/1.1 200"
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
     until = time.monotonic() + 10
@@ -332,6 +334,22 @@ def test_nothing_of_a_request_becomes_a_header(served, image):
     with line(served) as client:
         client.sendall(f"GET /v1/detectors HTTP/1.1\r\n{HEAD}Accept: a\rb\r\nConnection: close\r\n\r\n".encode())
         assert b"x-evil" not in everything(client).lower()
+
+
+def test_a_name_in_no_encoding_is_a_failure_of_its_own(served, image):
+    source = served.folder / "in" / "latin"
+    source.mkdir()
+    (source / "good.png").write_bytes(image)
+    with open(bytes(source) + b"/M\xfcller.png", "wb") as file:
+        file.write(image)
+    wanted = {"prefix": f"file://{source}/", "out": f"file://{served.folder}/out/latin", "spacing_mm": 0.8}
+    begun = requests.post(f"{served.url}/v1/batches", json=wanted | {"view": "MLO"}, headers=ME, timeout=60)
+    until = time.monotonic() + 120
+    while (said := served.get(begun.headers["location"]).json())["state"] == "running":
+        assert time.monotonic() < until, said
+        time.sleep(0.3)
+    assert (said["state"], said["done"], said["failed"]) == ("done", 1, 1), said
+    assert "ller.png" in said["failures"][0]["image"]
 
 
 def test_a_token_is_one_and_the_right_one(served):

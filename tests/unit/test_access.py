@@ -717,6 +717,7 @@ class Provider:
     jwks_uri: str = ""
     asked: int = 0
     broken: bool = False
+    pause_s: float = 0.0
 
     @property
     def url(self) -> str:
@@ -736,6 +737,7 @@ def published_at() -> Iterator[Provider]:
     @app.get("/.well-known/openid-configuration")
     async def configuration() -> dict[str, str]:
         found.asked += 1
+        await asyncio.sleep(found.pause_s)
         if found.broken:
             raise Problem(500)
         return {"issuer": found.claimed or found.url, "jwks_uri": found.jwks_uri or f"{found.url}/keys"}
@@ -863,6 +865,38 @@ def test_a_provider_that_fails_later_is_borne(provider: Provider) -> None:
     issuer._loaded -= 4000
     with pytest.raises(Problem, match="does not answer"):
         whom(issuer, provider.token())
+
+
+def test_a_damaged_list_leaves_other_tokens_good(
+    serve: Serve, provider: Provider, listed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(tokens.VARIABLE, f"metrics:{'b' * 24}")
+    served = serve(Access(tokens=listed, issuer=provider.url, audience="rayad"))
+    Path(listed).write_text("nonsense\n")
+    asked = {word: served.ask("GET", "/v1/batches/1", **bearer(word)).status for word in ("b" * 24, provider.token())}
+    assert set(asked.values()) == {200}
+    assert served.ask("GET", "/v1/batches/1", **bearer()).status == 503
+
+
+def test_a_provider_that_hangs_holds_up_one_request_alone(provider: Provider) -> None:
+    issuer = Issuer(provider.url, "rayad", pause_s=60)
+    token = provider.token()
+
+    async def asked() -> float:
+        began = time.monotonic()
+        caller = await issuer.find(token)
+        assert caller is not None
+        return time.monotonic() - began
+
+    async def together() -> list[float]:
+        await issuer.find(token)
+        issuer._loaded -= 400
+        issuer._asked -= 400
+        provider.pause_s = 1.0
+        return sorted(await asyncio.gather(*(asked() for _ in range(5))))
+
+    took = asyncio.run(together())
+    assert took[3] < 0.5 < took[4]
 
 
 @pytest.mark.parametrize(
