@@ -111,6 +111,9 @@ def read_bytes(url: str) -> bytes:
     """The whole content of a file."""
 
     def whole() -> bytes:
+        if _local(url) is None:  # in one request: between two of them the object could be replaced
+            filesystem, key = _remote(url)
+            return cast(bytes, filesystem.cat_file(key))
         with _opened_for_reading(url) as file:
             return file.read()
 

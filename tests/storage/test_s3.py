@@ -233,3 +233,23 @@ def test_two_writers_leave_one_whole_object() -> None:
     for writer in writers:
         writer.join()
     assert storage.read_bytes("s3://rayad/race") in contents
+
+
+def test_an_object_that_is_replaced_meanwhile_is_read_as_one_of_the_two(s3) -> None:
+    url, contents = f"s3://{s3.bucket}/replaced", [b"a" * 1000, b"b" * 2000]
+    storage.write_bytes(url, contents[0])
+    done = threading.Event()
+
+    def replace() -> None:
+        while not done.is_set():
+            for content in contents:
+                storage.write_bytes(url, content)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        found = {storage.read_bytes(url) for _ in range(200)}
+    finally:
+        done.set()
+        writer.join()
+    assert found == set(contents)
