@@ -62,7 +62,7 @@ class Exchange:
         self.id, self.status, self.bytes_in = uuid.uuid4().hex, 0, 0
         self._began, self._waited = time.monotonic(), 0.0
         self._refusal: Problem | None = None
-        self._answered = False
+        self._answered = self._gone = False
         self._whole = not values(scope, b"transfer-encoding") and values(scope, b"content-length") in ([], [b"0"])
 
     async def run(self, app: Application, admit: Callable[[Scope], Awaitable[str]]) -> None:
@@ -77,7 +77,7 @@ class Exchange:
         self.scope.setdefault("state", {}).update(request_id=self.id, who="-")
         try:
             await self._run(app, admit)
-            if self._refusal is not None:
+            if self._refusal is not None and not self._gone:
                 await self._refuse(self._refusal)
         finally:
             self._write_down()
@@ -121,6 +121,7 @@ class Exchange:
             self._whole = not message.get("more_body", False)
             if self.bytes_in > self.max_body:
                 raise self._refused(self._too_large())
+        self._gone = message["type"] == "http.disconnect"
         return message
 
     async def _next(self) -> Message:
@@ -141,8 +142,8 @@ class Exchange:
         return problem
 
     async def _answer(self, message: Message) -> None:
-        """What the application sends; nothing goes out after a refusal."""
-        if self._refusal is not None:
+        """What the application sends; nothing goes out after a refusal, or to who hung up before the end."""
+        if self._refusal is not None or self._gone:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from rayad.errors import ImageError, OptionError, RayadError, StorageError
@@ -76,6 +76,8 @@ def of(error: Exception) -> Problem:
             detail = error.detail if isinstance(error.detail, str) else ""
             told_anyway = detail == _phrase(error.status_code)
             return Problem(error.status_code, "" if told_anyway else detail, headers=error.headers)
+        case ClientDisconnect():
+            return Problem(400, "The request ended before its end.")
         case RequestValidationError():
             return Problem(422, "; ".join(_wishes(error)))
         case _:

@@ -430,7 +430,7 @@ def test_too_many_requests_at_once_are_told_to_come_back_and_none_is_lost(served
 
 
 def test_a_killed_door_is_open_again_and_what_it_scored_was_right(served, image, truth):
-    """What was under way at the only replica of the API is lost with its lines; nothing answers wrongly."""
+    """What was under way at the only replica of the API is lost: Ray's proxy answers 500, never a wrong score."""
     found: list[Any] = []
     stop = threading.Event()
 
@@ -454,7 +454,9 @@ def test_a_killed_door_is_open_again_and_what_it_scored_was_right(served, image,
     stop.set()
     for thread in threads:
         thread.join()
-    print(Counter(map(str, found)))
+    lost = [one for one in found if one != pytest.approx(truth, rel=1e-5)]
+    assert lost == [500] * len(lost)
+    assert len(lost) <= 3  # one of each who asked
     assert found[-1] == pytest.approx(truth, rel=1e-5)
 
 

@@ -589,6 +589,16 @@ def test_an_answer_that_comes_before_the_body_is_read_by_who_still_sends(parser:
 
 
 @PARSERS
+def test_who_hangs_up_before_the_end_is_no_failure(free: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.create_connection(("127.0.0.1", free.port), timeout=10) as connection:
+        connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
+        time.sleep(0.2)
+    assert [line["status"] for line in audited(caplog, 1)] == [499]
+    assert "failed" not in caplog.text
+
+
+@PARSERS
 def test_half_an_answer_is_cut_off(free: Served) -> None:
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         free.ask("GET", "/v1/half")
