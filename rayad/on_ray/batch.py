@@ -146,6 +146,8 @@ class Batches:
         """In a thread of its own; whatever goes wrong is the batch's state."""
         with self._turn:
             batch.begun = True
+            if batch.said["state"] != "running":
+                return  # cancelled while it waited; another batch may have its folder by now
             try:
                 batch.end("done" if not batch.stop.is_set() and self._through(batch) else "cancelled")
             except Exception as error:
