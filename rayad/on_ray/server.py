@@ -37,6 +37,7 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     if not address:
         _keep_off_disk()
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rayad.serving.unanswered:middlewares")
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     of = service.replicas
     with cluster(address, of.pictures + of.scorers + of.drawers + 2):

@@ -22,11 +22,12 @@ LITERAL = re.compile(
     r"AKIA\w{16}|-----BEGIN|(secret_?(access_?)?key|access_?key(_?id)?|password|auth_?token)\s*[=:]\s*[\w\"']", re.I
 )
 """What a secret in a file looks like."""
-IN_MEMORY = [
+SERVING = [
     {"name": "RAY_automatic_object_spilling_enabled", "value": "0"},
     {"name": "RAY_object_spilling_directory", "value": "/dev/shm"},
+    {"name": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "value": "rayad.serving.unanswered:middlewares"},
 ]
-"""What keeps uploads off the disk (docs/serving.md)."""
+"""What keeps uploads off the disk, and asks again what a replica of the API died over (docs/serving.md)."""
 
 
 def cluster(kind: str) -> dict[str, Any]:
@@ -35,12 +36,12 @@ def cluster(kind: str) -> dict[str, Any]:
     return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
-def in_memory(spec: dict[str, Any]) -> dict[str, Any]:
-    """A cluster's spec with the variables that keep uploads off the disk of every pod."""
+def serving(spec: dict[str, Any]) -> dict[str, Any]:
+    """A cluster's spec with the variables of the service on every pod."""
     spec = copy.deepcopy(spec)
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
-        container["env"] = container["env"] + IN_MEMORY
+        container["env"] = container["env"] + SERVING
     return spec
 
 
@@ -58,7 +59,7 @@ def test_the_schema_is_one():
 @pytest.mark.parametrize("kind", ["raycluster", "rayjob", "rayservice"])
 def test_a_manifest_has_known_fields_and_the_one_cluster(kind):
     jsonschema.validate(MANIFESTS[kind], SCHEMA, jsonschema.Draft202012Validator)
-    assert cluster(kind) == (in_memory(cluster("raycluster")) if kind == "rayservice" else cluster("raycluster"))
+    assert cluster(kind) == (serving(cluster("raycluster")) if kind == "rayservice" else cluster("raycluster"))
 
 
 @pytest.mark.parametrize(

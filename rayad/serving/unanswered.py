@@ -1,0 +1,152 @@
+"""What the API died over is asked of it again, by the proxy before it; where it cannot be, the answer is a problem.
+
+Ray Serve's HTTP proxy says nothing for a replica that died, of which uvicorn makes a 500 in plain text. It takes
+middlewares by the environment:
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=rayad.serving.unanswered:middlewares.
+"""
+
+import asyncio
+
+from starlette.middleware import Middleware
+
+from rayad.serving.exchange import SAFE, Application, Message, Receive, Scope, Send
+from rayad.serving.problems import Problem
+
+PAUSES_S = (0.2, 1.0, 3.0)
+"""Before what had no answer is asked again."""
+MOST_KEPT = 256_000_000
+"""Bytes of bodies under way that are kept to be sent again; a request over that is not."""
+
+
+class Unanswered:
+    """The middleware."""
+
+    def __init__(self, app: Application) -> None:
+        self.app, self._kept_by_all = app, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer, up to four times."""
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # the proxy's own pages
+            await self.app(scope, receive, send)
+            return
+        body = _Body(self, receive, _can_be_repeated(scope))
+        try:
+            answer = await self._ask(scope, body, send)
+            if not answer.good and not body.gone:
+                await _say(send, _problem(answer.status, _can_be_repeated(scope)), answer.request_id)
+        finally:
+            body.drop()
+
+    async def _ask(self, scope: Scope, body: "_Body", send: Send) -> "_Answer":
+        """The last answer; it has passed if it is good."""
+        pauses = iter(PAUSES_S)
+        while True:
+            answer = _Answer(send, body)
+            await self.app(dict(scope), body.from_its_start(), answer.pass_on)
+            pause = next(pauses, None)
+            if answer.good or answer.status not in (500, 503) or pause is None or not body.kept:
+                return answer
+            await asyncio.sleep(pause)
+
+    def keep(self, size: int) -> bool:
+        """Whether there is room for so many bytes more, which is then taken."""
+        if self._kept_by_all + size > MOST_KEPT:
+            return False
+        self._kept_by_all += size
+        return True
+
+    def free(self, size: int) -> None:
+        """Give back what was taken."""
+        self._kept_by_all -= size
+
+
+def middlewares() -> list[Middleware]:
+    """For Ray Serve."""
+    return [Middleware(Unanswered)]
+
+
+def _can_be_repeated(scope: Scope) -> bool:
+    """Whether it does no more to ask twice than once."""
+    return scope["method"] != "POST" or scope["path"] == "/v1/score"
+
+
+class _Body:
+    """A request's body, kept while it passes."""
+
+    def __init__(self, keeper: Unanswered, receive: Receive, kept: bool) -> None:
+        self.kept, self.gone = kept, False
+        self._keeper, self._receive, self._size = keeper, receive, 0
+        self._passed: list[Message] = []
+
+    def from_its_start(self) -> Receive:
+        """What gives it, whether it passed before or not."""
+        old = iter(tuple(self._passed))
+
+        async def receive() -> Message:
+            return next(old, None) or await self._next()
+
+        return receive
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":  # nobody waits for an answer
+            self.gone = True
+            self.drop()
+        elif self.kept:
+            size = len(message.get("body", b""))
+            if self._keeper.keep(size):
+                self._size += size
+                self._passed.append(message)
+            else:
+                self.drop()
+        return message
+
+    def drop(self) -> None:
+        """Keep no more."""
+        self._keeper.free(self._size)
+        self.kept, self._size, self._passed = False, 0, []
+
+
+class _Answer:
+    """An answer, which passes unless it is an error without its problem."""
+
+    def __init__(self, send: Send, body: _Body) -> None:
+        self.good, self.status, self.request_id = False, 500, b""
+        self._send, self._body = send, body
+
+    async def pass_on(self, message: Message) -> None:
+        """Take a message of ASGI."""
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": _once(message.get("headers", ()))}
+            headers = dict(message["headers"])
+            self.status, self.request_id = message["status"], headers.get(b"x-request-id", b"")
+            self.good = self.status < 400 or headers.get(b"content-type", b"").startswith(b"application/problem+json")
+            if self.good:
+                self._body.drop()
+        if self.good:
+            await self._send(message)
+
+
+def _once(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers with one id of the request: the proxy adds its own to that of the API, whose log has its own."""
+    names = [name.lower() for name, _ in headers]
+    return [of for i, of in enumerate(headers) if names[i] != b"x-request-id" or names.index(names[i]) == i]
+
+
+def _problem(status: int, repeated: bool) -> Problem:
+    if status < 500:
+        return Problem(status)
+    later = {"Retry-After": "30"}
+    if repeated:
+        return Problem(503, "The service cannot answer now.", headers=later)
+    return Problem(503, "The service ended before it answered; what was asked may have begun.", headers=later)
+
+
+async def _say(send: Send, problem: Problem, request_id: bytes) -> None:
+    response = problem.response()
+    ours = {**SAFE, b"cache-control": b"no-store", b"connection": b"close"}
+    if request_id:
+        ours[b"x-request-id"] = request_id
+    headers = [*response.raw_headers, *ours.items()]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})

@@ -1,0 +1,170 @@
+"""rayad.serving.unanswered: before an application that ends like Ray Serve's proxy does when a replica dies."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from rayad.serving import unanswered
+from rayad.serving.problems import Problem
+from rayad.serving.unanswered import Unanswered
+
+
+class Dying:
+    """Answers with the request's body; the first so many times, as the proxy of a replica that died."""
+
+    def __init__(self, deaths: int = 0, status: int = 500) -> None:
+        self.deaths, self.status, self.bodies = deaths, status, []
+        paths = ("/v1/score", "/v1/batches", "/v1/detectors", "/-/healthz")
+        self.app = Starlette(routes=[Route(path, self.answer, methods=["GET", "POST"]) for path in paths])
+
+    async def answer(self, request: Request) -> Response:
+        self.bodies.append(await request.body())
+        if len(self.bodies) <= self.deaths:
+            return PlainTextResponse("Internal Server Error", self.status)
+        response = Response(self.bodies[-1], headers={"x-request-id": "of the API"})
+        response.headers.append("X-Request-ID", "of the proxy")
+        return response
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """An application before a port; its address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None, loop="asyncio"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+        listening.close()
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[Any], str]]:
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(running(Unanswered(app)))
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr(unanswered, "PAUSES_S", (0.0, 0.0, 0.0))
+
+
+def is_problem(answer: Any, status: int) -> None:
+    assert (answer.status_code, answer.json()["status"]) == (status, status)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("deaths", [0, 1, 3])
+def test_the_next_replica_gets_the_whole_request(served, deaths, status):
+    service = Dying(deaths, status)
+    answer = requests.post(served(service.app) + "/v1/score", data=iter([b"an ", b"image"]))
+    assert (answer.status_code, answer.content) == (200, b"an image")
+    assert service.bodies == [b"an image"] * (deaths + 1)
+    assert answer.headers["x-request-id"] == "of the API"
+
+
+def test_in_the_end_it_is_a_problem(served):
+    service = Dying(9)
+    answer = requests.post(served(service.app) + "/v1/score", data=b"an image")
+    is_problem(answer, 503)
+    assert answer.headers["retry-after"] == "30"
+    assert len(service.bodies) == 4
+
+
+def test_a_batch_is_not_begun_twice(served):
+    service = Dying(1)
+    answer = requests.post(served(service.app) + "/v1/batches", data=b"{}")
+    is_problem(answer, 503)
+    assert "may have begun" in answer.json()["detail"]
+    assert len(service.bodies) == 1
+
+
+def test_silence_is_an_error_too(served):
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    answer = requests.post(served(silent) + "/v1/score", data=b"an image")
+    is_problem(answer, 503)
+
+
+def test_what_is_too_much_to_keep_is_not_asked_again(served, monkeypatch):
+    monkeypatch.setattr(unanswered, "MOST_KEPT", 10)
+    service = Dying(1)
+    is_problem(requests.post(served(service.app) + "/v1/score", data=b"more than ten"), 503)
+    assert len(service.bodies) == 1
+
+
+def test_room_is_given_back(served, monkeypatch):
+    monkeypatch.setattr(unanswered, "MOST_KEPT", 10)
+    service = Dying(1)
+    url = served(service.app)
+    is_problem(requests.post(url + "/v1/score", data=b"more than ten"), 503)
+    for number in range(3):
+        service.deaths = len(service.bodies) + 1
+        assert requests.post(url + "/v1/score", data=b"just ten b").status_code == 200, number
+
+
+def test_an_answer_of_the_api_passes_even_if_it_is_an_error(served):
+    asked = []
+
+    async def failing(request: Request) -> Response:
+        asked.append(request)
+        return Problem(500, "its own").response()
+
+    app = Starlette(routes=[Route("/v1/score", failing, methods=["POST"])])
+    answer = requests.post(served(app) + "/v1/score")
+    assert (answer.status_code, answer.json()["detail"], len(asked)) == (500, "its own", 1)
+
+
+def test_other_plain_errors_are_problems_and_asked_once(served):
+    service = Dying(9, 404)
+    is_problem(requests.get(served(service.app) + "/v1/detectors"), 404)
+    assert len(service.bodies) == 1
+
+
+def test_the_pages_of_the_proxy_stay_as_they_are(served):
+    answer = requests.get(served(Dying(9, 503).app) + "/-/healthz")
+    assert (answer.status_code, answer.text) == (503, "Internal Server Error")
+
+
+def test_who_went_away_is_not_asked_for_again():
+    asked = []
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        asked.append([(await receive())["type"], (await receive())["type"]])
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+    came = iter([{"type": "http.request", "body": b"an", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": []}
+    asyncio.run(Unanswered(proxy)(scope, receive, send))
+    assert asked == [["http.request", "http.disconnect"]]
+
+
+def test_ray_takes_what_is_given():
+    from ray.serve._private.http_util import validate_http_proxy_callback_return
+
+    assert validate_http_proxy_callback_return(unanswered.middlewares())
