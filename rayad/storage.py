@@ -318,10 +318,10 @@ def _writing_locally(path: str, url: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _writing_remotely(url: str) -> Iterator[BinaryIO]:
-    """Collect in a local temporary file: an upload makes an object visible when it is complete."""
+    """Collect in a local temporary file, below RAYAD_TMPDIR: an upload makes an object visible when it is complete."""
     with _explained("write", url):
         filesystem, key = _remote(url)
-        folder = tempfile.mkdtemp(prefix="rayad-")
+        folder = tempfile.mkdtemp(prefix="rayad-", dir=os.environ.get("RAYAD_TMPDIR"))
     try:
         part = os.path.join(folder, os.path.basename(key) or "part")  # its ending tells the type of content
         with _explained("write", url, inside=True), open(part, "xb") as file:

@@ -22,6 +22,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
 from rayad.arrays import Grid, GridMask, Image, Mask, Pixels
+from rayad.evaluation import RESEARCH_USE
 
 LOW, HIGH = 0.5, 0.999
 """Healthy quantiles where color begins and where it is strongest."""
@@ -85,6 +86,7 @@ def overlay(view: View, found: Map, *, title: str = "") -> bytes:
     marks = ["white outline: marked by the detector"] + ["dashed blue: annotated lesion"] * bool(view.truth.any())
     axes.set_xlabel("; ".join(marks), fontsize=9)
     _color_bar(figure, [axes])
+    figure.supxlabel(RESEARCH_USE, fontsize=7)
     return _png(figure)
 
 
@@ -108,6 +110,7 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
     _color_bar(figure, [two])
     bar = figure.colorbar(change, ax=[four], fraction=0.03, pad=0.01, extend="both")
     bar.set_label("difference, share of the full scale", fontsize=9)
+    figure.supxlabel(RESEARCH_USE, fontsize=7)
     return _png(figure)
 
 
@@ -249,7 +252,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None, "Comment": RESEARCH_USE})
     return buffer.getvalue()
 
 

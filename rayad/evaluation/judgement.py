@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rayad.arrays import Grid, GridMask
+from rayad.evaluation import RESEARCH_USE
 from rayad.evaluation.findings import ALARM, Finding, findings
 from rayad.imaging.picture import Prepared
 from rayad.scoring.calibrate import Calibration, image_score
@@ -55,6 +56,7 @@ class Judgement:
     def npz(self, **more: np.ndarray) -> bytes:
         """A heatmap's arrays as a file (docs/formats.md)."""
         named = {name: getattr(self, name) for name in ("scores", "p_values", "rows", "cols", "tissue")}
+        named["research_use_only"] = np.frombuffer(RESEARCH_USE.encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **named, **more)
         return buffer.getvalue()

@@ -82,10 +82,6 @@ class Batch:
             self.said["failures"].append({"image": "", "reason": _encodable(_sentence(error))})
         self.said |= {"state": state, "updated": _now()}
 
-    def remembered(self) -> dict[str, Any]:
-        """For `batch.json`."""
-        return {**self.said, "research_use_only": RESEARCH_USE}
-
 
 @deployment
 class Batches:
@@ -109,7 +105,7 @@ class Batches:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
         said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
         said |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
-        said |= {"total": None, "done": 0, "failed": 0}
+        said |= {"total": None, "done": 0, "failed": 0, "research_use_only": RESEARCH_USE}
         batch = Batch(said | {"failures": [], "results": []}, wanted, card.url)
         self._batches[batch.said["id"]] = batch
         try:
@@ -121,8 +117,9 @@ class Batches:
         return batch.said
 
     async def every(self) -> list[dict[str, Any]]:
-        """All, the newest first."""
-        return sorted((of.said for of in self._batches.values()), key=lambda said: said["began"], reverse=True)
+        """All, the newest first, without what came of each image."""
+        short = [{k: v for k, v in of.said.items() if k not in LONG} for of in self._batches.values()]
+        return sorted(short, key=lambda said: said["began"], reverse=True)
 
     async def one(self, number: str) -> dict[str, Any] | None:
         """One of them."""
@@ -209,7 +206,7 @@ class Batches:
         return True
 
     def _remember(self, batch: Batch, begun: bool = False) -> None:
-        storage.write_json(_own(batch.said["out"]), batch.remembered())
+        storage.write_json(_own(batch.said["out"]), batch.said)
         if begun and self._state:
             what = {"id": batch.said["id"], "wanted": batch.wanted, "url": batch.url}
             place = storage.join(self._state, "batches", f"{batch.said['id']}.json")
@@ -225,13 +222,18 @@ class Batches:
                 if said["id"] != what["id"]:
                     continue  # another batch's results are there by now
                 told = {key: said[key] for key in TOLD} | {"out": what["wanted"]["out"]}
-                told |= {"detector": what["detector"], "asked": _asked(what["wanted"])}
+                told |= {
+                    "detector": what["detector"],
+                    "asked": _asked(what["wanted"]),
+                    "research_use_only": RESEARCH_USE,
+                }
                 yield Batch(told, what["wanted"], what["url"], resumed=True)
             except (RayadError, KeyError, TypeError) as error:
                 LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
 
 
-TOLD = ("id", "state", "began", "updated", "total", "done", "failed", "failures", "results")
+LONG = ("failures", "results")
+TOLD = ("id", "state", "began", "updated", "total", "done", "failed", *LONG)
 
 
 def _own(out: str) -> str:

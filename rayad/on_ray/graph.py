@@ -214,15 +214,16 @@ def _judged(detector: Detector, pictures: Sequence[Any], step_mm: float) -> list
     try:
         step = step_px(detector.preprocessing, step_mm)
         heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
-    except RayadError as error:
+        judged = [judge(of.prepared, at, detector.calibration) for of, at in zip(pictures, heatmaps, strict=True)]
+    except Exception as error:
         if len(pictures) > 1:  # whichever it is, the others are scored
             return [one for picture in pictures for one in _judged(detector, [picture], step_mm)]
-        return [refused(error)]
+        if not isinstance(error, RayadError):
+            LOG.exception("an image cannot be scored")
+        return [Refused(problems.of(error))]
     took = (time.perf_counter() - began) / len(pictures)
-    return [
-        Judged(judge(of.prepared, found, detector.calibration), {"prepare": of.seconds, "score": took})
-        for of, found in zip(pictures, heatmaps, strict=True)
-    ]
+    seconds = [{"prepare": of.seconds, "score": took} for of in pictures]
+    return [Judged(*of) for of in zip(judged, seconds, strict=True)]
 
 
 @deployment
@@ -314,7 +315,7 @@ class Graph:
             said = unless_refused(await self._for(self._scorer, card).judge.remote(picture, request))
             return Scored(card, said.judged, said.seconds, _Under(picture, data, request))
 
-        return await _steadily(ask)
+        return await steadily(ask)
 
     async def png(self, scored: Scored) -> bytes:
         """The overlay."""
@@ -347,7 +348,7 @@ class Graph:
             picture = pictures.pop() if pictures else self._picture(scored.card, *scored.picture.again)
             return unless_refused(await ask(drawer, picture))
 
-        return await _steadily(once)
+        return await steadily(once)
 
     def _picture(self, card: Card, data: bytes, request: heatmap.Request) -> Any:
         return self._pictures.prepare.remote(data, card.preprocessing, request, card.whole)
@@ -358,7 +359,7 @@ class Graph:
         return handle.options(multiplexed_model_id=card.key)
 
 
-async def _steadily(ask: Callable[[], Awaitable[T]]) -> T:
+async def steadily(ask: Callable[[], Awaitable[T]]) -> T:
     """What is asked; again, if a replica died over it."""
     for pause in PAUSES_S:
         try:

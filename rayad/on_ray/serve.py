@@ -12,12 +12,13 @@ from typing import Any
 import aiohttp
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 
-from rayad.errors import RayadError
+from rayad.errors import OptionError, RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray import metrics
 from rayad.on_ray.batch import Batches, Places
-from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, unless_refused
+from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, steadily, unless_refused
 from rayad.on_ray.resources import Replicas
 from rayad.serving import api, cards
 from rayad.serving.access import Access, Guard, Limits
@@ -53,7 +54,8 @@ class Offered(Graph):
     def __init__(self, queue: int, batches: Any, *handles: Any) -> None:
         super().__init__(*handles)
         self.cards: Mapping[str, Card] = {}
-        self._queue, self._batches, self._under_way = queue, batches, 0
+        self._queue, self._batches = queue, batches
+        self._arriving = self._under_way = 0
 
     async def offer(self, detectors: dict[str, str]) -> None:
         """Serve these from now on; until they are loaded, and if one cannot be, what is served stays."""
@@ -63,15 +65,20 @@ class Offered(Graph):
             await self.warm(found[name])
         self.cards = found
 
-    def check_room(self) -> None:
-        """503 where too many images wait."""
-        if self._under_way >= self._queue:
-            raise Problem(503, "too many images are waiting", headers={"retry-after": "2"})
+    @contextmanager
+    def door(self) -> Iterator[None]:
+        """For one image while it is received: no more arrive at once than may wait."""
+        self._check(max(self._arriving, self._under_way))
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     @contextmanager
     def room(self) -> Iterator[None]:
         """For one image, from its bytes to its answer."""
-        self.check_room()
+        self._check(self._under_way)
         self._wait(1)
         try:
             yield
@@ -93,6 +100,10 @@ class Offered(Graph):
         for part, seconds in scored.seconds.items():
             metrics.count("served_seconds", seconds, part=part)
         return scored
+
+    def _check(self, number: int) -> None:
+        if number >= self._queue:
+            raise Problem(503, "too many images are waiting", headers={"retry-after": "2"})
 
     def _wait(self, more: int) -> None:
         self._under_way += more
@@ -118,19 +129,23 @@ class Offered(Graph):
 
     async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any]:
         """Start a batch."""
-        return unless_refused(await self._batches.start.remote(wanted, card))
+        try:
+            return unless_refused(await self._batches.start.remote(wanted, card))
+        except RayActorError as error:
+            lost = "The batches' process died; this batch may have begun."
+            raise Problem(503, lost, headers={"Retry-After": "30"}) from error
 
     async def batches(self) -> list[dict[str, Any]]:
         """All batches."""
-        return await self._batches.every.remote()
+        return await steadily(lambda: self._batches.every.remote())
 
     async def batch(self, number: str) -> dict[str, Any] | None:
         """One batch."""
-        return await self._batches.one.remote(number)
+        return await steadily(lambda: self._batches.one.remote(number))
 
     async def cancel(self, number: str) -> dict[str, Any] | None:
         """Stop a batch."""
-        return await self._batches.cancel.remote(number)
+        return await steadily(lambda: self._batches.cancel.remote(number))
 
 
 @deployment
@@ -177,9 +192,18 @@ def application(service: Service, generation: int = 0) -> Any:
 
 
 def app(args: dict[str, Any]) -> Any:
-    """The graph from a Serve config file: `import_path: rayad.on_ray.serve:app`; `args` are the fields of `Service`."""
+    """The graph from a Serve config file: `import_path: rayad.on_ray.serve:app`; `args` are the fields of `Service`.
+
+    Raises:
+        OptionError: there is neither a token nor an issuer of them, and `args` do not say `open_to_all`.
+    """
+    args = dict(args)
+    everybody = args.pop("open_to_all", False)
     kinds = {"access": Access, "limits": Limits, "replicas": Replicas}
     fields: dict[str, Any] = {
         k: kinds[k](**v) if k in kinds else tuple(v) if isinstance(v, list) else v for k, v in args.items()
     }
-    return application(Service(**fields))
+    service = Service(**fields)
+    if not (everybody or service.listed or service.access.asks()):
+        raise OptionError("the service needs tokens or an issuer of tokens, or open_to_all: true in its args")
+    return application(service)

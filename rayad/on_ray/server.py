@@ -35,9 +35,9 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         cards.card(name, url)
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
-    if not address:
+    if not (address or os.environ.get("RAY_ADDRESS")):
         _keep_off_disk()
-        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rayad.serving.unanswered:middlewares")
+        _stand_before(listening)
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     of = service.replicas
     with cluster(address, of.pictures + of.scorers + of.drawers + 2):
@@ -58,6 +58,13 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
                 serve.shutdown()
 
 
+def _stand_before(listening: Listening) -> None:
+    """Set up the HTTP proxy of a Ray of our own; call before it is started."""
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rayad.serving.unanswered:middlewares")
+    if not listening.tls_in_front:  # else X-Forwarded-For of whoever is on this machine is believed
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+
+
 def _keep_off_disk() -> None:
     """Let a Ray of our own hold uploads in memory alone; call before it is started.
 
@@ -68,6 +75,7 @@ def _keep_off_disk() -> None:
     if not os.path.isdir(SHARED):
         return
     os.environ.setdefault("RAY_object_spilling_directory", SHARED)  # of what a full store takes besides
+    os.environ.setdefault("RAYAD_TMPDIR", SHARED)  # of results on their way to object storage
     there = os.statvfs(SHARED)
     free = there.f_bavail * there.f_bsize
     if free < STORE_BYTES:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from uuid import uuid4
 
 import numpy as np
@@ -48,6 +48,7 @@ class Scored:
         return told | {"seconds": {name: round(value, 4) for name, value in self.seconds.items()}}
 
 
+@runtime_checkable
 class Backend(Protocol):
     """What the API asks for; errors are those of rayad.errors, or a Problem."""
 
@@ -56,8 +57,8 @@ class Backend(Protocol):
         """The detectors that are served now; the first is the default."""
         ...
 
-    def check_room(self) -> None:
-        """Problem where too many images wait; asked before another one is received."""
+    def door(self) -> AbstractContextManager[None]:
+        """Held while an image is received; Problem where too many arrive or wait."""
         ...
 
     def room(self) -> AbstractContextManager[None]:
@@ -210,8 +211,8 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         extra = tuple(filter(None, include.split(",")))
         if "counterfactual" in extra and not card.counterfactual:
             raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
-        backend.check_room()
-        data = await _image(http, reading, limits)
+        with backend.door():
+            data = await _image(http, reading, limits)
         with backend.room():
             scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
             return await _answer(backend, scored, kind, data, extra, object)
@@ -327,8 +328,7 @@ def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRou
     @router.get("/batches", response_model=document.Batches)
     async def every() -> dict[str, Any]:
         """All batches, the newest first."""
-        short = [{k: v for k, v in of.items() if k not in ("failures", "results")} for of in await backend.batches()]
-        return {"batches": short}
+        return {"batches": await backend.batches()}
 
     @router.get("/batches/{number}", response_model=document.BatchWhole)
     async def one(number: Number) -> dict[str, Any]:

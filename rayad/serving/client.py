@@ -163,6 +163,7 @@ class Batch:
     """Images; None while they are counted."""
     done: int
     failed: int
+    research_use_only: str
     failures: tuple[Failure, ...] = ()
     """Not told by `batches`."""
     results: tuple[Scored, ...] = ()

@@ -32,6 +32,7 @@ BATCH = {
     "failed": 1,
     "began": "2026-11-26T10:00:00+00:00",
     "updated": "2026-11-26T10:00:09+00:00",
+    "research_use_only": RESEARCH_USE,
 }
 CARD = DETECTOR | {
     "score": "likelihood",
@@ -176,6 +177,7 @@ class BatchShort(BaseModel):
     failed: int
     began: str
     updated: str
+    research_use_only: str
 
 
 class BatchWhole(BatchShort):

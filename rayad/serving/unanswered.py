@@ -6,14 +6,30 @@ RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=rayad.serving.unanswered:middlewares.
 """
 
 import asyncio
+import contextlib
+import logging
 
 from starlette.middleware import Middleware
 
-from rayad.serving.exchange import SAFE, Application, Message, Receive, Scope, Send
+from rayad.serving.exchange import LINGER_S, SAFE, Application, Message, Receive, Scope, Send
 from rayad.serving.problems import Problem
 
+LOG = logging.getLogger("rayad.serving")
+ASIDE = frozenset(
+    {
+        b"expect",  # the proxy receives, by which the sender is told to go on, before the API is asked
+        b"serve-multiplexed-model-id",
+        b"x-request-disconnect-disabled",
+        b"x-request-id",
+        b"x-request-timeout-seconds",
+        b"x-session-id",
+    }
+)
+"""Headers that the API does not get: all but the first are orders to the proxy, which are not the client's to give."""
 PAUSES_S = (0.2, 1.0, 3.0)
 """Before what had no answer is asked again."""
+HEALTH = "/-/healthz"
+"""The proxy's own page for orchestrators."""
 MOST_KEPT = 256_000_000
 """Bytes of bodies under way that are kept to be sent again; a request over that is not."""
 
@@ -26,14 +42,21 @@ class Unanswered:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, up to four times."""
-        if scope["type"] != "http" or scope["path"].startswith("/-/"):  # the proxy's own pages
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope = {**scope, "headers": [of for of in scope["headers"] if of[0].lower().replace(b"_", b"-") not in ASIDE]}
+        if scope["path"] == HEALTH:
             await self.app(scope, receive, send)
             return
         body = _Body(self, receive, _can_be_repeated(scope))
         try:
+            if scope["path"].startswith("/-/"):  # the proxy's own pages tell what is served
+                await _say(send, Problem(404), body)
+                return
             answer = await self._ask(scope, body, send)
             if not answer.good and not body.gone:
-                await _say(send, _problem(answer.status, _can_be_repeated(scope)), answer.request_id)
+                await _say(send, _problem(answer.status, _can_be_repeated(scope)), body)
         finally:
             body.drop()
 
@@ -42,7 +65,12 @@ class Unanswered:
         pauses = iter(PAUSES_S)
         while True:
             answer = _Answer(send, body)
-            await self.app(dict(scope), body.from_its_start(), answer.pass_on)
+            try:
+                await self.app(dict(scope), body.from_its_start(), answer.pass_on)
+            except Exception:
+                if answer.good:
+                    raise  # half of it is out: the server cuts the line
+                LOG.exception("the proxy failed")
             pause = next(pauses, None)
             if answer.good or answer.status not in (500, 503) or pause is None or not body.kept:
                 return answer
@@ -74,7 +102,7 @@ class _Body:
     """A request's body, kept while it passes."""
 
     def __init__(self, keeper: Unanswered, receive: Receive, kept: bool) -> None:
-        self.kept, self.gone = kept, False
+        self.kept, self.gone, self.whole = kept, False, False
         self._keeper, self._receive, self._size = keeper, receive, 0
         self._passed: list[Message] = []
 
@@ -89,6 +117,7 @@ class _Body:
 
     async def _next(self) -> Message:
         message = await self._receive()
+        self.whole = not message.get("more_body", False)
         if message["type"] == "http.disconnect":  # nobody waits for an answer
             self.gone = True
             self.drop()
@@ -101,6 +130,13 @@ class _Body:
                 self.drop()
         return message
 
+    async def linger(self) -> None:
+        """Take what is still sent, for a moment, so that its sender reads the answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not self.whole:
+                    await self._next()
+
     def drop(self) -> None:
         """Keep no more."""
         self._keeper.free(self._size)
@@ -111,16 +147,15 @@ class _Answer:
     """An answer, which passes unless it is an error without its problem."""
 
     def __init__(self, send: Send, body: _Body) -> None:
-        self.good, self.status, self.request_id = False, 500, b""
+        self.good, self.status = False, 500
         self._send, self._body = send, body
 
     async def pass_on(self, message: Message) -> None:
         """Take a message of ASGI."""
         if message["type"] == "http.response.start":
             message = {**message, "headers": _once(message.get("headers", ()))}
-            headers = dict(message["headers"])
-            self.status, self.request_id = message["status"], headers.get(b"x-request-id", b"")
-            self.good = self.status < 400 or headers.get(b"content-type", b"").startswith(b"application/problem+json")
+            self.status, kind = message["status"], dict(message["headers"]).get(b"content-type", b"")
+            self.good = self.status < 400 or kind.startswith(b"application/problem+json")
             if self.good:
                 self._body.drop()
         if self.good:
@@ -142,11 +177,11 @@ def _problem(status: int, repeated: bool) -> Problem:
     return Problem(503, "The service ended before it answered; what was asked may have begun.", headers=later)
 
 
-async def _say(send: Send, problem: Problem, request_id: bytes) -> None:
+async def _say(send: Send, problem: Problem, body: _Body) -> None:
     response = problem.response()
     ours = {**SAFE, b"cache-control": b"no-store", b"connection": b"close"}
-    if request_id:
-        ours[b"x-request-id"] = request_id
     headers = [*response.raw_headers, *ours.items()]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})
+    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+    await body.linger()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

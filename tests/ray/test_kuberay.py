@@ -25,6 +25,7 @@ LITERAL = re.compile(
 SERVING = [
     {"name": "RAY_automatic_object_spilling_enabled", "value": "0"},
     {"name": "RAY_object_spilling_directory", "value": "/dev/shm"},
+    {"name": "RAYAD_TMPDIR", "value": "/dev/shm"},
     {"name": "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "value": "rayad.serving.unanswered:middlewares"},
 ]
 """What keeps uploads off the disk, and asks again what a replica of the API died over (docs/serving.md)."""

@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,6 +178,8 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
             for name in one:
                 np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
         assert json.loads((out / f"{number}.json").read_text())["research_use_only"] == RESEARCH_USE
+        assert Image.open(out / f"{number}.png").text["Comment"] == RESEARCH_USE
+        assert bytes(np.load(out / f"{number}.npz")["research_use_only"]).decode() == RESEARCH_USE
         assert (out / f"{number}.png").read_bytes().startswith(b"\x89PNG")
     assert place.rsplit("/", 1)[-1] in {of["id"] for of in served.get("/v1/batches").json()["batches"]}
     for out, status in (("/tmp/elsewhere", 403), (f"{served.folder}/out/../in", 422)):
@@ -255,6 +260,36 @@ def test_a_detector_that_cannot_be_read_replaces_nothing(served, images):
     finally:
         link.symlink_to(target)
     assert served.score(images[0]).json()["score"] == before["score"]
+
+
+BROKEN = """
+from served import PATIENTS, made, png
+
+from rayad.evaluation.heatmap import Request
+from rayad.on_ray.graph import Picture, judged_together, prepared_image
+from rayad.scoring.detector import Detector
+
+detector, asked, really = made(0), Request(0.8, "MLO"), Detector.heatmaps
+files = [png(PATIENTS, exam) for exam in PATIENTS.exams()[:2]]
+broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), 0.0) for file in files)
+(alone,) = judged_together(detector, [whole], [asked])
+
+def heatmaps(self, images, step):
+    if any(image is broken.prepared for image in images):
+        raise RuntimeError
+    return really(self, images, step)
+
+Detector.heatmaps = heatmaps
+one, other = judged_together(detector, [broken, whole], [asked] * 2)
+print(one.problem.status, other.judged.score == alone.judged.score)
+"""
+"""What a replica says of two images at once, the first of which breaks the detector."""
+
+
+def test_an_image_that_breaks_the_detector_breaks_no_other():
+    command, env = [sys.executable, "-c", BROKEN], os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "500 True\n", done.stderr
 
 
 def test_a_killed_replica_loses_no_request(served, images):

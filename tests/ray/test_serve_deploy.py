@@ -1,5 +1,6 @@
 """deploy/serve.yaml: Ray's own schema takes it, it names the deployments that there are, and it serves."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -37,9 +38,9 @@ print(*sorted(names(app(yaml.safe_load(sys.stdin)))))
 """The deployments that are made of some arguments; in a process without the tests' type checker, as Ray makes them."""
 
 
-def named(args: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", NAMES]
-    return subprocess.run(command, input=yaml.safe_dump(args), capture_output=True, text=True, timeout=120)
+def named(args: dict[str, Any], tokens: str = "me:a-token-of-enough-letters") -> subprocess.CompletedProcess[str]:
+    command, env = [sys.executable, "-c", NAMES], os.environ | {"RAYAD_TOKENS": tokens}
+    return subprocess.run(command, input=yaml.safe_dump(args), capture_output=True, text=True, timeout=120, env=env)
 
 
 def test_the_config_is_one_of_ray_serve_and_of_this_application():
@@ -57,6 +58,12 @@ def test_what_is_no_option_is_refused():
             CONFIG | {"applications": [of | {"deployments": [{"name": "Scorer", "num_replicas": -1}]}]}
         )
     assert "unexpected keyword argument 'limit'" in named(of["args"] | {"limit": 3}).stderr
+
+
+def test_nobody_is_served_by_oversight():
+    (of,) = CONFIG["applications"]
+    assert "the service needs tokens or an issuer of tokens" in named(of["args"], tokens="").stderr
+    assert named(of["args"] | {"open_to_all": True}, tokens="").returncode == 0
 
 
 def test_kubernetes_serves_the_same_application():
@@ -77,6 +84,7 @@ def test_it_serves_and_a_detector_is_exchanged_without_losing_a_request(head, tm
         "read": [f"file://{tmp_path}/in/"],
         "write": [f"file://{tmp_path}/out/"],
         "state": str(tmp_path / "state"),
+        "open_to_all": True,
     }
     application = application | {"args": application["args"] | places}
     config = CONFIG | {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}

@@ -444,11 +444,30 @@ def test_a_killed_door_loses_no_request(served, image, truth):
         asked = [pool.submit(ask) for _ in range(3)]
         time.sleep(2)
         names = {of.pid: " ".join(of.cmdline()) for of in served.process.children(recursive=True)}
+        before = len(found)
         os.kill(next(pid for pid, name in names.items() if "ServeReplica:rayad:Api" in name), signal.SIGKILL)
         time.sleep(30)
         stop.set()
+    assert 0 < before < len(found) - 3
     assert [of.result() for of in asked] == [None] * 3
     assert found == [pytest.approx(truth, rel=1e-5)] * len(found)
+
+
+def test_a_killed_keeper_of_batches_is_asked_again(served):
+    names = {of.pid: " ".join(of.cmdline()) for of in served.process.children(recursive=True)}
+    os.kill(next(pid for pid, name in names.items() if "ServeReplica:rayad:Batches" in name), signal.SIGKILL)
+    answer = served.get("/v1/batches")
+    assert answer.status_code == 200, answer.text
+
+
+def test_who_is_no_operator_gives_the_proxy_no_orders(served, image):
+    port = int(served.url.rsplit(":", 1)[1])
+    for name in (b"X-Request-ID", b"serve_multiplexed_model_id", b"X-Session-Id", b"X-Request-Timeout-Seconds"):
+        with socket.create_connection(("127.0.0.1", port)) as line:
+            head = b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            line.sendall(head + name + b": \xff\r\n\r\n")
+            assert line.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n", name
+    assert served.get("/-/routes").status_code == 404
 
 
 def test_no_request_ended_in_an_error_that_nobody_meant(served):

@@ -143,6 +143,46 @@ def test_the_pages_of_the_proxy_stay_as_they_are(served):
     assert (answer.status_code, answer.text) == (503, "Internal Server Error")
 
 
+def test_its_other_pages_are_not_shown(served):
+    is_problem(requests.get(served(Dying().app) + "/-/routes"), 404)
+
+
+def test_a_client_gives_the_proxy_no_orders(served):
+    seen: list[Any] = []
+
+    async def listening(request: Request) -> Response:
+        seen.extend(name for name, _ in request.scope["headers"])
+        return PlainTextResponse("well")
+
+    orders = {
+        "X-Request-ID": "1",
+        "serve_multiplexed_model_id": "other",
+        "Serve-Multiplexed-Model-Id": "other",
+        "X-Session-Id": "\xff",
+        "X-Request-Timeout-Seconds": "0.001",
+        "X-Request-Disconnect-Disabled": "?1",
+    }
+    url = served(Starlette(routes=[Route("/v1/detectors", listening)])) + "/v1/detectors"
+    assert requests.get(url, headers=orders | {"X-Mine": "1"}).text == "well"
+    assert b"x-mine" in seen
+    assert not [name for name in seen if b"request" in name or b"session" in name or b"model" in name]
+
+
+def test_a_proxy_that_fails_is_a_problem(served):
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise RuntimeError
+
+    is_problem(requests.post(served(failing) + "/v1/score", data=b"an image"), 503)
+
+
+def test_the_sender_of_a_large_body_reads_why_nobody_took_it(served):
+    async def deaf(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    is_problem(requests.post(served(deaf) + "/v1/batches", data=b"0" * 5_000_000), 503)
+
+
 def test_who_went_away_is_not_asked_for_again():
     asked = []
 
