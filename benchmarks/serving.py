@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -117,12 +117,20 @@ class Server:
 
     def memory(self) -> dict[str, float]:
         """MB of its own of each kind of process."""
+        return self._of_each(lambda process: process.memory_full_info().uss / 1e6)
+
+    def cpu(self) -> dict[str, float]:
+        """Milliseconds of CPU that each kind of process has taken."""
+        return self._of_each(lambda process: 1e3 * sum(process.cpu_times()[:2]))
+
+    def _of_each(self, figure: Callable[[psutil.Process], float]) -> dict[str, float]:
         found: dict[str, float] = {}
         for of in [self.process, *self.process.children(recursive=True)]:
             try:
                 words = of.cmdline()
-                name = words[0].split(":")[-1] if words and words[0].startswith("ray::") else of.name()
-                found[name] = found.get(name, 0) + of.memory_full_info().uss / 1e6
+                title = words[0].split(":")[-1] if words and words[0].startswith("ray::") else of.name()
+                name = title.split(".")[0]  # Ray adds the method that runs
+                found[name] = found.get(name, 0) + figure(of)
             except psutil.Error:
                 continue
         return found
@@ -206,11 +214,17 @@ async def measured(options: Options) -> dict[str, Any]:
             found.setdefault("empty request", []).append({"seconds": await empty(server)})
             for clients in options.clients:
                 number = options.requests if clients > 1 else options.requests // 4
+                before = server.cpu()
                 said = await under_load(server, options, clients, number)
+                took = {name: (ms - before.get(name, 0)) / number for name, ms in server.cpu().items()}
                 found.setdefault(f"{clients} clients", []).append(said)
+                found.setdefault(f"{clients} clients, CPU ms an image", []).append(took)
                 print(clients, said, flush=True)
             found.setdefault("batch", []).append({"images_per_s": await batch(server, options)})
-    rows = {name: {k: float(np.median([of[k] for of in rounds])) for k in rounds[0]} for name, rounds in found.items()}
+    rows = {
+        name: {k: float(np.median([of.get(k, 0) for of in rounds])) for k in rounds[0]}
+        for name, rounds in found.items()
+    }
     most = max(row["images_per_s"] for name, row in rows.items() if name.endswith("clients"))
     rows["of processes"] = {"served": most / rows[f"{cores} processes"]["images_per_s"]}
     rows["of processes"]["batch"] = rows["batch"]["images_per_s"] / rows["1 process"]["images_per_s"]
@@ -228,7 +242,9 @@ def main(options: Options) -> None:
     """Measure, print, keep."""
     rows: Any = asyncio.run(watched(options)) if options.flat else asyncio.run(measured(options))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"machine": provenance.machine(), "rows": {}}
-    known["rows"][options.label or ("memory" if options.flat else "load")] = rows
+    label = options.label or ("memory" if options.flat else "load")
+    known["rows"][label] = rows
+    known.setdefault("commits", {})[label] = provenance.commit()
     RESULTS.write_text(json.dumps(known, indent=2) + "\n")
     for name, row in rows.items() if isinstance(rows, dict) else enumerate(rows):
         print(name, json.dumps(row))

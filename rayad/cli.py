@@ -307,8 +307,13 @@ class Sweep:
             found = self._of_density() if self.detector else self._of_model()
         best, base = found["seeds"]["best"], found["seeds"]["base"]
         said = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items())
-        print(f"best of {len(found['rows'])} trials: {said}: {best['mean']:.4f}, without a search {base['mean']:.4f}")
+        means = ["-" if of["mean"] is None else f"{of['mean']:.4f}" for of in (best, base)]
+        print(f"best of {len(found['rows'])} trials: {said}: {means[0]}, without a search {means[1]}")
         print(f"({found['objective']}, means of {len(best['values'])} seeds)")
+        for name, of in (("the best", best), ("without a search", base)):
+            for seed, why in enumerate(of["errors"]):
+                if why:
+                    print(f"{name}: seed {seed} failed and is not in the mean: {why}")
         print(f"The page is at {storage.join(self.out, 'index.html')}")
 
     def _of_density(self) -> dict[str, Any]:
@@ -322,7 +327,7 @@ class Sweep:
             raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
         asked = Density(self.settings, self.density, classes=self.classes)
         fit = Fit(self.density, stages.density_config(asked, trained.model), self.em, classes=self.classes)
-        latents = storage.join(out, f"latents-{trained.provenance['made_of']}")
+        latents = stages.latents_of(trained, corpus, out)
         task, data = trial.of_density(trained.model, fit, self.space, corpus.url, latents)
         found = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:

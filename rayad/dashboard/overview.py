@@ -72,7 +72,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A search for settings, running or done."""
+    """A search for settings, running or ended."""
 
     place: str
     url: str

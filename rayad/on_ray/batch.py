@@ -35,6 +35,8 @@ ASKING, TOGETHER = 2, 4
 """Processes that ask the graph, and images that each asks for at once: no scorer waits, others' images not long."""
 EVERY_S = 2.0
 """How often what is known is written down."""
+SHARE = 20
+"""So many times what the writing of a long list takes is waited at least before it is written again."""
 AGAIN_S = 15.0
 """After how long an ended batch that could not be written down is tried again."""
 OWN = "batch"
@@ -161,13 +163,15 @@ class Batches:
             for image, name in batch.lacking(images):
                 if row := _there(batch, image, name):
                     batch.add(row)
-        lacking, written = batch.lacking(images), time.monotonic()
+        lacking, written, pause = batch.lacking(images), time.monotonic(), EVERY_S
         batch.said["total"] = len(images)
         for row in self._rows(lacking, batch.wanted, card):
             batch.add(row)
-            if time.monotonic() > written + EVERY_S:
+            if time.monotonic() > written + pause:
+                began = time.monotonic()
                 self._remembered(batch)
                 written = time.monotonic()
+                pause = max(EVERY_S, SHARE * (written - began))
             if batch.stop.is_set():
                 break
         return not batch.lacking(images)

@@ -116,7 +116,12 @@ def each(function: Callable[[int], Any], number: int, label: str) -> None:
 
 
 def tasks(
-    function: Callable[..., Any], arguments: Iterable[tuple], total: int, label: str, shared: tuple = ()
+    function: Callable[..., Any],
+    arguments: Iterable[tuple],
+    total: int,
+    label: str,
+    shared: tuple = (),
+    gpus: int = 0,
 ) -> Iterator[Any]:
     """Run ``function(*shared, *arguments_i)`` as Ray tasks; yield the results in the order of the arguments.
 
@@ -125,11 +130,12 @@ def tasks(
 
     Args:
         shared: what every task needs; stored once in the object store.
+        gpus: that every task takes.
 
     Raises:
         RayadError: the one that a task raised.
     """
-    remote = ray.remote(function)
+    remote = ray.remote(function).options(num_gpus=gpus)
     references = [ray.put(s) for s in shared]
     pending: list[ray.ObjectRef] = []
     with progress(total, label) as step, own_errors():

@@ -149,12 +149,13 @@ def _loop(task: dict[str, Any]) -> None:
     latents = {s: variables_of(corpus, task["latents"], wanted, s).to(device) for s in ("train", "validation")}
     density = wanted.config.build(latents["train"].shape[1]).to(device)
     rows, names = classes_of(corpus, wanted, "train")
+    labels = torch.from_numpy(rows).to(device) if names and getattr(wanted.config, "roots", 0) == len(names) else None
     history = fit(
         density,
         latents["train"],
         latents["validation"],
         wanted.em,
-        labels=torch.from_numpy(rows) if names and getattr(wanted.config, "roots", 0) == len(names) else None,
+        labels=labels,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),
         report=lambda row: report(task, row),

@@ -80,7 +80,9 @@ class Search:
     seed: int = 0
     """Of what is proposed."""
     gpu: bool = False
-    """Give each trial a GPU."""
+    """Give each trial a GPU (never run on a GPU so far)."""
+    wait_minutes: float = 0.0
+    """How long to wait for an autoscaling cluster to bring what the trials need; 0: it must be there."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "concurrent", "seeds"):
@@ -88,6 +90,13 @@ class Search:
                 raise OptionError(f"{name} of a sweep must be at least 1, not {getattr(self, name)}")
         if not self.minutes > 0 or self.grace < 0:
             raise OptionError(f"a sweep takes more than 0 minutes and grace of 0 or more: {self.minutes}, {self.grace}")
+        if not self.wait_minutes >= 0:
+            raise OptionError(f"wait_minutes of a sweep must be at least 0, not {self.wait_minutes}")
+
+    @property
+    def device(self) -> str:
+        """Where a trial learns, as torch names it; of the GPUs a process sees its own."""
+        return "cuda" if self.gpu else "cpu"
 
 
 NOTHING = Strips()

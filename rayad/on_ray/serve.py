@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from rayad.errors import OptionError, RayadError
 from rayad.evaluation import heatmap
@@ -23,6 +23,7 @@ from rayad.on_ray.resources import Replicas
 from rayad.serving import api, cards
 from rayad.serving.access import Access, Guard, Limits
 from rayad.serving.cards import Card
+from rayad.serving.exchange import Application, Message, Receive, Scope, Send
 from rayad.serving.fetch import AllowList
 from rayad.serving.problems import Problem
 
@@ -161,11 +162,26 @@ class Api:
     def __serve_build_asgi_app__(self) -> Any:
         reading, writing = AllowList(self.service.read), AllowList(self.service.write)
         app = api.build(self.graph, reading, writing, self.service.limits)
-        return Guard(app, self.service.access, self.service.limits, self.service.listed)
+        return _hearing(Guard(app, self.service.access, self.service.limits, self.service.listed))
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Other detectors: the old ones answer until the new ones are loaded."""
         await self.graph.offer(config["detectors"])
+
+
+def _hearing(app: Application) -> Application:
+    """An application for which a client has gone when Ray's proxy has no more of its request."""
+
+    async def hearing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def heard() -> Message:
+            try:
+                return await receive()
+            except RayError:  # the proxy cancels what still asks for a body when its client hangs up
+                return {"type": "http.disconnect"}
+
+        await app(scope, heard, send)
+
+    return hearing
 
 
 def application(service: Service, generation: int = 0) -> Any:

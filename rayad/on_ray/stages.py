@@ -87,12 +87,12 @@ def fit_detector(
         raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
     config = density_config(density, trained.model)
     settings = [density.name, config, density.context, density.smooth, density.classes, em]
-    request = fingerprint(["density", trained.provenance["made_of"], *settings])
+    request = fingerprint(["density", trained.provenance["made_of"], corpus.manifest["content"], *settings])
     done = _finished(url, request)
     if done is not None:
         return done
     began = time.perf_counter()
-    latents = storage.join(latents_url or url, f"latents-{trained.provenance['made_of']}")
+    latents = latents_of(trained, corpus, latents_url or url)
     wanted = Fit(density.name, config, em, density.context, density.smooth, density.classes)
     part, history = fit_density(corpus.url, trained.model, wanted, workers, latents)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
@@ -107,6 +107,12 @@ def fit_detector(
     if not latents_url:
         storage.remove(latents)
     return fitted
+
+
+def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
+    """The folder below a URL for the latents that a trained detector's model has of a corpus."""
+    made_of = fingerprint([trained.provenance["made_of"], corpus.manifest["content"]])
+    return storage.join(url, f"latents-{made_of}")
 
 
 def density_config(density: Density, model: Part) -> Any:

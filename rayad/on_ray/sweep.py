@@ -12,15 +12,13 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from errno import ENOSPC
 from typing import Any
 
-import numpy as np
 import optuna
-import ray
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -34,8 +32,9 @@ from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import progress, tasks
-from rayad.on_ray.resources import Search
+from rayad.on_ray.resources import Search, Workers
 from rayad.on_ray.trial import Data, Task, learn
+from rayad.on_ray.workers import awaited
 from rayad.patches.corpus import Corpus, fingerprint
 
 STUDY = "sweep"
@@ -45,7 +44,7 @@ QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 """Environment in which Ray Tune writes no files and no lines of its own for every trial."""
 
 
-def _trial(values: dict[str, Any], task: Task, data: Data | None) -> None:
+def _trial(values: dict[str, Any], task: Task, data: Data | None, device: str) -> None:
     """A trial as Ray Tune calls it; what goes wrong on purpose is its last report."""
     last = {"value": math.inf, "epoch": 0}
 
@@ -54,18 +53,21 @@ def _trial(values: dict[str, Any], task: Task, data: Data | None) -> None:
         tune.report({**last, "how": "stopped"})
 
     try:
-        learn(task, data, values, None, told)
+        learn(task, data, values, None, told, device)
     except RayadError as error:
         tune.report({**last, "value": math.inf, "how": "failed", "error": str(error)})
     else:
         tune.report({**last, "how": "whole"})
 
 
-def _again(task: Task, data: Data | None, values: dict[str, Any], seed: int) -> float:
-    """The value that these settings end with, with this seed."""
+def _again(task: Task, data: Data | None, device: str, values: dict[str, Any], seed: int) -> tuple[float | None, str]:
+    """The value that these settings end with, with this seed; where there is none, None and why."""
     told: list[float] = []
-    learn(task, data, values, seed, lambda epoch, value: told.append(value))
-    return told[-1]
+    try:
+        learn(task, data, values, seed, lambda epoch, value: told.append(value), device)
+    except TrainingError as error:
+        return None, str(error)
+    return (told[-1], "") if math.isfinite(told[-1]) else (None, f"the value is {told[-1]}")
 
 
 def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> dict[str, Any]:
@@ -85,29 +87,33 @@ def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> di
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _at_hand(url) as folder:
         book = _Book(name, task, data, how, url, folder)
-        database = RDBStorage(f"sqlite:///{folder}/{DATABASE}", engine_kwargs={"connect_args": {"timeout": 30}})
-        study = _study(database, task, book)
-        _run(task, data, how, database, book)
-        _give_up_running(study)
-        if book.best is None:
-            why = book.rows[-1]["error"] if book.rows else f"{how.minutes:g} minutes were too few"
-            raise TrainingError(f"no trial of {len(book.rows)} came to an end: {why}")
-        book.keep(seeds=_with_seeds(task, data, how, book.best["settings"]), state="done")
-        pictures = trials.pictures(study)
-        database.engine.dispose()
+        with book.running():
+            database = RDBStorage(f"sqlite:///{folder}/{DATABASE}", engine_kwargs={"connect_args": {"timeout": 30}})
+            study = _study(database, task, book)
+            _run(task, data, how, database, book)
+            _give_up_running(study)
+            if book.best is None:
+                why = book.rows[-1]["error"] if book.rows else f"{how.minutes:g} minutes were too few"
+                raise TrainingError(f"no trial of {len(book.rows)} came to an end: {why}")
+            book.keep(seeds=_with_seeds(task, data, how, book.best["settings"]))
+            _write(book.found, trials.pictures(study), url)
+            database.engine.dispose()
+    return book.found
+
+
+def _write(found: dict[str, Any], pictures: dict[str, bytes], url: str) -> None:
+    """The table, the page and its pictures."""
     for picture, png in pictures.items():
         storage.write_bytes(storage.join(url, f"{picture}.png"), png)
-    storage.write_bytes(storage.join(url, "trials.csv"), trials.csv(book.found).encode())
-    storage.write_bytes(storage.join(url, "index.html"), trials.page(book.found, pictures).encode())
-    return book.found
+    storage.write_bytes(storage.join(url, "trials.csv"), trials.csv(found).encode())
+    storage.write_bytes(storage.join(url, "index.html"), trials.page(found, pictures).encode())
 
 
 def _require(how: Search) -> None:
     """OptionError if trials would wait for ever for what the cluster does not have."""
-    there = ray.cluster_resources()
-    for kind, wanted in (("CPU", how.concurrent), ("GPU", how.concurrent * how.gpu)):
-        if (has := there.get(kind, 0)) < wanted:
-            raise OptionError(f"{how.concurrent} trials at a time need {wanted} {kind}s of the cluster, it has {has:g}")
+    if lacking := awaited(Workers(how.concurrent, how.gpu, wait_minutes=how.wait_minutes)):
+        said = " and ".join(f"{n:g} {kind}s of the cluster, it has {has:g}" for kind, (n, has) in lacking.items())
+        raise OptionError(f"{how.concurrent} trials at a time need {said}")
 
 
 @contextmanager
@@ -140,7 +146,18 @@ class _Book:
         began = {"name": name, "began": _now(), "made_of": made_of, "rows": self.rows}
         said = {"corpus": task.corpus, "objective": task.objective, "space": {k: str(v) for k, v in task.space.items()}}
         self.found = began | self.found | said | {"base": search.base(task.parts, task.space), "wanted": how.trials}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Say that the sweep runs, and then how it ended."""
         self.keep(state="running")
+        try:
+            yield
+        except BaseException as error:
+            with suppress(StorageError):  # what failed may be the storage
+                self.keep(state="stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        self.keep(state="done")
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -228,7 +245,8 @@ def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book:
         with progress(lacking, "trials") as step, _quiet(), _written(f"{book.folder}/{DATABASE}"):
             tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(_trial, task=task, data=data), {"cpu": 1, "gpu": int(how.gpu)}
+                    tune.with_parameters(_trial, task=task, data=data, device=how.device),
+                    {"cpu": 1, "gpu": int(how.gpu)},
                 ),
                 tune_config=tune.TuneConfig(
                     search_alg=_Searcher(book, step, space=space, storage=database, sampler=sampler),
@@ -294,10 +312,7 @@ def _with_seeds(task: Task, data: Data | None, how: Search, best: dict[str, Any]
     """The best settings and those without a search, fitted again with several seeds: mean, deviation, all values."""
     wanted = {"best": best, "base": search.base(task.parts, task.space)}
     jobs = [(values, seed) for values in wanted.values() for seed in range(how.seeds)]
-    ended = list(tasks(_again, jobs, len(jobs), "seeds", shared=(task, data)))
-    found: dict[str, Any] = {}
-    for number, (name, settings) in enumerate(wanted.items()):
-        values = ended[number * how.seeds : (number + 1) * how.seeds]
-        deviation = float(np.std(values, ddof=1)) if how.seeds > 1 else None
-        found[name] = {"settings": settings, "values": values, "mean": float(np.mean(values)), "deviation": deviation}
-    return found
+    shared = (task, data, how.device)
+    ended = list(tasks(_again, jobs, len(jobs), "seeds", shared, gpus=int(how.gpu)))
+    parts = (ended[start : start + how.seeds] for start in range(0, len(jobs), how.seeds))
+    return {name: trials.of_seeds(wanted[name], part) for name, part in zip(wanted, parts, strict=True)}

@@ -97,26 +97,29 @@ def of_model(config: Any, schedule: learning.Schedule, texts: tuple[str, ...], c
     return Task(parts, space, corpus_url, "bits a pixel of healthy validation patches, of 16"), None
 
 
-def learn(task: Task, data: Data | None, values: Mapping[str, Any], seed: int | None, report: Report) -> None:
+def learn(
+    task: Task, data: Data | None, values: Mapping[str, Any], seed: int | None, report: Report, device: str = "cpu"
+) -> None:
     """One trial: learn with these values.
 
     Args:
         seed: instead of the configuration's.
+        device: of torch, to learn on.
     """
     torch.set_num_threads(1)
     parts = search.applied(task.parts, task.space, values)
     if seed is not None:
         parts = {name: replace(of, seed=seed) if hasattr(of, "seed") else of for name, of in parts.items()}
     if data is None:
-        _learn_model(task, parts, report)
+        _learn_model(task, parts, report, device)
     else:
-        _learn_density(data, parts, report)
+        _learn_density(data, parts, report, device)
 
 
-def _learn_density(data: Data, parts: dict[str, Any], report: Report) -> None:
-    train, validation = torch.tensor(data.train), torch.tensor(data.validation)
-    density, best = parts["density"].build(train.shape[1]), float("inf")
-    labels = torch.tensor(data.classes) if data.names and parts["density"].roots == len(data.names) else None
+def _learn_density(data: Data, parts: dict[str, Any], report: Report, device: str) -> None:
+    train, validation, classes = (torch.tensor(of).to(device) for of in (data.train, data.validation, data.classes))
+    density, best = parts["density"].build(train.shape[1]).to(device), float("inf")
+    labels = classes if data.names and parts["density"].roots == len(data.names) else None
 
     def told(row: learning.Row) -> None:
         nonlocal best
@@ -126,10 +129,10 @@ def _learn_density(data: Data, parts: dict[str, Any], report: Report) -> None:
     em.fit(density, train, validation, parts["em"], labels=labels, report=told)
 
 
-def _learn_model(task: Task, parts: dict[str, Any], report: Report) -> None:
+def _learn_model(task: Task, parts: dict[str, Any], report: Report, device: str) -> None:
     corpus, schedule, best = Corpus.open(task.corpus), parts["schedule"], float("inf")
     torch.manual_seed(schedule.seed)
-    model = parts["model"].build()
+    model = parts["model"].build().to(device)
     read, order = reader(corpus, model), order_of(corpus, schedule)
     validation = validation_batches(read, corpus, schedule.batch, 0, 1)
 

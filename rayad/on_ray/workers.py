@@ -160,16 +160,29 @@ def require(workers: Workers) -> None:
     Raises:
         OptionError: the cluster does not have it.
     """
-    wanted = {name: each * workers.counts[0] for name, each in workers.resources.items()}
+    if lacking := awaited(workers):
+        said = ", ".join(f"{wanted:g} {name}s, it has {has:g}" for name, (wanted, has) in lacking.items())
+        raise OptionError(f"{workers.counts[0]} workers need of the cluster: {said}")
+
+
+def awaited(workers: Workers) -> dict[str, tuple[float, float]]:
+    """What is lacking for the workers after the wait: resource -> what they need of it and what the cluster has."""
+    if not workers.wait_minutes:
+        return _lacking(workers)
     until = time.monotonic() + 60 * workers.wait_minutes
-    if workers.wait_minutes:
-        request_resources(bundles=[workers.resources] * workers.number)
-    while lacking := {n: v for n, v in wanted.items() if ray.cluster_resources().get(n, 0) < v}:
-        if time.monotonic() >= until:
-            there = {name: ray.cluster_resources().get(name, 0) for name in lacking}
-            said = ", ".join(f"{value:g} {name}s, it has {there[name]:g}" for name, value in lacking.items())
-            raise OptionError(f"{workers.counts[0]} workers need of the cluster: {said}")
-        time.sleep(1)
+    request_resources(bundles=[workers.resources] * workers.number)
+    try:
+        while (lacking := _lacking(workers)) and time.monotonic() < until:
+            time.sleep(1)
+    finally:
+        request_resources(bundles=[])  # the request would outlive this process
+    return lacking
+
+
+def _lacking(workers: Workers) -> dict[str, tuple[float, float]]:
+    there = ray.cluster_resources()
+    wanted = {name: each * workers.counts[0] for name, each in workers.resources.items()}
+    return {name: (value, there.get(name, 0)) for name, value in wanted.items() if there.get(name, 0) < value}
 
 
 def _listed(url: str) -> list[str]:

@@ -7,21 +7,27 @@ from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import em
 from rayad.density.em import EM
+from rayad.imaging.mammogram import Preprocessing
+from rayad.on_ray import stages
 from rayad.on_ray.density import Fit, fit_density, variables_of
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import Workers
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
-from rayad.scoring.detector import Part
+from rayad.recipes import Density
+from rayad.scoring.detector import Detector, Part
+
+
+def corpus_at(url: str, seed: int) -> Corpus:
+    dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192, seed=seed)
+    ingest(dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    return Corpus.open(url)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    url = str(tmp_path_factory.mktemp("corpus"))
-    dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
-    ingest(dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
-    return Corpus.open(url)
+    return corpus_at(str(tmp_path_factory.mktemp("corpus")), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,15 @@ def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
     with torch.no_grad():
         expected = model.module.encode(patches[:, None])
     assert torch.allclose(read_latents(corpus, str(tmp_path), "train"), expected, atol=1e-5)
+
+
+def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(corpus, model, tmp_path):
+    other, latents = corpus_at(str(tmp_path / "corpus"), seed=1), str(tmp_path / "latents")
+    trained = Detector("cae", "reconstruction", Preprocessing(), model=model, provenance={"made_of": "cae"})
+    how = trained, Density(name="mahalanobis"), EM(), Workers(1), str(tmp_path / "fitted"), latents
+    for of in (corpus, other):
+        made = stages.fit_detector("fitted", of, *how)
+        own = read_latents(of, stages.latents_of(trained, of, latents), "train")
+        assert made.provenance["corpus"] == of.manifest["content"]
+        assert made.density is not None
+        assert torch.allclose(made.density.module.centre, own.double().mean(0))

@@ -12,7 +12,7 @@ from rayad import catalog, cli, storage
 from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.density.em import EM
-from rayad.errors import OptionError
+from rayad.errors import OptionError, TrainingError
 from rayad.fit import Schedule
 from rayad.models import bvae
 from rayad.on_ray import stages, sweep, trial
@@ -118,6 +118,41 @@ def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path
     assert found["best"]["settings"] == {"beta": 0.001}
 
 
+def test_settings_that_diverge_with_their_seeds_do_not_end_the_sweep(corpus, tmp_path):
+    config, url = bvae.Config(width=4, latents=4, learning_rate=1e20), str(tmp_path / "sweep")
+    space = ("learning_rate=0.001,0.002,0.003,1e20",)
+    task, data = trial.of_model(config, Schedule(epochs=1, batch=16), space, corpus.url)
+    found = sweep.sweep("rates", task, data, Search(trials=4, seeds=2, grace=0, minutes=5), url)
+    best, base = found["seeds"]["best"], found["seeds"]["base"]
+    assert math.isfinite(best["mean"])
+    assert base["values"] == [None, None]
+    assert base["mean"] is None
+    assert all("not finite" in why for why in base["errors"])
+    assert found["state"] == "done"
+    assert "not finite" in storage.read_bytes(f"{url}/index.html").decode()
+    assert storage.exists(f"{url}/trials.csv")
+
+
+@pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt, "stopped"), (TrainingError, "failed")])
+def test_a_sweep_that_comes_to_no_end_says_how_it_ended_and_goes_on(
+    corpus, trained, tmp_path, monkeypatch, error, state
+):
+    def end(*_: object) -> None:
+        raise error
+
+    model, url = bundle.load(trained).model, str(tmp_path / "sweep")
+    assert model is not None
+    task, data = trial.of_density(model, SMALL, SPACE, corpus.url, str(tmp_path / "latents"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "_with_seeds", end)
+        with pytest.raises(error):
+            sweep.sweep("small", task, data, FEW, url)
+    assert storage.read_json(f"{url}/sweep.json")["state"] == state
+    found = sweep.sweep("small", task, data, FEW, url)
+    assert found["state"] == "done"
+    assert len(found["rows"]) == len(numbers(url)) == 4
+
+
 def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
     """With as many roots as there are classes each root learns one: their shares are those of the patches."""
     index = corpus.index()
@@ -141,6 +176,7 @@ def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
         (["--space", "inputz=1,2"], "no field 'inputz' to search"),
         (["--space", "inputs=2..4", "--classes", "nothing"], "classes are a column of the index"),
         (["--space", "inputs=2..4", "--search.gpu"], "need 2 GPUs of the cluster, it has 0"),
+        (["--space", "inputs=2..4", "--search.gpu", "--search.wait-minutes", "0.02"], "need 2 GPUs of the cluster"),
         (["--space", "inputs=2..4", "--search.concurrent", "99"], "need 99 CPUs of the cluster"),
         (["--space", "inputs=2..4", "--model", "bvae"], "one of both"),
         (["--space", "inputs=2..4", "--search.trials", "0"], "trials of a sweep must be at least 1"),

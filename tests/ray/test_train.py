@@ -12,6 +12,7 @@ from rayad.checkpoints import Folder
 from rayad.datasets import phantom
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Schedule, fit
+from rayad.on_ray import workers
 from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.train import order_of, pixels, train, validation_batches
@@ -78,18 +79,27 @@ def test_a_batch_that_workers_cannot_share_is_refused(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("workers", "said"),
+    ("wanted", "said"),
     [
         (Workers(2, gpu=True), r"2 workers need of the cluster: 2 GPUs, it has 0"),
         (Workers(2, cpus=99), r"2 workers need of the cluster: 198 CPUs, it has \d+"),
         (Workers(2, gpu=True, least=1, wait_minutes=0.02), "1 workers need of the cluster: 1 GPUs, it has 0"),
     ],
 )
-def test_what_the_cluster_has_not_is_said_in_seconds(corpus, tmp_path, workers, said):
+def test_what_the_cluster_has_not_is_said_in_seconds(corpus, tmp_path, wanted, said):
     config, began = catalog.configure("models", "cae", SMALL), time.monotonic()
     with pytest.raises(OptionError, match=said):
-        train(corpus.url, "cae", config, TEN_STEPS, workers, str(tmp_path))
+        train(corpus.url, "cae", config, TEN_STEPS, wanted, str(tmp_path))
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("gpu", "lacking"), [(False, {}), (True, {"GPU": (2.0, 0)})])
+def test_what_was_asked_of_an_autoscaling_cluster_is_withdrawn(monkeypatch, gpu, lacking):
+    asked: list[list] = []
+    monkeypatch.setattr(workers, "request_resources", lambda bundles: asked.append(bundles))
+    wanted = Workers(2, gpu=gpu, wait_minutes=0.01)
+    assert workers.awaited(wanted) == lacking
+    assert asked == [[wanted.resources] * 2, []]
 
 
 @pytest.mark.parametrize(("number", "least"), [(0, 0), (2, 3), (2, -1)])

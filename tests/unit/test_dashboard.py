@@ -121,6 +121,14 @@ def test_a_sweep_without_a_trial_has_no_best(tmp_path):
     assert overview.faults == []
 
 
+@pytest.mark.parametrize("state", ["stopped", "failed", "done"])
+def test_a_sweep_that_ended_is_not_shown_as_running(tmp_path, state):
+    write(tmp_path, "sweep.json", SWEEP | {"state": state})
+    said = text(Reader([str(tmp_path)]).look())
+    assert "sweeps, 0 running" in said
+    assert f"{state} 8 of 12 trials" in said
+
+
 def test_images_that_failed_and_workers_that_were_lost_are_faults_each_once(tmp_path):
     write(tmp_path, "corpus/manifest.json", manifest("is cut off"))
     for kind in ("models", "detectors"):

@@ -1,5 +1,7 @@
 """The space of a sweep: what the texts mean, and what is refused."""
 
+import math
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -7,6 +9,7 @@ from rayad import search
 from rayad.density import spn
 from rayad.density.em import EM
 from rayad.errors import OptionError
+from rayad.evaluation import trials
 from rayad.models import bvae
 
 PARTS = {"density": spn.Config(), "em": EM()}
@@ -68,3 +71,15 @@ def test_a_value_that_no_circuit_has_is_found_before_the_search():
 def test_fields_of_a_model_are_searched_too():
     space = search.parse(["beta=0.001..1:log"], {"model": bvae.Config()})
     assert search.applied({"model": bvae.Config()}, space, {"beta": 0.5}) == {"model": bvae.Config(beta=0.5)}
+
+
+def test_a_seed_without_a_value_is_a_row_that_says_why():
+    best = trials.of_seeds({"step": 0.2}, [(1.0, ""), (None, "the loss is nan in epoch 2"), (3.0, "")])
+    assert (best["mean"], best["deviation"]) == (2.0, pytest.approx(math.sqrt(2)))
+    base = trials.of_seeds({"step": 0.1}, [(None, "the loss is nan in epoch 1")])
+    assert (base["mean"], base["deviation"]) == (None, None)
+    found = {"name": "steps", "objective": "bits", "wanted": 2, "began": "", "updated": "", "rows": []}
+    found |= {"trials": {"whole": 0, "stopped": 0, "failed": 0}, "space": {"step": "0.1,0.2"}}
+    page = trials.page(found | {"seeds": {"best": best, "base": base}}, {})
+    assert "1.0000, failed: the loss is nan in epoch 2, 3.0000" in page
+    assert "failed: the loss is nan in epoch 1" in page
