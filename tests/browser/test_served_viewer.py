@@ -111,9 +111,10 @@ def test_a_dicom_image_is_dropped_and_a_broken_one_says_why(chromium, served):
         expect(page.locator(".pane .message.problem")).not_to_be_empty()
         press(page, ["Delete", "u"])
         page.get_by_label("URLs, one a line").fill(f"file://{served.folder}/in/named.dcm\nfile:///etc/passwd.dcm")
-        page.get_by_role("button", name="Open", exact=True).click()
+        with page.expect_response(lambda answer: "/v1/score" in answer.url and answer.status == 200):
+            page.get_by_role("button", name="Open", exact=True).click()
         is_scored(page)
-        assert page.locator("#result").inner_text() == shown
+        expect(page.locator("#result")).to_have_text(shown, use_inner_text=True)
         press(page, ["PageDown"])
         expect(page.locator(".pane .message.problem")).not_to_be_empty()
 

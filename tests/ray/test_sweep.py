@@ -90,6 +90,7 @@ def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_
     assert told == sorted(told, reverse=True)
 
 
+@pytest.mark.long
 def test_the_command_trains_the_winner(corpus, trained, tmp_path, capsys):
     out = tmp_path / "out"
     code = cli.run(
@@ -107,6 +108,7 @@ def test_the_command_trains_the_winner(corpus, trained, tmp_path, capsys):
     assert (winner.config.inputs, winner.config.replicas) == (best, 2)
 
 
+@pytest.mark.long
 def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path):
     schedule = Schedule(epochs=3, batch=16)
     config = bvae.Config(width=4, latents=4, learning_rate=3e-3)
@@ -118,6 +120,7 @@ def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path
     assert found["best"]["settings"] == {"beta": 0.001}
 
 
+@pytest.mark.long
 def test_settings_that_diverge_with_their_seeds_do_not_end_the_sweep(corpus, tmp_path):
     config, url = bvae.Config(width=4, latents=4, learning_rate=1e20), str(tmp_path / "sweep")
     space = ("learning_rate=0.001,0.002,0.003,1e20",)
@@ -133,6 +136,7 @@ def test_settings_that_diverge_with_their_seeds_do_not_end_the_sweep(corpus, tmp
     assert storage.exists(f"{url}/trials.csv")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt, "stopped"), (TrainingError, "failed")])
 def test_a_sweep_that_comes_to_no_end_says_how_it_ended_and_goes_on(
     corpus, trained, tmp_path, monkeypatch, error, state
@@ -153,6 +157,7 @@ def test_a_sweep_that_comes_to_no_end_says_how_it_ended_and_goes_on(
     assert len(found["rows"]) == len(numbers(url)) == 4
 
 
+@pytest.mark.long
 def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
     """With as many roots as there are classes each root learns one: their shares are those of the patches."""
     index = corpus.index()

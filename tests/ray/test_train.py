@@ -49,7 +49,7 @@ def alone(corpus: Corpus, config: Any, schedule: Schedule) -> dict[str, torch.Te
     ("model", "precision", "tolerance"),
     [
         ("cae", "float64", 1e-12),
-        ("cae", "float32", 1e-5),
+        pytest.param("cae", "float32", 1e-5, marks=pytest.mark.long),
         pytest.param("bvae", "float64", 1e-12, marks=pytest.mark.long),
     ],
 )

@@ -98,6 +98,7 @@ def test_a_listing_of_more_than_a_page_is_whole(disturbed) -> None:
     assert sum("continuation-token" in path for _, path, _ in proxy.seen) >= 1
 
 
+@pytest.mark.long
 def test_storage_that_goes_away_and_comes_back_is_waited_for(disturbed, content: bytes) -> None:
     with disturbed(lambda *_: "pass") as proxy:
         storage.write_bytes("s3://rayad/away/x", content)
