@@ -359,11 +359,11 @@ def test_the_storage_is_away_for_a_minute(case: Case, on_s3) -> None:
     assert failed is None
 
 
-def _killed_for_memory(nodes: Nodes, workers: str) -> list[str]:
-    """What the nodes' logs say of such workers that were killed since the memory was used up."""
+def _killed_for_memory(nodes: Nodes) -> set[int]:
+    """The processes that the nodes' logs name as killed since the memory was used up."""
     logs = Path(nodes.cluster.head_node.get_logs_dir_path()).glob("raylet*.out")
-    lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
-    return [line for line in lines if re.match(rf"Selected to kill: .*task name=({workers})", line)]
+    said = "".join(log.read_text(errors="replace") for log in logs)
+    return {int(pid) for pid in re.findall(r"^Selected to kill: .*?, pid=(\d+)", said, re.MULTILINE)}
 
 
 @every_stage
@@ -371,21 +371,22 @@ def test_the_memory_is_full(case: Case) -> None:
     """Ray kills workers of a node whose memory is used up to a limit, here one that a process beside them reaches."""
     memory = psutil.virtual_memory
     limit, total = memory().total - memory().available + 6e9, memory().total
-    own = Nodes(memory_usage_threshold=limit / total, memory_monitor_refresh_ms=100)
+    own, gone = Nodes(memory_usage_threshold=limit / total, memory_monitor_refresh_ms=100), set()
     try:
         case.nodes = own
 
         def take(worker: psutil.Process, given: Given) -> None:
-            ballast, until, pattern = [], time.monotonic() + 60, case.stage.workers
-            while not (killed := _killed_for_memory(own, pattern)) and given.process.poll() is None:
-                assert time.monotonic() < until
+            ballast, until, seen = [], time.monotonic() + 60, {worker.pid}
+            while not gone and given.process.poll() is None and time.monotonic() < until:
                 if total - memory().available < limit + 5e8:
                     ballast.append(np.ones(25_000_000))  # 200 MB, touched
                 else:
                     time.sleep(0.1)
-            assert killed, f"no worker was killed before the command ended with {given.process.returncode}"
+                seen |= {of.pid for of in _workers(case.stage.workers)}
+                gone.update(pid for pid in seen if not psutil.pid_exists(pid))
 
         case.disturb("out of memory", take)
+        assert gone & _killed_for_memory(own)  # Ray says so, of a worker that was at work
     finally:
         own.cluster.shutdown()
 
