@@ -36,7 +36,7 @@ ASKING, TOGETHER = 2, 4
 EVERY_S = 2.0
 """How often what is known is written down."""
 SHARE = 20
-"""So many times what the writing of a long list takes is waited at least before it is written again."""
+"""At least so many times what a writing took passes before the next: long lists take a twentieth of the time."""
 AGAIN_S = 15.0
 """After how long an ended batch that could not be written down is tried again."""
 OWN = "batch"
