@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -48,7 +48,6 @@ class Scored:
         return told | {"seconds": {name: round(value, 4) for name, value in self.seconds.items()}}
 
 
-@runtime_checkable
 class Backend(Protocol):
     """What the API asks for; errors are those of rayad.errors, or a Problem."""
 
