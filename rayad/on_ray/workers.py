@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +13,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
@@ -59,8 +60,9 @@ class _Epochs:
     def tell(self, row: dict[str, float]) -> None:
         self.rows.append(row)
 
-    def after(self, number: int) -> list[dict[str, float]]:
-        return self.rows[number:]
+    def take(self) -> list[dict[str, float]]:
+        rows, self.rows = self.rows, []
+        return rows
 
 
 def report(task: dict[str, Any], row: dict[str, float]) -> None:
@@ -94,7 +96,7 @@ class _Faults(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
             when = datetime.now(UTC)
-            said = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_last_line(error)}"))
+            said = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_said(error)}"))
             storage.write_json(storage.join(self.url, f"{when.timestamp():.6f}-{rank}.json"), said)
             metrics.count("faults", 1, stage=self.stage)
 
@@ -124,7 +126,7 @@ def run(
     require(workers)
     url = storage.absolute(url)
     storage.remove(url)
-    told = ray.remote(num_cpus=0)(_Epochs).remote()
+    told = ray.remote(num_cpus=0, max_restarts=-1)(_Epochs).remote()
     faults = storage.join(url, "faults")
     trainer = TorchTrainer(
         _Guarded(loop, url),
@@ -189,8 +191,12 @@ def _listed(url: str) -> list[str]:
     return storage.listing(url) if storage.exists(url) else []
 
 
-def _last_line(error: BaseException) -> str:
-    return [line for line in str(error).splitlines() if line.strip()][-1].strip() if str(error).strip() else repr(error)
+def _said(error: BaseException) -> str:
+    """Its last line; of memory that was used up, where Ray's last line is a hint, what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("running low on memory" in line for line in lines):
+        return "the memory of a node was used up, so Ray killed processes; the same command goes on where it stopped"
+    return lines[-1] if lines else repr(error)
 
 
 def sync() -> Distributed:
@@ -205,13 +211,12 @@ def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        seen = 0
         with progress(epochs, label) as step:
             while True:
                 last = over.wait(1)
-                for row in ray.get(told.after.remote(seen)):
-                    seen += 1
-                    step(f"validation {row['validation']:.5g}" if "validation" in row else "")
+                with suppress(RayActorError):  # it is lost, and another comes
+                    for row in ray.get(told.take.remote()):
+                        step(f"validation {row['validation']:.5g}" if "validation" in row else "")
                 if last:
                     return
 
@@ -252,4 +257,4 @@ def _cause(url: str, error: BaseException | None = None) -> RayadError:
     if storage.exists(written):
         ((kind, message),) = storage.read_json(written).items()
         return errors.named(kind, message)
-    return TrainingError(f"training on Ray failed: {_last_line(error) if error else 'nobody says why'}")
+    return TrainingError(f"training on Ray failed: {_said(error) if error else 'nobody says why'}")
