@@ -83,7 +83,7 @@ class Stage:
 
 
 MODEL = ("--settings", "width=4", "latents=8", "--workers.number", "2")
-LONG_EM = ("--em.epochs", "30", "--em.patience", "30", "--workers.number", "2")
+LONG_EM = ("--em.epochs", "120", "--em.patience", "120", "--workers.number", "2")
 LEARN = ("--settings", "inputs=12", "replicas=6", "--em.epochs", "60", "--em.patience", "60")
 SEARCH = (*LEARN, "--search.grace", "0", "--search.trials", "8", "--search.seeds", "1")
 LABELLED = ("--dataset", "phantom", "--settings", "patients=80", *SMALL)
