@@ -1,6 +1,7 @@
 """A test's folder is its marker; what a folder needs and is not there skips its tests, or fails them under CI."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,13 @@ def real_data() -> Path:
         missing("RAYAD_DATA is not set: name the folder that holds mini-mias, ddsm-tissue-66, ...")
     assert folder is not None
     return Path(folder)
+
+
+def is_free(port: int) -> bool:
+    """Whether a port of 127.0.0.1 can be had."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

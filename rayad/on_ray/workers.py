@@ -195,7 +195,7 @@ def _said(error: BaseException) -> str:
     """Its last line; of memory that was used up, where Ray's last line is a hint, what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("running low on memory" in line for line in lines):
-        return "the memory of a node was used up, so Ray killed processes; the same command goes on where it stopped"
+        return "the memory of a node was used up, so Ray killed processes"
     return lines[-1] if lines else repr(error)
 
 
@@ -257,4 +257,5 @@ def _cause(url: str, error: BaseException | None = None) -> RayadError:
     if storage.exists(written):
         ((kind, message),) = storage.read_json(written).items()
         return errors.named(kind, message)
-    return TrainingError(f"training on Ray failed: {_said(error) if error else 'nobody says why'}")
+    why = _said(error) if error else "nobody says why"
+    return TrainingError(f"training on Ray failed: {why}; the same command goes on where it stopped")

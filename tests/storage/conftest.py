@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import is_free
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
@@ -102,18 +103,9 @@ def _free_ports(count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         port = random.randrange(12_000, 22_000)  # below the system's range for outgoing connections
-        if port not in found and _is_free(port) and _is_free(port + 10_000):
+        if port not in found and is_free(port) and is_free(port + 10_000):
             found.append(port)
     return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def _wait(process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:

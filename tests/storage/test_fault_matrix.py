@@ -381,8 +381,9 @@ def test_the_memory_is_full(case: Case) -> None:
         case.nodes = own
 
         def take(_: psutil.Process, given: Given) -> None:
-            ballast = []
+            ballast, until = [], time.monotonic() + 60
             while given.process.poll() is None and not _killed_for_memory(own, case.stage.workers):
+                assert time.monotonic() < until
                 if (short := limit + 1e8 - total + memory().available) > 0:
                     ballast.append(np.ones(int(short / 8)))  # touched
                 time.sleep(0.1)

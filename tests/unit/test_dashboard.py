@@ -18,6 +18,7 @@ from rayad.dashboard.reader import Reader
 from rayad.dashboard.serve import Site
 from rayad.dashboard.tools import Ports, prometheus_configuration
 from rayad.errors import OptionError, StorageError
+from tests.conftest import is_free
 
 LOST = {"when": "2026-11-20T10:00:00+00:00", "stage": "cae", "error": "worker 1: killed"}
 SWEEP = {
@@ -242,18 +243,9 @@ def test_a_port_that_is_taken_is_named():
 
 
 def test_the_tools_take_the_ports_behind_the_page():
-    first = next(port for port in range(20_000, 30_000, 2) if _free(port) and _free(port + 1))
+    first = next(port for port in range(20_000, 30_000, 2) if is_free(port) and is_free(port + 1))
     ports = Ports(first)
     assert [ports.take(), ports.take()] == [first, first + 1]
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def test_the_file_for_prometheus_is_what_the_command_tells_it():
