@@ -1,4 +1,4 @@
-"""Files by URL: a local path, s3://bucket/key or memory://x; written whole or not at all.
+"""Files by URL: a local path, s3://bucket/key or memory://x; written whole or not at all, local ones for their owner.
 
 The endpoint and the credentials of s3:// come from the environment: AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION.
@@ -10,14 +10,14 @@ fails in seconds, since its address may be wrong.
 import contextlib
 import errno
 import json
+import mimetypes
 import mmap
 import os
 import shutil
-import tempfile
+import stat
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -26,6 +26,7 @@ from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError
 from fsspec import AbstractFileSystem
 
+from rayad import bounded, local
 from rayad.errors import FormatError, StorageError
 
 T = TypeVar("T")
@@ -67,12 +68,13 @@ def modified(url: str) -> datetime:
         return filesystem.modified(key)
 
 
-def listing(url: str, suffixes: tuple[str, ...] = ()) -> list[str]:
+def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ()) -> list[str]:
     """Every file below a folder, recursively and sorted, as URLs that open.
 
     Args:
         url: the folder.
         suffixes: endings to keep, such as ".png", whatever their case; none keeps all.
+        roots: a link to a folder outside of these is listed and not followed; none: all are followed.
 
     Returns:
         The files, without those that are hidden or inside a hidden folder: their name starts with a dot.
@@ -81,7 +83,7 @@ def listing(url: str, suffixes: tuple[str, ...] = ()) -> list[str]:
         StorageError: there is no such folder, or it cannot be read.
     """
     path = _local(url)
-    below = _patiently("list", url, lambda: _local_names(path) if path is not None else _remote_names(url))
+    below = _patiently("list", url, lambda: _remote_names(url) if path is None else _local_names(path, roots))
     wanted = tuple(suffix.lower() for suffix in suffixes)
     shown = (name for name in below if not any(part.startswith(".") for part in name.split("/")))
     return [join(url, name) for name in sorted(shown) if not wanted or name.lower().endswith(wanted)]
@@ -95,29 +97,53 @@ def reading(url: str) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, file)
 
 
-def writing(url: str) -> AbstractContextManager[BinaryIO]:
+def writing(url: str, through_links: bool = True) -> AbstractContextManager[BinaryIO]:
     """Open for writing in binary: the file appears whole when the block ends, or not at all.
 
-    Missing folders are made. An exception inside the block leaves the old file, or none.
+    Missing folders are made. An exception inside the block leaves the old file, or none. On local disks files and new
+    folders are for their owner alone, or as RAYAD_UMASK says.
+
+    Args:
+        through_links: False: no folder of a local path may be a link; the path is absolute.
 
     Raises:
         StorageError: the target cannot be written: no permission, no space, no such bucket, a folder.
     """
     path = _local(url)
-    return _writing_remotely(url) if path is None else _writing_locally(path, url)
+    return _writing_remotely(url) if path is None else _writing_locally(path, url, through_links)
 
 
-def read_bytes(url: str) -> bytes:
-    """The whole content of a file."""
+def read_bytes(url: str, roots: Sequence[str] = ()) -> bytes:
+    """The whole content of a file.
+
+    Args:
+        roots: a local file must lie below one of these, once links are followed; none: it may lie anywhere.
+
+    Raises:
+        StorageError: it cannot be read, or does not lie there.
+    """
 
     def whole() -> bytes:
-        if _local(url) is None:  # in one request: between two of them the object could be replaced
+        path = _local(url)
+        if path is None:  # in one request: between two of them the object could be replaced
             filesystem, key = _remote(url)
             return cast(bytes, filesystem.cat_file(key))
-        with _opened_for_reading(url) as file:
+        with _opened_below(path, roots) if roots else open(path, "rb") as file:
             return file.read()
 
     return _patiently("read", url, whole)
+
+
+def leads_out(url: str, roots: Sequence[str]) -> bool:
+    """Whether a local name is a link to a place outside of the roots."""
+    path = _local(url)
+    if path is None or not os.path.islink(path):
+        return False
+    try:
+        local.resolve(path, _local_paths(roots))
+    except OSError:
+        return True
+    return False
 
 
 def mapped(url: str) -> bytes | mmap.mmap:
@@ -130,30 +156,42 @@ def mapped(url: str) -> bytes | mmap.mmap:
         return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def write_bytes(url: str, data: bytes) -> None:
-    """Write a whole file, atomically as `writing` does."""
-    with writing(url) as file:
+def write_bytes(url: str, data: bytes, through_links: bool = True) -> None:
+    """Write a whole file, atomically; arguments and errors as of `writing`."""
+    with writing(url, through_links) as file:
         file.write(data)
 
 
-def read_json(url: str) -> dict[str, Any]:
+def read_json(url: str, largest: int = bounded.LARGEST_JSON, roots: Sequence[str] = ()) -> dict[str, Any]:
     """The object in a JSON file.
 
+    Args:
+        largest: bytes of a file that is read.
+        roots: as of `read_bytes`.
+
     Raises:
-        FormatError: the file is not JSON, or holds something else than an object.
+        FormatError: the file is not JSON, larger, nested too deep, or holds something else than an object.
+        StorageError: as `read_bytes`.
     """
-    try:
-        value = json.loads(read_bytes(url))
-    except ValueError as error:
-        raise FormatError(f"{url}: is not JSON: {error}") from error
+    bounded.require_size(_patiently("read", url, lambda: _size(url)), url, largest)
+    value = bounded.parse_json(read_bytes(url, roots), url, largest)
     if not isinstance(value, dict):
         raise FormatError(f"{url}: a JSON object is wanted, not a {type(value).__name__}")
     return value
 
 
-def write_json(url: str, value: dict[str, Any]) -> None:
-    """Write an object as indented JSON; ValueError for nan and infinities, which JSON cannot hold."""
-    write_bytes(url, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+def write_json(url: str, value: dict[str, Any], through_links: bool = True) -> None:
+    """Write an object as indented JSON, as `writing` does; ValueError for nan and infinities, which it cannot hold."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(url, text.encode(), through_links)
+
+
+def make_folder(url: str) -> None:
+    """Make a local folder, and those on the way to it, with permissions as of `writing`; nothing on object stores."""
+    path = _local(url)
+    if path is not None:
+        with _explained("make", url):
+            local.make_folders(path)
 
 
 def remove(url: str) -> None:
@@ -246,6 +284,28 @@ def _opened_for_reading(url: str) -> Any:
     return filesystem.open(key, "rb")
 
 
+def _opened_below(path: str, roots: Sequence[str]) -> BinaryIO:
+    """A local file that is open for reading and lies below one of the roots."""
+    descriptor = local.open_file(local.resolve(path, _local_paths(roots)))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file")
+    return open(descriptor, "rb")
+
+
+def _local_paths(urls: Sequence[str]) -> list[str]:
+    return [path for path in map(_local, urls) if path is not None]
+
+
+def _size(url: str) -> int:
+    """Bytes of a file."""
+    path = _local(url)
+    if path is not None:
+        return os.stat(path).st_size
+    filesystem, key = _remote(url)
+    return cast(int, filesystem.size(key))
+
+
 def _is_there(url: str) -> bool:
     """Whether there is an object or something below the prefix."""
     filesystem, key = _remote(url)
@@ -257,13 +317,17 @@ def _is_there(url: str) -> bool:
     return is_file or any(name for _, _, files in filesystem.walk(key) for name in files)
 
 
-def _local_names(folder: str) -> list[str]:
-    """Relative names of the files below a folder; links to folders are followed, once each."""
+def _local_names(folder: str, roots: Sequence[str]) -> list[str]:
+    """Relative names of the files below a folder; links to folders are followed, once each, or as `listing` says."""
     if not os.path.isdir(folder):
         raise NotADirectoryError(errno.ENOTDIR, "there is no such folder")
     names: list[str] = []
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_reraise):
+        if roots:
+            outside = [name for name in folders if leads_out(os.path.join(place, name), roots)]
+            folders[:] = [name for name in folders if name not in outside]
+            files += outside
         if os.path.realpath(place) in seen:
             folders.clear()
             continue
@@ -297,46 +361,32 @@ def _remove_remotely(url: str) -> None:
 
 
 @contextmanager
-def _writing_locally(path: str, url: str) -> Iterator[BinaryIO]:
-    folder = os.path.dirname(path) or "."
-    part = os.path.join(folder, f".{uuid.uuid4().hex}.part")
-    with _explained("write", url):
-        if os.path.isdir(path):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        os.makedirs(folder, exist_ok=True)
-        file = open(part, "xb")  # noqa: SIM115, closed below
-    try:
-        with _explained("write", url, inside=True), file:
+def _writing_locally(path: str, url: str, through_links: bool) -> Iterator[BinaryIO]:
+    with ExitStack() as held:
+        with _explained("write", url):
+            part = held.enter_context(local.part(path, through_links))
+        with _explained("write", url, inside=True), part.open() as file:
             yield file
         with _explained("write", url):
-            _flush_to_disk(part)
-            os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
+            part.finish()
 
 
 @contextmanager
 def _writing_remotely(url: str) -> Iterator[BinaryIO]:
     """Collect in a local temporary file, below RAYAD_TMPDIR: an upload makes an object visible when it is complete."""
-    with _explained("write", url):
-        filesystem, key = _remote(url)
-        folder = tempfile.mkdtemp(prefix="rayad-", dir=os.environ.get("RAYAD_TMPDIR"))
-    try:
-        part = os.path.join(folder, os.path.basename(key) or "part")  # its ending tells the type of content
-        with _explained("write", url, inside=True), open(part, "xb") as file:
+    with ExitStack() as held:
+        with _explained("write", url):
+            filesystem, key = _remote(url)
+            descriptor, path = held.enter_context(local.temporary(os.environ.get("RAYAD_TMPDIR")))
+        with _explained("write", url, inside=True), os.fdopen(os.dup(descriptor), "wb") as file:
             yield file
-        _patiently("write", url, lambda: filesystem.put_file(part, key))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _patiently("write", url, lambda: filesystem.put_file(path, key, **_description(url, key)))
 
 
-def _flush_to_disk(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _description(url: str, key: str) -> dict[str, Any]:
+    """What S3 is told of an object: the type of its content by the key's ending, as s3fs does with a file's name."""
+    kind = mimetypes.guess_type(key)[0] if url.startswith("s3://") else None
+    return {"ContentType": kind} if kind else {}
 
 
 @contextmanager

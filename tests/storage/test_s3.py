@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -11,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from faulty import faulty
 
 from rayad import storage
 from rayad.errors import StorageError
@@ -80,6 +85,51 @@ def test_an_exception_leaves_the_old_object_and_no_temporary_file(root: str, own
     assert storage.read_bytes(f"{root}/x") == b"old"
     assert not storage.exists(f"{root}/y")
     assert os.listdir(own_temporary_folder) == []
+
+
+UPLOAD = """
+import sys
+from rayad import storage
+storage.write_bytes(sys.argv[1], bytes(int(sys.argv[2])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files without a name")
+@pytest.mark.parametrize(("size", "request_held"), [(2**20, 1), (110 * 2**20, 1), (110 * 2**20, 3)])
+def test_a_kill_in_the_middle_of_an_upload_leaves_neither_object_nor_file(
+    s3, root: str, tmp_path: Path, size: int, request_held: int
+) -> None:
+    held, over, puts = threading.Event(), threading.Event(), []
+
+    def fault(number: int, method: str, path: str) -> str:
+        puts.extend([path] * (method == "PUT"))
+        if len(puts) == request_held:
+            held.set()
+            over.wait(60)
+        return "pass"
+
+    with faulty(s3.endpoint, fault) as proxy:
+        environment = os.environ | {"AWS_ENDPOINT_URL": proxy.endpoint, "RAYAD_TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-c", UPLOAD, f"{root}/x", str(size)]
+        with subprocess.Popen(command, env=environment) as child:
+            assert held.wait(60)
+            child.kill()
+            assert child.wait() == -signal.SIGKILL
+        over.set()
+    assert os.listdir(tmp_path) == []
+    assert not storage.exists(f"{root}/x")
+    storage.write_bytes(f"{root}/x", b"again")
+    assert storage.read_bytes(f"{root}/x") == b"again"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "kind"),
+    [("page.html", 10, "text/html"), ("x.json", 10, "application/json"), ("a.png", 110 * 2**20, "image/png")],
+)
+def test_an_object_has_the_type_that_its_name_says(root: str, name: str, size: int, kind: str) -> None:
+    storage.write_bytes(f"{root}/{name}", bytes(size))
+    filesystem, key = fsspec.url_to_fs(f"{root}/{name}", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    assert filesystem.info(key, refresh=True)["ContentType"] == kind
 
 
 def test_a_large_object_goes_in_parts_and_is_read_in_parts(root: str) -> None:
