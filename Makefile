@@ -8,7 +8,6 @@ BIN    := $(VENV)/bin
 OUT    ?= demo
 
 export RAY_USAGE_STATS_ENABLED = 0
-export RAY_AUTH_MODE ?= disabled
 
 .PHONY: demo test test-all lint system clean
 

@@ -34,7 +34,6 @@ from rayad import provenance
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import judge
 from rayad.imaging.picture import step_px
-from rayad.on_ray.resources import PRIVATE
 from rayad.scoring import bundle
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
@@ -96,7 +95,7 @@ class Server:
         command += ["--listening.port", str(port), "--replicas.pictures", str(options.pictures)]
         command += ["--replicas.queue", "1000", "--read", f"file://{folder}/", "--write", f"file://{self.out}/"]
         with self.log.open("w") as log:
-            self.process = psutil.Popen(command, env=os.environ | PRIVATE, stdout=log, stderr=subprocess.STDOUT)
+            self.process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     async def __aenter__(self) -> "Server":
         until = time.monotonic() + 240

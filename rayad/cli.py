@@ -20,7 +20,7 @@ from rayad.datasets.exam import Excluded, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
-from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, keep_private
+from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
@@ -702,8 +702,6 @@ def run(argv: list[str]) -> int:
 
     What a command prints is also copied to a file below RAYAD_LOG_URL, where that is set.
     """
-    if not os.environ.get("RAY_ADDRESS"):
-        keep_private()
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     name = next(iter(argv), "")
     where = os.environ.get("RAYAD_LOG_URL", "") if name in COMMANDS else ""
@@ -714,6 +712,8 @@ def run(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
     try:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="rayad", description=__doc__)
+        if not given(getattr(command, "address", "")):
+            keep_private()
         command()
     except RayadError as error:
         print(f"rayad: {error}", file=sys.stderr)

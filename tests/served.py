@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import socket
 import sys
 import time
@@ -24,7 +25,7 @@ from rayad.density import spn
 from rayad.evaluation.heatmap import Request, decoded
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import step_px
-from rayad.on_ray.resources import PRIVATE
+from rayad.leftovers import MARK
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
@@ -101,11 +102,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, *more: str) -> Iterator[Served]:
+def serving(folder: Path, *more: str, killed: bool = False) -> Iterator[Served]:
     """`rayad serve` with the detectors spn and plain, what is below `folder`/in to read and `folder`/out to write.
 
     Args:
         more: further options.
+        killed: end it by SIGKILL.
     """
     port = free_port()
     detectors = {"spn": made(0), "plain": made(1, "reconstruction")}
@@ -118,7 +120,7 @@ def serving(folder: Path, *more: str) -> Iterator[Served]:
     command += ["--read", f"file://{folder}/in/", "--write", f"file://{folder}/out/", "--state", str(folder / "state")]
     command += ["--audit", str(folder / "audit"), "--listening.port", str(port), "--limits.max-body-mb", "5"]
     command += ["--limits.max-pixels", "1000000", "--replicas.scorers", "2", *more]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | PRIVATE
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAYAD_TOKENS": f"tests:{TOKEN}", "RAY_raylet_start_wait_time_s": "180"}
     with (folder / "log").open("w") as log:
         process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
@@ -126,8 +128,16 @@ def serving(folder: Path, *more: str) -> Iterator[Served]:
     server = Served(f"{scheme}://127.0.0.1:{port}", process, folder, detectors)
     try:
         server.says(f"rayad serves spn, plain at {scheme}://", 240)
+        temporary, children = private_folder(process), process.children(recursive=True)
         yield server
     finally:
-        server.process.terminate()
+        server.process.kill() if killed else server.process.terminate()
         server.process.wait(60)
-    assert server.process.returncode == 0
+    assert server.process.returncode == (-signal.SIGKILL if killed else 0)
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not temporary.exists()
+
+
+def private_folder(process: psutil.Process) -> Path:
+    """The temporary folder of a command that has started Ray, as its children know it."""
+    return Path(next(filter(None, (child.environ().get(MARK) for child in process.children()))))

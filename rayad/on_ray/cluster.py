@@ -6,18 +6,23 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
 from rayad import errors
 from rayad.errors import RayadError
+from rayad.leftovers import private_folder
+from rayad.on_ray.resources import given, keep_private
 
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+"""What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
 """Of the object store of a cluster that is made here."""
 WAITING = 16
@@ -30,32 +35,40 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
 
     Args:
         address: of a running cluster; "" takes RAY_ADDRESS (set inside a submitted job), and where that
-            is not set starts a cluster of this process's own that listens on the loopback alone.
+            is not set starts a cluster of this process's own that answers nobody else.
         cpus: logical ones of such a cluster; 0: some more than there are cores.
     """
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    with _same_signals():
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
-            logical = cpus or (os.cpu_count() or 1) + 4
-            ray.init(
-                address="local",
-                num_cpus=logical,
-                include_dashboard=False,
-                object_store_memory=STORE_BYTES,
-                **quiet,
-            )
-    quiet_data()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    address = given(address)
+    with nullcontext() if address else private_folder() as folder:
+        with _same_signals():
+            if address:
+                ray.init(address=address, **QUIET)
+            else:
+                _start(f"{folder}/ray", cpus)
+        quiet_data()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start(folder: str, cpus: int) -> None:
+    """A Ray that this process alone uses; Ray lets everybody enter its folder, so it lies in a private one."""
+    keep_private()
+    Config.initialize("")  # Ray may have been imported before
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray.init(
+        address="local",
+        # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
+        num_cpus=cpus or (os.cpu_count() or 1) + 4,
+        include_dashboard=False,
+        object_store_memory=STORE_BYTES,
+        _temp_dir=folder,
+        **QUIET,
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ray.serve.schema import LoggingConfig
 from rayad.errors import OptionError, RayadError
 from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
-from rayad.on_ray.resources import Listening
+from rayad.on_ray.resources import Listening, given
 from rayad.on_ray.serve import Service, application
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import check_binding
@@ -35,7 +35,7 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         cards.card(name, url)
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
-    if not (address or os.environ.get("RAY_ADDRESS")):
+    if not given(address):
         _keep_off_disk()
         _stand_before(listening)
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core

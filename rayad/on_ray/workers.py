@@ -1,11 +1,12 @@
 """Run a function on N workers of Ray Train, and let them agree through torch.distributed."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import ray
@@ -15,7 +16,9 @@ import torch.distributed as dist
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from torch import Tensor
 
 from rayad import errors, storage
@@ -49,6 +52,41 @@ class Distributed:
             dist.all_reduce(joined)
             for tensor, part in zip(same, joined.split([t.numel() for t in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+
+@dataclass
+class _Meeting(TorchConfig):
+    """As Ray Train's, but where the workers meet listens on the first worker's address alone, not on all of its node's.
+
+    Whoever reaches that port can read and change what the workers agree on.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _MeetingBackend
+
+
+class _MeetingBackend(_TorchBackend):
+    """Lets the workers meet; see `_Meeting`."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Make the process group."""
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        number, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
+        meeting = number, address, port, backend_config.backend, timeout
+        ray.get([worker_group.execute_single_async(rank, _meet, rank, *meeting) for rank in range(number)])
+
+
+def _meet(rank: int, world: int, address: str, port: int, backend: str, timeout: timedelta) -> None:
+    """Join the process group, through a store that the first worker keeps."""
+    listening = {}
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listening["master_listen_fd"] = socket.create_server((address, port), family=family).detach()
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        address, port, world, rank == 0, timeout, **listening
+    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
 class _Epochs:
@@ -131,7 +169,7 @@ def run(
     trainer = TorchTrainer(
         _Guarded(loop, url),
         train_loop_config=config | {"epochs": told, "label": label},
-        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
+        torch_config=_Meeting(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.least, workers.number) if workers.least else workers.number,
             use_gpu=workers.gpu,

@@ -13,7 +13,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayad import cli
-from rayad.on_ray.resources import PRIVATE
+from rayad.on_ray.resources import keep_private
 from rayad.patches.corpus import Corpus
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,8 @@ def said(logs: Path) -> list[str]:
 def head(tmp_path_factory, logs):
     """The address and environment of a head that was started by `ray start`."""
     gcs, dashboard, agent, client, metrics = free_ports(5)
-    environment = os.environ | PRIVATE | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    keep_private()
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment |= {"RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9", "RAYAD_LOG_URL": str(logs)}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # else it waits for actors that Ray Data leaves
     environment.pop("RAY_ADDRESS", None)
@@ -76,8 +77,9 @@ def head(tmp_path_factory, logs):
 def _await(url: str, process: subprocess.Popen) -> None:
     for _ in range(240):
         assert process.poll() is None, "the head ended"
+        request = urllib.request.Request(url, headers={"authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"})
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(request, timeout=2):
                 return
         except OSError:
             time.sleep(0.5)

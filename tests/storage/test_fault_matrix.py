@@ -26,7 +26,7 @@ from faulty import Proxy
 from safetensors.numpy import load, save
 
 from rayad import storage
-from rayad.on_ray.resources import PRIVATE
+from rayad.on_ray.resources import keep_private
 from rayad.patches.corpus import Corpus
 from tests.conftest import missing
 
@@ -155,7 +155,7 @@ class Given:
         """On this cluster, in a process of its own."""
         words = [sys.executable, "-m", "rayad.cli", *command, "--address", nodes.cluster.address]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        environment = {**os.environ, **PRIVATE, "RAY_ADDRESS": nodes.cluster.address}
+        environment = {**os.environ, "RAY_ADDRESS": nodes.cluster.address}
         return Given(subprocess.Popen(words, env=environment, start_new_session=True, **pipes), time.monotonic())
 
     def ended(self) -> tuple[int, str, float]:
@@ -179,8 +179,7 @@ def _at_work(stage: Stage, out: str, given: Given) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    for name, value in PRIVATE.items():
-        os.environ.setdefault(name, value)
+    keep_private()
     import ray
 
     ray.shutdown()

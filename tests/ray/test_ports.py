@@ -1,0 +1,63 @@
+"""Nobody but a command's own processes can ask anything of the Ray that it starts."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+from ports import WITNESS, is_loopback, listening, refusals, watched
+from served import private_folder, serving
+
+from rayad.cli import COMMANDS
+
+STARTS_RAY = {name for name, kind in COMMANDS.items() if "address" in getattr(kind, "__dataclass_fields__", {})}
+PHANTOMS = ("--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192", "spacing_mm=0.8")
+WITHOUT = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+"""An environment that would open everything."""
+
+
+def test_a_service_answers_nobody_without_its_token_and_leaves_nothing_when_it_is_killed(tmp_path, monkeypatch):
+    for name, value in WITHOUT.items():
+        monkeypatch.setenv(name, value)
+    with serving(tmp_path, killed=True) as server:
+        sockets = listening(server.process)
+        elsewhere = {port for (address, port) in sockets if not is_loopback(address)}
+        assert len(sockets) > 10
+        assert elsewhere, "Ray Serve's replicas listen on the loopback now: these tests can be simpler"
+        assert [port for port in elsewhere if not all(refusals(port))] == []
+        assert not os.path.exists(WITNESS)
+        assert private_folder(server.process).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.long
+def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
+    """But for `serve`, which is above."""
+    corpus, models = str(tmp_path / "corpus"), str(tmp_path / "models")
+    trained, fitted = f"{models}/cae", f"{models}/cae-spn"
+    others, scores = ("--detector", trained, fitted), str(tmp_path / "scores")
+    small = ("--picture", "spacing_mm=0.8", "--sampling.patches", "20")
+    commands = {
+        "ingest": (*PHANTOMS, *small, "--out", corpus),
+        "inspect": (*PHANTOMS, *small[:2], "--out", str(tmp_path / "page")),
+        "train": ("--corpus", corpus, "--out", trained, "--settings", "width=4", "--schedule.epochs", "2"),
+        "fit-density": ("--detector", trained, "--corpus", corpus, "--out", fitted, "--em.epochs", "2"),
+        "sweep": ("--detector", trained, "--corpus", corpus, "--out", str(tmp_path / "sweep"), "--space", "inputs=2..4",
+                  "--search.trials", "2", "--search.seeds", "1", "--em.epochs", "2"),
+        "calibrate": (*others, *PHANTOMS, "--scores", scores),
+        "combine": (*others, *PHANTOMS, "--scores", scores, "--out", str(tmp_path / "both"), "--name", "both"),
+        "evaluate": (*others, *PHANTOMS, "--out", str(tmp_path / "report")),
+        "demo": ("--out", str(tmp_path / "demo")),
+        "run": ("demo", "--out", str(tmp_path / "demo")),
+        "benchmark": ("demo", "--out", str(tmp_path / "demo"), "--seeds", "1"),
+    }  # fmt: skip
+    assert set(commands) | {"serve"} == STARTS_RAY
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | WITHOUT
+    for name, options in commands.items():
+        words = [sys.executable, "-m", "rayad.cli", name, *options]
+        process = psutil.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with watched(process) as sockets:
+            printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        assert sockets, name
+        assert [(name, *socket, who) for socket, who in sockets.items() if not is_loopback(socket[0])] == []
