@@ -4,13 +4,22 @@ Nothing is registered: dropping a file into ``rayad/models`` adds a model.
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from rayad import options
 from rayad.errors import OptionError
+from rayad.terminal import shortened
+
+T = TypeVar("T")
+LONGEST_TEXT = 10_000
+"""Characters of a text among the fields that `restored` takes."""
+LONGEST_TUPLE = 65_536
+"""Numbers or texts in a tuple among them."""
 
 PLUGGED_IN = {"models": "Config", "density": "Config", "datasets": "Dataset", "imaging": "Preprocessing"}
 """Folder -> the class by which a module of it shows that it is a plug-in."""
@@ -57,7 +66,33 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
         if field not in {f.name for f in fields(kind)}:
             raise OptionError(f"{name} has no {field!r}; it has {', '.join(f.name for f in fields(kind))}")
         values[field] = parsed(name, field, types[field], value) if isinstance(value, str) else value
-    return kind(**values)
+    config = kind(**values)
+    options.check(config, f"{name}: ")
+    return config
+
+
+def restored(kind: type[T], settings: Mapping[str, Any], most: int = options.LARGEST) -> T:
+    """A dataclass from its fields as JSON has them, which may be a stranger's; fields that lack have their defaults.
+
+    Args:
+        most: the largest whole number that is believed, seeds excepted.
+
+    Raises:
+        OptionError: a field that the dataclass does not have, or a value that the field cannot have.
+    """
+    types = get_type_hints(kind)
+    unknown = [field for field in settings if field not in types]
+    if unknown:
+        raise OptionError(f"there is no field {shortened(unknown[0])}, only {', '.join(types)}")
+    values = {field: _restored(field, types[field], value) for field, value in settings.items()}
+    for field, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        largest = max((abs(n) for n in numbers if isinstance(n, int)), default=0)
+        if largest > (options.LARGEST if field == "seed" else most):
+            raise OptionError(f"{field} is at most {most:,} in a bundle of this size, not {shortened(value)}")
+    config = kind(**values)
+    options.check(config)
+    return config
 
 
 def described(config: Any) -> dict[str, Any]:
@@ -69,6 +104,30 @@ def _defined(module: ModuleType, name: str) -> bool:
     """Is this a dataclass of the module itself?"""
     found = getattr(module, name, None)
     return is_dataclass(found) and getattr(found, "__module__", "") == module.__name__
+
+
+def _restored(field: str, kind: Any, value: Any) -> Any:
+    """A value of JSON as one of a field's type; lists become tuples, which JSON does not have."""
+    if get_origin(kind) is tuple and isinstance(value, list) and len(value) <= LONGEST_TUPLE:
+        return tuple(_restored(field, get_args(kind)[0], part) for part in value)
+    if get_origin(kind) is Literal:
+        fits = value in get_args(kind) and type(value) is str
+    elif kind is float:
+        fits = type(value) in (int, float)
+    else:
+        fits = type(value) is kind and not (kind is str and len(value) > LONGEST_TEXT)
+    if not fits:
+        raise OptionError(f"{field} is {_called(kind)}, not {shortened(value)}")
+    return value
+
+
+def _called(kind: Any) -> str:
+    """A type in words."""
+    if get_origin(kind) is tuple:
+        return f"a list of at most {LONGEST_TUPLE:,} items, each {_called(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -90,9 +149,12 @@ def parsed(name: str, field: str, kind: Any, text: str) -> Any:
         return text.lower() == "true"
     if kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             raise OptionError(f"{name}: {field} is a number, not {text!r}") from None
+        if isinstance(number, float) and not math.isfinite(number):
+            raise OptionError(f"{name}: {field} is a finite number, not {text!r}")
+        return number
     if kind == tuple[int, ...]:
         try:
             return tuple(int(part) for part in text.split(",") if part)

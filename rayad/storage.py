@@ -68,6 +68,11 @@ def modified(url: str) -> datetime:
         return filesystem.modified(key)
 
 
+def size(url: str) -> int:
+    """Bytes of a file; StorageError where that cannot be asked."""
+    return _patiently("look at", url, lambda: _size(url))
+
+
 def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ()) -> list[str]:
     """Every file below a folder, recursively and sorted, as URLs that open.
 

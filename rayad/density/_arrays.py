@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
-from rayad.errors import TrainingError
+from rayad.errors import FormatError, TrainingError
 
 Others = Float[Tensor, "k m"]
 """Latents of another number: those for validation, or those that were learned from."""
@@ -22,16 +22,23 @@ BUDGET = 1 << 24
 class Learned(nn.Module):
     """Buffers of float64 whose shapes come from learning, or from the state that is loaded.
 
-    Latents are scored as (z - centre) / scale, in float64: distances of near points would lose their digits.
+    Loading raises FormatError for arrays whose shapes do not belong together. Latents are scored as
+    (z - centre) / scale, in float64: distances of near points would lose their digits.
     """
 
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, variables: int, *names: str) -> None:
+    def __init__(self, variables: int, **shapes: str) -> None:
+        """Nothing is learned yet.
+
+        Args:
+            shapes: of each array, a letter a dimension with blanks between: m is the number of variables, numbers are
+                themselves, others are the same in all arrays; "": one number.
+        """
         super().__init__()
-        self.variables = variables
-        for name in ("centre", "scale", *names):
+        self.variables, self._shapes = variables, {"centre": "m", "scale": "m", **shapes}
+        for name in self._shapes:
             self.register_buffer(name, torch.empty(0, dtype=torch.float64))
         self.register_load_state_dict_pre_hook(self._take_shapes)
 
@@ -68,9 +75,22 @@ class Learned(nn.Module):
             setattr(self, name, torch.as_tensor(array, dtype=torch.float64).to(self.centre.device).contiguous())
 
     def _take_shapes(self, _: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name in self._buffers:
-            if prefix + name in state:
-                setattr(self, name, torch.empty_like(state[prefix + name], dtype=torch.float64))
+        sizes = {"m": self.variables}
+        for name, shape in self._shapes.items():
+            array = state.get(prefix + name)
+            if array is None:  # it is among the missing keys
+                continue
+            if not _has_shape(array, shape.split(), sizes):
+                raise FormatError(f"{name} has the shape {tuple(array.shape)}, not ({shape or 'one number'})")
+            setattr(self, name, torch.empty_like(array, dtype=torch.float64))
+
+
+def _has_shape(array: Tensor, letters: list[str], sizes: dict[str, int]) -> bool:
+    """Whether an array has a dimension a letter, of the letter's size; the first that has a letter gives its size."""
+    if array.ndim != len(letters):
+        return False
+    named = zip(letters, array.shape, strict=True)
+    return all(size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size)) for letter, size in named)
 
 
 def in_parts(score: Callable[[Latents], Scores], z: Latents, numbers: int) -> Scores:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rayad.arrays import Latents
-from rayad.density.region_graph import Scopes
+from rayad.density.region_graph import Scopes, refuse_strange_scopes
 
 FLOOR = 1e-9
 """The least probability of a code, also of one that training never saw."""
@@ -117,9 +117,9 @@ class CategoricalLeaves(nn.Module):
         super().__init__()
         self.variables, self.inputs = len(states), inputs
         self.register_buffer("scopes", scopes)
-        self.register_buffer("states", torch.tensor([*states, 1]), persistent=False)
-        most = int(self.sizes.max())
-        self.probabilities = nn.Parameter(torch.ones(*scopes.shape, most, inputs), requires_grad=False)
+        self.register_load_state_dict_pre_hook(refuse_strange_scopes)
+        self.register_buffer("states", torch.tensor([*states, 1], device=scopes.device), persistent=False)
+        self.probabilities = nn.Parameter(torch.ones(*scopes.shape, max(states), inputs), requires_grad=False)
         self.probabilities.mul_(self.used).div_(self.sizes[..., None, None])
 
     @property

@@ -8,6 +8,7 @@ would not see the others, and the top one alone not what is lost on the way to i
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,8 +55,11 @@ class Network(Learned):
     deviation: Tensor
 
     def __init__(self, config: Config, variables: int) -> None:
-        layers = [f"{kind}{i}" for i in range(len(config.hidden)) for kind in ("weight", "visible", "hidden")]
-        super().__init__(variables, "mean", "deviation", *layers)
+        sizes, shapes = ("m", *map(str, config.hidden)), {}
+        for i, (below, above) in enumerate(pairwise(sizes)):
+            shapes |= {f"weight{i}": f"{below} {above}", f"visible{i}": below, f"hidden{i}": above}
+        machines = str(len(config.hidden))
+        super().__init__(variables, mean=machines, deviation=machines, **shapes)
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:

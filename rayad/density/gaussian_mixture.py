@@ -52,7 +52,7 @@ class Mixture(Learned):
     """k m m: Cholesky factors of the precisions."""
 
     def __init__(self, config: Config, variables: int) -> None:
-        super().__init__(variables, "log_weights", "means", "factors")
+        super().__init__(variables, log_weights="k", means="k m", factors="k m m")
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:

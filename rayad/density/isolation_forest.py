@@ -4,16 +4,16 @@ Liu, Ting and Zhou, "Isolation Forest", ICDM 2008, as scikit-learn grows it; the
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from sklearn.ensemble import IsolationForest
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts
-from rayad.errors import OptionError
+from rayad.errors import FormatError, OptionError
 from rayad.progress import Row
 
 EULER = float(np.euler_gamma)
@@ -50,7 +50,9 @@ class Forest(Learned):
     """c of the samples of a tree."""
 
     def __init__(self, config: Config, variables: int) -> None:
-        super().__init__(variables, "left", "right", "variable", "threshold", "depth", "unit")
+        of_nodes = dict.fromkeys(("left", "right", "variable", "threshold", "depth"), "t k")
+        super().__init__(variables, **of_nodes, unit="")
+        self.register_load_state_dict_pre_hook(_refuse_strange_nodes)
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:
@@ -83,13 +85,28 @@ class Forest(Learned):
         at = torch.arange(len(z), device=z.device)
         node = torch.zeros(len(self.left), len(z), dtype=torch.int64, device=z.device)  # t n
         left, right, variable = (t.long() for t in (self.left, self.right, self.variable))
-        while True:
+        for _ in range(self.left.shape[1]):  # no path is longer
             below = rows[at, variable[trees, node]] <= self.threshold[trees, node]
             following = torch.where(below, left[trees, node], right[trees, node])
             if torch.equal(following, node):
                 break
             node = following
         return torch.exp2(-self.depth[trees, node].mean(0) / self.unit)
+
+
+def _refuse_strange_nodes(forest: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """A hook before loading: children must be nodes, and what is cut must be variables.
+
+    Raises:
+        FormatError: they are not.
+    """
+    for name in ("left", "right", "variable"):
+        array = state.get(prefix + name)
+        if array is None or array.is_meta:
+            continue
+        number = cast(int, forest.variables) if name == "variable" else array.shape[-1]
+        if not ((array >= 0) & (array < number) & (array == array.floor())).all():
+            raise FormatError(f"{name} of a forest's nodes must be whole numbers from 0 to {number - 1}")
 
 
 def _levels(tree: Any) -> np.ndarray:

@@ -43,7 +43,7 @@ class KernelDensity(Learned):
     bandwidth: Tensor
 
     def __init__(self, config: Config, variables: int) -> None:
-        super().__init__(variables, "rows", "bandwidth")
+        super().__init__(variables, rows="k m", bandwidth="")
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rayad.arrays import Latents, Scores
-from rayad.density.region_graph import Scopes, spread
+from rayad.density.region_graph import Scopes, refuse_strange_scopes, spread
 from rayad.errors import OptionError, TrainingError
 
 MAX_VARIANCE = 10.0
@@ -218,6 +218,7 @@ class GaussianLeaves(nn.Module):
         self.variables, self.inputs = variables, inputs
         self.min_variance = min_variance
         self.register_buffer("scopes", scopes)
+        self.register_load_state_dict_pre_hook(refuse_strange_scopes)
         self.mean = nn.Parameter(torch.zeros(regions, inputs, width), requires_grad=False)
         self.variance = nn.Parameter(torch.ones(regions, inputs, width), requires_grad=False)
 

@@ -40,7 +40,7 @@ class Factor(Learned):
     """Local reachability density of each."""
 
     def __init__(self, config: Config, variables: int) -> None:
-        super().__init__(variables, "rows", "reach", "density")
+        super().__init__(variables, rows="k m", reach="k", density="k")
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:

@@ -32,7 +32,7 @@ class Gaussian(Learned):
     """m m: Cholesky factor of the precision, upper triangle last."""
 
     def __init__(self, variables: int) -> None:
-        super().__init__(variables, "factor")
+        super().__init__(variables, factor="m m")
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:
         """Fit mean and covariance; there is no chance in it."""

@@ -11,7 +11,7 @@ from rayad.arrays import Latents
 from rayad.density import categorical
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
 from rayad.density.leaves import Features, GaussianLeaves, Moments, Parameters, Raw
-from rayad.density.region_graph import Scopes
+from rayad.density.region_graph import Scopes, refuse_strange_scopes
 
 
 class MixedFeatures(NamedTuple):
@@ -56,7 +56,8 @@ class MixedLeaves(nn.Module):
         super().__init__()
         self.variables, self.inputs = len(states), inputs
         self.register_buffer("scopes", scopes)
-        coded = torch.tensor([*states, 0]) > 0
+        self.register_load_state_dict_pre_hook(refuse_strange_scopes)
+        coded = torch.tensor([*states, 0], device=scopes.device) > 0
         self.gaussian = GaussianLeaves(_narrowed(scopes, ~coded), len(states), inputs, min_variance)
         self.categorical = CategoricalLeaves(_narrowed(scopes, coded), states, inputs)
 

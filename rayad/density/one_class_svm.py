@@ -46,7 +46,7 @@ class Machine(Learned):
     rho: Tensor
 
     def __init__(self, config: Config, variables: int) -> None:
-        super().__init__(variables, "vectors", "weights", "gamma", "rho")
+        super().__init__(variables, vectors="k m", weights="k", gamma="", rho="")
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:

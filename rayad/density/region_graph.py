@@ -9,13 +9,19 @@ and a product layer takes its children by cutting the next level in two. Only th
 need to be stored: a region above holds what its halves hold.
 """
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from jaxtyping import Int64, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayad.errors import OptionError
 
+MOST_PLACES = 1 << 22
+"""Variables times replicas of a region graph, at most: 34 MB of scopes."""
+MOST_REGIONS = 1 << 18
+"""Leaf regions of all replicas, at most."""
 Scopes = Int64[Tensor, "l w"]
 """The variables of each leaf region; places that a smaller region does not fill hold the number of variables."""
 
@@ -35,6 +41,11 @@ def random_scopes(variables: int, depth: int, replicas: int, seed: int) -> Scope
             f"depth {depth} splits {variables} variables into 2**{depth} regions;"
             f" it must be between 0 and {variables.bit_length() - 1}"
         )
+    if variables * replicas > MOST_PLACES or replicas * 2**depth > MOST_REGIONS:
+        raise OptionError(
+            f"{replicas} replicas of {variables} variables in {2**depth} regions are too large a graph: at most"
+            f" {MOST_PLACES} variables and {MOST_REGIONS} regions in all replicas"
+        )
     generator = np.random.default_rng(seed)
     level = [generator.permutation(variables) for _ in range(replicas)]
     for _ in range(depth):
@@ -44,6 +55,19 @@ def random_scopes(variables: int, depth: int, replicas: int, seed: int) -> Scope
     for row, region in zip(scopes, level, strict=True):
         row[: len(region)] = region
     return torch.from_numpy(scopes)
+
+
+def refuse_strange_scopes(leaves: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """A hook before loading: the scopes that come must be of the variables that the leaves were built for.
+
+    The compiled kernel follows them without looking.
+
+    Raises:
+        OptionError: they are not.
+    """
+    scopes, variables = state.get(f"{prefix}scopes"), cast(int, leaves.variables)
+    if scopes is not None and not scopes.is_meta and not ((scopes >= 0) & (scopes <= variables)).all():
+        raise OptionError(f"{prefix}scopes must be numbers of variables, 0 to {variables}")
 
 
 def spread(scopes: Scopes, table: Shaped[Tensor, "n m"]) -> Shaped[Tensor, "l w n"]:

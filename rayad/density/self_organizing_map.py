@@ -42,7 +42,7 @@ class Map(Learned):
     units: Tensor
 
     def __init__(self, config: Config, variables: int) -> None:
-        super().__init__(variables, "units")
+        super().__init__(variables, units="k m")
         self.config = config
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,7 @@ from rayad.arrays import Latents, Patches, Scores, like
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import PATCH, initialize
+from rayad.options import Within
 
 Classes = Int[Tensor, "n p c"]
 """Of the intensities at the p places of the grid, row by row."""
@@ -43,7 +44,7 @@ class Config:
 
     hidden: int = 64
     """Neurons of each hidden layer."""
-    depth: int = 4
+    depth: Annotated[int, Within(1, 1000)] = 4
     """Hidden layers."""
     latents: int = 64
     """Numbers that tell one patch from another."""
@@ -51,7 +52,7 @@ class Config:
     """Classes of intensity, even parts of the full scale."""
     side: int = 16
     """Rows and columns of averaged pixels that a patch is looked at in; a divisor of 64."""
-    steps: int = 5
+    steps: Annotated[int, Within(1, 1000)] = 5
     """From 0 to the latent of a patch, in training as in scoring."""
     channels: int = 1
     """1 for grey patches, 3 for colour; each has its own classes."""

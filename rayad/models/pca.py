@@ -52,7 +52,7 @@ class PrincipalComponents(nn.Module):
         self.mean: Tensor
         self.directions: Tensor
         self.register_buffer("mean", torch.full((pixels,), 0.5))
-        self.register_buffer("directions", torch.eye(pixels)[: config.components].clone())
+        self.register_buffer("directions", torch.eye(config.components, pixels))
 
     def encode(self, x: Patches) -> Latents:
         """Where the averaged patch lies along each direction."""

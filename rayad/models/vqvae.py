@@ -20,7 +20,7 @@ chosen nearly everywhere is an error. All of it depends on sums over batches alo
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -30,6 +30,7 @@ from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import SLOPE, WINDOW, Padding, downwards, initialize, side_of, upwards
+from rayad.options import Within
 from rayad.progress import Row
 
 Cells = Float[Tensor, "n d ch cw"]
@@ -63,7 +64,7 @@ class Config:
     """K: entries of the book; the paper does not say."""
     embedding: int = 64
     """Numbers of a code."""
-    blocks: int = 6
+    blocks: Annotated[int, Within(0, 1000)] = 6
     """Residual blocks of encoder and decoder."""
     book: Literal["loss", "ema"] = "loss"
     """How codes learn: by their part of the loss, as the paper has it, or as moving averages of their cells."""

@@ -2,42 +2,85 @@
 
 ``detector.json`` names the parts, their configurations, the hashes of the tensor files, and where it all comes from;
 ``model.safetensors``, ``density.safetensors`` and ``calibration.safetensors`` hold the numbers. docs/formats.md has
-every field. No pickle.
+every field, and what is refused. No pickle.
+
+A bundle may be a stranger's. So every field is checked against what it becomes, and a model or density is first built
+without memory, on torch's device "meta": only one whose tensors are those of the file takes any.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import safetensors.numpy
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from rayad import catalog, storage
-from rayad.errors import FormatError
-from rayad.imaging.picture import described, from_description
+from rayad.errors import FormatError, OptionError, RayadError
+from rayad.imaging.context import CONTEXT
+from rayad.imaging.picture import described
+from rayad.scoring import files
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, Part
+from rayad.scoring.files import Folder
+from rayad.terminal import shortened
 
 SCHEMA = 2
+REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "name": str,
+    "score": str,
+    "preprocessing": dict,
+    "aggregation": dict,
+    "model": (dict, type(None)),
+    "density": (dict, type(None)),
+    "context": list,
+    "members": list,
+    "sha256": dict,
+    "provenance": dict,
+}
+"""Field of ``detector.json`` -> its type."""
+ORIGIN: dict[str, type | tuple[type, ...]] = {"made_of": str, "train_minutes": (int, float), "faults": list}
+"""Field of ``provenance`` that rayad uses -> its type, where it is there."""
+MOST_VARIABLES = 65_536
+"""Of a density."""
+SMALL = 65_536
+"""Whole numbers in a configuration that need no numbers in the tensor file to be believed."""
+IMPOSSIBLE = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    SafetensorError,
+    RayadError,
+)
+"""What making something of fields and tensors raises that do not fit."""
 
 
 def save(detector: Detector, url: str) -> None:
     """Write the bundle; ``detector.json`` last, so a bundle that has one is whole."""
-    files = {}
+    contents = {}
     for kind in ("model", "density"):
         part: Part | None = getattr(detector, kind)
         if part is not None:
             state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in part.module.state_dict().items()}
-            files[kind] = safetensors.torch.save(state)
+            contents[kind] = safetensors.torch.save(state)
     if detector.calibration is not None:
-        files["calibration"] = safetensors.numpy.save(detector.calibration.to_tensors())
-    for kind, data in files.items():
+        contents["calibration"] = safetensors.numpy.save(detector.calibration.to_tensors())
+    for kind, data in contents.items():
         storage.write_bytes(storage.join(url, f"{kind}.safetensors"), data)
     for member in detector.members:
-        save(member, _member(url, member.name))
+        save(member, files.member_url(url, member.name))
     description = {
         "schema": SCHEMA,
         "name": detector.name,
@@ -48,7 +91,7 @@ def save(detector: Detector, url: str) -> None:
         "density": detector.density and detector.density.description(),
         "context": detector.context,
         "members": [member.name for member in detector.members],
-        "sha256": {kind: hashlib.sha256(data).hexdigest() for kind, data in files.items()},
+        "sha256": {kind: hashlib.sha256(data).hexdigest() for kind, data in contents.items()},
         "provenance": detector.provenance,
     }
     storage.write_json(storage.join(url, "detector.json"), description)
@@ -60,13 +103,7 @@ def describe(url: str) -> dict[str, Any]:
     Raises:
         FormatError: there is no bundle, or it is of a newer schema.
     """
-    where = storage.join(url, "detector.json")
-    if not storage.exists(where):
-        raise FormatError(f"{url}: no detector here, detector.json is missing")
-    description = storage.read_json(where)
-    if description.get("schema", 0) > SCHEMA:
-        raise FormatError(f"{where}: schema {description['schema']} is newer than {SCHEMA}, which this rayad reads")
-    return _upgraded(description)
+    return _describe(files.opened(url))
 
 
 def load(url: str, anyway: bool = False) -> Detector:
@@ -76,59 +113,19 @@ def load(url: str, anyway: bool = False) -> Detector:
         anyway: also one whose parameters are not finite, which has no scores.
 
     Raises:
-        FormatError: no bundle, a newer schema, tensors whose hash is not the one in ``detector.json``, or that are not
-            finite.
+        FormatError: no bundle, a newer schema, a field or tensor that is none of a detector, tensors whose hash is not
+            the one in ``detector.json``, or that are not finite; a file or member that lies outside of the bundle.
     """
-    said = describe(url)
-    calibration = None
-    if "calibration" in said["sha256"]:
-        tensors = safetensors.numpy.load(_checked(url, "calibration", said["sha256"]))
-        calibration = Calibration.from_tensors(tensors)
-    found = Detector(
-        name=said["name"],
-        score=said["score"],
-        preprocessing=from_description(said["preprocessing"]),
-        model=_part(url, "model", said),
-        density=_part(url, "density", said),
-        aggregation=Aggregation(**said["aggregation"]),
-        calibration=calibration,
-        provenance=said["provenance"],
-        context=tuple(said["context"]),
-        members=tuple(load(_member(url, name), anyway) for name in said["members"]),
-    )
-    if not anyway and (wrong := not_finite(found)):
-        raise FormatError(f"{url}: {wrong[0]} holds numbers that are not finite")
-    return found
+    return _load(files.opened(url), anyway)
 
 
-def _member(url: str, name: str) -> str:
-    return storage.join(url, "members", name)
-
-
-def _upgraded(said: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members."""
-    if said.get("schema", 0) != 1:
-        return said
-    loss = said.get("score") == "reconstruction" and (said.get("model") or {}).get("name") == "bvae"
-    return said | {"context": [], "members": []} | ({"score": "elbo"} if loss else {})
-
-
-def _part(url: str, kind: str, said: dict[str, Any]) -> Part | None:
-    if said[kind] is None:
-        return None
-    folder = {"model": "models", "density": "density"}[kind]
-    name, variables = said[kind]["name"], said[kind]["variables"]
-    said_of = said[kind]["config"].items()
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in said_of}  # JSON has no tuples
-    config = catalog.find(folder, name).Config(**settings)
-    module = config.build(variables) if kind == "density" else config.build()
-    data = _checked(url, kind, said["sha256"])
-    try:
-        module.load_state_dict(safetensors.torch.load(data))
-    except (SafetensorError, RuntimeError) as error:
-        said_why = " ".join(str(error).split())
-        raise FormatError(f"{url}: {kind}.safetensors does not fit {name} of detector.json: {said_why}") from None
-    return Part(name, config, module.eval(), variables)
+def lacking(description: dict[str, Any]) -> Iterator[str]:
+    """What is missing or of another type in ``detector.json``, a sentence each."""
+    for name, kind in REQUIRED.items():
+        if name not in description:
+            yield f"detector.json has no {name!r}"
+        elif not isinstance(description[name], kind) or isinstance(description[name], bool):
+            yield f"{name!r} of detector.json is {shortened(description[name])}"
 
 
 def not_finite(detector: Detector) -> list[str]:
@@ -138,11 +135,139 @@ def not_finite(detector: Detector) -> list[str]:
     return [f"{kind}: {name}" for kind, name, v in state if v.is_floating_point() and not torch.isfinite(v).all()]
 
 
-def _checked(url: str, kind: str, hashes: dict[str, str]) -> bytes:
-    where = storage.join(url, f"{kind}.safetensors")
-    if not storage.exists(where):
-        raise FormatError(f"{where}: missing, though detector.json names it")
-    data = storage.read_bytes(where)
-    if hashlib.sha256(data).hexdigest() != hashes[kind]:
-        raise FormatError(f"{where}: altered or truncated, its hash is not the one in detector.json")
-    return data
+def _describe(folder: Folder) -> dict[str, Any]:
+    description = folder.description()
+    schema = description.get("schema", 0)
+    if type(schema) is not int:
+        raise FormatError(f"{folder.name}: 'schema' is a whole number, not {shortened(schema)}")
+    if schema > SCHEMA:
+        raise FormatError(f"{folder.name}: schema {shortened(schema)} is newer than {SCHEMA}, which this rayad reads")
+    return _upgraded(description)
+
+
+def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members."""
+    if description.get("schema", 0) != 1:
+        return description
+    model = description.get("model")
+    loss = description.get("score") == "reconstruction" and isinstance(model, dict) and model.get("name") == "bvae"
+    return description | {"context": [], "members": []} | ({"score": "elbo"} if loss else {})
+
+
+def _load(folder: Folder, anyway: bool) -> Detector:
+    description = _describe(folder)
+    _check(folder, description)
+    detector = _built(folder, description, [_member(folder, name, anyway) for name in description["members"]])
+    if not anyway and (wrong := not_finite(detector)):
+        raise FormatError(f"{folder.url}: {wrong[0]} holds numbers that are not finite")
+    return detector
+
+
+def _check(folder: Folder, description: dict[str, Any]) -> None:
+    """FormatError unless every field has its type, and names are what names can be."""
+    where = folder.name
+    for fault in lacking(description):
+        raise FormatError(f"{folder.url}: {fault}; rayad check lists all that is wrong")
+    hashes = description["sha256"]
+    if not all(isinstance(sha256, str) for sha256 in hashes.values()):
+        raise FormatError(f"{where}: 'sha256' has a text for each tensor file, not {shortened(hashes)}")
+    context = description["context"]
+    if not all(name in CONTEXT for name in context) or len(set(context)) < len(context):
+        raise FormatError(f"{where}: 'context' has different names of {', '.join(CONTEXT)}, not {shortened(context)}")
+    for name, kind in ORIGIN.items():
+        if name in description["provenance"] and not isinstance(description["provenance"][name], kind):
+            raise FormatError(f"{where}: 'provenance': {name} is {shortened(description['provenance'][name])}")
+    files.check_members(description["members"], where)
+
+
+def _member(folder: Folder, name: str, anyway: bool) -> Detector:
+    member = _load(folder.member(name), anyway)
+    if member.name != name:
+        raise FormatError(f"{folder.url}: member {name} calls itself {shortened(member.name)}; names and folders agree")
+    return member
+
+
+def _built(folder: Folder, description: dict[str, Any], members: list[Detector]) -> Detector:
+    with _explained(f"{folder.name}: 'preprocessing'"):
+        settings = dict(description["preprocessing"])
+        kind = settings.pop("kind", "mammogram")  # before there were several kinds, all were of mammograms
+        preprocessing = catalog.restored(catalog.find("imaging", kind).Preprocessing, settings, MOST_VARIABLES)
+    with _explained(f"{folder.name}: 'aggregation'"):
+        aggregation = catalog.restored(Aggregation, description["aggregation"])
+    parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
+    calibration = _calibration(folder, description["sha256"])
+    with _explained(f"{folder.name}: 'score'"):
+        return Detector(
+            name=description["name"],
+            score=description["score"],
+            preprocessing=preprocessing,
+            aggregation=aggregation,
+            calibration=calibration,
+            provenance=description["provenance"],
+            context=tuple(description["context"]),
+            members=tuple(members),
+            **parts,
+        )
+
+
+def _calibration(folder: Folder, hashes: dict[str, str]) -> Calibration | None:
+    if "calibration" not in hashes:
+        return None
+    where = storage.join(folder.url, "calibration.safetensors")
+    data = folder.tensors("calibration", hashes)
+    files.header(data, where)
+    with _explained(where):
+        return Calibration.from_tensors(safetensors.numpy.load(data))
+
+
+def _part(folder: Folder, kind: str, description: dict[str, Any]) -> Part | None:
+    of = description[kind]
+    if of is None:
+        return None
+    where = storage.join(folder.url, f"{kind}.safetensors")
+    data = folder.tensors(kind, description["sha256"])
+    declared = files.header(data, where)
+    with _explained(f"{folder.name}: {kind!r}"):
+        name, config, variables = _configuration(kind, of, sum(tensor.numel() for tensor in declared.values()))
+    build = partial(config.build, variables) if kind == "density" else config.build
+    with _explained(f"{where}: does not fit {name} of detector.json"):
+        _require_tensors(build, declared)
+        module = build()
+        module.load_state_dict(safetensors.torch.load(data))
+    return Part(name, config, module.eval(), variables)
+
+
+def _configuration(kind: str, of: dict[str, Any], numbers: int) -> tuple[str, Any, int]:
+    """A part's plug-in, its configuration and its number of variables.
+
+    Args:
+        numbers: in its tensors; no size can be larger, but for small ones.
+    """
+    if set(of) != {"name", "config", "variables"} or not isinstance(of["config"], dict):
+        raise OptionError(f"it has name, config (an object) and variables, not {shortened(of)}")
+    name, variables, most = of["name"], of["variables"], max(numbers, SMALL)
+    if type(variables) is not int or not 0 <= variables <= min(most, MOST_VARIABLES):
+        raise OptionError(f"variables are 0 to {MOST_VARIABLES:,}, not {shortened(variables)}")
+    plug_in = catalog.find({"model": "models", "density": "density"}[kind], name)
+    return name, catalog.restored(plug_in.Config, of["config"], most), variables
+
+
+def _require_tensors(build: Callable[[], nn.Module], declared: dict[str, Tensor]) -> None:
+    """FormatError or RuntimeError unless a file's tensors are those of the module, none in fewer bytes than there."""
+    with torch.device("meta"):
+        outline = build()
+    outline.to("meta").load_state_dict(declared)
+    for name, tensor in outline.state_dict().items():
+        other = declared[name].dtype
+        if other.itemsize < tensor.dtype.itemsize or other.is_floating_point != tensor.dtype.is_floating_point:
+            raise FormatError(f"{shortened(name)} is of {other}, not of {tensor.dtype}")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Whatever making something of a bundle raises, as one sentence that names the file and the field."""
+    try:
+        yield
+    except IMPOSSIBLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FormatError(f"{what}: {reason[:300]}") from error

@@ -114,13 +114,16 @@ class Calibration:
         """The inverse of `to_tensors`.
 
         Raises:
-            FormatError: an array is missing or their sizes do not fit together.
+            FormatError: an array is missing, is not what its name says, or their sizes do not fit together.
         """
         names = [f.name for f in fields(cls)]
         missing = sorted({*names, "patients"} - tensors.keys())
         if missing:
             raise FormatError(f"calibration: arrays {', '.join(missing)} are missing")
+        for name in (*names, "patients"):
+            _require_numbers(name, tensors[name])
         calibration = cls(*(tensors[name] for name in names[:-1]), top=float(tensors["top"][0]))
+        _require_shares(calibration)
         patients = int(tensors["patients"][0])
         if patients != calibration.patients or calibration.survival.size != patients * SURVIVAL_POINTS:
             raise FormatError(
@@ -174,6 +177,27 @@ def survival_points(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " s"]:
 
 def _ranks(size: int) -> Int[np.ndarray, " s"]:
     return np.arange(SURVIVAL_POINTS, dtype=np.int64) * size // SURVIVAL_POINTS
+
+
+def _require_numbers(name: str, array: np.ndarray) -> None:
+    """FormatError unless an array is a row of finite numbers, ascending where numbers are looked up in it."""
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":
+        raise FormatError(f"calibration: {name} is a row of numbers, not {array.dtype} of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise FormatError(f"calibration: {name} holds numbers that are not finite")
+    if name != "image_weights" and (array[1:] < array[:-1]).any():
+        raise FormatError(f"calibration: {name} is not ascending")
+
+
+def _require_shares(calibration: Calibration) -> None:
+    """FormatError unless arrays that belong together have one size, and shares are between 0 and 1."""
+    for one, other in (("image_scores", "image_weights"), ("levels", "quantiles")):
+        if getattr(calibration, one).size != getattr(calibration, other).size:
+            raise FormatError(f"calibration: {one} and {other} have different sizes")
+    for name in ("image_weights", "levels", "top"):
+        shares = np.asarray(getattr(calibration, name))
+        if shares.min() < 0 or shares.max() > 1:
+            raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {shares.min():g} to {shares.max():g}")
 
 
 def _inside(patient: str, grid: Grid) -> Float[np.ndarray, " n"]:

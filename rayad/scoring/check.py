@@ -5,30 +5,13 @@ at numbers that are no parameters of a density, and at the region graph that fol
 """
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
-
-import torch
 
 from rayad import storage
 from rayad.scoring import bundle
-from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
-
-REQUIRED = {
-    "schema": int,
-    "name": str,
-    "score": str,
-    "preprocessing": dict,
-    "aggregation": dict,
-    "model": (dict, type(None)),
-    "density": (dict, type(None)),
-    "context": list,
-    "members": list,
-    "sha256": dict,
-    "provenance": dict,
-}
-"""Field of ``detector.json`` -> its type."""
+from rayad.scoring.files import member_url
+from rayad.terminal import printable, shortened
 
 
 @runtime_checkable
@@ -44,31 +27,33 @@ def faults(url: str) -> list[str]:
     Raises:
         FormatError: there is no bundle, it is of a newer schema, or its tensors are not those it names.
     """
-    said = bundle.describe(url)
-    found = list(_of_description(said))
-    if found:
-        return found
-    loaded = bundle.load(url, anyway=True)
-    found += [f"{name} is beside the bundle's files, and nothing names it" for name in _strangers(url, said)]
-    for name in said["members"]:
-        found += [f"member {name}: {fault}" for fault in faults(storage.join(url, "members", name))]
-    return [*found, *_of_parts(loaded), *_of_calibration(loaded.calibration)]
+    description = bundle.describe(url)
+    lacking = [*bundle.lacking(description), *_unknown(description)]
+    return lacking or list(_of_bundle(url, description, bundle.load(url, anyway=True)))
 
 
-def _of_description(said: dict[str, Any]) -> Iterator[str]:
-    for name, kind in REQUIRED.items():
-        if name not in said:
-            yield f"detector.json has no {name!r}"
-        elif not isinstance(said[name], kind):
-            yield f"{name!r} of detector.json is {said[name]!r}"
-    for name in said.keys() - REQUIRED.keys():
-        yield f"detector.json has a field {name!r} that nobody knows"
+def _unknown(description: dict[str, Any]) -> Iterator[str]:
+    for name in description.keys() - bundle.REQUIRED.keys():
+        yield f"detector.json has a field {shortened(name)} that nobody knows"
 
 
-def _strangers(url: str, said: dict[str, Any]) -> Iterator[str]:
-    known = {"detector.json", *(f"{kind}.safetensors" for kind in said["sha256"])}
+def _of_bundle(url: str, description: dict[str, Any], one: Detector) -> Iterator[str]:
+    """Of a bundle that could be loaded, and of its members."""
+    yield from (
+        f"{printable(name)} is beside the bundle's files, and nothing names it" for name in _strangers(url, description)
+    )
+    for member in one.members:
+        where = member_url(url, member.name)
+        of_member = bundle.describe(where)
+        found = [*_unknown(of_member), *_of_bundle(where, of_member, member)]
+        yield from (f"member {member.name}: {fault}" for fault in found)
+    yield from _of_parts(one)
+
+
+def _strangers(url: str, description: dict[str, Any]) -> Iterator[str]:
+    known = {"detector.json", *(f"{kind}.safetensors" for kind in description["sha256"])}
     members = storage.join(url, "members", "")
-    own = [file for file in storage.listing(url) if not file.startswith(members)]
+    own = [file for file in storage.listing(url, roots=(url,)) if not file.startswith(members)]
     for name in (file.rsplit("/", 1)[-1] for file in own):
         if name.endswith(".safetensors") and name not in known:
             yield name
@@ -79,10 +64,3 @@ def _of_parts(one: Detector) -> Iterator[str]:
     for kind, part in (("model", one.model), ("density", one.density)):
         if part and isinstance(part.module, Checked):
             yield from (f"{kind}: {fault}" for fault in part.module.faults())
-
-
-def _of_calibration(calibration: Calibration | None) -> Iterator[str]:
-    for field in fields(calibration) if calibration else ():
-        value = getattr(calibration, field.name)
-        if hasattr(value, "dtype") and not torch.isfinite(torch.as_tensor(value)).all():
-            yield f"calibration: {field.name} holds numbers that are not finite"

@@ -114,4 +114,4 @@ def named(urls: Iterable[str]) -> dict[str, str]:
 
 
 def _hash(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(storage.join(url, "detector.json"))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(storage.join(url, "detector.json"), (url,))).hexdigest()

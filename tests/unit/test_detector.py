@@ -111,7 +111,7 @@ def test_an_unknown_model_in_a_bundle_is_answered_with_the_known_ones(url):
     said = storage.read_json(f"{url}/detector.json")
     said["model"]["name"] = "transformer"
     storage.write_json(f"{url}/detector.json", said)
-    with pytest.raises(OptionError, match="rayad has bvae, cae"):
+    with pytest.raises(FormatError, match="rayad has bvae, cae"):
         bundle.load(url)
 
 

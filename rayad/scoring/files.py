@@ -1,0 +1,179 @@
+"""The files of a detector bundle, which may be a stranger's: no more is read than belongs to it and can be held.
+
+docs/formats.md says what is refused. Everything here looks at names, links and sizes; nothing is made of the numbers.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayad import storage
+from rayad.bounded import parse_json
+from rayad.errors import FormatError
+from rayad.terminal import shortened
+
+LONGEST_NAME = 100
+"""Characters of a member's name."""
+MOST_MEMBERS = 64
+"""Members of a bundle, with the members of members."""
+DEEPEST = 4
+"""Levels of members in members."""
+LARGEST_DESCRIPTION = 4_000_000
+"""Bytes of detector.json."""
+LARGEST_TENSORS = 4_000_000_000
+"""Bytes of all tensor files of a bundle and its members."""
+LARGEST_HEADER = 1_000_000
+"""Bytes of a tensor file's header."""
+MOST_DIMENSIONS = 8
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""What numbers are called in a tensor file."""
+_NAME = re.compile(rf"[\w.\- ]{{1,{LONGEST_NAME}}}")
+
+
+@dataclass
+class Allowance:
+    """What is left of the members and bytes that a bundle may have."""
+
+    members: int = MOST_MEMBERS
+    bytes: int = LARGEST_TENSORS
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of a bundle, or of a member in it."""
+
+    url: str
+    top: str
+    """URL of the outermost bundle."""
+    level: int = 0
+    """0 of the outermost bundle."""
+    left: Allowance = field(default_factory=Allowance)
+
+    @property
+    def name(self) -> str:
+        """URL of detector.json."""
+        return storage.join(self.url, "detector.json")
+
+    def description(self) -> dict[str, Any]:
+        """What detector.json says.
+
+        Raises:
+            FormatError: it is not there, no JSON, or too large.
+            StorageError: it cannot be read, or is a link that leads out of the bundle.
+        """
+        if not storage.exists(self.name):
+            raise FormatError(f"{self.url}: no detector here, detector.json is missing")
+        return storage.read_json(self.name, LARGEST_DESCRIPTION, (self.top,))
+
+    def tensors(self, kind: str, hashes: dict[str, str]) -> bytes:
+        """The content of a tensor file.
+
+        Args:
+            kind: model, density or calibration.
+            hashes: the SHA-256 of each, as detector.json has them.
+
+        Raises:
+            FormatError: it is missing, too large or altered.
+            StorageError: it cannot be read, or is a link that leads out of the bundle.
+        """
+        where = storage.join(self.url, f"{kind}.safetensors")
+        if kind not in hashes:
+            raise FormatError(f"{self.url}: detector.json has a {kind}, but no hash of {kind}.safetensors")
+        if not storage.exists(where):
+            raise FormatError(f"{where}: missing, though detector.json names it")
+        self.left.bytes -= storage.size(where)
+        if self.left.bytes < 0:
+            most = f"{LARGEST_TENSORS / 1e9:g} GB"
+            raise FormatError(f"{where}: with this file the tensors of a bundle would have more than {most} in all")
+        data = storage.read_bytes(where, (self.top,))
+        if hashlib.sha256(data).hexdigest() != hashes[kind]:
+            raise FormatError(f"{where}: altered or truncated, its hash is not the one in detector.json")
+        return data
+
+    def member(self, name: str) -> "Folder":
+        """The folder of a member; FormatError where a bundle has too many of them, or too many levels."""
+        self.left.members -= 1
+        if self.left.members < 0 or self.level == DEEPEST:
+            raise FormatError(
+                f"{self.url}: a bundle has at most {MOST_MEMBERS} members in {DEEPEST} levels, this one has more"
+            )
+        return replace(self, url=member_url(self.url, name), level=self.level + 1)
+
+
+def opened(url: str) -> Folder:
+    """The folder of a bundle; it may be a link itself."""
+    return Folder(url, url)
+
+
+def member_url(url: str, name: str) -> str:
+    """Where a member of a bundle lies."""
+    return storage.join(url, "members", name)
+
+
+def check_members(names: Any, where: str) -> None:
+    """FormatError unless these are the names that members of a bundle can have: plain words, all different."""
+    if not isinstance(names, list):
+        raise FormatError(f"{where}: 'members' must be a list of names, not {shortened(names)}")
+    for name in names:
+        if not is_plain(name):
+            raise FormatError(
+                f"{where}: a member's name is up to {LONGEST_NAME} letters, digits, blanks and _ . -,"
+                f" not {shortened(name)}"
+            )
+    if len(set(names)) < len(names):
+        raise FormatError(f"{where}: two members have the same name; each is a folder of its own")
+
+
+def is_plain(name: Any) -> bool:
+    """Whether a name can be that of a member's folder: letters, digits, blanks and _ . - alone, and no . or .. ."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and bool(name.strip(" ."))
+
+
+def header(data: bytes, where: str) -> dict[str, Tensor]:
+    """What a tensor file says that it holds: tensors by name, without their numbers (torch's device "meta").
+
+    Raises:
+        FormatError: it is no tensor file, or holds other numbers than its header says.
+    """
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise FormatError(f"{where}: is not a safetensors file")
+    entries = parse_json(data[8 : 8 + size], where, LARGEST_HEADER)
+    if not isinstance(entries, dict):
+        raise FormatError(f"{where}: the header of a safetensors file is an object, not {shortened(entries)}")
+    entries.pop("__metadata__", None)
+    tensors = {name: _outline(name, entry, where) for name, entry in entries.items()}
+    if sum(tensor.nbytes for tensor in tensors.values()) != len(data) - 8 - size:
+        raise FormatError(f"{where}: has another number of bytes than its header says")
+    return tensors
+
+
+def _outline(name: str, entry: Any, where: str) -> Tensor:
+    shape, kind = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(kind, str) or kind not in TYPES or not isinstance(shape, list) or not _are_sizes(shape):
+        raise FormatError(
+            f"{where}: tensor {shortened(name)} has no type or shape that rayad writes: {shortened(entry)}"
+        )
+    return torch.empty(shape, dtype=TYPES[kind], device="meta")
+
+
+def _are_sizes(shape: list[Any]) -> bool:
+    """Whether these are the sizes of a tensor that a file can hold."""
+    whole = len(shape) <= MOST_DIMENSIONS and all(type(n) is int and 0 <= n <= LARGEST_TENSORS for n in shape)
+    return whole and prod(shape) <= LARGEST_TENSORS

@@ -1,0 +1,25 @@
+"""What a text may show on a terminal: names come from strangers, and a terminal obeys what it is sent."""
+
+import re
+
+UNPRINTABLE = re.compile(
+    "["
+    "\\x00-\\x1f\\x7f-\\x9f"  # control characters: C0, delete, C1
+    "\\u2028\\u2029"  # separators of lines and paragraphs
+    "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069"  # the direction of writing
+    "\\u200b-\\u200d\\u2060-\\u2065\\ufeff\\U000e0000-\\U000e0fff"  # nothing to be seen
+    "\\ud800-\\udfff"  # half of a pair: bytes of a file's name that are no UTF-8
+    "]+"
+)
+"""Characters that move, colour or hide what stands around them, or that no encoding has."""
+
+
+def printable(text: str) -> str:
+    r"""The text with an escape, such as \x1b or \n, in the place of every character that is none to be seen."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def shortened(value: object, longest: int = 60) -> str:
+    """A value as Python writes it, printable, its end cut off where it is long."""
+    text = printable(repr(value))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
