@@ -3,6 +3,7 @@
 import os
 import secrets
 from dataclasses import dataclass
+from typing import Literal
 
 from rayad.errors import OptionError
 
@@ -121,6 +122,8 @@ class Listening:
     """File of its private key."""
     tls_in_front: bool = False
     """A proxy in front ends TLS."""
+    front: Literal["haproxy", "none"] = "haproxy"
+    """What listens there and bounds size and time of a request's headers; none: on this machine alone."""
 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):

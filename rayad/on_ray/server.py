@@ -1,10 +1,12 @@
 """`rayad serve`: the scoring graph on one machine, or on a cluster whose head this machine is."""
 
 import os
+import secrets
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ray import serve
 from ray.exceptions import RayError
@@ -16,8 +18,9 @@ from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
 from rayad.on_ray.resources import Listening, given
 from rayad.on_ray.serve import Service, application
-from rayad.serving import RESEARCH_USE, cards
-from rayad.serving.access import check_binding
+from rayad.serving import RESEARCH_USE, cards, front
+from rayad.serving.access import Limits, check_binding
+from rayad.serving.issuer import is_loopback
 
 SHARED = "/dev/shm"
 """Files in memory, on Linux."""
@@ -27,26 +30,23 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
     """Serve until Ctrl-C or SIGTERM; SIGHUP reads the detectors again, and the old ones answer until that is done.
 
     Raises:
-        OptionError: others could ask without a token, or a detector is not calibrated.
-        RayadError: a detector cannot be read, or the port is taken.
+        OptionError: others could ask without a token or without a proxy in front, the port is taken, or a detector is
+            not calibrated.
+        RayadError: a detector cannot be read.
     """
     check_binding(listening.host, service.access.asks(), bool(listening.certificate), listening.tls_in_front)
+    if listening.front == "none" and not is_loopback(listening.host):
+        raise OptionError(f"to listen at {listening.host!r}, which others can reach, it takes HAProxy in front")
     for name, url in service.detectors.items():
         cards.card(name, url)
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     if not given(address):
         _keep_off_disk()
-        _stand_before(listening)
+        _set_up_proxy(listening)
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     of = service.replicas
-    with cluster(address, of.pictures + of.scorers + of.drawers + 2):
-        options = HTTPOptions(
-            host=listening.host,
-            port=listening.port,
-            ssl_certfile=listening.certificate or None,
-            ssl_keyfile=listening.key or None,
-        )
+    with _door(listening, service.limits) as options, cluster(address, of.pictures + of.scorers + of.drawers + 2):
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
         try:
@@ -58,10 +58,37 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
                 serve.shutdown()
 
 
-def _stand_before(listening: Listening) -> None:
+@contextmanager
+def _door(listening: Listening, limits: Limits) -> Iterator[HTTPOptions]:
+    """Where Ray's HTTP proxy listens: behind HAProxy, which stands in its place until the block ends, or alone."""
+    if listening.front == "none":
+        yield HTTPOptions(
+            host=listening.host,
+            port=listening.port,
+            ssl_certfile=listening.certificate or None,
+            ssl_keyfile=listening.key or None,
+        )
+        return
+    with front.listening(listening.host, listening.port) as door, front.free_port() as behind:
+        haproxy = front.Front(
+            bind=f"fd@{door.fileno()}",
+            behind=f"127.0.0.1:{behind}",
+            tls=bool(listening.certificate),
+            tls_in_front=listening.tls_in_front,
+            body_seconds=limits.body_seconds,
+            request_seconds=limits.request_seconds,
+        )
+        with front.standing(haproxy, door, os.environ.get(front.SECRET, ""), listening.certificate, listening.key):
+            yield HTTPOptions(host="127.0.0.1", port=behind)
+
+
+def _set_up_proxy(listening: Listening) -> None:
     """Set up the HTTP proxy of a Ray of our own; call before it is started."""
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rayad.serving.unanswered:middlewares")
-    if not listening.tls_in_front:  # else X-Forwarded-For of whoever is on this machine is believed
+    if listening.front != "none":
+        os.environ[front.SECRET] = secrets.token_urlsafe(32)
+        os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"  # HAProxy, which says who asks
+    elif not listening.tls_in_front:  # else X-Forwarded-For of whoever is on this machine is believed
         os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 

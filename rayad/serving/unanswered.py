@@ -7,17 +7,21 @@ RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=rayad.serving.unanswered:middlewares.
 
 import asyncio
 import contextlib
+import hmac
 import logging
+import os
 
 from starlette.middleware import Middleware
 
-from rayad.serving.exchange import LINGER_S, SAFE, Application, Message, Receive, Scope, Send
+from rayad.serving.exchange import LINGER_S, SAFE, Application, Message, Receive, Scope, Send, values
+from rayad.serving.front import HEADER, SECRET
 from rayad.serving.problems import Problem
 
 LOG = logging.getLogger("rayad.serving")
 ASIDE = frozenset(
     {
         b"expect",  # the proxy receives, by which the sender is told to go on, before the API is asked
+        HEADER.encode(),
         b"serve-multiplexed-model-id",
         b"x-request-disconnect-disabled",
         b"x-request-id",
@@ -25,7 +29,7 @@ ASIDE = frozenset(
         b"x-session-id",
     }
 )
-"""Headers that the API does not get: all but the first are orders to the proxy, which are not the client's to give."""
+"""Headers that the API does not get: all but the first two are orders to the proxy, not the client's to give."""
 PAUSES_S = (0.2, 1.0, 3.0)
 """Before what had no answer is asked again."""
 HEALTH = "/-/healthz"
@@ -37,20 +41,30 @@ MOST_KEPT = 256_000_000
 class Unanswered:
     """The middleware."""
 
-    def __init__(self, app: Application) -> None:
-        self.app, self._kept_by_all = app, 0
+    def __init__(self, app: Application, secret: str = "") -> None:
+        """Stand before an application.
+
+        Args:
+            app: what is asked.
+            secret: what every request has in `HEADER`; "": nothing is asked for.
+        """
+        self.app, self._secret, self._kept_by_all = app, secret.encode(), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the application answer, up to four times."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        secrets = values(scope, HEADER.encode())
         scope = {**scope, "headers": [of for of in scope["headers"] if of[0].lower().replace(b"_", b"-") not in ASIDE]}
         if scope["path"] == HEALTH:
             await self.app(scope, receive, send)
             return
         body = _Body(self, receive, _can_be_repeated(scope))
         try:
+            if self._secret and not (len(secrets) == 1 and hmac.compare_digest(secrets[0], self._secret)):
+                await _say(send, Problem(421, "This port is for the proxy in front alone."), body)
+                return
             if scope["path"].startswith("/-/"):  # the proxy's own pages tell what is served
                 await _say(send, Problem(404), body)
                 return
@@ -90,7 +104,7 @@ class Unanswered:
 
 def middlewares() -> list[Middleware]:
     """For Ray Serve."""
-    return [Middleware(Unanswered)]
+    return [Middleware(Unanswered, secret=os.environ.get(SECRET, ""))]
 
 
 def _can_be_repeated(scope: Scope) -> bool:

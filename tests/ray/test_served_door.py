@@ -1,21 +1,18 @@
 """TLS and an identity provider's tokens, through Ray Serve: a certificate and a provider of the tests' own."""
 
-import datetime
 import json
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from certificates import self_signed
 from cryptography.hazmat.primitives.asymmetric import ec
 from served import ME, PATIENTS, Served, png, serving
 
@@ -45,18 +42,7 @@ def issuer(tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
     """A certificate of 127.0.0.1 that signs itself; its key is beside it."""
-    folder, name = tmp_path_factory.mktemp("tls"), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rayad")])
-    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(KEY.public_key())
-    made = made.serial_number(1).not_valid_before(now - day).not_valid_after(now + day)
-    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    made = made.add_extension(names, False).add_extension(x509.BasicConstraints(True, None), True)
-    signed = made.sign(KEY, hashes.SHA256())
-    (folder / "certificate.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    kind = serialization.PrivateFormat.PKCS8
-    plain = KEY.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(plain)
-    return folder / "certificate.pem"
+    return self_signed(tmp_path_factory.mktemp("tls"), KEY)
 
 
 @pytest.fixture(scope="module")

@@ -204,6 +204,32 @@ def test_who_went_away_is_not_asked_for_again():
     assert asked == [["http.request", "http.disconnect"]]
 
 
+SECRET = "what the front proves itself by"
+
+
+@pytest.mark.parametrize("given", [None, "", "guess", f"{SECRET}x", "\xff"])
+def test_who_goes_around_the_front_is_not_asked_for(given):
+    service = Dying()
+    with running(Unanswered(service.app, SECRET)) as url:
+        headers = {} if given is None else {"X-Rayad-Front": given}
+        is_problem(requests.post(f"{url}/v1/score", data=b"an image", headers=headers), 421)
+        assert requests.get(f"{url}/-/healthz").status_code == 200
+    assert service.bodies == [b""]
+
+
+def test_who_comes_by_the_front_is_and_the_api_does_not_see_its_secret():
+    seen: list[Any] = []
+
+    async def listening(request: Request) -> Response:
+        seen.extend(request.scope["headers"])
+        return PlainTextResponse("well")
+
+    with running(Unanswered(Starlette(routes=[Route("/", listening)]), SECRET)) as url:
+        assert requests.get(url, headers={"X-Rayad-Front": SECRET}).text == "well"
+    assert seen
+    assert SECRET.encode() not in dict(seen).values()
+
+
 def test_ray_takes_what_is_given():
     from ray.serve._private.http_util import validate_http_proxy_callback_return
 
