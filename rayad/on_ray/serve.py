@@ -26,6 +26,7 @@ from rayad.serving.cards import Card
 from rayad.serving.exchange import Application, Message, Receive, Scope, Send
 from rayad.serving.fetch import AllowList
 from rayad.serving.problems import Problem
+from rayad.serving.shares import Shares
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,7 @@ class Offered(Graph):
     def __init__(self, queue: int, batches: Any, *handles: Any) -> None:
         super().__init__(*handles)
         self.cards: Mapping[str, Card] = {}
-        self._queue, self._batches = queue, batches
-        self._arriving = self._under_way = 0
+        self._places, self._batches = Shares(queue), batches
 
     async def offer(self, detectors: dict[str, str]) -> None:
         """Serve these from now on; until they are loaded, and if one cannot be, what is served stays."""
@@ -66,25 +66,22 @@ class Offered(Graph):
             await self.warm(found[name])
         self.cards = found
 
-    @contextmanager
-    def door(self) -> Iterator[None]:
-        """For one image while it is received: no more arrive at once than may wait."""
-        self._check(max(self._arriving, self._under_way))
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
+    def check_room(self, caller: str) -> None:
+        """Problem where there is no place for one more image of a caller."""
+        if not self._places.has_room(caller, 1):
+            raise _too_many()
 
     @contextmanager
-    def room(self) -> Iterator[None]:
-        """For one image, from its bytes to its answer."""
-        self._check(self._under_way)
-        self._wait(1)
+    def room(self, caller: str) -> Iterator[None]:
+        """For one image of a caller, from its bytes to its answer."""
+        if not self._places.take(caller, 1):
+            raise _too_many()
+        metrics.show("served_waiting", self._places.held)
         try:
             yield
         finally:
-            self._wait(-1)
+            self._places.give_back(caller, 1)
+            metrics.show("served_waiting", self._places.held)
 
     async def score(self, card: Card, data: bytes, request: heatmap.Request) -> api.Scored:
         """As the graph does, counted."""
@@ -101,14 +98,6 @@ class Offered(Graph):
         for part, seconds in scored.seconds.items():
             metrics.count("served_seconds", seconds, part=part)
         return scored
-
-    def _check(self, number: int) -> None:
-        if number >= self._queue:
-            raise Problem(503, "too many images are waiting", headers={"retry-after": "2"})
-
-    def _wait(self, more: int) -> None:
-        self._under_way += more
-        metrics.show("served_waiting", self._under_way)
 
     async def ready(self) -> bool:
         """Is there a detector?"""
@@ -167,6 +156,10 @@ class Api:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Other detectors: the old ones answer until the new ones are loaded."""
         await self.graph.offer(config["detectors"])
+
+
+def _too_many() -> Problem:
+    return Problem(503, "too many images are waiting", headers={"retry-after": "2"})
 
 
 def _hearing(app: Application) -> Application:

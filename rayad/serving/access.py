@@ -17,9 +17,10 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from rayad.errors import OptionError
-from rayad.serving.exchange import Application, Exchange, Receive, Scope, Send, make_audible, values
+from rayad.serving.exchange import Application, Bounds, Exchange, Receive, Scope, Send, make_audible, values
 from rayad.serving.issuer import Issuer, is_loopback
 from rayad.serving.problems import Problem
+from rayad.serving.shares import Shares
 from rayad.serving.tokens import Caller, Tokens, from_environment
 
 OPEN = ("/", "/batches", "/v1/health", "/v1/ready")
@@ -29,6 +30,10 @@ PROBES = ("/v1/health", "/v1/ready")
 WRONG_PER_MINUTE = 20
 """Wrong tokens of one address that are answered as such."""
 LONGEST_TOKEN = 8192
+LARGEST_PLACE = 64_000
+"""Bytes of JSON that names an image."""
+LARGEST_BATCH = 32_000_000
+"""Bytes of JSON that begins a batch."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 _BEARER = re.compile(rb"[Bb][Ee][Aa][Rr][Ee][Rr] +([A-Za-z0-9._~+/-]+=*)")
@@ -78,6 +83,10 @@ class Limits:
     """Pixels of an image."""
     body_seconds: float = 60
     """How long the service waits for a whole request, or for an image that it names."""
+    least_kb_s: float = 20
+    """10^3 bytes a second at which a request must come, on average, after 5 s; 0: any."""
+    held_mb: int = 1000
+    """10^6 bytes of requests and of images that they name, at once and in each Api replica; half for one caller."""
     request_seconds: float = 300
     """How long a request may take."""
 
@@ -85,6 +94,10 @@ class Limits:
         for name in ("max_body_mb", "max_pixels", "body_seconds", "request_seconds"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not self.least_kb_s >= 0:
+            raise OptionError(f"least_kb_s must be at least 0, not {self.least_kb_s}")
+        if self.held_mb < 2 * self.max_body_mb:
+            raise OptionError(f"held_mb must be at least twice max_body_mb, which is {self.max_body_mb}")
 
     @property
     def max_body(self) -> int:
@@ -135,6 +148,7 @@ class Guard:
         self._asks = bool(access.tokens or access.issuer or listed)
         self._hosts = frozenset((*LOOPBACK, *(host.lower() for host in access.hosts)))
         self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._bodies = Shares(limits.held_mb * 1_000_000)
         make_audible()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,10 +156,18 @@ class Guard:
         if scope["type"] == "websocket":  # there are none
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            exchange = Exchange(scope, receive, send, self.limits.max_body, self.limits.body_seconds)
+            exchange = Exchange(scope, receive, send, self._bounds(scope), self._bodies)
             await exchange.run(self._in_time, self._admit)
         else:
             await self.app(scope, receive, send)
+
+    def _bounds(self, scope: Scope) -> Bounds:
+        most, kind = self.limits.max_body, b"".join(values(scope, b"content-type")[:1]).partition(b";")[0]
+        if scope["path"] == "/v1/batches":
+            most = min(most, LARGEST_BATCH)
+        elif kind.strip().lower() == b"application/json":
+            most = min(most, LARGEST_PLACE)
+        return Bounds(most, self.limits.body_seconds, self.limits.least_kb_s * 1000)
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, for as long as a request may take."""
@@ -169,9 +191,10 @@ class Guard:
         if _is_open(scope):
             return "-"
         caller = await self._caller(scope)
-        rate = caller.per_minute or self.access.per_minute
+        rate, whose = caller.per_minute or self.access.per_minute, caller.name if self._asks else _address(scope)
         if rate:
-            self._count("requests", rate, caller.name if self._asks else _address(scope))
+            self._count("requests", rate, whose)
+        scope["state"]["caller"] = whose
         return caller.name
 
     def _check_host(self, scope: Scope) -> None:
@@ -243,4 +266,6 @@ def _address(scope: Scope) -> str:
         address = ip_address(host)
     except ValueError:
         return "-"
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return str(address.ipv4_mapped)
     return str(IPv6Network((int(address), 64), strict=False)) if isinstance(address, IPv6Address) else str(address)

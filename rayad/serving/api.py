@@ -56,12 +56,12 @@ class Backend(Protocol):
         """The detectors that are served now; the first is the default."""
         ...
 
-    def door(self) -> AbstractContextManager[None]:
-        """Held while an image is received; Problem where too many arrive or wait."""
+    def check_room(self, caller: str) -> None:
+        """Problem where too many images wait, so that one more of this caller is not even received."""
         ...
 
-    def room(self) -> AbstractContextManager[None]:
-        """Held while an image is scored and its answer made; Problem where too many images wait."""
+    def room(self, caller: str) -> AbstractContextManager[None]:
+        """Held while an image of this caller is scored and its answer made; Problem where too many images wait."""
         ...
 
     async def score(self, card: Card, data: bytes, request: heatmap.Request) -> Scored:
@@ -122,11 +122,11 @@ class Wanted(BaseModel):
     urls: list[str] = Field(default=[], max_length=100_000)
     prefix: str = Field(default="", max_length=2000, description="every image below it; instead of urls")
     out: str = Field(max_length=2000, description="folder of the results")
-    detector: str = ""
+    detector: str = Field(default="", max_length=200)
     spacing_mm: float = Field(default=0.0, ge=0, le=10, description="mm a pixel of images that do not say it")
     view: Literal["", "MLO", "CC"] = ""
     step_mm: float = Field(default=3.2, gt=0, le=100)
-    results: list[Literal["json", "npz", "png", "dicom"]] = ["json", "npz", "png"]
+    results: list[Literal["json", "npz", "png", "dicom"]] = Field(default=["json", "npz", "png"], max_length=4)
 
 
 def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limits) -> FastAPI:
@@ -210,9 +210,9 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         extra = tuple(filter(None, include.split(",")))
         if "counterfactual" in extra and not card.counterfactual:
             raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
-        with backend.door():
-            data = await _image(http, reading, limits)
-        with backend.room():
+        backend.check_room(http.state.caller)
+        data = await _image(http, reading, limits)
+        with backend.room(http.state.caller):
             scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
             return await _answer(backend, scored, kind, data, extra, object)
 
@@ -284,7 +284,9 @@ async def _image(http: Request, reading: AllowList, limits: Limits) -> bytes:
             place = Place.model_validate_json(await http.body())
         except ValidationError as error:
             raise Problem(422, f'{error.errors()[0]["msg"]}: an image by its URL is {{"url": ...}}') from error
-        return await fetch(place.url, reading, limits)
+        data = await fetch(place.url, reading, limits)
+        http.state.hold(len(data))
+        return data
     data = await _of_form(http) if kind == "multipart/form-data" else await http.body()
     if not data:
         raise Problem(422, "the image is empty")

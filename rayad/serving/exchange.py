@@ -12,11 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from rayad.serving import problems
 from rayad.serving.problems import Problem
+from rayad.serving.shares import Shares
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -32,6 +34,10 @@ GONE = 499
 """nginx's status for a client that went away before there was an answer."""
 LINGER_S = 2.0
 """How long the rest of a refused body is taken, so that its sender reads why instead of finding the line cut."""
+GRACE_S = 5.0
+"""How long a body may take besides what its least rate gives it."""
+LEAST_HELD = 1_000_000
+"""Bytes that every request with a body is counted as, at least."""
 SAFE = {
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -44,22 +50,34 @@ SAFE = {
 }
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Of a request's body."""
+
+    most: int
+    """Bytes."""
+    seconds: float
+    """How long all its parts together are waited for."""
+    least_rate: float = 0.0
+    """Bytes a second at which it comes, on average and after `GRACE_S`; 0: any."""
+
+
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body: int, body_seconds: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, bounds: Bounds, bodies: Shares) -> None:
         """Take over a request.
 
         Args:
             scope: of ASGI, as the two that follow.
             receive: gives parts of the body.
             send: takes parts of the answer.
-            max_body: bytes of a body.
-            body_seconds: how long all its parts together are waited for.
+            bounds: of the body.
+            bodies: bytes of which this one takes its own until it is answered.
         """
-        self.scope, self.max_body, self.body_seconds = scope, max_body, body_seconds
-        self._receive, self._send = receive, send
-        self.id, self.status, self.bytes_in = uuid.uuid4().hex, 0, 0
+        self.scope, self.bounds = scope, bounds
+        self._receive, self._send, self._bodies = receive, send, bodies
+        self.id, self.status, self.bytes_in, self._held = uuid.uuid4().hex, 0, 0, 0
         self._began, self._waited = time.monotonic(), 0.0
         self._refusal: Problem | None = None
         self._answered = self._gone = False
@@ -68,18 +86,21 @@ class Exchange:
     async def run(self, app: Application, admit: Callable[[Scope], Awaitable[str]]) -> None:
         """Let an application answer, or answer in its place what is raised, and write down what happened.
 
-        The application finds the request's id as state["request_id"], and who asks as state["who"].
+        The application finds the request's id as state["request_id"], who asks as state["who"], where there are no
+        tokens his address as state["caller"], and state["hold"], which it calls with the bytes that it keeps instead of
+        the body.
 
         Args:
             app: what answers.
             admit: says who asks, or raises before anything is received.
         """
-        self.scope.setdefault("state", {}).update(request_id=self.id, who="-")
+        self.scope.setdefault("state", {}).update(request_id=self.id, who="-", caller="-", hold=self._hold)
         try:
             await self._run(app, admit)
             if self._refusal is not None and not self._gone:
                 await self._refuse(self._refusal)
         finally:
+            self._bodies.give_back(self.scope["state"]["caller"], self._held)
             self._write_down()
 
     async def _run(self, app: Application, admit: Callable[[Scope], Awaitable[str]]) -> None:
@@ -103,11 +124,21 @@ class Exchange:
         lengths = values(self.scope, b"content-length")
         if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
             raise Problem(400, "Content-Length is not a number.")
-        if lengths and (len(lengths[0]) > 18 or int(lengths[0]) > self.max_body):
+        if lengths and (len(lengths[0]) > 18 or int(lengths[0]) > self.bounds.most):
             raise self._too_large()
+        if lengths and not self._bodies.has_room(self.scope["state"]["caller"], int(lengths[0])):
+            raise _too_many()
 
     def _too_large(self) -> Problem:
-        return Problem(413, f"A request may have {self.max_body / 1e6:g} MB.")
+        most = self.bounds.most
+        return Problem(413, f"A request may have {f'{most / 1e6:g} MB' if most >= 1e6 else f'{most / 1e3:g} kB'}.")
+
+    def _hold(self, size: int) -> None:
+        """Count the request as so many bytes that are held until it is answered; Problem where that is too much."""
+        more = max(size, LEAST_HELD) - self._held
+        if more > 0 and not self._bodies.take(self.scope["state"]["caller"], more):
+            raise self._refused(_too_many())
+        self._held += max(more, 0)
 
     async def _read(self) -> Message:
         """What the application receives, while it is not too much and not too slow."""
@@ -119,8 +150,9 @@ class Exchange:
         if message["type"] == "http.request":
             self.bytes_in += len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
-            if self.bytes_in > self.max_body:
+            if self.bytes_in > self.bounds.most:
                 raise self._refused(self._too_large())
+            self._hold(self.bytes_in)
         self._gone = message["type"] == "http.disconnect"
         return message
 
@@ -128,12 +160,22 @@ class Exchange:
         """The next part of the body; only the time that is spent waiting for it counts."""
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self.body_seconds - self._waited):
+            async with asyncio.timeout(self._patience() - self._waited):
                 return await self._receive()
         except TimeoutError as error:
-            raise self._refused(Problem(408, f"The request was not here within {self.body_seconds:g} s.")) from error
+            raise self._refused(self._too_slow()) from error
         finally:
             self._waited += time.monotonic() - began
+
+    def _patience(self) -> float:
+        """Seconds that are waited for a body of which so much has come (as mod_reqtimeout of Apache's server does)."""
+        rate, most = self.bounds.least_rate, self.bounds.seconds
+        return min(most, GRACE_S + self.bytes_in / rate) if rate else most
+
+    def _too_slow(self) -> Problem:
+        if self._patience() < self.bounds.seconds:
+            return Problem(408, f"The request came at less than {self.bounds.least_rate / 1e3:g} kB/s.")
+        return Problem(408, f"The request was not here within {self.bounds.seconds:g} s.")
 
     def _refused(self, problem: Problem) -> Problem:
         """From now on this is the answer, whatever the application makes of it: FastAPI makes 400 or 422."""
@@ -217,6 +259,10 @@ def make_audible() -> None:
     AUDIT.setLevel(logging.INFO)
     if not AUDIT.hasHandlers():
         AUDIT.addHandler(logging.StreamHandler(sys.stderr))
+
+
+def _too_many() -> Problem:
+    return Problem(503, "The requests under way are all that the service holds.", headers={"Retry-After": "2"})
 
 
 def _route(path: str) -> str:

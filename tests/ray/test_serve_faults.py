@@ -93,10 +93,10 @@ def test_a_trickling_body_is_408_and_others_are_served_meanwhile(served, image):
 
 def test_a_client_that_hangs_up_harms_nobody(served, image):
     query = "spacing_mm=0.8&view=MLO&include=counterfactual"
-    head = f"POST /v1/score?{query} HTTP/1.1\r\n{HEAD}Accept: application/x-npz\r\nContent-Length: {len(image)}\r\n\r\n"
-    for sent in (image[:100], image):
+    head = f"POST /v1/score?{query} HTTP/1.1\r\n{HEAD}Accept: application/x-npz\r\nContent-Length: "
+    for sent, size in ((bytes(200_000), 400_000), (image, len(image))):
         with line(served) as client:
-            client.sendall(head.encode() + sent)
+            client.sendall(f"{head}{size}\r\n\r\n".encode() + sent)
             if sent != image:
                 time.sleep(1)  # until it is known of
             else:
@@ -381,7 +381,7 @@ def test_methods_and_types_are_not_confused(served, image):
         "application/json; charset=utf-16": b"[" * 100_000,
     }.items():
         answer = requests.post(url, data=body, headers=ME | {"content-type": kind}, timeout=60)
-        is_problem(answer, 400, 422)
+        is_problem(answer, 400, 413, 422)
     for body in (b"null", b"[]", b'{"out": 1}', b"[" * 100_000, b'{"out": "a", "spacing_mm": NaN}'):
         answer = requests.post(f"{served.url}/v1/batches", data=body, headers=ME, timeout=60)
         is_problem(answer, 400, 415, 422)

@@ -462,6 +462,74 @@ def test_a_body_that_stops_is_not_waited_for(serve: Serve, monkeypatch: pytest.M
     assert time.monotonic() - began < 2
 
 
+def test_a_body_comes_at_a_least_rate(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "GRACE_S", 0.3)
+    served = serve(limits=Limits(least_kb_s=100))
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 400000\r\n\r\n"
+    began = time.monotonic()
+    answer = served.raw(head + bytes(40_000), *[b"1"] * 30, pause=0.05)  # 0.3 s and 0.4 s for what has come
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"less than 100 kB/s" in answer
+    assert time.monotonic() - began < 5
+    answer = served.raw(head, *[bytes(20_000)] * 20, pause=0.05)  # 400 kB/s
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "most", "detail"),
+    [
+        ("/v1/score", "application/json", 64_000, "A request may have 64 kB."),
+        ("/v1/score", "Application/JSON; charset=utf-8", 64_000, "A request may have 64 kB."),
+        ("/v1/batches", "text/plain", 32_000_000, "A request may have 32 MB."),
+    ],
+)
+def test_what_names_images_is_smaller_than_images(serve: Serve, path: str, kind: str, most: int, detail: str) -> None:
+    served = serve(limits=Limits())
+    assert problem(served.ask("POST", path, bytes(most + 1), Content_Type=kind))["detail"] == detail
+    assert served.ask("POST", path, bytes(most), Content_Type=kind).status != 413
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    """A list with a token each of Jane, PLAIN, and John, PLAIN twice."""
+    file = of_jane(tmp_path)
+    with open(file, "a") as out:
+        out.write(f"john {hashlib.sha256((PLAIN + PLAIN).encode()).hexdigest()}\n")
+    return file
+
+
+def arriving(served: Served, plain: str, sent: int) -> socket.socket:
+    """A body of 2 MB of which so much has been sent."""
+    line = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+    head = f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {plain}\r\nConnection: close\r\n"
+    line.sendall(f"{head}Content-Length: 2000000\r\n\r\n".encode() + bytes(sent))
+    return line
+
+
+def test_who_sends_slowly_keeps_nobody_else_out(serve: Serve, two: str) -> None:
+    served = serve(Access(tokens=two), Limits(max_body_mb=2, held_mb=10))
+    with ExitStack() as stack:
+        assert served.ask("POST", "/v1/score", b"x", **bearer(PLAIN + PLAIN)).status == 200
+        slow = [stack.enter_context(arriving(served, PLAIN, 1000)) for _ in range(20)]
+        time.sleep(0.5)
+        answer = served.ask("POST", "/v1/score", bytes(2_000_000), **bearer())
+        assert problem(answer)["detail"] == "The requests under way are all that the service holds."
+        assert answer.getheader("Retry-After") == "2"
+        assert served.ask("POST", "/v1/score", bytes(2_000_000), **bearer(PLAIN + PLAIN)).status == 200
+        slow[0].sendall(bytes(1_999_000))
+        assert slow[0].recv(12) in (b"HTTP/1.1 200", b"HTTP/1.1 503")
+    until = time.monotonic() + 10
+    while served.ask("POST", "/v1/score", bytes(2_000_000), **bearer()).status != 200:
+        assert time.monotonic() < until  # what they held is free when they have hung up
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("held", "largest"), [(1, 1), (399, 200)])
+def test_a_caller_s_half_holds_the_largest_request(held: int, largest: int) -> None:
+    with pytest.raises(OptionError, match=f"at least twice max_body_mb, which is {largest}"):
+        Limits(max_body_mb=largest, held_mb=held)
+
+
 def test_a_request_that_takes_too_long_is_given_up(serve: Serve) -> None:
     answer = serve(limits=Limits(request_seconds=0.3)).ask("GET", "/v1/slow")
     assert answer.status == 503
