@@ -5,6 +5,7 @@ import json
 import math
 import zipfile
 import zlib
+from tokenize import TokenError
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +19,8 @@ LARGEST_JSON = 256_000_000
 LARGEST_ARRAYS = 4_000_000_000
 """Bytes of the arrays of an npz file."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_NO_ARRAY = (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError, SyntaxError, TokenError)
+"""What numpy makes of a header that is not its own."""
 _NO_ZIP = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
 """What zipfile makes of a damaged archive, one that is locked, or one that is packed in another way."""
 
@@ -61,11 +64,11 @@ def load_npy(data: bytes, where: str) -> np.ndarray:
         shape, _, kind = _HEADERS[np.lib.format.read_magic(file)](file)
         declared, present = math.prod(shape) * kind.itemsize, len(data) - file.tell()
         if declared != present:
-            raise ValueError(f"its header declares {declared} bytes, {present} follow")
+            raise FormatError(f"{where}: an npy file whose header declares {declared} bytes of numbers has {present}")
         file.seek(0)
         return np.load(file, allow_pickle=False)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise FormatError(f"{where}: is not an npy file of numbers: {error or type(error).__name__}") from error
+    except _NO_ARRAY as error:
+        raise FormatError(f"{where}: is not an npy file of numbers: {type(error).__name__}") from error
 
 
 def load_npz(data: bytes, where: str, largest: int = LARGEST_ARRAYS) -> dict[str, np.ndarray]:
@@ -86,11 +89,11 @@ def load_npz(data: bytes, where: str, largest: int = LARGEST_ARRAYS) -> dict[str
                     f"{where}: arrays of at most {largest / 1e6:g} MB are read, not of {size / 1e6:.4g} MB"
                 )
             return {
-                entry.filename.removesuffix(".npy"): load_npy(archive.read(entry), f"{where}, {entry.filename}")
+                entry.filename.removesuffix(".npy"): load_npy(archive.read(entry), f"{where}, {entry.filename!r}")
                 for entry in entries
             }
     except _NO_ZIP as error:
-        raise FormatError(f"{where}: is not an npz file: {error or type(error).__name__}") from error
+        raise FormatError(f"{where}: is not an npz file: {error}") from error
 
 
 def _refuse(literal: str) -> NoReturn:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rayad import storage
-from rayad.errors import FormatError
+from rayad import bounded, storage
+from rayad.errors import FormatError, TrainingError
 from rayad.progress import State
 
 
@@ -31,8 +31,12 @@ class Folder:
 
         Raises:
             StorageError: it cannot be written; the last one is still there.
+            TrainingError: it holds a number that is not finite.
         """
-        scalars = json.dumps(state.scalars)
+        try:
+            scalars = json.dumps(state.scalars, allow_nan=False)
+        except ValueError as error:
+            raise TrainingError(f"{self._file()}: what is known of the training is not finite: {error}") from error
         # Copies: safetensors refuses names that share their memory.
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.tensors.items()}
         metadata = {"scalars": scalars, "sha256": _digest(tensors, scalars)}
@@ -49,8 +53,8 @@ class Folder:
         data = storage.read_bytes(self._file())
         try:
             metadata = _metadata(data)
-            tensors, scalars = load(data), json.loads(metadata["scalars"])
-        except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
+            tensors, scalars = load(data), bounded.parse_json(metadata["scalars"], "its scalars")
+        except (SafetensorError, struct.error, FormatError, ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{self._file()}: is not a whole checkpoint: {error}") from error
         if _digest(tensors, metadata["scalars"]) != metadata.get("sha256"):
             raise FormatError(f"{self._file()}: was altered: its content does not match its SHA-256")
@@ -63,7 +67,7 @@ class Folder:
 def _metadata(data: bytes) -> dict[str, Any]:
     """The text entries of a safetensors file: 8 bytes of length, then a JSON header."""
     (length,) = struct.unpack_from("<Q", data)
-    return json.loads(data[8 : 8 + length])["__metadata__"]
+    return bounded.parse_json(data[8 : 8 + length], "its header")["__metadata__"]
 
 
 def _digest(tensors: dict[str, Tensor], scalars: str) -> str:

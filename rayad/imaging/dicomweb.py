@@ -18,10 +18,15 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
 from retrying import RetryError
 
-from rayad.errors import StorageError
+from rayad import bounded
+from rayad.errors import FormatError, StorageError
 
 PAGE = 500
 """Instances that are asked for at once."""
+CHUNK = 1 << 20
+"""Bytes of an answer that are read at once."""
+LARGEST = bounded.LARGEST_JSON
+"""Bytes of an answer in JSON."""
 RETRIED = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
@@ -34,6 +39,8 @@ _FIELDS = ("SeriesInstanceUID", "InstanceCreationDate", "InstanceCreationTime")
 """Asked for besides what every answer has (PS3.18, table 10.6.3-5)."""
 _FLEETING = ("00080056", "00081190")
 """Where an instance is kept and got, which may change while it does not."""
+_ODD = (requests.RequestException, RetryError, ValueError, TypeError, AttributeError, KeyError)
+"""What comes of a server that cannot be reached, and of UIDs or JSON that are none of DICOM."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +164,24 @@ def _client(server: str) -> DICOMwebClient:
         session.headers["Authorization"] = f"Bearer {token}"
     elif user := os.environ.get("DICOMWEB_USER"):
         session.auth = (user, os.environ.get("DICOMWEB_PASSWORD", ""))
+    session.hooks["response"].append(_bound)
     client = DICOMwebClient(server, session=session, timeout=60)
     client.set_http_retry_params(max_attempts=4, wait_exponential_multiplier=250, retriable_error_codes=RETRIED)
     return client
+
+
+def _bound(response: requests.Response, **_: Any) -> None:
+    """Read an answer in JSON here, so that the client never parses one that is too large or nests too deep."""
+    kinds = f"{response.request.headers.get('Accept')} {response.headers.get('Content-Type')}"
+    if not response.ok or "json" not in kinds:
+        return
+    content = bytearray()
+    for part in response.iter_content(CHUNK):
+        content += part
+        bounded.require_size(len(content), "the answer", LARGEST)
+    if content:
+        bounded.parse_json(bytes(content), "the answer")
+    response._content = bytes(content)  # where requests keeps what was read
 
 
 @contextmanager
@@ -170,5 +192,7 @@ def _explained(url: str, what: str = "read") -> Iterator[None]:
         code = error.response.status_code if error.response is not None else 0
         refused = ": credentials come from DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD"
         raise StorageError(f"cannot {what} {url}: the server answers {code}{refused * (code in (401, 403))}") from error
-    except (requests.RequestException, RetryError, ValueError) as error:  # ValueError: UIDs or JSON that are none
+    except FormatError as error:
+        raise StorageError(f"cannot {what} {url}: {error}") from error
+    except _ODD as error:
         raise StorageError(f"cannot {what} {url}: {type(error).__name__}") from error

@@ -5,7 +5,6 @@ a few times. Starting a batch is not: who lost the answer looks at `batches`.
 """
 
 import io
-import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +14,13 @@ from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
-from zipfile import BadZipFile
 
 import numpy as np
 import pydicom
 import requests
 from pydicom import Dataset
 
+from rayad import bounded
 from rayad.errors import FormatError, ImageError, ServiceError, StorageError
 from rayad.imaging.dicom import explained
 
@@ -215,10 +214,10 @@ class Client:
             asked: see `Asked`.
         """
         answer = self._scored(NPZ, image, url, asked, include=",".join(include))
-        with _understood("arrays"), np.load(io.BytesIO(answer.content), allow_pickle=False) as file:
-            arrays = dict(file)
-            said = _answer(arrays.pop("answer").tobytes())
-        return Heatmap(said, arrays)
+        with _understood("arrays"):
+            arrays = bounded.load_npz(answer.content, "its arrays")
+            said = arrays.pop("answer").tobytes()
+        return Heatmap(_answer(said), arrays)
 
     def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> bytes:
         """The image under its heatmap, as PNG; arguments as of `score`."""
@@ -286,7 +285,7 @@ class Client:
     def _json(self, method: str, path: str, **request: Any) -> Any:
         answer = self._ask(method, path, **request)
         with _understood(path):
-            return answer.json()
+            return bounded.parse_json(answer.content, path)
 
     def _ask(self, method: str, path: str, **request: Any) -> requests.Response:
         """What the server answers, in the end."""
@@ -350,7 +349,9 @@ def _understood(what: str) -> Iterator[None]:
     """FormatError where the server's words are not what the API promises."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+    except FormatError as error:
+        raise FormatError(f"the server's answer is none of rayad's: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the server's answer is none of rayad's ({what}): {type(error).__name__}") from error
 
 
@@ -362,7 +363,7 @@ def _made(kind: type[T], said: Mapping[str, Any], **parts: Any) -> T:
 
 def _answer(content: bytes) -> Answer:
     with _understood("answer"):
-        said = json.loads(content)
+        said = bounded.parse_json(content, "its JSON")
         return _made(
             Answer,
             said,
@@ -388,9 +389,9 @@ def _problem(answer: requests.Response) -> ServiceError:
     after = answer.headers.get("Retry-After", "")
     title, detail = answer.reason or "", ""
     try:
-        said = answer.json()
+        said = bounded.parse_json(answer.content, "its JSON")
         title, detail = str(said["title"]), str(said.get("detail", ""))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (FormatError, KeyError, TypeError, AttributeError):
         pass  # a page of something in between
     return ServiceError(answer.status_code, title[:200], detail[:500], float(after) if after.isdecimal() else 0.0)
 

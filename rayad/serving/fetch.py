@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from anyio import to_thread
 from yarl import URL
 
-from rayad import storage
+from rayad import local, storage
 from rayad.errors import OptionError
 from rayad.serving.access import Limits
 from rayad.serving.problems import Problem
@@ -219,18 +219,17 @@ def _as_prefix(prefix: str) -> Place:
 
 def _without_links(place: Place, tops: Sequence[Place]) -> Place:
     try:
-        real, ends = os.path.realpath(place.path), [os.path.realpath(top.path) for top in tops]
+        return Place("file", "", local.resolve(place.path, [top.path for top in tops]))
+    except local.OutsideError as error:
+        raise Problem(403, "The file is a link to a place that the service is not allowed to open.") from error
     except OSError as error:  # it was changed meanwhile
         raise Problem(403, f"The file at the URL cannot be read: {error.strerror}.") from error
-    if not any(os.path.commonpath([real, end]) == end for end in ends):
-        raise Problem(403, "The file is a link to a place that the service is not allowed to open.")
-    return Place("file", "", real)
 
 
 def _file(place: Place, largest: int) -> bytes:
-    """A file whose path has no link in it, each folder of it opened from the one before: none can become one."""
+    """A file whose path has no link in it, and gets none meanwhile."""
     try:
-        descriptor = _opened(place.path)
+        descriptor = local.open_file(place.path)
     except FileNotFoundError as error:
         raise Problem(404, "There is no file at the URL.") from error
     except OSError as error:
@@ -241,19 +240,6 @@ def _file(place: Place, largest: int) -> bytes:
         return _at_most(lambda size: os.read(descriptor, size), largest)
     finally:
         os.close(descriptor)
-
-
-def _opened(path: str) -> int:
-    *folders, name = path.strip("/").split("/")
-    at = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for folder in folders:
-            below = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
-            os.close(at)
-            at = below
-        return os.open(name or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)  # a pipe must not block
-    finally:
-        os.close(at)
 
 
 def _object(place: Place, largest: int) -> bytes:

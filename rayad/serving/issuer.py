@@ -5,7 +5,6 @@ public keys alone, the algorithm that the key is for, issuer, audience and times
 """
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -17,7 +16,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import jwt
 
-from rayad.errors import OptionError
+from rayad import bounded
+from rayad.errors import FormatError, OptionError
 from rayad.serving.problems import Problem
 from rayad.serving.tokens import Caller
 
@@ -102,7 +102,7 @@ class Issuer:
                 try:
                     self._keys = await _published(self.url)
                     self._loaded = time.monotonic()
-                except (aiohttp.ClientError, TimeoutError, *_WRONG) as error:
+                except (aiohttp.ClientError, TimeoutError, FormatError, *_WRONG) as error:
                     LOG.warning("no keys from the issuer of tokens %s: %s", self.url, error)
                 finally:
                     self._asked = time.monotonic()
@@ -132,7 +132,7 @@ async def _document(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
             parts, size = [*parts, part], size + len(part)
             if size > LARGEST:
                 raise ValueError(f"{url} answers with more than {LARGEST} bytes")
-    return json.loads(b"".join(parts))
+    return bounded.parse_json(b"".join(parts), url)
 
 
 def _private_enough(url: str) -> bool:

@@ -8,7 +8,7 @@ from safetensors.torch import save
 
 from rayad import storage
 from rayad.checkpoints import Folder
-from rayad.errors import FormatError, StorageError
+from rayad.errors import FormatError, StorageError, TrainingError
 from rayad.fit import Schedule, batches, fit
 from rayad.models import cae
 from rayad.progress import State
@@ -108,6 +108,20 @@ def test_a_file_that_is_no_safetensors_is_refused(folder, file):
     file.write_bytes(b"\x80\x04\x95" + b"cos\nsystem\n" * 20)
     with pytest.raises(FormatError):
         folder.load()
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"__metadata__": {"a": NaN}}'])
+def test_a_header_that_is_no_header_is_refused(folder, file, header):
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(FormatError, match="is not a whole checkpoint: its header: "):
+        folder.load()
+
+
+def test_what_is_not_finite_is_not_kept(folder):
+    folder.save(State({}, {"loss": 1.0}))
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: what is known of the training is not finite"):
+        folder.save(State({}, {"rows": [{"loss": float("nan")}]}))
+    assert folder.load() == State({}, {"loss": 1.0})
 
 
 def test_what_cannot_be_written_leaves_the_last_state(folder, file, monkeypatch):

@@ -136,6 +136,19 @@ def test_what_is_no_answer_of_rayad_s_is_said(body):
         Client(url).batches()
 
 
+def test_an_answer_that_nests_without_end_is_said():
+    deep = b"[" * 100_000
+    with answering((200, {}, deep)) as (url, _):
+        for ask in (Client(url).batches, lambda: Client(url).score(b"x")):
+            with pytest.raises(FormatError, match=r"none of rayad's: .* may nest 64 levels deep"):
+                ask()
+    with (
+        answering((500, {}, deep)) as (url, _),
+        pytest.raises(ServiceError, match="answers 500: Internal Server Error"),
+    ):
+        Client(url).batches()
+
+
 @pytest.mark.parametrize("body", [b"", b"no zip", b"\x93NUMPY", b"PK\x03\x04"])
 def test_what_is_no_heatmap_is_said(body):
     with answering((200, {}, body)) as (url, _), pytest.raises(FormatError, match="none of rayad's"):
