@@ -51,14 +51,19 @@ class Reader:
         self._kept: dict[str, tuple[datetime, dict[str, Any]]] = {}
 
     def look(self) -> Overview:
-        """What is there now; a file that cannot be read is a fault.
+        """What is there now; a file that cannot be read is a fault, and so is a link that leads out of all roots.
 
         Raises:
             StorageError: a root does not exist, or cannot be listed.
         """
         look = _Look()
         for root in self.roots:
-            look.names = {url.removeprefix(storage.join(root, "")) for url in storage.listing(root)}
+            urls = storage.listing(root, roots=self.roots)
+            away = {url for url in urls if storage.leads_out(url, self.roots)}
+            look.names = {url.removeprefix(storage.join(root, "")) for url in urls if url not in away}
+            for url in sorted(away):
+                where = "/".join((self._names[root], url.removeprefix(storage.join(root, ""))))
+                look.fault(where, "a link that leads out of the roots is not followed", url)
             for name in sorted(look.names):
                 self._see(look, root, name)
         return look.done()
@@ -84,7 +89,7 @@ class Reader:
         kept = self._kept.get(url)
         if kept is not None and kept[0] == when:
             return kept
-        said = storage.read_json(url)
+        said = storage.read_json(url, roots=self.roots)
         if url.endswith("/results.json"):
             said = {name: said[name] for name in KEPT if name in said}
         if datetime.now(UTC) - when > SETTLED:

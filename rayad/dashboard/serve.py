@@ -75,7 +75,7 @@ class Site:
         if wanted not in folders or not FILE.fullmatch(name):
             raise web.HTTPNotFound(text="the page leads to no such file")
         try:
-            data = await asyncio.to_thread(storage.read_bytes, storage.join(folders[wanted], name))
+            data = await asyncio.to_thread(storage.read_bytes, storage.join(folders[wanted], name), self.roots)
         except StorageError as error:
             raise web.HTTPNotFound(text=str(error)) from error
         kind = KINDS[name.rsplit(".", 1)[1]]

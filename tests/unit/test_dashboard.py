@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 from datetime import UTC, datetime, timedelta
@@ -214,7 +215,8 @@ def site(tmp_path):
     (tmp_path / "out/report/index.html").write_text("<p>the report")
     (tmp_path / "out/report/notes.txt").write_text("private")
     (tmp_path / "out/secret.json").write_text("{}")
-    return Site(["out"], Reader([str(tmp_path / "out")]).look())
+    roots = [str(tmp_path / "out")]
+    return Site(roots, Reader(roots).look())
 
 
 def test_the_page_leads_to_its_reports_and_to_nothing_else(site, tmp_path):
@@ -227,6 +229,46 @@ def test_the_page_leads_to_its_reports_and_to_nothing_else(site, tmp_path):
     outside = f"/at/{page.key(str(tmp_path / 'out'))}/secret.json"
     for path in (f"{report}/notes.txt", f"{report}/..%2fsecret.json", f"{report}/gone.json", outside):
         assert ask(site, path)[0] == 404, path
+
+
+def test_no_link_leads_out_of_the_roots(site, tmp_path):
+    report = f"/at/{page.key(str(tmp_path / 'out/report'))}"
+    write(tmp_path, "elsewhere/results.json", results(cae=0.8))
+    (tmp_path / "elsewhere/index.html").write_text("secret")
+    (tmp_path / "out/report/evil.json").symlink_to("/etc/passwd")
+    (tmp_path / "out/report/good.json").symlink_to(tmp_path / "out/secret.json")
+    os.mkfifo(tmp_path / "out/report/pipe.json")
+    status, reason, _ = ask(site, f"{report}/evil.json")
+    assert status == 404
+    assert "it lies outside of the allowed folders, or a link leads there" in reason
+    assert ask(site, f"{report}/good.json")[:2] == (200, "{}")
+    assert ask(site, f"{report}/pipe.json")[0] == 404
+    (tmp_path / "out/report/index.html").unlink()
+    (tmp_path / "out/report").rename(tmp_path / "out/was")
+    (tmp_path / "out/report").symlink_to(tmp_path / "elsewhere")
+    assert ask(site, f"{report}/index.html")[0] == 404
+    assert ask(site, f"{report}/results.json")[0] == 404
+
+
+def test_a_link_that_leads_out_of_the_roots_is_a_fault_and_shows_nothing(tmp_path):
+    write(tmp_path, "elsewhere/deep/results.json", results(hidden=0.8))
+    write(tmp_path, "elsewhere/detector.json", detector("hidden"))
+    (tmp_path / "elsewhere/optuna.db").touch()
+    (tmp_path / "elsewhere/events.out.tfevents.1").touch()
+    write(tmp_path, "out/sweep/sweep.json", SWEEP)
+    links = ["all", "cae/detector.json", "sweep/optuna.db", "training/events.out.tfevents.1"]
+    for link in links:
+        (tmp_path / "out" / link).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / link).symlink_to(tmp_path / "elsewhere" / ("" if link == "all" else link.split("/")[1]))
+    overview = Reader([str(tmp_path / "out")]).look()
+    faults = {
+        fault.where for fault in overview.faults if fault.what == "a link that leads out of the roots is not followed"
+    }
+    assert faults == {f"out/{link}" for link in links}
+    assert (overview.runs, overview.events, overview.sweeps[0].storage) == ([], {}, "")
+    both = Reader([str(tmp_path / "out"), str(tmp_path / "elsewhere")]).look()
+    assert both.sweeps[0].storage == str(tmp_path / "out/sweep/optuna.db")
+    assert [fault.what for fault in both.faults] == ["1 of 8 trials of widths failed"]
 
 
 def test_a_name_from_elsewhere_that_means_this_machine_is_refused(site):
