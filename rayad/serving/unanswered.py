@@ -34,6 +34,10 @@ PAUSES_S = (0.2, 1.0, 3.0)
 """Before what had no answer is asked again."""
 HEALTH = "/-/healthz"
 """The proxy's own page for orchestrators."""
+PIECE = 1 << 18
+"""Bytes of an answer that are handed over at a time, so that no more of it is copied than its reader takes."""
+ANSWER_S = 300.0
+"""How long an answer may take to be read; then the line is cut."""
 MOST_KEPT = 256_000_000
 """Bytes of bodies under way that are kept to be sent again; a request over that is not."""
 
@@ -172,8 +176,19 @@ class _Answer:
             self.good = self.status < 400 or kind.startswith(b"application/problem+json")
             if self.good:
                 self._body.drop()
-        if self.good:
+        if self.good and message["type"] == "http.response.body":
+            async with asyncio.timeout(ANSWER_S):
+                await self._hand_over(message)
+        elif self.good:
             await self._send(message)
+
+    async def _hand_over(self, message: Message) -> None:
+        """Send a body piece by piece, each when the one before has been taken."""
+        body = memoryview(message.get("body", b""))
+        while len(body) > PIECE:
+            await self._send({**message, "body": bytes(body[:PIECE]), "more_body": True})
+            body = body[PIECE:]
+        await self._send({**message, "body": bytes(body)})
 
 
 def _once(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

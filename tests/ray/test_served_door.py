@@ -1,6 +1,9 @@
-"""TLS and an identity provider's tokens, through Ray Serve: a certificate and a provider of the tests' own."""
+"""TLS, an identity provider's tokens, and what is sent without an end, through HAProxy and Ray Serve."""
 
+import contextlib
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import numpy as np
+import psutil
 import pytest
 import requests
 from certificates import self_signed
@@ -107,3 +112,129 @@ def test_no_token_does_not(served, trusted):
 
 def test_a_token_of_the_list_does_as_well(served, trusted):
     assert requests.get(f"{served.url}/v1/detectors", headers=ME, timeout=30).status_code == 200
+
+
+# --- what is sent without an end
+
+
+def line(served: Served, certificate: Path) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=str(certificate))
+    port = int(served.url.rsplit(":", 1)[1])
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=60), server_hostname="127.0.0.1")
+
+
+def memory(served: Served) -> dict[str, float]:
+    """MB that both proxies have for themselves."""
+    found = {}
+    for process in served.process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = " ".join(process.cmdline())
+            for kind in ("haproxy.cfg", "ray::ProxyActor"):
+                if kind in name:
+                    found[kind] = process.memory_full_info().uss / 1e6
+    return found
+
+
+@contextlib.contextmanager
+def unharmed(served: Served, image: bytes) -> Iterator[None]:
+    """An honest client asks all the while, loses nothing and waits for little; no proxy takes memory."""
+    before, stop, waits, statuses = memory(served), threading.Event(), list[float](), list[int]()
+    assert len(before) == 2
+
+    def ask() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            statuses.append(served.score(image).status_code)
+            waits.append(time.monotonic() - began)
+
+    honest = threading.Thread(target=ask)
+    honest.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        honest.join()
+    assert set(statuses) == {200}
+    assert np.median(waits) < 3, waits  # seconds; the machine may be busy
+    assert all(after < before[kind] + 40 for kind, after in memory(served).items())
+
+
+def ended(line: ssl.SSLSocket) -> bytes:
+    """What is answered until the line is cut."""
+    answer = b""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while part := line.recv(65536):
+            answer += part
+    return answer
+
+
+FLOODS = {
+    "headers": (b"GET /v1/detectors HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"a: b\r\n" * 100_000),
+    "a header": (b"GET /v1/detectors HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: ", b"a" * 1_000_000),
+    "the url": (b"GET /", b"a" * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_head_without_an_end_harms_nobody(served, trusted, certificate, image, kind):
+    start, block = FLOODS[kind]
+    with unharmed(served, image):
+        for _ in range(20):
+            with line(served, certificate) as client, contextlib.suppress(ConnectionError, ssl.SSLError):
+                client.sendall(start)
+                for _ in range(100):
+                    client.sendall(block)
+                pytest.fail("100 MB were taken")
+
+
+def test_heads_that_trickle_harm_nobody(served, trusted, certificate, image):
+    with unharmed(served, image), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(line(served, certificate)) for _ in range(50)]
+        for byte in b"GET / HTTP/1.1":
+            for client in clients:
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    client.sendall(bytes([byte]))
+            time.sleep(1)
+        assert all(ended(client)[:13] in (b"HTTP/1.1 408 ", b"") for client in clients)
+
+
+@pytest.mark.parametrize("start", [1, 200_000])
+def test_bodies_that_trickle_harm_nobody(served, trusted, certificate, image, issuer, start):
+    """Short ones do not get through to the API; of those that do, each is known by its caller."""
+    head = f"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token(issuer)}\r\n"
+    with unharmed(served, image), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(line(served, certificate)) for _ in range(100)]
+        for client in clients:
+            client.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + bytes(start))
+        for _ in range(6):
+            time.sleep(3)
+            for client in clients:
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    client.sendall(b"x")
+        answers = [ended(client) for client in clients]
+    assert {answer[:13] for answer in answers} <= {b"HTTP/1.1 408 ", b"HTTP/1.1 503 ", b""}
+    assert any(answer.startswith(b"HTTP/1.1 408") for answer in answers)
+
+
+def test_nobody_goes_around_the_front(served):
+    """Ray's own proxy, which other accounts of this machine can reach."""
+    (proxy,) = [one for one in served.process.children(recursive=True) if "ray::ProxyActor" in " ".join(one.cmdline())]
+    ports = {c.laddr for c in proxy.net_connections("tcp") if c.status == "LISTEN" and c.laddr.ip == "127.0.0.1"}
+    statuses = set()
+    for place in ports:
+        with contextlib.suppress(requests.RequestException):
+            statuses.add(requests.get(f"http://127.0.0.1:{place.port}/v1/detectors", headers=ME, timeout=5).status_code)
+    assert 421 in statuses
+    assert 200 not in statuses
+
+
+def test_a_front_that_is_killed_is_there_again(served, trusted, image):
+    (front,) = [one for one in served.process.children(recursive=True) if one.name() == "haproxy"]
+    front.kill()
+    until = time.monotonic() + 5
+    while True:
+        try:
+            assert served.score(image).status_code == 200
+            break
+        except requests.ConnectionError:  # what was on its way when it died
+            assert time.monotonic() < until

@@ -1,8 +1,10 @@
 """rayad.serving.unanswered: before an application that ends like Ray Serve's proxy does when a replica dies."""
 
 import asyncio
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -181,6 +183,34 @@ def test_the_sender_of_a_large_body_reads_why_nobody_took_it(served):
         await receive()
 
     is_problem(requests.post(served(deaf) + "/v1/batches", data=b"0" * 5_000_000), 503)
+
+
+def test_a_large_answer_comes_whole(served):
+    large = bytes(range(256)) * 40_000
+
+    async def drawing(request: Request) -> Response:
+        return Response(large)
+
+    url = served(Starlette(routes=[Route("/v1/score", drawing, methods=["POST"])]))
+    assert requests.post(url + "/v1/score").content == large
+
+
+def test_who_does_not_read_an_answer_is_cut_off(served, monkeypatch):
+    monkeypatch.setattr(unanswered, "ANSWER_S", 0.5)
+
+    async def drawing(request: Request) -> Response:
+        return Response(bytes(100_000_000))
+
+    url = served(Starlette(routes=[Route("/v1/score", drawing)]))
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
+        client.sendall(b"GET /v1/score HTTP/1.1\r\nHost: a\r\n\r\n")
+        time.sleep(2)
+        client.settimeout(10)
+        size = 0
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(1 << 20):
+                size += len(part)
+    assert size < 50_000_000
 
 
 def test_who_went_away_is_not_asked_for_again():
