@@ -67,7 +67,7 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
             raise OptionError(f"{name} has no {field!r}; it has {', '.join(f.name for f in fields(kind))}")
         values[field] = parsed(name, field, types[field], value) if isinstance(value, str) else value
     config = kind(**values)
-    options.check(config, f"{name}: ")
+    options.check(config, lambda field: f"{name}: {field}")
     return config
 
 
@@ -86,10 +86,10 @@ def restored(kind: type[T], settings: Mapping[str, Any], most: int = options.LAR
         raise OptionError(f"there is no field {shortened(unknown[0])}, only {', '.join(types)}")
     values = {field: _restored(field, types[field], value) for field, value in settings.items()}
     for field, value in values.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        largest = max((abs(n) for n in numbers if isinstance(n, int)), default=0)
-        if largest > (options.LARGEST if field == "seed" else most):
-            raise OptionError(f"{field} is at most {most:,} in a bundle of this size, not {shortened(value)}")
+        whole = types[field] in (int, tuple[int, ...]) and field != "seed"
+        sizes = (value if isinstance(value, tuple) else (value,)) if whole else ()
+        if max(sizes, default=0) > most:
+            raise OptionError(f"{field} is at most {most:,} for as many numbers as there are, not {shortened(value)}")
     config = kind(**values)
     options.check(config)
     return config

@@ -4,7 +4,7 @@ A range is part of the field's type, ``step_mm: Millimetres = 3.2``; `check` rea
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
@@ -20,49 +20,61 @@ class Within:
 
     least: float
     most: float
+    or_zero: bool = False
+    """0 is good too, for "nothing says it"."""
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most
+        return self.least <= value <= self.most or (self.or_zero and value == 0)
 
 
 Count = Annotated[int, Within(1, 1_000_000_000)]
-"""Of what there must be one of."""
+"""Of what there must be one."""
 Amount = Annotated[int, Within(0, 1_000_000_000)]
-"""Of what there may be none of."""
+"""Of what there may be none."""
+Size = Annotated[int, Within(1, 65_536)]
+"""Of a layer, a level or a vector: what is built of it is held in memory."""
+Channels = Annotated[int, Within(1, 3)]
+"""1 of grey images, 3 of colours."""
 Seed = Annotated[int, Within(0, LARGEST)]
 Share = Annotated[float, Within(0, 1)]
-Millimetres = Annotated[float, Within(0.001, 1000)]
-Spacing = Annotated[float, Within(0.001, 100)]
+Rate = Annotated[float, Within(0, 1000)]
+"""Of learning."""
+Weight = Annotated[float, Within(0, 1e12)]
+"""Of one thing against another."""
+Spacing = Annotated[float, Within(0.01, 100)]
 """mm a pixel."""
-SpacingOrNone = Annotated[float, Within(0, 100)]
-"""mm a pixel, or 0 where there is none."""
+SpacingOrNone = Annotated[float, Within(0.01, 100, or_zero=True)]
+"""mm a pixel, or 0 where nothing says it."""
+Millimetres = Annotated[float, Within(0.01, 1000)]
+"""A distance of places."""
 Minutes = Annotated[float, Within(0, 10_000_000)]
 """Up to 19 years."""
+Seconds = Annotated[float, Within(0, 1_000_000_000)]
+"""Up to 31 years."""
+Port = Annotated[int, Within(0, 65_535)]
 
 
-def check(options: Any, prefix: str = "", joint: str = ".") -> None:
+def check(options: Any, called: Callable[[str], str] = str) -> None:
     """Every number of a dataclass, and of those in it, is finite and in the range of its field.
 
     Args:
-        prefix: what stands before a field's name in an error, such as "--".
-        joint: between the name of a dataclass in it and that of its field.
+        called: what an error calls a field, by its name; that of one in a dataclass in it is workers.cpus.
 
     Raises:
         OptionError: one is not; names the option, its range and what came.
     """
-    for name, value, range_ in _numbers(options, joint):
+    for name, value, range_ in _numbers(options):
         if value not in range_:
-            raise OptionError(f"{prefix}{name} must be {_said(range_)}, not {value}")
+            raise OptionError(f"{called(name)} must be {_described(range_)}, not {value}")
 
 
-def _numbers(options: Any, joint: str) -> Iterator[tuple[str, float, Within]]:
+def _numbers(options: Any) -> Iterator[tuple[str, float, Within]]:
     """Name, value and range of every number."""
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         value = getattr(options, field.name)
         if is_dataclass(value):
-            inner = _numbers(value, joint)
-            yield from ((f"{field.name}{joint}{name}", number, range_) for name, number, range_ in inner)
+            yield from ((f"{field.name}.{name}", number, range_) for name, number, range_ in _numbers(value))
             continue
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool):
@@ -80,5 +92,7 @@ def _range(hint: Any, number: float) -> Within:
 FINITE = Within(-math.nextafter(math.inf, 0), math.nextafter(math.inf, 0))
 
 
-def _said(range_: Within) -> str:
-    return "a finite number" if range_ == FINITE else f"between {range_.least:,} and {range_.most:,}"
+def _described(range_: Within) -> str:
+    if range_ == FINITE:
+        return "a finite number"
+    return f"between {range_.least:,.12g} and {range_.most:,.12g}" + (", or 0" if range_.or_zero else "")

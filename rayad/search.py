@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from rayad import catalog
+from rayad import catalog, options
 from rayad.errors import OptionError
 
 Parts = Mapping[str, Any]
@@ -87,6 +87,7 @@ def applied(parts: Parts, space: Space, values: Mapping[str, Any]) -> dict[str, 
     for part in parts:
         of = {space[name].field: value for name, value in values.items() if space[name].part == part}
         changed[part] = replace(parts[part], **of)
+        options.check(changed[part], f"{part}.{{}}".format)
     return changed
 
 

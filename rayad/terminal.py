@@ -1,6 +1,10 @@
 """What a text may show on a terminal: names come from strangers, and a terminal obeys what it is sent."""
 
 import re
+import sys
+import traceback
+from types import TracebackType
+from typing import TextIO
 
 UNPRINTABLE = re.compile(
     "["
@@ -23,3 +27,18 @@ def shortened(value: object, longest: int = 60) -> str:
     """A value as Python writes it, printable, its end cut off where it is long."""
     text = printable(repr(value))
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line as `printable` has it, at once.
+
+    Args:
+        stream: where to; None: standard output.
+    """
+    print(printable(text), file=stream, flush=True)
+
+
+def print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As sys.excepthook: an error that nobody expected, as `printable` has its lines."""
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        say(line, sys.stderr)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import safetensors.numpy
@@ -125,7 +126,7 @@ def lacking(description: dict[str, Any]) -> Iterator[str]:
         if name not in description:
             yield f"detector.json has no {name!r}"
         elif not isinstance(description[name], kind) or isinstance(description[name], bool):
-            yield f"{name!r} of detector.json is {shortened(description[name])}"
+            yield f"{name!r} of detector.json is {_called(kind)}, not {shortened(description[name])}"
 
 
 def not_finite(detector: Detector) -> list[str]:
@@ -135,11 +136,20 @@ def not_finite(detector: Detector) -> list[str]:
     return [f"{kind}: {name}" for kind, name, v in state if v.is_floating_point() and not torch.isfinite(v).all()]
 
 
+def _called(kind: type | tuple[type, ...]) -> str:
+    """A type of JSON in words."""
+    words = {int: "a whole number", float: "a number", str: "a text", dict: "an object", list: "a list"}
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(words.get(one, "null") for one in kinds)
+
+
 def _describe(folder: Folder) -> dict[str, Any]:
     description = folder.description()
     schema = description.get("schema", 0)
     if type(schema) is not int:
         raise FormatError(f"{folder.name}: 'schema' is a whole number, not {shortened(schema)}")
+    if schema < 1 and "schema" in description:
+        raise FormatError(f"{folder.name}: schemas are 1 to {SCHEMA}, this one is {shortened(schema)}")
     if schema > SCHEMA:
         raise FormatError(f"{folder.name}: schema {shortened(schema)} is newer than {SCHEMA}, which this rayad reads")
     return _upgraded(description)
@@ -176,7 +186,8 @@ def _check(folder: Folder, description: dict[str, Any]) -> None:
         raise FormatError(f"{where}: 'context' has different names of {', '.join(CONTEXT)}, not {shortened(context)}")
     for name, kind in ORIGIN.items():
         if name in description["provenance"] and not isinstance(description["provenance"][name], kind):
-            raise FormatError(f"{where}: 'provenance': {name} is {shortened(description['provenance'][name])}")
+            other = shortened(description["provenance"][name])
+            raise FormatError(f"{where}: {name} of 'provenance' is {_called(kind)}, not {other}")
     files.check_members(description["members"], where)
 
 
@@ -191,7 +202,7 @@ def _built(folder: Folder, description: dict[str, Any], members: list[Detector])
     with _explained(f"{folder.name}: 'preprocessing'"):
         settings = dict(description["preprocessing"])
         kind = settings.pop("kind", "mammogram")  # before there were several kinds, all were of mammograms
-        preprocessing = catalog.restored(catalog.find("imaging", kind).Preprocessing, settings, MOST_VARIABLES)
+        preprocessing = catalog.restored(_plug_in("imaging", kind).Preprocessing, settings)
     with _explained(f"{folder.name}: 'aggregation'"):
         aggregation = catalog.restored(Aggregation, description["aggregation"])
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
@@ -245,22 +256,34 @@ def _configuration(kind: str, of: dict[str, Any], numbers: int) -> tuple[str, An
     """
     if set(of) != {"name", "config", "variables"} or not isinstance(of["config"], dict):
         raise OptionError(f"it has name, config (an object) and variables, not {shortened(of)}")
-    name, variables, most = of["name"], of["variables"], max(numbers, SMALL)
+    variables, most = of["variables"], max(numbers, SMALL)
     if type(variables) is not int or not 0 <= variables <= min(most, MOST_VARIABLES):
         raise OptionError(f"variables are 0 to {MOST_VARIABLES:,}, not {shortened(variables)}")
-    plug_in = catalog.find({"model": "models", "density": "density"}[kind], name)
-    return name, catalog.restored(plug_in.Config, of["config"], most), variables
+    plug_in = _plug_in({"model": "models", "density": "density"}[kind], of["name"])
+    return of["name"], catalog.restored(plug_in.Config, of["config"], most), variables
+
+
+def _plug_in(folder: str, name: Any) -> ModuleType:
+    if not isinstance(name, str):
+        raise OptionError(f"the name of what it is is a text, not {shortened(name)}")
+    return catalog.find(folder, name)
 
 
 def _require_tensors(build: Callable[[], nn.Module], declared: dict[str, Tensor]) -> None:
     """FormatError or RuntimeError unless a file's tensors are those of the module, none in fewer bytes than there."""
     with torch.device("meta"):
         outline = build()
-    outline.to("meta").load_state_dict(declared)
+    outline.to("meta")
+    names = outline.state_dict().keys()
+    if others := sorted(names ^ declared.keys()):
+        fault = "is none of its tensors" if others[0] in declared else "is missing"
+        more = f", and {len(others) - 1} more are not as they should be" if len(others) > 1 else ""
+        raise FormatError(f"{shortened(others[0])} {fault}{more}")
+    outline.load_state_dict(declared)
     for name, tensor in outline.state_dict().items():
-        other = declared[name].dtype
-        if other.itemsize < tensor.dtype.itemsize or other.is_floating_point != tensor.dtype.is_floating_point:
-            raise FormatError(f"{shortened(name)} is of {other}, not of {tensor.dtype}")
+        found, wanted = declared[name].dtype, tensor.dtype
+        if found.itemsize < wanted.itemsize or found.is_floating_point != wanted.is_floating_point:
+            raise FormatError(f"{shortened(name)} is of {found}, not of {wanted}")
 
 
 @contextmanager

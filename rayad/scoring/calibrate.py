@@ -122,8 +122,8 @@ class Calibration:
             raise FormatError(f"calibration: arrays {', '.join(missing)} are missing")
         for name in (*names, "patients"):
             _require_numbers(name, tensors[name])
+        _require_shares(tensors)
         calibration = cls(*(tensors[name] for name in names[:-1]), top=float(tensors["top"][0]))
-        _require_shares(calibration)
         patients = int(tensors["patients"][0])
         if patients != calibration.patients or calibration.survival.size != patients * SURVIVAL_POINTS:
             raise FormatError(
@@ -189,15 +189,15 @@ def _require_numbers(name: str, array: np.ndarray) -> None:
         raise FormatError(f"calibration: {name} is not ascending")
 
 
-def _require_shares(calibration: Calibration) -> None:
+def _require_shares(tensors: Mapping[str, np.ndarray]) -> None:
     """FormatError unless arrays that belong together have one size, and shares are between 0 and 1."""
     for one, other in (("image_scores", "image_weights"), ("levels", "quantiles")):
-        if getattr(calibration, one).size != getattr(calibration, other).size:
+        if tensors[one].size != tensors[other].size:
             raise FormatError(f"calibration: {one} and {other} have different sizes")
     for name in ("image_weights", "levels", "top"):
-        shares = np.asarray(getattr(calibration, name))
-        if shares.min() < 0 or shares.max() > 1:
-            raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {shares.min():g} to {shares.max():g}")
+        least, most = tensors[name].min(), tensors[name].max()
+        if least < 0 or most > 1:
+            raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {least:g} to {most:g}")
 
 
 def _inside(patient: str, grid: Grid) -> Float[np.ndarray, " n"]:
