@@ -210,7 +210,7 @@ class Batches:
         return True
 
     def _remember(self, batch: Batch, begun: bool = False) -> None:
-        storage.write_json(_own(batch.said["out"]), batch.said)
+        storage.write_json(self._writing.check(_own(batch.said["out"])), batch.said, through_links=False)
         if begun and self._state:
             what = {"id": batch.said["id"], "wanted": batch.wanted, "url": batch.url}
             place = storage.join(self._state, "batches", f"{batch.said['id']}.json")
@@ -222,7 +222,7 @@ class Batches:
         for file in storage.listing(folder) if folder and storage.exists(folder) else []:
             try:
                 what = storage.read_json(file)
-                said = storage.read_json(_own(self._writing.check(what["wanted"]["out"])))
+                said = storage.read_json(_own(self._writing.check(what["wanted"]["out"])), roots=self._writing.prefixes)
                 if said["id"] != what["id"]:
                     continue  # another batch's results are there by now
                 told = {key: said[key] for key in TOLD} | {"out": what["wanted"]["out"]}
@@ -269,7 +269,7 @@ def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
         # object stores know the time to the second, as `began` does
         if storage.modified(place) < datetime.fromisoformat(batch.said["began"]):
             return None
-        said = storage.read_json(place)
+        said = storage.read_json(place, roots=(batch.said["out"],))
         if said["detector"]["sha256"] != batch.said["detector"]["sha256"]:
             return None
         return {"image": image, "name": name, "score": said["score"], "p_value": said["p_value"]}
@@ -301,7 +301,7 @@ class _Ask:
                 scored = await self._graph.score(self._card, data, self._request)
                 for ending, content in await self._files(scored, data):
                     place = self._writing.check(storage.join(self._wanted["out"], f"{name}{ending}"))
-                    await asyncio.to_thread(storage.write_bytes, place, content)
+                    await asyncio.to_thread(storage.write_bytes, place, content, through_links=False)
         except (RayadError, RayError, TimeoutError) as error:
             return {"image": image, "reason": _sentence(error)}
         return {"image": image, "name": name, "score": scored.judged.score, "p_value": scored.judged.p}

@@ -27,7 +27,7 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from rayad import search, storage
+from rayad import local, search, storage
 from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
@@ -88,7 +88,8 @@ def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> di
     with _at_hand(url) as folder:
         book = _Book(name, task, data, how, url, folder)
         with book.running():
-            database = RDBStorage(f"sqlite:///{folder}/{DATABASE}", engine_kwargs={"connect_args": {"timeout": 30}})
+            file = local.private(f"{folder}/{DATABASE}")
+            database = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 30}})
             study = _study(database, task, book)
             _run(task, data, how, database, book)
             _give_up_running(study)
@@ -120,7 +121,7 @@ def _require(how: Search) -> None:
 def _at_hand(url: str) -> Iterator[str]:
     """A local folder for Optuna's database: the sweep's own, or one with a copy of it."""
     if "://" not in url:
-        os.makedirs(url, exist_ok=True)
+        storage.make_folder(url)
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="rayad-") as folder:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -181,10 +182,16 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
         assert Image.open(out / f"{number}.png").text["Comment"] == RESEARCH_USE
         assert bytes(np.load(out / f"{number}.npz")["research_use_only"]).decode() == RESEARCH_USE
         assert (out / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert {mode(file) for file in (out, *out.iterdir(), served.folder / "state")} == {0o600, 0o700}
+    assert {mode(file) for file in (served.folder / "state" / "batches").iterdir()} == {0o600}
     assert place.rsplit("/", 1)[-1] in {of["id"] for of in served.get("/v1/batches").json()["batches"]}
     for out, status in (("/tmp/elsewhere", 403), (f"{served.folder}/out/../in", 422)):
         refused = wanted | {"out": f"file://{out}"}
         assert requests.post(f"{served.url}/v1/batches", json=refused, headers=ME, timeout=60).status_code == status
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
 
 
 def begun(served, **wanted: Any) -> dict[str, Any]:
@@ -192,6 +199,24 @@ def begun(served, **wanted: Any) -> dict[str, Any]:
     answer = requests.post(f"{served.url}/v1/batches", json=wanted, headers=ME, timeout=60)
     assert answer.status_code == 202, answer.text
     return answer.json()
+
+
+def test_a_batch_whose_folder_becomes_a_link_writes_nothing_elsewhere(served, images):
+    (served.folder / "in" / "turned").mkdir()
+    (served.folder / "elsewhere").mkdir()
+    for number in range(4):
+        (served.folder / "in" / "turned" / f"{number}.png").write_bytes(images[0])
+    here = f"file://{served.folder}"
+    batch = begun(served, prefix=f"{here}/in/turned/", out=f"{here}/out/turned", spacing_mm=0.8, view="MLO")
+    (served.folder / "out" / "turned").rename(served.folder / "out" / "was")
+    (served.folder / "out" / "turned").symlink_to(served.folder / "elsewhere")
+    until = time.monotonic() + 120
+    while (said := served.get(f"/v1/batches/{batch['id']}").json())["state"] == "running":
+        assert time.monotonic() < until, said
+        time.sleep(0.3)
+    assert said["failed"] > 0
+    assert "link" in said["failures"][0]["reason"]
+    assert list((served.folder / "elsewhere").iterdir()) == []
 
 
 def test_a_batch_that_waits_is_cancelled_at_once_and_one_without_images_says_why(served, images):
@@ -316,6 +341,7 @@ def test_a_killed_replica_loses_no_request(served, images):
 
 
 def test_the_log_of_requests_names_nobody(served):
+    assert mode(served.folder / "audit") == 0o600
     lines = [json.loads(line) for line in (served.folder / "audit").read_text().splitlines()]
     assert {line["who"] for line in lines} >= {"tests"}
     assert {line["path"] for line in lines} >= {"/v1/score", "/v1/batches"}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     assert first["base"] == {"inputs": 3, "replicas": 3, "step": 0.1}
     assert first["best"]["value"] == min(row["value"] for row in first["rows"])
     assert first["state"] == "done"
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "sweep").iterdir()} == {0o600}
     assert storage.read_json(f"{url}/sweep.json") == json.loads(json.dumps(first))
     assert {round(t.value, 6) for t in numbers(url)} == {round(row["value"], 6) for row in first["rows"]}
     for name in ("index.html", "trials.csv", "parallel.png", "importance.png", "contour.png", "history.png"):

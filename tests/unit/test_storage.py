@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 
-from rayad import storage
+from rayad import local, storage
 from rayad.errors import FormatError, OptionError, StorageError
 
 
@@ -194,6 +194,28 @@ def test_a_umask_that_is_none_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OptionError, match="RAYAD_UMASK is an octal number from 000 to 077, such as 027, not "):
         storage.write_bytes(str(tmp_path / "x"), b"")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_file_of_lines_is_private_also_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = tmp_path / "audit"
+    assert local.private(str(audit)) == str(audit)
+    assert mode(audit) == 0o600
+    audit.write_text("line")
+    for before, umask, after in ((0o666, "077", 0o600), (0o644, "027", 0o640), (0o400, "077", 0o400)):
+        audit.chmod(before)
+        monkeypatch.setenv("RAYAD_UMASK", umask)
+        if before != 0o400 or os.geteuid() == 0:
+            local.private(str(audit))
+        assert mode(audit) == after
+    assert audit.read_text() == "line"
+
+
+def test_a_file_of_lines_that_cannot_be_made_private_is_refused(tmp_path: Path) -> None:
+    local.private("/dev/null")
+    for path in (tmp_path, tmp_path / "none" / "audit"):
+        with pytest.raises(StorageError, match=f"cannot keep {path} for its owner alone: .*; name another file"):
+            local.private(str(path))
 
 
 WRITER = """
