@@ -26,10 +26,11 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from rayad.arrays import Pixels, Scores
+from rayad.arrays import Pixels
 from rayad.density import spn
 from rayad.models import cae
 from rayad.scoring import dense
+from rayad.tensors import Scores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}

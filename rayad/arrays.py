@@ -9,11 +9,8 @@ top, columns from the left; a patch's place is its centre: the patch of side 64 
 col) holds the pixels [row - 32, row + 32) x [col - 32, col + 32).
 """
 
-from itertools import chain
-
 import numpy as np
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
 
 Pixels = Float[np.ndarray, "h w"]
 Image = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]
@@ -21,12 +18,3 @@ Image = Float[np.ndarray, "h w"] | Float[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
 Grid = Float[np.ndarray, "gh gw"]
 GridMask = Bool[np.ndarray, "gh gw"]
-
-Patches = Float[Tensor, "n c h w"]
-Latents = Float[Tensor, "n m"]
-Scores = Float[Tensor, " n"]
-
-
-def like(model: nn.Module) -> Tensor:
-    """A tensor of the model's precision on its device, for ``x.to(like(model))``; a model may have buffers alone."""
-    return next(tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point())

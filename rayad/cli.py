@@ -1,44 +1,55 @@
 """Find what does not belong in medical images, learned from healthy images alone.
 
 Every place is a folder, s3://bucket/key or memory://x. Exit codes: 0 done, 1 a stage failed, 2 the
-command is wrong.
+command is wrong, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
+import io
 import json
 import os
+import select
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Protocol, TypeVar
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from types import FrameType
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import tyro
 
-from rayad import catalog, log, storage
+from rayad import bounds, catalog, local, log, options, storage
+from rayad.bounds import Bounds
 from rayad.datasets.exam import Excluded, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private
+from rayad.options import Amount, Count, Millimetres, Port, Share, SpacingOrNone, Within
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 from rayad.serving.access import Access, Limits
+from rayad.terminal import print_error, say
 
 T = TypeVar("T")
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
 
 
+@runtime_checkable
 class Command(Protocol):
     """A subcommand: its options, and what it does."""
 
     def __call__(self) -> None: ...
 
 
+STOPPED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C."""
 NAMED = 10
 """Failures that are printed; manifest.json has all."""
 
@@ -50,11 +61,12 @@ class Demo:
     out: str = "demo"
     """Where corpus, detectors and report go."""
     workers: Workers = Workers()
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        Run("demo", out=self.out, workers=self.workers, address=self.address)()
+        Run("demo", out=self.out, workers=self.workers, bounds=self.bounds, address=self.address)()
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class Run:
     source: str = ""
     """Folder or URL of the recipe's data set; demo needs none."""
     workers: Workers = Workers()
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -79,7 +92,7 @@ class Run:
         recipe = recipes.find(self.recipe)
         with cluster(self.address):
             report = run_recipe(recipe, _place(self.source), storage.absolute(self.out), self.workers)
-        print(f"The report is at {report}")
+        say(f"The report is at {report}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,12 @@ class Benchmark:
     """Where corpora, detectors, scores and the report go."""
     source: str = ""
     """Folder or URL of the recipe's data set; demo needs none."""
-    seeds: int = 3
+    seeds: Count = 3
     """How often everything that learns is trained."""
     split: str = "test"
     """test, or development for choices."""
     workers: Workers = Workers()
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -106,13 +120,11 @@ class Benchmark:
         from rayad.on_ray.recipe import run_recipe
 
         recipe = recipes.find(self.recipe)
-        if self.seeds < 1:
-            raise OptionError(f"a benchmark has at least 1 seed, not {self.seeds}")
         with cluster(self.address):
             report = run_recipe(
                 recipe, _place(self.source), storage.absolute(self.out), self.workers, self.seeds, self.split
             )
-        print(f"The report is at {report}")
+        say(f"The report is at {report}")
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,11 @@ class IngestCommand:
     picture: Settings = ()
     """Fields of the preprocessing, such as spacing_mm=0.2 or intensity=relative."""
     sampling: Sampling = Sampling()
-    shard_patches: int = 4096
+    shard_patches: Count = 4096
     """Patches a shard, about; a shard holds whole images."""
-    max_failures: float = 0.01
+    max_failures: Share = 0.01
     """Share of images that may fail before the corpus is refused."""
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -149,11 +162,11 @@ class IngestCommand:
         with cluster(self.address):
             corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, storage.absolute(self.out))
         said = corpus.manifest
-        print(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
+        say(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
         for failure in said["failures"][:NAMED]:
-            print(f"failed: {failure['reason']}")
+            say(f"failed: {failure['reason']}")
         for row in reasons(Excluded(**found) for found in said.get("excluded", ())):
-            print(f"left out: {row['count']} x {row['reason']}")
+            say(f"left out: {row['count']} x {row['reason']}")
 
 
 @dataclass(frozen=True)
@@ -174,8 +187,9 @@ class Inspect:
     """Fields of the preprocessing, such as spacing_mm=0.2 or intensity=relative."""
     corpus: str = ""
     """URL of a corpus made from it: is it whole, and is no patient in two of its splits?"""
-    sheet: int = 48
+    sheet: Amount = 48
     """Images that are shown."""
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -189,7 +203,7 @@ class Inspect:
         out, corpus = storage.absolute(self.out), _place(self.corpus)
         with cluster(self.address):
             page, problems = inspect(self.dataset, self.source, dataset, preprocessing, out, self.sheet, corpus)
-        print(f"The page is at {page}")
+        say(f"The page is at {page}")
         if problems:
             raise DatasetError(" ".join(problems))
 
@@ -223,7 +237,7 @@ class Train:
         with cluster(self.address):
             name = self.name or self.model
             stages.train_detector(name, corpus, self.model, config, self.schedule, self.workers, out, self.strips)
-        print(f"The detector is at {self.out}")
+        say(f"The detector is at {self.out}")
 
 
 @dataclass(frozen=True)
@@ -263,7 +277,7 @@ class FitDensity:
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with cluster(self.address):
             stages.fit_detector(name, corpus, trained, density, self.em, self.workers, out)
-        print(f"The detector is at {self.out}")
+        say(f"The detector is at {self.out}")
 
 
 @dataclass(frozen=True)
@@ -308,13 +322,13 @@ class Sweep:
         best, base = found["seeds"]["best"], found["seeds"]["base"]
         said = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items())
         means = ["-" if of["mean"] is None else f"{of['mean']:.4f}" for of in (best, base)]
-        print(f"best of {len(found['rows'])} trials: {said}: {means[0]}, without a search {means[1]}")
-        print(f"({found['objective']}, means of {len(best['values'])} seeds)")
+        say(f"best of {len(found['rows'])} trials: {said}: {means[0]}, without a search {means[1]}")
+        say(f"({found['objective']}, means of {len(best['values'])} seeds)")
         for name, of in (("the best", best), ("without a search", base)):
             for seed, why in enumerate(of["errors"]):
                 if why:
-                    print(f"{name}: seed {seed} failed and is not in the mean: {why}")
-        print(f"The page is at {storage.join(self.out, 'index.html')}")
+                    say(f"{name}: seed {seed} failed and is not in the mean: {why}")
+        say(f"The page is at {storage.join(self.out, 'index.html')}")
 
     def _of_density(self) -> dict[str, Any]:
         from rayad import search
@@ -372,7 +386,7 @@ class Rescore:
         trained = bundle.load(storage.absolute(self.detector))
         asked = stages.asked(trained, self.name, self.score or trained.score)
         stages.save(stages.aggregated(asked, self.aggregation), storage.absolute(self.out))
-        print(f"The detector is at {self.out}")
+        say(f"The detector is at {self.out}")
 
 
 @dataclass(frozen=True)
@@ -395,8 +409,9 @@ class Combine:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set."""
-    step_mm: float = 3.2
+    step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -409,7 +424,7 @@ class Combine:
         with cluster(self.address):
             made = stages.combined(self.name, self.rule, members, dataset, self.step_mm, storage.absolute(self.scores))
         stages.save(made, storage.absolute(self.out))
-        print(f"The detector is at {self.out}")
+        say(f"The detector is at {self.out}")
 
 
 @dataclass(frozen=True)
@@ -426,8 +441,9 @@ class Calibrate:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set."""
-    step_mm: float = 3.2
+    step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -443,7 +459,7 @@ class Calibrate:
         for one, url in zip(done, urls, strict=True):
             bundle.save(one, url)
             patients = one.calibration.patients if one.calibration else 0
-            print(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
+            say(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
 
 
 @dataclass(frozen=True)
@@ -464,12 +480,13 @@ class Evaluate:
     """test, or development for choices."""
     dense: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = ()
     """Classes of tissue that count as dense, such as D; then figures are given for dense and other images apart."""
-    step_mm: float = 3.2
+    step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
-    max_failures: int = 0
+    max_failures: Amount = 0
     """Images that may fail before there is no result."""
     streamed: bool = False
     """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
+    bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
@@ -487,16 +504,16 @@ class Evaluate:
                 _print_streamed(streamed(detectors, dataset, options, storage.absolute(self.out)))
                 return
             report = evaluate(detectors, dataset, options, storage.absolute(self.out))
-        print(f"The report is at {report}")
+        say(f"The report is at {report}")
 
 
 def _print_streamed(rows: Sequence[dict[str, Any]]) -> None:
     """A line for each detector and kind of lesion."""
-    print(f"{'detector':24}{'lesion':16}{'images':>8}{'AUROC':>8}{'AP':>8}{'Dice':>8}")
+    say(f"{'detector':24}{'lesion':16}{'images':>8}{'AUROC':>8}{'AP':>8}{'Dice':>8}")
     for row in rows:
         values = [row[name]["value"] for name in ("pixel_auc", "pixel_ap", "best_dice")]
         said = "".join(f"{value:8.3f}" if value is not None else f"{'-':>8}" for value in values)
-        print(f"{row['detector']:24}{row['lesion']:16}{row['images']:8}{said}")
+        say(f"{row['detector']:24}{row['lesion']:16}{row['images']:8}{said}")
 
 
 @dataclass(frozen=True)
@@ -509,12 +526,13 @@ class Heatmap:
     """Images, or folders of images."""
     out: str
     """Folder for the heatmaps."""
-    spacing_mm: float = 0.0
+    spacing_mm: SpacingOrNone = 0.0
     """mm a pixel of images that do not tell it, as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
     view: str = ""
     """MLO, CC or empty, of images that do not tell it; in an MLO view the pectoral muscle is left out."""
-    step_mm: float = 3.2
+    step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    bounds: Bounds = field(default_factory=bounds.current)
 
     def __call__(self) -> None:
         from rayad.evaluation.heatmap import Request, write_heatmaps
@@ -523,7 +541,7 @@ class Heatmap:
         one = bundle.load(self.detector)
         rows = write_heatmaps(one, self.images, request, self.out)
         for row in rows:
-            print(json.dumps(row))
+            say(json.dumps(row))
         failed = sum("reason" in row for row in rows)
         if failed:
             raise RayadError(f"{failed} of {len(rows)} images failed; the others' heatmaps are in {self.out}")
@@ -543,10 +561,10 @@ class Check:
         for url in self.detector:
             found = faults(storage.absolute(url))
             for fault in found:
-                print(f"{url}: {fault}", file=sys.stderr)
+                say(f"{url}: {fault}", sys.stderr)
             faulty += bool(found)
             if not found:
-                print(f"{url}: {bundle.load(storage.absolute(url)).summary()}")
+                say(f"{url}: {bundle.load(storage.absolute(url)).summary()}")
         if faulty:
             raise RayadError(f"{faulty} of {len(self.detector)} detectors are not what docs/formats.md says")
 
@@ -561,7 +579,7 @@ class Report:
     def __call__(self) -> None:
         from rayad.evaluation import report
 
-        print(f"The report is at {report.rebuild(storage.absolute(self.results))}")
+        say(f"The report is at {report.rebuild(storage.absolute(self.results))}")
 
 
 @dataclass(frozen=True)
@@ -570,7 +588,7 @@ class Dashboard:
 
     root: Several
     """Folders or URLs whose runs, sweeps and corpora are shown; Optuna's dashboard and TensorBoard need local ones."""
-    port: int = 0
+    port: Port = 0
     """Of the page, on 127.0.0.1; TensorBoard, Prometheus and Optuna's dashboards take those behind it. 0: free ones."""
     discovery: str = "/tmp/ray/prom_metrics_service_discovery.json"
     """The list of metric ports that a Ray cluster keeps in its --temp-dir, for Prometheus."""
@@ -598,6 +616,7 @@ class Serve:
     listening: Listening = Listening()
     access: Access = Access()
     limits: Limits = Limits()
+    bounds: Bounds = field(default_factory=bounds.current)
     replicas: Replicas = Replicas()
     address: str = ""
     """Of a running Ray cluster; empty: one of this command's own."""
@@ -622,6 +641,7 @@ class Serve:
             listed=from_environment(),
             access=replace(self.access, tokens=here(self.access.tokens), hosts=hosts),
             limits=self.limits,
+            bounds=self.bounds,
             replicas=self.replicas,
         )
         run(service, listening, self.address)
@@ -637,9 +657,9 @@ class Watch:
     """Where `rayad serve` answers; its token is in RAYAD_TOKEN."""
     detector: str = ""
     """Name of a detector there; empty: the default."""
-    poll_s: float = 30.0
+    poll_s: Annotated[float, Within(0.1, 86_400)] = 30.0
     """Seconds from one search to the next."""
-    days: int = 0
+    days: Annotated[int, Within(0, 36_500)] = 0
     """Only studies of so many days; 0: of any age."""
     once: bool = False
     """End when every image has its objects or cannot have them."""
@@ -649,7 +669,7 @@ class Watch:
 
         token = os.environ.get("RAYAD_TOKEN", "")
         options = {"token": token, "detector": self.detector, "poll_s": self.poll_s, "days": self.days}
-        print(watch(self.pacs, self.server, once=self.once, **options))
+        say(str(watch(self.pacs, self.server, once=self.once, **options)))
 
 
 @dataclass(frozen=True)
@@ -664,7 +684,7 @@ class Token:
     def __call__(self) -> None:
         from rayad.serving.tokens import new_token
 
-        print(new_token(self.name, self.file))
+        say(new_token(self.name, self.file))
 
 
 COMMANDS: dict[str, type[Command]] = {
@@ -691,10 +711,59 @@ COMMANDS: dict[str, type[Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit with its code."""
-    # As Ctrl-C: Ray's waiting calls let a KeyboardInterrupt through, and turn SystemExit into an end without a word.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+    """Run a command and exit with its code.
+
+    What it writes is for its owner alone, or as RAYAD_UMASK says. When nobody reads what it prints any more, it ends
+    with 141, as other tools do.
+    """
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, partial(_interrupt, received))
+    sys.excepthook = print_error
+    for stream in _streams():
+        stream.reconfigure(errors="backslashreplace")  # whatever the locale, no name is a UnicodeEncodeError
+    try:
+        code = _code(sys.argv[1:] if argv is None else list(argv))
+        for stream in _streams():
+            stream.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in _streams() if _is_closed(stream)]
+        if not closed:
+            raise
+        for stream in closed:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains of what is not written
+        code = 128 + signal.SIGPIPE
+    sys.exit(128 + signal.SIGTERM if code == STOPPED and received else code)
+
+
+def _code(argv: list[str]) -> int | str | None:
+    """The exit code of a command, however it ends."""
+    try:
+        os.umask(local.umask())
+        return run(argv)
+    except OptionError as error:
+        say(f"rayad: {error}", sys.stderr)
+        return 2
+    except SystemExit as end:  # tyro has answered --help, or said what is wrong
+        return end.code
+    except KeyboardInterrupt:  # again, while it ended
+        return STOPPED
+
+
+def _interrupt(received: list[int], number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C: Ray's waiting calls let a KeyboardInterrupt through, but make of SystemExit an end without a word."""
+    received.append(number)
+    raise KeyboardInterrupt
+
+
+def _streams() -> list[io.TextIOWrapper]:
+    return [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+
+
+def _is_closed(stream: io.TextIOWrapper) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def run(argv: list[str]) -> int:
@@ -711,17 +780,32 @@ def run(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     try:
-        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="rayad", description=__doc__)
+        command = _parsed(argv)
         if not given(getattr(command, "address", "")):
             keep_private()
+        bounds.use(getattr(command, "bounds", bounds.current()))
         command()
     except RayadError as error:
-        print(f"rayad: {error}", file=sys.stderr)
+        say(f"rayad: {error}", sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt:
-        print("rayad: stopped; the same command goes on where it stopped", file=sys.stderr)
-        return 1
+        say("rayad: stopped; the same command goes on where it stopped", sys.stderr)
+        return STOPPED
     return 0
+
+
+def _parsed(argv: list[str]) -> Command:
+    """The command with its options; OptionError where a number is none that the option can have."""
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="rayad", description=__doc__)
+    except SystemExit:
+        for line in complaint.getvalue().splitlines():
+            say(line, sys.stderr)
+        raise
+    options.check(command, lambda name: f"--{name.replace('_', '-')}")
+    return command
 
 
 def _place(source: str) -> str:

@@ -63,3 +63,13 @@ class ServiceError(RayadError):
 def named(kind: str, message: str) -> RayadError:
     """The error of this class and with this message, from a process that could only say so in words."""
     return {of.__name__: of for of in RayadError.__subclasses__()}[kind](message)
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a sentence for its row; of what nobody expected, its kind and the first line."""
+    if isinstance(error, RayadError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there was not enough memory for it"
+    first = next(iter(str(error).splitlines()), "")
+    return f"it failed: {type(error).__name__}: {first}".removesuffix(": ")

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
-from rayad.arrays import Patches, Scores, like
 from rayad.errors import OptionError, TrainingError
+from rayad.options import Count, Seed, Within
 from rayad.progress import Progress, Row, State, pack, unpack, unpack_moments
+from rayad.tensors import Patches, Scores, like
 
 Draw = Callable[..., Tensor]
 """draw(*shape): standard normal numbers (n, *shape), this rank's rows of a draw for the global batch."""
@@ -107,19 +108,19 @@ Stage = Sequence[Objective | Pass]
 class Schedule:
     """How long and how exactly to train."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the training patches, at most, a stage."""
-    batch: int = 64
+    batch: Count = 64
     """Patches a step, over all workers together."""
-    patience: int = 10
+    patience: Count = 10
     """Epochs without a lower validation loss after which a stage ends."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """bfloat16: automatic mixed precision; parameters, gradients and losses stay float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of patches and of the noise."""
-    threads: int = 1
+    threads: Annotated[int, Within(1, 1024)] = 1
     """Of one worker; other numbers of threads round sums differently."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts of a worker's share of a batch that go through the model one after the other: less memory, the same step
     but for rounding. A model that normalizes by its batch (fanogan) sees smaller ones."""
 

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from rayad import storage
 from rayad.errors import StorageError
+from rayad.terminal import say
 
 EVERY_S = 30.0
 """Seconds from one copy to the next."""
@@ -81,7 +82,7 @@ class _Log:
         try:
             storage.write_bytes(self.url, text.encode())
         except StorageError as error:
-            print(f"rayad: the log is not copied: {error}", file=self.complaints, flush=True)
+            say(f"rayad: the log is not copied: {error}", self.complaints)
             return False
         return True
 

@@ -4,7 +4,7 @@ import re
 import sys
 import traceback
 from types import TracebackType
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 UNPRINTABLE = re.compile(
     "["
@@ -18,6 +18,14 @@ UNPRINTABLE = re.compile(
 """Characters that move, colour or hide what stands around them, or that no encoding has."""
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """Where lines are printed."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
+
+
 def printable(text: str) -> str:
     r"""The text with an escape, such as \x1b or \n, in the place of every character that is none to be seen."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
@@ -29,7 +37,7 @@ def shortened(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: Stream | None = None) -> None:
     """Print a line as `printable` has it, at once.
 
     Args:

@@ -119,7 +119,7 @@ def serving(folder: Path, *more: str, killed: bool = False) -> Iterator[Served]:
     command = [sys.executable, "-m", "rayad.cli", "serve", "--detector", str(folder / "spn"), f"plain={folder}/plain-1"]
     command += ["--read", f"file://{folder}/in/", "--write", f"file://{folder}/out/", "--state", str(folder / "state")]
     command += ["--audit", str(folder / "audit"), "--listening.port", str(port), "--limits.max-body-mb", "5"]
-    command += ["--limits.max-pixels", "1000000", "--replicas.scorers", "2", *more]
+    command += ["--bounds.pixels", "1000000", "--replicas.scorers", "2", *more]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAYAD_TOKENS": f"tests:{TOKEN}", "RAY_raylet_start_wait_time_s": "180"}
     with (folder / "log").open("w") as log:

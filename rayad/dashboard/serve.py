@@ -16,6 +16,7 @@ from rayad.dashboard.overview import Overview
 from rayad.dashboard.reader import Reader
 from rayad.dashboard.tools import Ports, Tools
 from rayad.errors import StorageError
+from rayad.terminal import say
 
 EVERY_S = 10
 """Seconds from one look at the roots to the next."""
@@ -128,4 +129,4 @@ async def _keep_up(site: Site, reader: Reader, tools: Tools, stop: asyncio.Event
 
 def _print(lines: Sequence[page.Line]) -> None:
     for line in lines:
-        print(f"{line.tool:12}{' '.join(filter(None, (line.address, line.said)))}", flush=True)
+        say(f"{line.tool:12}{' '.join(filter(None, (line.address, line.said)))}")

@@ -25,6 +25,7 @@ from rayad.arrays import Mask, Pixels
 from rayad.datasets.exam import Exam, Excluded, Lesion, in_order, shortened
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import dicom
+from rayad.options import Spacing
 
 TABLES = "_case_description_"
 """Part of the names of the four tables."""
@@ -55,7 +56,7 @@ class Dataset:
     """Folder or URL of the DICOM files, in any folders below it."""
     tables: str = ""
     """Folder or URL of the four tables; empty: they are with the images."""
-    spacing_mm: float = 0.05
+    spacing_mm: Spacing = 0.05
     """Pixel spacing; the files have none, 0.05 is that of the scanner of most cases."""
     lesions: Literal["all", "paper"] = "all"
     """paper: those that Dietrichstein et al. 2022 test on (`selection`); the others are listed as left out."""

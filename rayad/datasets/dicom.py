@@ -23,6 +23,7 @@ from rayad.datasets.labels import LABELS, Facts
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import dicom, dicomweb, segmentation
 from rayad.imaging.dicom import ForProcessing, Header
+from rayad.options import SpacingOrNone
 
 KINDS = {"mass": "mass", "calcif": "calcification", "distort": "distortion", "asymm": "asymmetry"}
 """Part of a segment's name -> kind of the lesion."""
@@ -36,7 +37,7 @@ class Dataset:
 
     source: str = ""
     """The folder, files in folders below it count too; or the URL of a DICOMweb server (imaging/dicomweb.py)."""
-    spacing_mm: float = 0.0
+    spacing_mm: SpacingOrNone = 0.0
     """Pixel spacing of images that do not say theirs; 0: there must be none."""
     healthy: bool = False
     """Images without a label are healthy; otherwise nobody knows, and they neither train nor test."""

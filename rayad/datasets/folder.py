@@ -20,6 +20,7 @@ from rayad.datasets import labels
 from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_colour, read_grey, read_mask, shortened
 from rayad.datasets.labels import ANOMALOUS, COLUMNS, LABELS, MALIGNANT, Row
 from rayad.errors import DatasetError
+from rayad.options import SpacingOrNone
 
 SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg")
 Meaning = TypeVar("Meaning")
@@ -31,7 +32,7 @@ class Dataset:
 
     source: str = ""
     """The folder; images in folders below it count too."""
-    spacing_mm: float = 0.0
+    spacing_mm: SpacingOrNone = 0.0
     """Pixel spacing of images for which labels.csv has none; 0: not known, so labels.csv must have it."""
     healthy: bool = False
     """Images without a label are healthy; otherwise nobody knows, and they neither train nor test."""

@@ -6,18 +6,17 @@ images count as one and never stand in two splits.
 """
 
 import hashlib
-import io
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 
-from rayad import storage
+from rayad import bounded, storage
 from rayad.arrays import Image, Mask
 from rayad.datasets.exam import Exam, Lesion, in_order
-from rayad.errors import DatasetError, OptionError
-from rayad.imaging.raster import LARGEST
+from rayad.errors import DatasetError, FormatError, OptionError
+from rayad.options import Within
 
 PARTS = ("train", "val", "test")
 
@@ -28,9 +27,9 @@ class Dataset:
 
     source: str = ""
     """The file."""
-    healthy: tuple[int, ...] = (0,)
+    healthy: Annotated[tuple[int, ...], Within(0, 1_000_000)] = (0,)
     """Labels of healthy images; all others hold a finding without a place."""
-    labelled: tuple[int, ...] = ()
+    labelled: Annotated[tuple[int, ...], Within(0, 1_000_000)] = ()
     """Labels that take part; empty: all."""
 
     def exams(self) -> list[Exam]:
@@ -80,15 +79,11 @@ def _parts(url: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     wanted = (
         f"{url}: an npz of MedMNIST expected, with train_images (n, h, w) or (n, h, w, 3), train_labels (n, 1), ..."
     )
-    data = io.BytesIO(storage.read_bytes(url))
     try:
-        with zipfile.ZipFile(data) as archive:
-            if max((entry.file_size for entry in archive.infolist()), default=0) > 16 * LARGEST:
-                raise DatasetError(f"{url}: larger than rayad reads at once")
-        with np.load(data, allow_pickle=False) as arrays:
-            found = {part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in PARTS}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise DatasetError(f"{wanted}: {type(error).__name__}") from None
+        arrays = bounded.load_npz(storage.read_bytes(url), url)
+        found = {part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in PARTS}
+    except (FormatError, KeyError) as error:
+        raise DatasetError(f"{wanted}: {error if isinstance(error, FormatError) else type(error).__name__}") from None
     for images, labels in found.values():
         shaped = images.dtype == np.uint8 and images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] == 3)
         if not shaped or labels.shape != (len(images), 1) or not np.issubdtype(labels.dtype, np.integer):

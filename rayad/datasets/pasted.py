@@ -7,6 +7,7 @@ lesions are those of the phantom; they serve to choose settings, not to report f
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from rayad.datasets.phantom_lesions import Drawing, Placed
 from rayad.datasets.splits import assign
 from rayad.errors import DatasetError
 from rayad.imaging.breast import find_breast, find_pectoral
+from rayad.options import Seed, Within
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Dataset:
     """Folder or URL of that data set."""
     dataset: str = "mias"
     """Its name."""
-    gain: float = 1.5
+    gain: Annotated[float, Within(0, 1000)] = 1.5
     """What the phantom's contrast, in attenuation, is multiplied by, in full scales of these images."""
-    seed: int = 0
+    seed: Seed = 0
 
     def exams(self) -> list[Exam]:
         """Three exams an image, all anomalous; DatasetError where no patient is in the validation split."""

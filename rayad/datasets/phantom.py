@@ -8,6 +8,7 @@ says nothing about patients. ``phantom_breast`` draws the healthy tissue, ``phan
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from rayad.datasets.exam import Exam, Lesion, in_order
 from rayad.datasets.phantom_breast import Breast
 from rayad.datasets.phantom_lesions import Placed
 from rayad.errors import DatasetError, OptionError
+from rayad.options import Count, Seed, Share, Spacing, Within
 
 LIFE_SIZE_MM = (204.8, 153.6)
 """Height and width of an image that shows a breast of usual size; a smaller one shows a smaller breast."""
@@ -51,13 +53,13 @@ class Dataset:
 
     source: str = ""
     """Not used: there are no files."""
-    patients: int = 60
-    seed: int = 0
-    diseased: float = 0.4
+    patients: Count = 60
+    seed: Seed = 0
+    diseased: Share = 0.4
     """Share of the patients who have a lesion in one breast."""
-    height: int = 512
-    width: int = 384
-    spacing_mm: float = 0.4
+    height: Annotated[int, Within(64, 10_000)] = 512
+    width: Annotated[int, Within(64, 10_000)] = 384
+    spacing_mm: Spacing = 0.4
     pectoral: bool = True
     """Show the pectoral muscle in the upper corner."""
 

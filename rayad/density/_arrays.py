@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Scores
 from rayad.errors import FormatError, TrainingError
+from rayad.tensors import Latents, Scores
 
 Others = Float[Tensor, "k m"]
 """Latents of another number: those for validation, or those that were learned from."""

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Latents
 from rayad.density.region_graph import Scopes, refuse_strange_scopes
+from rayad.tensors import Latents
 
 FLOOR = 1e-9
 """The least probability of a code, also of one that training never saw."""
@@ -130,8 +130,8 @@ class CategoricalLeaves(nn.Module):
     @property
     def used(self) -> Bool[Tensor, "l w k 1"]:
         """The states that the variable in a place has; the others have probability 0."""
-        states = torch.arange(self.probabilities.shape[2], device=self.scopes.device)
-        return (states < self.sizes[..., None])[..., None]
+        states = torch.arange(self.probabilities.shape[2], device=self.probabilities.device)
+        return (states < self.sizes[..., None].to(states))[..., None]
 
     @property
     def filled(self) -> Bool[Tensor, "l 1 w"]:

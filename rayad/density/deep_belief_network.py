@@ -9,30 +9,32 @@ would not see the others, and the top one alone not what is lost on the way to i
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts
 from rayad.errors import OptionError
+from rayad.options import Count, Rate, Weight, Within
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """Sizes of the machines and their learning."""
 
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: Annotated[tuple[int, ...], Within(1, 65_536)] = (128, 64)
     """Hidden units of each machine, from the latents upwards."""
-    epochs: int = 30
+    epochs: Count = 30
     """Passes over the training latents a machine."""
-    batch: int = 64
-    learning_rate: float = 0.01
-    steps: int = 1
+    batch: Count = 64
+    learning_rate: Rate = 0.01
+    steps: Count = 1
     """k of contrastive divergence."""
-    decay: float = 1e-4
+    decay: Weight = 1e-4
     """Of the weights."""
 
     def __post_init__(self) -> None:

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import ALONE, Checkpoints, Row, Sync, Timed
+from rayad.options import Count, Seed, Share, Weight
 from rayad.progress import Progress, State, pack, unpack
+from rayad.tensors import Latents, Scores
 
 ENOUGH = 3.0
 """Steps times step size below which a circuit is hardly trained."""
@@ -66,19 +67,19 @@ class Density(Protocol[S]):
 class EM:
     """How to learn."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the training rows, at most."""
-    batches: int = 16
+    batches: Count = 16
     """Steps an epoch; 1 takes all rows at once."""
-    step: float = 0.1
+    step: Share = 0.1
     """Share of the way to a batch's parameters that the first epoch's steps go, above 0 and at most 1."""
-    decay: float = 0.1
+    decay: Weight = 0.1
     """Steps of epoch e (from 0) are 1 + decay * e times smaller."""
-    patience: int = 8
+    patience: Count = 8
     """Epochs without a higher validation likelihood after which learning ends."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the start and of the order of rows."""
-    revive: float = 0.0
+    revive: Share = 0.0
     """Share of the mean visits in an epoch below which an input distribution is dead and starts anew; 0: none is."""
 
     def __post_init__(self) -> None:

@@ -13,21 +13,22 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts
 from rayad.errors import OptionError
+from rayad.options import Size, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """Size of a mixture."""
 
-    components: int = 10
+    components: Size = 10
     """k: Gaussians of the mixture."""
     covariance: str = "full"
     """full: each Gaussian has its own; tied: one for all; diag: no correlations."""
-    regularization: float = 1e-3
+    regularization: Weight = 1e-3
     """Added to variances, relative to those of training."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from rayad.arrays import Latents, Scores
 from rayad.density.categorical import FLOOR, CategoricalLeaves
 from rayad.density.em import EM, Held, History, Labels, improve
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves
@@ -25,6 +24,7 @@ from rayad.density.mixed import MixedLeaves
 from rayad.density.spn import SPN, Statistics
 from rayad.density.sums import MIN_WEIGHT
 from rayad.fit import ALONE, Row, Sync
+from rayad.tensors import Latents, Scores
 
 
 def fit_by_gradient(

@@ -11,10 +11,11 @@ import torch
 from sklearn.ensemble import IsolationForest
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts
 from rayad.errors import FormatError, OptionError
+from rayad.options import Count, Size
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 EULER = float(np.euler_gamma)
 
@@ -23,8 +24,8 @@ EULER = float(np.euler_gamma)
 class Config:
     """Size of the forest."""
 
-    trees: int = 200
-    samples: int = 256
+    trees: Size = 200
+    samples: Count = 256
     """Training latents that a tree is grown from."""
 
     def __post_init__(self) -> None:

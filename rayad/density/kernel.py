@@ -24,8 +24,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves, Moments
+from rayad.tensors import Latents, Scores
 
 if TYPE_CHECKING:
     from rayad.density.spn import SPN, Sums

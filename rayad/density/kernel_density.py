@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts, squared_distances
 from rayad.errors import OptionError
+from rayad.options import Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 GRID = tuple(float(width) for width in np.geomspace(0.05, 2.0, 24))
 """Widths that are tried."""
@@ -24,7 +25,7 @@ GRID = tuple(float(width) for width in np.geomspace(0.05, 2.0, 24))
 class Config:
     """How wide the Gaussians are."""
 
-    bandwidth: float = 0.0
+    bandwidth: Weight = 0.0
     """Standard deviation of a Gaussian, in those of each latent; 0: by the likelihood of the validation latents."""
 
     def __post_init__(self) -> None:

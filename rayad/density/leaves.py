@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Scores
 from rayad.density.region_graph import Scopes, refuse_strange_scopes, spread
 from rayad.errors import OptionError, TrainingError
+from rayad.tensors import Latents, Scores
 
 MAX_VARIANCE = 10.0
 """Of a leaf, relative to its variable's; as in EiNet, Peharz et al. 2020b."""

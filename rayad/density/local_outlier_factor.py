@@ -9,17 +9,18 @@ import torch
 from sklearn.neighbors import LocalOutlierFactor
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts, squared_distances
 from rayad.errors import OptionError
+from rayad.options import Count
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """How local it is."""
 
-    neighbours: int = 20
+    neighbours: Count = 20
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:

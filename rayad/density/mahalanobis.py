@@ -11,9 +11,9 @@ import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 
 @dataclass(frozen=True)

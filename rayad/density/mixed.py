@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Latents
 from rayad.density import categorical
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
 from rayad.density.leaves import Features, GaussianLeaves, Moments, Parameters, Raw
 from rayad.density.region_graph import Scopes, refuse_strange_scopes
+from rayad.tensors import Latents
 
 
 class MixedFeatures(NamedTuple):

@@ -5,26 +5,28 @@ one sum over products of univariate leaves, so it is built as one.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from rayad.density import spn
 from rayad.errors import OptionError
+from rayad.options import Share, Size, Weight, Within
 
 
 @dataclass(frozen=True)
 class Config:
     """Size of a mixture."""
 
-    components: int = 100
+    components: Size = 100
     """k: Gaussians of the mixture."""
-    min_variance: float = 1e-3
+    min_variance: Share = 1e-3
     """Of a component, relative to its variable's variance in training."""
-    weight_prior: float = 1.0
+    weight_prior: Weight = 1.0
     """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
-    leaf_prior: float = 0.0
+    leaf_prior: Weight = 0.0
     """Training rows of the variables' own distribution that every component is thought to have seen before."""
-    state_prior: float = 1.0
+    state_prior: Weight = 1.0
     """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
-    states: tuple[int, ...] = ()
+    states: Annotated[tuple[int, ...], Within(0, 65_536)] = ()
     """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
 
     def __post_init__(self) -> None:

@@ -11,19 +11,20 @@ import torch
 from sklearn.svm import OneClassSVM
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts, squared_distances
 from rayad.errors import OptionError
+from rayad.options import Share, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """How tight the region is."""
 
-    nu: float = 0.1
+    nu: Share = 0.1
     """Share of training that may lie outside, at most."""
-    gamma: float = 0.0
+    gamma: Weight = 0.0
     """Of the kernel exp(-gamma |a - b|^2) over standardized latents; 0: 1 / (latents * their variance)."""
 
     def __post_init__(self) -> None:

@@ -27,12 +27,12 @@ from jaxtyping import Bool, Float, Int64
 from scipy import stats
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density.leaves import PrincipalAxes
 from rayad.density.region_graph import spread
 from rayad.density.spn import BUDGET, SPN
 from rayad.density.sums import Left, Right, Weights
 from rayad.errors import OptionError
+from rayad.tensors import Latents, Scores
 
 Surprises = Float[Tensor, "n m"]
 Given = Bool[Tensor, " m"] | Bool[Tensor, "n m"]

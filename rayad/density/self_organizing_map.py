@@ -10,19 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayad.arrays import Latents, Scores
 from rayad.density._arrays import Learned, Others, in_parts, squared_distances
 from rayad.errors import OptionError
+from rayad.options import Count, Size
 from rayad.progress import Row
+from rayad.tensors import Latents, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """Size of the map and its learning."""
 
-    rows: int = 12
-    columns: int = 12
-    epochs: int = 40
+    rows: Size = 12
+    columns: Size = 12
+    epochs: Count = 40
     """Passes over the training latents; the neighbourhood shrinks from half the map to half a unit."""
 
     def __post_init__(self) -> None:

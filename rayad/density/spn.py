@@ -14,14 +14,13 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Scores
 from rayad.density import kernel
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
 from rayad.density.leaves import (
@@ -37,6 +36,8 @@ from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments
 from rayad.density.region_graph import Scopes, random_scopes
 from rayad.density.sums import MIN_WEIGHT, SumLayer
 from rayad.errors import OptionError
+from rayad.options import Seed, Share, Size, Weight, Within
+from rayad.tensors import Latents, Scores
 
 Labels = Int64[Tensor, " n"]
 """The root of every row, -1 where it is not known."""
@@ -59,27 +60,27 @@ MIN_MIN_VARIANCE = 1e-6
 class Config:
     """Sizes of a circuit. The defaults are those of Dietrichstein et al. 2022 (C=1, I=45, D=1, R=50)."""
 
-    roots: int = 1
+    roots: Size = 1
     """C: distributions at the top, which share everything below: one a class; without labels more add nothing."""
-    inputs: int = 45
+    inputs: Size = 45
     """I: distributions of a leaf region."""
-    sums: int = 45
+    sums: Size = 45
     """S: sums of a region between leaves and roots; of no effect below depth 2."""
-    depth: int = 1
+    depth: Annotated[int, Within(0, 16)] = 1
     """D: how often the variables are cut in two; 2**depth may not exceed their number."""
-    replicas: int = 50
+    replicas: Size = 50
     """R: random region graphs."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the region graphs."""
-    min_variance: float = 1e-3
+    min_variance: Share = 1e-3
     """Of a leaf, relative to its variable's variance in training."""
-    sum_prior: float = 1.0
+    sum_prior: Weight = 1.0
     """Training rows, spread evenly over the weights of a level, that are thought to have come before (Laplace)."""
-    leaf_prior: float = 0.0
+    leaf_prior: Weight = 0.0
     """Training rows of the variables' own distribution that every Gaussian leaf is thought to have seen before."""
-    state_prior: float = 1.0
+    state_prior: Weight = 1.0
     """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
-    states: tuple[int, ...] = ()
+    states: Annotated[tuple[int, ...], Within(0, 65_536)] = ()
     """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
     axes: Literal["variables", "principal"] = "variables"
     """What the leaves are over: the variables, or the principal axes of the training rows, where these correlate."""

@@ -5,15 +5,14 @@ A detector by likelihood that can draw also shows what the image would look like
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rayad import storage
-from rayad.arrays import Pixels
-from rayad.errors import ImageError, OptionError, StorageError
+from rayad import bounds, storage
+from rayad.errors import ImageError, OptionError, StorageError, reason
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.evaluation.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
@@ -55,9 +54,10 @@ def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, 
     for file, name in named(files_in(images)):
         try:
             prepared = detector.preprocessing.prepare(opened(file, detector.preprocessing.channels, request))
-            judged = judge(prepared, detector.heatmap(prepared, step), detector.calibration)
-        except (ImageError, StorageError) as error:
-            rows.append({"image": file, "reason": str(error)})
+            with bounds.within(bounds.current().score_seconds, "score_seconds"):
+                judged = judge(prepared, detector.heatmap(prepared, step), detector.calibration)
+        except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
+            rows.append({"image": file, "reason": reason(error)})
             continue
         _write(storage.join(url, name), prepared, judged, detector)
         rows.append({"image": file, "name": name, "score": judged.score, "p": judged.p})
@@ -73,14 +73,16 @@ def opened(file: str, channels: int, request: Request) -> Source:
     """
     if file.lower().endswith(raster.SUFFIXES):
         return _of_raster(raster.read(file), file, channels, request)
-    return _of_dicom(dicom.header(file), lambda: dicom.read(file), file, request)
+    if unsuitable := dicom.header(file).unsuitable:  # said before a large file is read
+        raise ImageError(f"{file}: {unsuitable}")
+    return _of_dicom(dicom.read_bytes(file), file, request)
 
 
 def decoded(data: bytes, name: str, channels: int, request: Request) -> Source:
     """An image from the bytes of a file; errors call it by its name. ImageError as `opened`."""
     if not data or raster.is_raster(data):
         return _of_raster(raster.decode(data, name), name, channels, request)
-    return _of_dicom(dicom.header_of(data, name), lambda: dicom.decode(data, name), name, request)
+    return _of_dicom(data, name, request)
 
 
 def _of_raster(image: raster.Raster, name: str, channels: int, request: Request) -> Source:
@@ -88,10 +90,9 @@ def _of_raster(image: raster.Raster, name: str, channels: int, request: Request)
     return Source(pixels, _spacing(0.0, name, request), request.view)
 
 
-def _of_dicom(said: dicom.Header, pixels: Callable[[], Pixels], name: str, request: Request) -> Source:
-    if said.unsuitable:
-        raise ImageError(f"{name}: {said.unsuitable}")
-    return Source(pixels(), _spacing(said.spacing_mm, name, request), said.view or request.view)
+def _of_dicom(data: bytes, name: str, request: Request) -> Source:
+    header, pixels = dicom.mammogram(data, name)
+    return Source(pixels, _spacing(header.spacing_mm, name, request), header.view or request.view)
 
 
 def _spacing(said: float, name: str, request: Request) -> float:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from rayad.arrays import Patches, like
+from rayad.tensors import Patches, like
 
 GAP = 2
 """Between pictures, px."""

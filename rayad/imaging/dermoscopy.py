@@ -5,7 +5,7 @@ working resolution counts as one, so "mm" reads "px" wherever distances are give
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from rayad.arrays import Mask
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.square import resize
+from rayad.options import Within
 
 Colours = Float[np.ndarray, "h w 3"]
 DARK = 0.12
@@ -27,7 +28,7 @@ NORMS = {"gray-world": 1.0, "shades-of-gray": 6.0}
 class Preprocessing:
     """What happens to a dermoscopic image before patches are cut from it."""
 
-    side_px: int = 64
+    side_px: Annotated[int, Within(64, 8192)] = 64
     """Every image is drawn into a square of this side, whatever its own; of 64 px it is one patch."""
     constancy: Literal["none", "gray-world", "shades-of-gray"] = "shades-of-gray"
     """How the colour of the light is taken out."""

@@ -8,6 +8,7 @@ JPEG-LS, JPEG 2000, HTJ2K, JPEG baseline and extended.
 import contextlib
 import io
 import logging
+import math
 import posixpath
 import re
 import struct
@@ -15,7 +16,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -27,16 +28,21 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from rayad import storage
+from rayad import bounds, storage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
-from rayad.imaging import dicomweb, raster
+from rayad.imaging import codestream, dicomweb, raster
+from rayad.imaging.decoder import apart
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
 """Endings by which a folder's files are looked into; many archives give none, or call files by their UID."""
 ForProcessing = Literal["refuse", "convert"]
 """What is done with raw images of the detector, which are not made for looking."""
 
+HEADER_BYTES = 16_000_000
+"""Of a header; those of mammograms have some kilobytes, with overlays some megabytes."""
+ROWS = 256
+"""Of pixels that are looked at at once."""
 RAW = "raw image (FOR PROCESSING)"
 """Why a raw image is unsuitable, unless it is converted."""
 
@@ -133,9 +139,14 @@ def read(url: str, for_processing: ForProcessing = "refuse") -> Pixels:
 
 
 def read_bytes(url: str) -> bytes:
-    """A file, or an instance of a DICOMweb server as a file; StorageError if it cannot be read."""
+    """A file, or an instance of a DICOMweb server as a file.
+
+    Raises:
+        ImageError: it is larger than an image's file may be.
+        StorageError: it cannot be read.
+    """
     if not dicomweb.is_web(url):
-        return storage.read_bytes(url)
+        return raster.read_bytes(url)
     buffer = io.BytesIO()
     dicomweb.instance(url).save_as(buffer)
     return buffer.getvalue()
@@ -149,24 +160,48 @@ def decode(data: bytes, name: str, for_processing: ForProcessing = "refuse") -> 
     bright (PS3.3, C.8.11.3.1.2).
 
     Raises:
-        ImageError: as `read`.
+        ImageError: as `read`, or above the bounds.
     """
+    return apart("dicom:parsed", data, name, for_processing, False)[1]
+
+
+def mammogram(data: bytes, name: str) -> tuple[Header, Pixels]:
+    """The header and the pixels, see `decode`, in the bytes of a file; ImageError too if it shows no whole breast."""
+    facts, pixels = apart("dicom:parsed", data, name, "refuse", True)
+    return Header(**facts), pixels
+
+
+def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: bool) -> tuple[dict[str, Any], Pixels]:
+    """What `mammogram` and `decode` give, decoded in this process."""
     with explained(name):
         dataset = _open(io.BytesIO(data), name)
-        if unsuitable := _no_image(dataset):
+        described = _header(dataset)
+        if unsuitable := described.unsuitable if whole_breast else _no_image(dataset):
             raise ImageError(f"{name}: {unsuitable}")
         raw = dataset.get("PresentationIntentType", "") == "FOR PROCESSING"
         if raw and for_processing == "refuse":
             raise ImageError(f"{name}: a raw image (FOR PROCESSING); for_processing=convert takes its logarithm")
+        codestream.check(dataset)
         stored = pixel_array(dataset, raw=True)
-        values, low, high = _rescaled(dataset, stored)
-        scaled = (values - low) / (high - low)
+        if stored.shape != (described.rows, described.columns):
+            raise ImageError(f"{name}: pixels of {stored.shape} in a file of {described.rows} x {described.columns} px")
+        return asdict(described), _scaled(dataset, stored, raw)
+
+
+def _scaled(dataset: Dataset, stored: np.ndarray, raw: bool) -> Pixels:
+    """Stored values in [0, 1], a few rows after the other: in float64 an image takes eight times its memory."""
+    low, high = _range(dataset)
+    pixels = np.empty(stored.shape, np.float32)
+    for start in range(0, len(stored), ROWS):
+        rows = stored[start : start + ROWS]
+        scaled = (_rescaled(dataset, rows) - low) / (high - low)
         if raw:
             scaled = _as_for_looking(dataset, scaled, high - low)
         elif dataset.PhotometricInterpretation == "MONOCHROME1":
             scaled = 1 - scaled
-        scaled[_padding(dataset, stored)] = 0
-        return np.clip(scaled, 0, 1).astype(np.float32)
+        scaled[_padding(dataset, rows)] = 0
+        pixels[start : start + ROWS] = np.clip(scaled, 0, 1)
+    return pixels
 
 
 def spacing_of(dataset: Dataset) -> float:
@@ -214,24 +249,46 @@ def _header(dataset: Dataset) -> Header:
 
 def _open(file: Any, name: str, *, stop_before_pixels: bool = False) -> Dataset:
     """The data set; some archives leave the preamble out, then there must at least be a SOP class."""
-    _refuse_bomb(file, name)
-    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
+    deflated = _is_deflated(file, name)
+    source = _Head(file, name) if stop_before_pixels and not deflated else file
+    dataset = pydicom.dcmread(source, force=True, stop_before_pixels=stop_before_pixels)
     if "SOPClassUID" not in dataset:
         raise ImageError(f"{name}: not a DICOM file")
     return dataset
 
 
-def _refuse_bomb(file: Any, name: str) -> None:
-    """ImageError if a deflated data set (PS3.5, A.5) is more than the largest image: pydicom inflates all of it."""
+class _Head:
+    """A file of which no more is read than a header may have: each of its elements takes a hundred bytes of memory."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self._file, self._name, self._left = file, name, HEADER_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes, as a file gives them."""
+        data = self._file.read(size if 0 <= size <= self._left else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ImageError(f"{self._name}: a header of more than {HEADER_BYTES / 1e6:g} MB")
+        return data
+
+
+def _is_deflated(file: Any, name: str) -> bool:
+    """Whether a data set is deflated (PS3.5, A.5); ImageError if it is more than the largest image.
+
+    pydicom inflates all of it at once.
+    """
     start = file.tell()
     read_preamble(file, force=True)
-    meta = _read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+    deflated = _read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    if deflated:
+        most = bounds.current().pixels
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflate.decompress(file.read(), 2 * raster.LARGEST + 2**20)
+        inflate.decompress(file.read(), 2 * most + HEADER_BYTES)
         if inflate.unconsumed_tail:
-            raise ImageError(f"{name}: a deflated file of more than {raster.LARGEST:,} px")
+            raise ImageError(f"{name}: a deflated file of more pixels than bounds.pixels={most}")
     file.seek(start)
+    return deflated
 
 
 def _no_image(dataset: Dataset) -> str:
@@ -244,8 +301,8 @@ def _no_image(dataset: Dataset) -> str:
         return f"no image ({_code(dataset, 'Modality')})"
     if frames > 1:
         return f"{frames} frames, not one image"
-    if rows * columns > raster.LARGEST:
-        return f"an image of {rows} x {columns} px, more than {raster.LARGEST:,}"
+    if rows * columns > (most := bounds.current().pixels):
+        return f"{rows} x {columns} pixels are more than bounds.pixels={most}"
     kind = dataset.get("PhotometricInterpretation", "")
     if kind not in _GREY or int(dataset.get("SamplesPerPixel", 1)) != 1:
         return f"not a grey image ({_code(dataset, 'PhotometricInterpretation')})"
@@ -297,18 +354,34 @@ def _orientation(dataset: Dataset) -> tuple[str, str]:
     return laterality, ("MLO" if "F" in down or "H" in down else "CC") if down else ""
 
 
-def _rescaled(dataset: Dataset, stored: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Values after the modality LUT or rescale, and the lowest and highest that the stored bits can give."""
+def _range(dataset: Dataset) -> tuple[float, float]:
+    """The lowest and highest value after the modality LUT or rescale that the stored bits can give."""
     bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
     if not 1 <= bits <= 16:
         raise ImageError(f"1 to 16 bits a pixel expected, not {bits}")
-    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
     if "ModalityLUTSequence" in dataset:
-        table = dataset.ModalityLUTSequence[0]
-        return np.asarray(apply_modality_lut(stored, dataset), np.float64), 0.0, 2.0 ** int(table.LUTDescriptor[2]) - 1
-    slope, intercept = float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0) or 0)
-    low, high = sorted(slope * ends + intercept)
-    return stored * slope + intercept, float(low), float(high)
+        return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
+    slope, intercept = _rescale(dataset)
+    low, high = sorted((slope * ends + intercept).tolist())
+    if not (math.isfinite(high - low) and low < high):
+        raise ImageError(
+            f"RescaleSlope and RescaleIntercept must be numbers that tell values apart: {slope}, {intercept}"
+        )
+    return low, high
+
+
+def _rescale(dataset: Dataset) -> tuple[float, float]:
+    """RescaleSlope (0028,1053) and RescaleIntercept (0028,1052)."""
+    return float(dataset.get("RescaleSlope", 1) or 1), float(dataset.get("RescaleIntercept", 0) or 0)
+
+
+def _rescaled(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
+    """Values after the modality LUT or rescale."""
+    if "ModalityLUTSequence" in dataset:
+        return np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    slope, intercept = _rescale(dataset)
+    return stored * slope + intercept
 
 
 def _as_for_looking(dataset: Dataset, scaled: np.ndarray, full: float) -> np.ndarray:

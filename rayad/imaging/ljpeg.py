@@ -11,8 +11,9 @@ import struct
 import imagecodecs
 import numpy as np
 
+from rayad import bounds
 from rayad.errors import ImageError
-from rayad.imaging import raster
+from rayad.imaging.decoder import apart
 
 _ABOVE = 1 << 15
 _MEAN = 7
@@ -23,8 +24,13 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """Grey levels, uint16.
 
     Raises:
-        ImageError: no lossless JPEG of one component and 16 bits, damaged, or cut off.
+        ImageError: no lossless JPEG of one component and 16 bits, damaged, cut off, or above the bounds.
     """
+    return apart("ljpeg:parsed", data, name)[1]
+
+
+def parsed(data: bytes, name: str) -> tuple[dict[str, int], np.ndarray]:
+    """What `decode` gives, decoded in this process."""
     rows, columns, predictor = _header(data, name)
     try:
         decoded = imagecodecs.jpeg8_decode(data)
@@ -32,7 +38,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise ImageError(f"{name}: damaged lossless JPEG: {type(error).__name__}") from error
     if decoded.shape != (rows, columns):
         raise ImageError(f"{name}: damaged lossless JPEG: {decoded.shape} px in place of {rows} x {columns}")
-    return _added_up(_differences(decoded)) if predictor == _MEAN else decoded
+    return {}, _added_up(_differences(decoded)) if predictor == _MEAN else decoded
 
 
 def _header(data: bytes, name: str) -> tuple[int, int, int]:
@@ -48,8 +54,9 @@ def _header(data: bytes, name: str) -> tuple[int, int, int]:
             bits, down, across, components = struct.unpack(">BHHB", body[:6])
             shape = (down, across) if (bits, components) == (16, 1) else (0, 0)
         if marker == 0xDA and len(body) >= 4:
-            if not 0 < shape[0] * shape[1] <= raster.LARGEST:
+            if not shape[0] * shape[1]:
                 raise ImageError(wanted)
+            bounds.current().require_pixels(*shape, name)
             if shape[0] * shape[1] > 8 * len(data):  # a pixel takes a bit at least
                 raise ImageError(f"{name}: damaged lossless JPEG: too short for {shape[0]} x {shape[1]} px")
             if b"\xff\xd9" not in data[at:]:

@@ -4,7 +4,7 @@ A function of the image alone, done once an image; the detector bundle keeps its
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -14,19 +14,20 @@ from rayad.errors import ImageError, OptionError
 from rayad.imaging.breast import find_breast, find_clutter, find_pectoral
 from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.spacing import resample
+from rayad.options import Spacing, Within
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to a mammogram before patches are cut from it."""
 
-    spacing_mm: float = 0.4
+    spacing_mm: Spacing = 0.4
     """Working resolution, mm a pixel."""
     remove_pectoral: bool = True
     """Leave the pectoral muscle of MLO views out of the tissue, where its edge is found."""
     intensity: Literal["stored", "relative", "specks"] = "stored"
     """What models see: stored values; how much brighter a place is than its surroundings; or small bright specks."""
-    surround_mm: float = 20.0
+    surround_mm: Annotated[float, Within(0.1, 200)] = 20.0
     """Standard deviation of the Gaussian that averages the surroundings, mm; only for "relative"."""
 
     @property

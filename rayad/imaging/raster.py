@@ -14,9 +14,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from rayad import storage
+from rayad import bounds, storage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
+from rayad.imaging.decoder import apart
 
 Samples = (
     UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
@@ -24,9 +25,6 @@ Samples = (
 
 SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
 """Endings by which a folder's images are found; what a file is, its content says."""
-LARGEST = 400_000_000
-"""Pixels of the largest image that is read, of any kind; a larger one is a mistake or an attack. Services set less."""
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -56,7 +54,18 @@ def read(url: str) -> Raster:
         ImageError: the file is empty, damaged, of another kind, transparent, or holds several images.
         StorageError: the file cannot be read.
     """
-    return decode(storage.read_bytes(url), url)
+    return decode(read_bytes(url), url)
+
+
+def read_bytes(url: str) -> bytes:
+    """The content of an image's file.
+
+    Raises:
+        ImageError: it is larger than an image's file may be.
+        StorageError: it cannot be read.
+    """
+    bounds.current().require_bytes(storage.size(url), url)
+    return storage.read_bytes(url)
 
 
 def is_raster(data: bytes) -> bool:
@@ -65,7 +74,18 @@ def is_raster(data: bytes) -> bool:
 
 
 def decode(data: bytes, name: str) -> Raster:
-    """The image in the bytes of a file; errors call it by its name. ImageError as `read`."""
+    """The image in the bytes of a file; errors call it by its name. ImageError as `read`, or above the bounds."""
+    facts, pixels = apart("raster:parsed", data, name)
+    return Raster(pixels, facts["full_scale"])
+
+
+def parsed(data: bytes, name: str) -> tuple[dict[str, int], Samples]:
+    """What `decode` gives, decoded in this process."""
+    image = _parsed(data, name)
+    return {"full_scale": image.full_scale}, image.pixels
+
+
+def _parsed(data: bytes, name: str) -> Raster:
     try:
         if data.startswith(_PNG):
             return _png(data, name)
@@ -212,7 +232,6 @@ def _pnm_samples(body: bytes, kind: int, full_scale: int, count: int) -> np.ndar
 def _check_size(height: int, width: int, name: str, channels: int = 1) -> None:
     if height < 1 or width < 1:
         raise ImageError(f"{name}: an image of {height} x {width} pixels is empty")
-    if height * width > LARGEST:
-        raise ImageError(f"{name}: {height} x {width} pixels are more than {LARGEST}")
+    bounds.current().require_pixels(height, width, name)
     if channels > 4:
         raise ImageError(f"{name}: {channels} channels are neither grey nor RGB")

@@ -1,13 +1,15 @@
 """Lesions in DICOM Segmentation objects (PS3.3, A.51)."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import highdicom
 import numpy as np
 from pydicom import Dataset
 
 from rayad.arrays import Mask
+from rayad.imaging.decoder import apart
 from rayad.imaging.dicom import explained, read_bytes
 
 _ANATOMY = ("123037004", "91723000", "85756007", "T-D0050")
@@ -35,25 +37,39 @@ def segments(url: str) -> list[Segment]:
     Raises:
         ImageError: it is damaged or no segmentation.
     """
-    with explained(url):
-        found = _open(url)
+    return [
+        Segment(**segment | {"images": tuple(segment["images"])})
+        for segment in apart("segmentation:segments_in", read_bytes(url), url)[0]["segments"]
+    ]
+
+
+def segments_in(data: bytes, name: str) -> tuple[dict[str, Any], Mask]:
+    """What `segments` gives, read in this process."""
+    with explained(name):
+        found = _open(data)
         images = tuple(str(of[2]) for of in found.get_source_image_uids())
         described = {number: found.get_segment_description(number) for number in found.segment_numbers}
         people = {n: of for n, of in described.items() if of.get("SegmentAlgorithmType", "") != "AUTOMATIC"}
-        return [Segment(number, _label(of), images, _is_anatomy(of)) for number, of in people.items()]
+        rows = [asdict(Segment(number, _label(of), images, _is_anatomy(of))) for number, of in people.items()]
+        return {"segments": rows}, np.zeros((0, 0), bool)
 
 
 def mask(url: str, number: int, image: str) -> Mask:
     """The pixels of a segment on the image with this SOP instance UID; ImageError as `segments`."""
-    with explained(url):
-        pixels = _open(url).get_pixels_by_source_instance(
+    return apart("segmentation:mask_in", read_bytes(url), url, number, image)[1]
+
+
+def mask_in(data: bytes, name: str, number: int, image: str) -> tuple[dict[str, Any], Mask]:
+    """What `mask` gives, decoded in this process."""
+    with explained(name):
+        pixels = _open(data).get_pixels_by_source_instance(
             [image], segment_numbers=[number], ignore_spatial_locations=True, assert_missing_frames_are_empty=True
         )
-        return np.asarray(pixels[0, ..., 0] > 0)
+        return {}, np.asarray(pixels[0, ..., 0] > 0)
 
 
-def _open(url: str) -> highdicom.seg.Segmentation:
-    return highdicom.seg.segread(io.BytesIO(read_bytes(url)))
+def _open(data: bytes) -> highdicom.seg.Segmentation:
+    return highdicom.seg.segread(io.BytesIO(data))
 
 
 def _label(segment: Dataset) -> str:

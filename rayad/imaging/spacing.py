@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from rayad import bounds
 from rayad.arrays import Mask, Pixels
 from rayad.errors import OptionError
 
@@ -28,13 +29,16 @@ def resample(pixels: Pixels, from_mm: float, to_mm: float) -> Float[np.ndarray, 
 
     Raises:
         OptionError: a spacing is not a positive number.
+        ImageError: it would have more pixels than an image may.
     """
     for spacing_mm in (from_mm, to_mm):
         if not 0 < spacing_mm < math.inf:
             raise OptionError(f"a spacing is a positive number of mm, not {spacing_mm}")
     if math.isclose(from_mm, to_mm, rel_tol=1e-6):
         return pixels
-    height, width = (max(1, round(side * from_mm / to_mm)) for side in pixels.shape)
+    ratio = min(from_mm / to_mm, 1e9)  # no image has as many pixels
+    height, width = (max(1, round(side * ratio)) for side in pixels.shape)
+    bounds.current().require_pixels(height, width, "the image", f" of {to_mm:g} mm, made of {from_mm:g} mm,")
     image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
     resized = np.array(image.resize((width, height), Image.Resampling.LANCZOS))
     return resized.clip(pixels.min(), pixels.max())

@@ -4,6 +4,7 @@ There are no mm: a pixel of the working resolution counts as one.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float
@@ -12,13 +13,14 @@ from PIL import Image as Pillow
 from rayad.arrays import Image
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import PATCH, Prepared, Source
+from rayad.options import Within
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image before patches are cut from it."""
 
-    side_px: int = 64
+    side_px: Annotated[int, Within(64, 8192)] = 64
     """Every image is drawn into a square of this side, whatever its own; of 64 px it is one patch."""
     colour: bool = False
     """Red, green and blue; otherwise grey."""

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 PATCH = 64
 """Side of a patch, in px."""

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import TrainingError
 from rayad.fit import Objective, Pass
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 SHRINKAGE = 0.1
 """Share of the unit matrix in the correlation of the features: some are sums of others."""

@@ -11,27 +11,28 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, count_active, divergence, initialize, moments
+from rayad.options import Channels, Rate, Size, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """Hyperparameters of the variational autoencoder."""
 
-    width: int = 32
+    width: Size = 32
     """Channels of the first convolution; the second has twice, the third four times as many."""
-    latents: int = 64
+    latents: Size = 64
     """Numbers that a patch is squeezed into."""
-    beta: float = 0.1
+    beta: Weight = 0.1
     """Weight of the divergence from N(0, I), in squared full scales of a pixel for each nat."""
     padding: Padding = "valid"
     """Of the convolutions: "valid" is scored whole images at once, "same", the paper's, patch by patch."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
 

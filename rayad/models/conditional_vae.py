@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Patches, Scores, like
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, count_active, divergence, initialize, moments
+from rayad.options import Channels, Rate, Share, Size, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores, like
 
 Shown = Float[Tensor, "n planes h w"]
 """Patches with the condition's planes behind their channels, or without."""
@@ -32,21 +33,21 @@ Numbers = Float[Tensor, "n k"]
 class Config:
     """Hyperparameters of the conditional variational autoencoder."""
 
-    width: int = 32
+    width: Size = 32
     """Channels of the first convolution; the second has twice, the third four times as many."""
-    latents: int = 64
+    latents: Size = 64
     """Numbers that a patch is squeezed into."""
-    beta: float = 0.1
+    beta: Weight = 0.1
     """Weight of the divergence from N(0, I), in squared full scales of a pixel for each nat."""
     condition: str = "density"
     """The fact that is told: density or view."""
     classes: str = "F G D"
     """Its values with blanks between; F G D are mini-MIAS's densities, MLO CC would be views."""
-    dropped: float = 0.1
+    dropped: Share = 0.1
     """Share of the training patches that are shown without it."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     padding: Padding = "valid"
     """Of the convolutions: "valid" is scored whole images at once, "same" patch by patch."""
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import SIDES, SLOPE, Decoder, Encoder, Padding, bounded, divergence, initialize
+from rayad.options import Channels, Rate, Size, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 LEVELS = 64
 """Steps of a calibrated score from 0 to 1."""
@@ -44,17 +45,17 @@ Posterior = tuple[Latents, Latents]
 class Config:
     """Hyperparameters of the cascade."""
 
-    width: int = 32
+    width: Size = 32
     """Channels of the first convolution; the second has twice, the third four times as many."""
-    latents: int = 64
+    latents: Size = 64
     """Of each branch; the authors' second branch has four times as many as their first."""
-    beta: float = 0.1
+    beta: Weight = 0.1
     """Weight of both divergences from N(0, I), in squared full scales of a pixel for each nat."""
     padding: Padding = "valid"
     """Of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Of both stages; ours, for some thousands of patches and tens of epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
 

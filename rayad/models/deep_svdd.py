@@ -16,11 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, divergence, initialize
+from rayad.options import Channels, Rate, Size, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 CLEARANCE = 0.1
 """Of each coordinate of the centre from 0, which weights of 0 would reach (as in Ruff's own code)."""
@@ -32,19 +33,19 @@ COLLAPSED = 1e-6
 class Config:
     """Hyperparameters of the description."""
 
-    width: int = 32
+    width: Size = 32
     """Channels of the first convolution; the second has twice, the third four times as many."""
-    latents: int = 64
+    latents: Size = 64
     """Dimensions of the space that has the centre."""
-    beta: float = 0.1
+    beta: Weight = 0.1
     """Weight of the divergence from N(0, I) in the ELBO, in squared full scales of a pixel for each nat."""
-    joint: float = 0.0
+    joint: Weight = 0.0
     """Weight a of the negative ELBO beside the distance (Zhou); 0 trains the distance alone (Ruff)."""
     padding: Padding = "valid"
     """Of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; Ruff's is 1e-4, then 1e-5, for 150 epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
 

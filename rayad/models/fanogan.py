@@ -26,10 +26,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
+from rayad.options import Channels, Count, Rate, Size, Weight
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 Maps = Float[Tensor, "n k mh mw"]
 PENALTY = 10.0
@@ -44,19 +45,19 @@ SMALLEST = 4
 class Config:
     """Hyperparameters of f-AnoGAN; the defaults train on a CPU, `PAPER` has the paper's."""
 
-    width: int = 8
+    width: Size = 8
     """d: channels of the widest maps; the smallest have eight times as many."""
-    latents: int = 64
+    latents: Size = 64
     """Numbers that a patch is drawn from."""
-    kappa: float = 1.0
+    kappa: Weight = 1.0
     """Weight of the features in score and encoder."""
-    critic_steps: int = 5
+    critic_steps: Count = 5
     """Of the critic to one of the generator."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 2e-4
+    learning_rate: Rate = 2e-4
     """Of generator and critic."""
-    encoder_rate: float = 5e-4
+    encoder_rate: Rate = 5e-4
     """Of the encoder, by RMSProp."""
 
     def __post_init__(self) -> None:

@@ -6,15 +6,17 @@ distances.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rayad.arrays import Patches
 from rayad.errors import OptionError
 from rayad.models._blocks import PATCH
 from rayad.models._texture import Features, Texture, grey
+from rayad.options import Channels, Within
+from rayad.tensors import Patches
 
 DIRECTIONS = ((0, 1), (-1, 1), (-1, 0), (-1, -1))
 """Rows and columns to the other pixel at distance 1: 0, 45, 90 and 135 degrees."""
@@ -25,11 +27,11 @@ PROPERTIES = 6
 class Config:
     """How pixels are paired."""
 
-    levels: int = 16
+    levels: Annotated[int, Within(2, 256)] = 16
     """Grey levels that pixels in [0, 1] are cut into."""
-    distances: tuple[int, ...] = (1, 2, 4)
+    distances: Annotated[tuple[int, ...], Within(1, 63)] = (1, 2, 4)
     """Between the pixels of a pair, px."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour, of which the mean is taken."""
 
     def __post_init__(self) -> None:

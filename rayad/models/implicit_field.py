@@ -28,11 +28,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import Latents, Patches, Scores, like
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import PATCH, initialize
-from rayad.options import Within
+from rayad.options import Channels, Rate, Size, Within
+from rayad.tensors import Latents, Patches, Scores, like
 
 Classes = Int[Tensor, "n p c"]
 """Of the intensities at the p places of the grid, row by row."""
@@ -42,21 +42,21 @@ Classes = Int[Tensor, "n p c"]
 class Config:
     """Hyperparameters of the field; the defaults are for a CPU, `PAPER` has the authors' sizes."""
 
-    hidden: int = 64
+    hidden: Size = 64
     """Neurons of each hidden layer."""
     depth: Annotated[int, Within(1, 1000)] = 4
     """Hidden layers."""
-    latents: int = 64
+    latents: Size = 64
     """Numbers that tell one patch from another."""
-    levels: int = 16
+    levels: Annotated[int, Within(2, 65_536)] = 16
     """Classes of intensity, even parts of the full scale."""
-    side: int = 16
+    side: Annotated[int, Within(2, 64)] = 16
     """Rows and columns of averaged pixels that a patch is looked at in; a divisor of 64."""
     steps: Annotated[int, Within(1, 1000)] = 5
     """From 0 to the latent of a patch, in training as in scoring."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour; each has its own classes."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:

@@ -7,16 +7,18 @@ Only pixels whose circle lies in the patch are counted.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from rayad.arrays import Patches
 from rayad.errors import OptionError
 from rayad.models._blocks import PATCH
 from rayad.models._texture import Features, Texture, grey
+from rayad.options import Channels, Within
+from rayad.tensors import Patches
 
 NEIGHBOURS = 8
 TOLERANCE = 1e-6
@@ -29,9 +31,9 @@ CODES = NEIGHBOURS + 2
 class Config:
     """At which scales patterns are counted."""
 
-    radii: tuple[int, ...] = (1, 2, 4)
+    radii: Annotated[tuple[int, ...], Within(1, 31)] = (1, 2, 4)
     """Of the circles of neighbours, px."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour, of which the mean is taken."""
 
     def __post_init__(self) -> None:

@@ -13,17 +13,18 @@ fixed pattern, so that a score is the same each time and depends on no other pat
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import PATCH
+from rayad.options import Channels, Rate, Size, Within
+from rayad.tensors import Latents, Patches, Scores
 
 Maps = Float[Tensor, "n k mh mw"]
 GROUPS = 1
@@ -34,17 +35,17 @@ GROUPS = 1
 class Config:
     """Hyperparameters of the diffusion model."""
 
-    width: int = 8
+    width: Size = 8
     """Channels of the widest maps; each of three halvings doubles them. The paper's network has 128."""
-    steps: int = 1000
+    steps: Annotated[int, Within(2, 1_000_000)] = 1000
     """T: of the diffusion."""
-    boxes: int = 2
+    boxes: Annotated[int, Within(1, 64)] = 2
     """Boxes along each side of a patch that are hidden in turn at test: so many squared calls a patch."""
     hidden: Literal["boxes", "frequencies"] = "boxes"
     """What is hidden in training: a box of a quarter to half of the side, or a band of the patch's frequencies."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 1e-3
+    learning_rate: Rate = 1e-3
 
     def __post_init__(self) -> None:
         if self.width < 1:

@@ -5,27 +5,29 @@ batches and workers, so one pass is the whole training.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Objective, Pass
 from rayad.models._blocks import PATCH
+from rayad.options import Channels, Size, Within
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 
 @dataclass(frozen=True)
 class Config:
     """Size of the subspace."""
 
-    components: int = 64
+    components: Size = 64
     """Numbers that a patch is squeezed into."""
-    side: int = 32
+    side: Annotated[int, Within(1, 64)] = 32
     """Patches are averaged to side x side px before; the covariance has side**4 numbers. It divides 64."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
 
     def __post_init__(self) -> None:

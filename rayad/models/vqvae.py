@@ -26,12 +26,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Latents, Patches, Scores
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import SLOPE, WINDOW, Padding, downwards, initialize, side_of, upwards
-from rayad.options import Within
+from rayad.options import Channels, Rate, Size, Within
 from rayad.progress import Row
+from rayad.tensors import Latents, Patches, Scores
 
 Cells = Float[Tensor, "n d ch cw"]
 """A cell is 8 px from the next."""
@@ -58,11 +58,11 @@ ROUNDS = 3
 class Config:
     """Hyperparameters of the vector-quantized autoencoder."""
 
-    width: int = 32
+    width: Size = 32
     """Channels of the first convolution; the residual blocks have four times as many filters, in the paper 128."""
-    codes: int = 128
+    codes: Annotated[int, Within(2, 65_536)] = 128
     """K: entries of the book; the paper does not say."""
-    embedding: int = 64
+    embedding: Size = 64
     """Numbers of a code."""
     blocks: Annotated[int, Within(0, 1000)] = 6
     """Residual blocks of encoder and decoder."""
@@ -70,9 +70,9 @@ class Config:
     """How codes learn: by their part of the loss, as the paper has it, or as moving averages of their cells."""
     padding: Padding = "same"
     """Of the convolutions: "same" gives the paper's 64 codes, "valid" 25, which are scored whole images at once."""
-    channels: int = 1
+    channels: Channels = 1
     """1 for grey patches, 3 for colour."""
-    learning_rate: float = 5e-4
+    learning_rate: Rate = 5e-4
     """Ours, for some thousands of patches; the paper has more patches, 20 epochs and 1e-4."""
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Where the work runs: a cluster made for this command, or the one that an address names."""
 
+import json
 import logging
 import os
 import signal
@@ -7,24 +8,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 import ray.data
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
-from ray.exceptions import RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from tqdm import tqdm
 
-from rayad import errors
+from rayad import bounds, errors
 from rayad.errors import RayadError
 from rayad.leftovers import private_folder
 from rayad.on_ray.resources import given, keep_private
+from rayad.terminal import printable, say
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
 """Of the object store of a cluster that is made here."""
+RETRIES = 3
+"""Of a task whose process ended."""
 WAITING = 16
 """Tasks that may wait however small the cluster is."""
 
@@ -45,7 +49,8 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
     with nullcontext() if address else private_folder() as folder:
         with _same_signals():
             if address:
-                ray.init(address=address, **QUIET)
+                environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
+                ray.init(address=address, runtime_env={"env_vars": environment}, **QUIET)
             else:
                 _start(f"{folder}/ray", cpus)
         quiet_data()
@@ -106,26 +111,44 @@ class _Mapped:
     function: Callable[[int], Any]
 
     def __call__(self, batch: Any) -> dict[str, Any]:
+        done = {"id": batch["id"], "kind": [""], "message": [""]}
         try:
             for number in batch["id"]:
                 self.function(int(number))
         except RayadError as error:
-            return {"kind": [type(error).__name__], "message": [str(error)]}
-        return {"kind": [""], "message": [""]}
+            return done | {"kind": [type(error).__name__], "message": [str(error)]}
+        return done
 
 
-def each(function: Callable[[int], Any], number: int, label: str) -> None:
+def each(function: Callable[[int], Any], number: int, label: str) -> list[int]:
     """Call ``function(i)`` for every i below a number, a task each, on Ray Data.
+
+    Returns:
+        Those i whose task ended its process, or was ended for the memory that it took, each time.
 
     Raises:
         RayadError: the one that a task raised; no more tasks begin then.
     """
-    done = ray.data.range(number, override_num_blocks=number).map_batches(_Mapped(function), batch_size=1)
-    with progress(number, label) as step:
+    numbers, left = ray.data.range(number, override_num_blocks=number), set(range(number))
+    done = numbers.map_batches(_Mapped(function), batch_size=1, max_retries=RETRIES)
+    with progress(number, label) as step, _errors_allowed():
         for row in done.iter_rows():
             if row["kind"]:
                 raise errors.named(row["kind"], row["message"])
+            left.discard(row["id"])
             step()
+    return sorted(left)
+
+
+@contextmanager
+def _errors_allowed() -> Iterator[None]:
+    """Let Ray Data go on without the tasks that fail."""
+    context = ray.data.DataContext.get_current()
+    before, context.max_errored_blocks = context.max_errored_blocks, -1
+    try:
+        yield
+    finally:
+        context.max_errored_blocks = before
 
 
 def tasks(
@@ -135,6 +158,7 @@ def tasks(
     label: str,
     shared: tuple = (),
     gpus: int = 0,
+    lost: Callable[..., Any] | None = None,
 ) -> Iterator[Any]:
     """Run ``function(*shared, *arguments_i)`` as Ray tasks; yield the results in the order of the arguments.
 
@@ -144,37 +168,48 @@ def tasks(
     Args:
         shared: what every task needs; stored once in the object store.
         gpus: that every task takes.
+        lost: ``lost(why, *arguments_i)`` is the result where a task ended its process, or was ended for the memory
+            that it took, each time; None: that is raised.
 
     Raises:
         RayadError: the one that a task raised.
     """
-    remote = ray.remote(function).options(num_gpus=gpus)
+    remote = ray.remote(function).options(num_gpus=gpus, max_retries=RETRIES)
     references = [ray.put(s) for s in shared]
-    pending: list[ray.ObjectRef] = []
+    pending: list[tuple[tuple, ray.ObjectRef]] = []
+
+    def result(argument: tuple, reference: ray.ObjectRef) -> Any:
+        try:
+            return ray.get(reference)
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+            if lost is None:
+                raise
+            return lost(f"the process that worked on it ended, {RETRIES + 1} times: {type(error).__name__}", *argument)
+
     with progress(total, label) as step, own_errors():
         for argument in arguments:
-            pending.append(remote.remote(*references, *argument))
+            pending.append((argument, remote.remote(*references, *argument)))
             if len(pending) >= max(WAITING, 2 * int(ray.cluster_resources().get("CPU", 1))):
-                yield ray.get(pending.pop(0))
+                yield result(*pending.pop(0))
                 step()
-        for reference in pending:
-            yield ray.get(reference)
+        for waiting in pending:
+            yield result(*waiting)
             step()
 
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[..., None]]:
     """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said)`` moves it and shows what is said."""
-    bar = tqdm(total=total, desc=label, disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(total=total, desc=printable(label), disable=not sys.stderr.isatty(), leave=False)
     done = 0
 
     def step(said: str = "") -> None:
         nonlocal done
         done += 1
-        bar.set_postfix_str(said, refresh=False)
+        bar.set_postfix_str(printable(said), refresh=False)
         bar.update()
         if bar.disable and (done == total or done % max(1, total // 10) == 0):
-            print(f"{label}: {done} of {total} {said}".rstrip(), file=sys.stderr, flush=True)
+            say(f"{label}: {done} of {total} {said}".rstrip(), sys.stderr)
 
     try:
         yield step

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rayad import catalog, storage
-from rayad.arrays import Latents
 from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
 from rayad.errors import FormatError, OptionError
@@ -21,6 +20,7 @@ from rayad.on_ray.workers import Fault, report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus, fingerprint
 from rayad.progress import State
 from rayad.scoring.detector import Part
+from rayad.tensors import Latents
 
 SMOOTH = 1 / 3
 """Share of the training patches, those of the smallest standard deviation, that a background is fitted to."""

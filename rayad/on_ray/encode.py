@@ -5,13 +5,13 @@ import io
 import numpy as np
 import torch
 
-from rayad import storage
-from rayad.arrays import Latents
+from rayad import bounded, storage
 from rayad.errors import TrainingError
 from rayad.on_ray.cluster import each
 from rayad.on_ray.train import pixels, reader
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
 from rayad.scoring.detector import Part
+from rayad.tensors import Latents
 
 ROWS = 512
 """Patches a forward pass."""
@@ -20,7 +20,9 @@ ROWS = 512
 def encode(corpus: Corpus, model: Part, url: str) -> None:
     """Write the latents of every patch of the corpus, an npy file a shard, float32 n m; those that are there stay."""
     names = [name for split in LEARNING_SPLITS for name, _ in corpus.shards(split)]
-    each(lambda i: encode_shard(corpus, model, url, names[i]), len(names), f"latents to {url}")
+    lost = each(lambda i: encode_shard(corpus, model, url, names[i]), len(names), f"latents to {url}")
+    if lost:
+        raise TrainingError(f"{names[lost[0]]} of {corpus.url}: the process that encoded it ended, each time")
 
 
 def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
@@ -43,5 +45,5 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
 def read_latents(corpus: Corpus, url: str, split: str) -> Latents:
     """The latents of a split, n m, in the corpus's order."""
     files = [storage.join(url, f"{name}.npy") for name, _ in corpus.shards(split)]
-    arrays = [np.load(io.BytesIO(storage.read_bytes(f)), allow_pickle=False) for f in files]
+    arrays = [bounded.load_npy(storage.read_bytes(file), file) for file in files]
     return torch.from_numpy(np.concatenate(arrays))

@@ -7,13 +7,11 @@ had not answered is asked of another.
 
 import asyncio
 import logging
-import os
-import resource
+import threading
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -23,13 +21,14 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from rayad.errors import ImageError, RayadError
+from rayad import bounds
+from rayad.errors import ImageError, RayadError, reason
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
 from rayad.scoring.detector import Detector
-from rayad.serving import cards, codestream, objects, problems
+from rayad.serving import cards, objects, problems
 from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.problems import Problem
@@ -45,10 +44,6 @@ NAME = "image"
 """What errors call an image: its own name may be a patient's."""
 KEPT = 4
 """Detectors that a replica keeps."""
-DECODER_BYTES = 8 * 2**30
-"""Memory that decoding may take beside what a replica has at its start: a damaged image can ask for any size."""
-DAMAGE = (MemoryError, RuntimeError, zlib.error)
-"""What decoders raise besides what `rayad.imaging` knows; imagecodecs' own errors do not even reach another process."""
 PAUSES_S = (0.2, 1.0, 3.0)
 """Before another replica is asked for what one had not answered when it died."""
 
@@ -104,14 +99,33 @@ def _refusing(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
     return guarded
 
 
+async def _while_wanted(function: Callable[..., T], *arguments: Any, on: ThreadPoolExecutor | None = None) -> T:
+    """What the function returns, called in a thread; it is told when whoever asks for it has gone."""
+    gone = threading.Event()
+
+    def called() -> T:
+        with bounds.while_wanted(lambda: _unless_gone([gone])):
+            return function(*arguments)
+
+    try:
+        return await asyncio.get_running_loop().run_in_executor(on, called)
+    finally:
+        gone.set()
+
+
+def _unless_gone(waiting: Sequence[threading.Event]) -> None:
+    """Raise where all that wait have gone."""
+    if all(gone.is_set() for gone in waiting):
+        raise bounds.NotWanted
+
+
 @deployment
 class Pictures:
     """Decodes an image and finds its tissue."""
 
-    def __init__(self, largest: int) -> None:
-        raster.LARGEST = largest
+    def __init__(self, limits: bounds.Bounds) -> None:
+        bounds.use(limits)
         self._one = ThreadPoolExecutor(1)  # a replica has one core; several images at once would share it
-        _bound_memory()
 
     @_refusing
     async def prepare(
@@ -122,9 +136,7 @@ class Pictures:
         Args:
             whole: keep the pixels as they came, for members that prepare the image themselves.
         """
-        prepared, took = await asyncio.get_running_loop().run_in_executor(
-            self._one, _timed, prepared_image, data, preprocessing, request
-        )
+        prepared, took = await _while_wanted(_timed, prepared_image, data, preprocessing, request, on=self._one)
         if not whole:  # nobody looks at them: only how many there are
             slim = np.zeros((*prepared.source.pixels.shape[:2], 0), np.float32)
             prepared = replace(prepared, source=replace(prepared.source, pixels=slim))
@@ -134,31 +146,15 @@ class Pictures:
 def prepared_image(data: bytes, preprocessing: Preprocessing, request: heatmap.Request) -> Prepared:
     """An image from the bytes of its file, as a detector sees it."""
     try:
-        codestream.check(data, NAME)
-        source = heatmap.decoded(data, NAME, preprocessing.channels, request)
-    except DAMAGE as error:
-        raise ImageError(f"{NAME}: damaged, or too large for the service: {type(error).__name__}") from error
-    height, width = source.pixels.shape[:2]
-    growth = (source.spacing_mm / preprocessing.spacing_mm) ** 2
-    if height * width * growth > raster.LARGEST:
-        raise ImageError(
-            f"{NAME}: {height} x {width} pixels of {source.spacing_mm:g} mm are more than {raster.LARGEST} "
-            f"of the detector's {preprocessing.spacing_mm:g} mm"
-        )
-    return preprocessing.prepare(source)
+        return preprocessing.prepare(heatmap.decoded(data, NAME, preprocessing.channels, request))
+    except MemoryError as error:
+        raise ImageError(f"{NAME}: {reason(error)}") from error
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     """What it returns, and the seconds that it took."""
     began = time.perf_counter()
     return function(*arguments), time.perf_counter() - began
-
-
-def _bound_memory() -> None:
-    """Let allocations fail where a decoder asks for more than an image can need."""
-    with open("/proc/self/statm") as file:
-        now = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_DATA, (now + DECODER_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 class Held:
@@ -175,81 +171,107 @@ class Held:
         return found.on("cuda") if torch.cuda.is_available() else found
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An image that waits to be scored."""
+
+    picture: Picture
+    step_mm: float
+    gone: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for it any more."""
+
+
 @deployment
 class Scorer(Held):
     """Encoder and density; images that wait are scored together."""
+
+    def __init__(self, limits: bounds.Bounds) -> None:
+        bounds.use(limits)
 
     async def warm(self) -> None:
         """Load the detector of this request."""
         await self.detector(serve.get_multiplexed_model_id())
 
+    @_refusing
+    async def judge(self, picture: Picture, request: heatmap.Request) -> Judged | Refused:
+        """What the detector of this request says."""
+        asked = Asked(picture, request.step_mm)
+        try:
+            return await self._together(asked)
+        finally:
+            asked.gone.set()
+
     @batched(max_batch_size=8, batch_wait_timeout_s=0.005, max_concurrent_batches=1)
-    async def judge(self, pictures: list[Picture | Refused], requests: list[heatmap.Request]) -> list[Judged | Refused]:
-        """What the detector of these requests says; Ray Serve puts requests of one detector together."""
+    async def _together(self, images: list[Asked]) -> list[Judged | Refused]:
+        """Ray Serve puts images of one detector together."""
         try:
             detector = await self.detector(serve.get_multiplexed_model_id())
         except RayadError as error:
-            return [refused(error)] * len(pictures)
-        return await asyncio.to_thread(judged_together, detector, pictures, requests)
+            return [refused(error)] * len(images)
+        return await asyncio.to_thread(judged_together, detector, images)
 
 
-def judged_together(
-    detector: Detector, pictures: Sequence[Picture | Refused], requests: Sequence[heatmap.Request]
-) -> list[Judged | Refused]:
+def judged_together(detector: Detector, images: Sequence[Asked]) -> list[Judged | Refused]:
     """Judge images, those of one grid in one pass; each gets what it would get alone."""
-    found: list[Judged | Refused] = [of if isinstance(of, Refused) else Refused(Problem(500)) for of in pictures]
-    of_step: dict[float, list[int]] = {}
-    for number, picture in enumerate(pictures):
-        if isinstance(picture, Picture):
-            of_step.setdefault(requests[number].step_mm, []).append(number)
-    for step_mm, numbers in of_step.items():
-        for number, one in zip(numbers, _judged(detector, [pictures[i] for i in numbers], step_mm), strict=True):
-            found[number] = one
-    return found
+    answers: list[Judged | Refused] = [Refused(Problem(503, "Nobody waits for this image any more."))] * len(images)
+    by_step: dict[float, list[int]] = {}
+    for number, image in enumerate(images):
+        if not image.gone.is_set():
+            by_step.setdefault(image.step_mm, []).append(number)
+    for step_mm, numbers in by_step.items():
+        for number, answer in zip(numbers, _judged(detector, [images[i] for i in numbers], step_mm), strict=True):
+            answers[number] = answer
+    return answers
 
 
-def _judged(detector: Detector, pictures: Sequence[Any], step_mm: float) -> list[Judged | Refused]:
+def _judged(detector: Detector, images: Sequence[Asked], step_mm: float) -> list[Judged | Refused]:
     assert detector.calibration is not None  # a card saw to it
-    began = time.perf_counter()
+    began, pictures, waiting = (
+        time.perf_counter(),
+        [image.picture for image in images],
+        [image.gone for image in images],
+    )
+    seconds = bounds.current().score_seconds
     try:
         step = step_px(detector.preprocessing, step_mm)
-        heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
+        with bounds.while_wanted(lambda: _unless_gone(waiting)), bounds.within(seconds, "score_seconds"):
+            heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
         judged = [judge(of.prepared, at, detector.calibration) for of, at in zip(pictures, heatmaps, strict=True)]
     except Exception as error:
-        if len(pictures) > 1:  # whichever it is, the others are scored
-            return [one for picture in pictures for one in _judged(detector, [picture], step_mm)]
-        if not isinstance(error, RayadError):
+        if len(images) > 1:  # whichever it is, the others are scored
+            return [one for image in images for one in _judged(detector, [image], step_mm)]
+        if not isinstance(error, RayadError | bounds.NotWanted):
             LOG.exception("an image cannot be scored")
         return [Refused(problems.of(error))]
     took = (time.perf_counter() - began) / len(pictures)
-    seconds = [{"prepare": of.seconds, "score": took} for of in pictures]
-    return [Judged(*of) for of in zip(judged, seconds, strict=True)]
+    return [
+        Judged(of, {"prepare": picture.seconds, "score": took}) for of, picture in zip(judged, pictures, strict=True)
+    ]
 
 
 @deployment
 class Drawer(Held):
     """Overlays, healthy versions, DICOM objects: what takes longer than the score and is asked for less."""
 
-    def __init__(self, largest: int) -> None:
-        raster.LARGEST = largest
-        _bound_memory()
+    def __init__(self, limits: bounds.Bounds) -> None:
+        bounds.use(limits)
 
     @_refusing
     async def png(self, picture: Picture, judged: Judgement) -> bytes:
         """The overlay."""
         detector = await self.detector(serve.get_multiplexed_model_id())
-        return (await asyncio.to_thread(heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
+        return (await _while_wanted(heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
 
     @_refusing
     async def arrays(self, picture: Picture, data: bytes, request: heatmap.Request, include: Sequence[str]) -> Any:
         """Pixels of the image as it came, and what it would look like if it were healthy."""
         detector = await self.detector(serve.get_multiplexed_model_id())
-        return await asyncio.to_thread(_arrays, detector, picture.prepared, data, request, include)
+        return await _while_wanted(_arrays, detector, picture.prepared, data, request, include)
 
     @_refusing
     async def objects(self, data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:
         """DICOM objects by kind."""
-        return await asyncio.to_thread(_objects, data, judged, card, request)
+        return await _while_wanted(_objects, data, judged, card, request)
 
 
 def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:

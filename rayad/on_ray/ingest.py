@@ -4,11 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rayad import storage
-from rayad.datasets.exam import Images, listed
+from rayad.datasets.exam import Exam, Images, listed
 from rayad.datasets.splits import assign
+from rayad.errors import ImageError
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import each
-from rayad.patches.corpus import Ingest, fingerprint, finish, plan, remember, remembered, write_shard
+from rayad.on_ray.cluster import each, tasks
+from rayad.patches.corpus import Ingest, exam_patches, fingerprint, finish, plan, remember, remembered, write_shard
 
 
 def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -35,10 +36,24 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
             return manifest
         storage.remove(where)
     remember(url, plans, settings)
-    each(lambda i: _tell(write_shard(url, plans[i], dataset, settings)), len(plans), f"patches to {url}")
+    lost = each(lambda i: _tell(write_shard(url, plans[i], dataset, settings)), len(plans), f"patches to {url}")
+    for i in lost:  # which of its images it is, is seen when each has a process of its own
+        _tell(write_shard(url, plans[i], dataset, settings, _patches_alone))
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
     facts = {"request": request, "excluded": [asdict(found) for found in left_out]}
     return finish(url, records, settings, facts | provenance)
+
+
+def _patches_alone(dataset: Images, exam: Exam, settings: Ingest) -> Any:
+    """The patches of one image, made in a task of its own; ImageError where that ends its process."""
+    (patches,) = tasks(exam_patches, [(dataset, exam, settings)], 1, exam.exam_id, lost=_unread)
+    if isinstance(patches, ImageError):
+        raise patches
+    return patches
+
+
+def _unread(why: str, dataset: Images, exam: Exam, settings: Ingest) -> ImageError:
+    return ImageError(f"{exam.url}: {why}")
 
 
 def _tell(record: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rayad.datasets.exam import Exam, Excluded, Images, listed, shortened, source_of
 from rayad.datasets.exam import reasons as by_reason
 from rayad.datasets.splits import assign
-from rayad.errors import DatasetError, ImageError, StorageError
+from rayad.errors import reason
 from rayad.evaluation import inspection
 from rayad.imaging import likeness
 from rayad.imaging.picture import Preprocessing
@@ -50,7 +50,8 @@ def inspect(
     """
     exams, left_out = listed(dataset)
     splits = assign(exams)
-    looks = list(tasks(look_at, ((exam,) for exam in exams), len(exams), "images", (dataset, preprocessing)))
+    every = ((exam,) for exam in exams)
+    looks = list(tasks(look_at, every, len(exams), "images", (dataset, preprocessing), lost=_unseen))
     seen = [look for look in looks if not look.failure]
     twins = _twins(exams, splits, looks)
     problems = [_across(twins)] * any(twin["across"] for twin in twins)
@@ -91,8 +92,8 @@ def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
     """Read one image as ingest does; no picture, so that the driver can hold what was seen of a million images."""
     try:
         prepared = preprocessing.prepare(source_of(dataset, exam))
-    except (ImageError, StorageError, DatasetError) as error:
-        return Look(exam.exam_id, failure=str(error))
+    except Exception as error:  # noqa: BLE001, whatever it is, the other images are looked at
+        return Look(exam.exam_id, failure=reason(error))
     counts, _ = np.histogram(prepared.stored[prepared.tissue], BINS, (0, 1))
     return Look(
         exam.exam_id,
@@ -101,6 +102,11 @@ def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
         float(prepared.tissue.mean()),
         tuple(counts.tolist()),
     )
+
+
+def _unseen(why: str, exam: Exam) -> Look:
+    """Of an image whose task never ended."""
+    return Look(exam.exam_id, failure=f"{exam.url}: {why}")
 
 
 def draw(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> bytes:

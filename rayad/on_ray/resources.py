@@ -3,14 +3,16 @@
 import os
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from rayad.errors import OptionError
+from rayad.options import Amount, Count, Minutes, Port, Seed, Share, Within
 
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to a Ray whose own servers listen on 127.0.0.1
     "RAY_AUTH_MODE": "token",  # replicas of Ray Serve listen on all addresses even then, and run what they are sent
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_oom_retries": "10",  # of a task that is ended for its memory; else without end
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
@@ -23,17 +25,17 @@ _own_token = secrets.token_hex(32)
 class Workers:
     """How many processes learn, and on what."""
 
-    number: int = 2
+    number: Annotated[int, Within(1, 100_000)] = 2
     """Processes; each takes an equal part of every global batch."""
     gpu: bool = False
     """Give each a GPU and let them agree through NCCL (never run on a GPU so far); else CPUs and gloo."""
-    cpus: float = 1.0
+    cpus: Annotated[float, Within(0, 100_000)] = 1.0
     """Logical CPUs of each."""
-    least: int = 0
+    least: Annotated[int, Within(0, 100_000)] = 0
     """Go on with as few when nodes are lost, and with more again when they come; 0: always with all."""
-    max_failures: int = 3
+    max_failures: Amount = 3
     """Times that lost workers are replaced before the run ends; it goes on from its checkpoint."""
-    wait_minutes: float = 0.0
+    wait_minutes: Minutes = 0.0
     """How long to wait for an autoscaling cluster to bring what is asked for; 0: it must be there."""
 
     def __post_init__(self) -> None:
@@ -57,9 +59,9 @@ class Workers:
 class Strips:
     """Pictures of what is learned, while it is learned."""
 
-    every: int = 0
+    every: Amount = 0
     """Epochs from one to the next: originals, reconstructions and draws from random latents; 0: none."""
-    count: int = 8
+    count: Count = 8
     """Patches of the validation split that are shown."""
     tensorboard: bool = False
     """Write event files for TensorBoard too, with the losses of every epoch."""
@@ -73,21 +75,21 @@ class Strips:
 class Search:
     """How long and how widely to search."""
 
-    trials: int = 40
+    trials: Count = 40
     """Trials, with those of earlier calls."""
-    minutes: float = 60.0
+    minutes: Minutes = 60.0
     """After which no trial begins, and those that run are stopped."""
-    concurrent: int = 2
+    concurrent: Count = 2
     """Trials at a time; each takes a logical CPU."""
-    grace: int = 5
+    grace: Amount = 5
     """Epochs before which no trial is stopped; 0: none is ever stopped early."""
-    seeds: int = 3
+    seeds: Count = 3
     """Seeds with which the best settings, and those that would be used without a search, are fitted again."""
-    seed: int = 0
+    seed: Seed = 0
     """Of what is proposed."""
     gpu: bool = False
     """Give each trial a GPU (never run on a GPU so far)."""
-    wait_minutes: float = 0.0
+    wait_minutes: Minutes = 0.0
     """How long to wait for an autoscaling cluster to bring what the trials need; 0: it must be there."""
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class Listening:
 
     host: str = "127.0.0.1"
     """Name or address; others than this machine's own need tokens and TLS."""
-    port: int = 8000
+    port: Port = 8000
     certificate: str = ""
     """File of a TLS certificate (PEM), with `key`."""
     key: str = ""
@@ -147,15 +149,15 @@ class Listening:
 class Replicas:
     """How many processes do what; each takes one CPU."""
 
-    pictures: int = 1
+    pictures: Annotated[int, Within(1, 10_000)] = 1
     """That decode images and find the tissue; on a cluster up to as many."""
-    scorers: int = 1
+    scorers: Annotated[int, Within(1, 10_000)] = 1
     """That encode and score."""
-    gpu: float = 0.0
+    gpu: Share = 0.0
     """Share of a GPU that each scorer takes (never run on a GPU so far)."""
-    drawers: int = 1
+    drawers: Annotated[int, Within(1, 10_000)] = 1
     """That draw overlays, healthy versions and DICOM objects."""
-    queue: int = 64
+    queue: Count = 64
     """Images under way and waiting above which the answer is 503."""
 
 

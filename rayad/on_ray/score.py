@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rayad import storage
+from rayad import bounded, bounds, storage
 from rayad.datasets.exam import Exam, Images, source_of
-from rayad.errors import DatasetError, ImageError, StorageError
+from rayad.errors import reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.spacing import resample_mask
@@ -72,14 +72,19 @@ def score_exams(
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
     keep = Kept(url, tuple(detectors), step)
-    results = tasks(score_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, keep))
+    results = tasks(score_exam, [(e,) for e in exams], len(exams), label, (dataset, keep), lost=_unscored)
     scored, failures = [], []
-    for exam, reason in zip(exams, results, strict=True):
-        if reason:
-            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": reason})
+    for exam, failure in zip(exams, results, strict=True):
+        if failure:
+            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": failure})
         else:
             scored.append(keep.read(exam))
     return scored, failures
+
+
+def _unscored(why: str, exam: Exam) -> str:
+    """The result of an image whose task never ended."""
+    return f"{exam.url}: {why}"
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,9 @@ def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
         if not storage.exists(keep.places(exam)):
             _save(keep.places(exam), _places(dataset, exam, prepared, keep.step))
         _score(prepared, keep, exam, wanted)
-    except (ImageError, StorageError, DatasetError) as error:
+    except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
         metrics.count("scored_images", 1, result="failed")
-        return str(error)
+        return reason(error)
     metrics.count("scored_images", 1, result="done")
     return ""
 
@@ -156,7 +161,8 @@ def _score(prepared: Prepared, keep: Kept, exam: Exam, wanted: Sequence[Detector
     for detector in wanted:
         known = keep.known(detector, exam)
         began = time.perf_counter()
-        found = detector.heatmap(prepared, keep.step, {name: heatmap for name, (heatmap, _) in known.items()})
+        with bounds.within(bounds.current().score_seconds, "score_seconds"):
+            found = detector.heatmap(prepared, keep.step, {name: heatmap for name, (heatmap, _) in known.items()})
         seconds = time.perf_counter() - began + sum(taken for _, taken in known.values())
         _save(keep.scores(detector, exam), {"scores": found.scores, "seconds": seconds})
 
@@ -192,5 +198,4 @@ def _save(url: str, arrays: dict[str, Any]) -> None:
 
 
 def _load(url: str) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return bounded.load_npz(storage.read_bytes(url), url)

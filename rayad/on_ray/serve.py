@@ -14,6 +14,8 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 
+from rayad import local
+from rayad.bounds import Bounds
 from rayad.errors import OptionError, RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray import metrics
@@ -27,6 +29,9 @@ from rayad.serving.exchange import Application, Message, Receive, Scope, Send
 from rayad.serving.fetch import AllowList
 from rayad.serving.problems import Problem
 from rayad.serving.shares import Shares
+
+SILENT_S = 30.0
+"""After which a service that is asked and answers nothing is not ready."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,37 @@ class Service:
     """Lines of tokens besides, which hold hashes of them."""
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
+    bounds: Bounds = field(default_factory=Bounds)
+    """Of an image."""
     replicas: Replicas = field(default_factory=Replicas)
+
+
+class Pulse:
+    """Since when nothing that was asked has had an answer."""
+
+    def __init__(self) -> None:
+        self._waiting, self._last = 0, 0.0
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """While one answer is waited for; an error of rayad's is an answer too, its sender's going away is none."""
+        if not self._waiting:
+            self._last = time.monotonic()
+        self._waiting += 1
+        try:
+            yield
+        except RayadError:
+            self._last = time.monotonic()
+            raise
+        else:
+            self._last = time.monotonic()
+        finally:
+            self._waiting -= 1
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has been answered, while something is waited for."""
+        return time.monotonic() - self._last if self._waiting else 0.0
 
 
 class Offered(Graph):
@@ -56,7 +91,7 @@ class Offered(Graph):
     def __init__(self, queue: int, batches: Any, *handles: Any) -> None:
         super().__init__(*handles)
         self.cards: Mapping[str, Card] = {}
-        self._places, self._batches = Shares(queue), batches
+        self._places, self._batches, self._pulse = Shares(queue), batches, Pulse()
 
     async def offer(self, detectors: dict[str, str]) -> None:
         """Serve these from now on; until they are loaded, and if one cannot be, what is served stays."""
@@ -87,7 +122,8 @@ class Offered(Graph):
         """As the graph does, counted."""
         began, result = time.perf_counter(), "failed"
         try:
-            scored = await super().score(card, data, request)
+            with self._pulse.asked():
+                scored = await super().score(card, data, request)
             result = "scored"
         except RayadError:
             result = "refused"
@@ -100,8 +136,8 @@ class Offered(Graph):
         return scored
 
     async def ready(self) -> bool:
-        """Is there a detector?"""
-        return bool(self.cards)
+        """Is there a detector, and have those that score answered of late?"""
+        return bool(self.cards) and self._pulse.silent_seconds < SILENT_S
 
     async def metrics(self) -> str:
         """Of every node."""
@@ -146,7 +182,7 @@ class Api:
     def __init__(self, service: Service, pictures: Any, scorer: Any, drawer: Any, batches: Any) -> None:
         self.service, self.graph = service, Offered(service.replicas.queue, batches, pictures, scorer, drawer)
         if service.audit:
-            logging.getLogger("rayad.audit").addHandler(logging.FileHandler(service.audit))
+            logging.getLogger("rayad.audit").addHandler(logging.FileHandler(local.private(service.audit)))
 
     def __serve_build_asgi_app__(self) -> Any:
         reading, writing = AllowList(self.service.read), AllowList(self.service.write)
@@ -183,13 +219,13 @@ def application(service: Service, generation: int = 0) -> Any:
     Args:
         generation: another one reads the detectors again.
     """
-    r, largest = service.replicas, service.limits.max_pixels
+    r, limits = service.replicas, service.bounds
     one = {"num_cpus": 1}
-    pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, max_ongoing_requests=16).bind(largest)
+    pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, max_ongoing_requests=16).bind(limits)
     scorer = Scorer.options(
         num_replicas=r.scorers, ray_actor_options=one | {"num_gpus": r.gpu}, max_ongoing_requests=16
-    ).bind()
-    drawer = Drawer.options(num_replicas=r.drawers, ray_actor_options=one, max_ongoing_requests=4).bind(largest)
+    ).bind(limits)
+    drawer = Drawer.options(num_replicas=r.drawers, ray_actor_options=one, max_ongoing_requests=4).bind(limits)
     places = Places(service.state, service.read, service.write)
     batches = Batches.options(ray_actor_options={"num_cpus": 0}).bind(places, service.limits)
     return Api.options(
@@ -208,7 +244,7 @@ def app(args: dict[str, Any]) -> Any:
     """
     args = dict(args)
     everybody = args.pop("open_to_all", False)
-    kinds = {"access": Access, "limits": Limits, "replicas": Replicas}
+    kinds = {"access": Access, "limits": Limits, "bounds": Bounds, "replicas": Replicas}
     fields: dict[str, Any] = {
         k: kinds[k](**v) if k in kinds else tuple(v) if isinstance(v, list) else v for k, v in args.items()
     }

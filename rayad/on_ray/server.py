@@ -1,5 +1,6 @@
 """`rayad serve`: the scoring graph on one machine, or on a cluster whose head this machine is."""
 
+import logging
 import os
 import secrets
 import signal
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from rayad.errors import OptionError, RayadError
@@ -21,6 +23,7 @@ from rayad.on_ray.serve import Service, application
 from rayad.serving import RESEARCH_USE, cards, front
 from rayad.serving.access import Limits, check_binding
 from rayad.serving.issuer import is_loopback
+from rayad.terminal import say
 
 SHARED = "/dev/shm"
 """Files in memory, on Linux."""
@@ -46,13 +49,14 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         _set_up_proxy(listening)
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     of = service.replicas
-    with _door(listening, service.limits) as options, cluster(address, of.pictures + of.scorers + of.drawers + 2):
+    with cluster(address, of.pictures + of.scorers + of.drawers + 2), _door(listening, service.limits) as options:
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says at which port Ray's proxy is ready
         try:
             _until_interrupted(service, listening, again, quiet)
         except KeyboardInterrupt:
-            print("rayad: the service ends", flush=True)
+            say("rayad: the service ends")
         finally:
             with suppress(RayError):
                 serve.shutdown()
@@ -69,17 +73,27 @@ def _door(listening: Listening, limits: Limits) -> Iterator[HTTPOptions]:
             ssl_keyfile=listening.key or None,
         )
         return
-    with front.listening(listening.host, listening.port) as door, front.free_port() as behind:
+    with front.listening(listening.host, listening.port) as door, _behind() as options:
         haproxy = front.Front(
             bind=f"fd@{door.fileno()}",
-            behind=f"127.0.0.1:{behind}",
+            behind=f"{options.host}:{options.port}",
             tls=bool(listening.certificate),
             tls_in_front=listening.tls_in_front,
             body_seconds=limits.body_seconds,
             request_seconds=limits.request_seconds,
         )
         with front.standing(haproxy, door, os.environ.get(front.SECRET, ""), listening.certificate, listening.key):
-            yield HTTPOptions(host="127.0.0.1", port=behind)
+            yield options
+
+
+@contextmanager
+def _behind() -> Iterator[HTTPOptions]:
+    """Where Ray's proxy listens behind HAProxy: where it does already, on a cluster where Ray Serve runs."""
+    if running := _get_global_client(raise_if_no_controller_running=False):
+        yield running.http_config
+        return
+    with front.free_port() as port:
+        yield HTTPOptions(host="127.0.0.1", port=port)
 
 
 def _set_up_proxy(listening: Listening) -> None:
@@ -120,7 +134,8 @@ def _until_interrupted(service: Service, listening: Listening, again: threading.
         except RuntimeError as error:
             raise RayadError(f"the service did not start: {error}") from error
         verb = "serves" if not generation else "serves again"
-        print(f"rayad {verb} {', '.join(service.detectors)} at {listening.url}\n{RESEARCH_USE}", flush=True)
+        say(f"rayad {verb} {', '.join(service.detectors)} at {listening.url}")
+        say(RESEARCH_USE)
         while not (again.wait(1) and _can_be_read(service, again)):
             pass
         generation += 1
@@ -133,6 +148,6 @@ def _can_be_read(service: Service, again: threading.Event) -> bool:
         for name, url in service.detectors.items():
             cards.card(name, url)
     except RayadError as error:
-        print(f"rayad: the detectors stay as they are: {error}", file=sys.stderr, flush=True)
+        say(f"rayad: the detectors stay as they are: {error}", sys.stderr)
         return False
     return True

@@ -46,7 +46,9 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
         keep = Kept(storage.join(url, "scores"), tuple(group), step_px(preprocessing, options.step_mm))
         edges = {d.name: streaming.edges_of(calibration_of(d).levels, calibration_of(d).quantiles) for d in group}
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
-        results = tasks(count_exam, [(e,) for e in exams], len(exams), label, shared=(dataset, keep, kinds, edges))
+        results = tasks(
+            count_exam, [(e,) for e in exams], len(exams), label, (dataset, keep, kinds, edges), lost=_uncounted
+        )
         for exam, found in zip(exams, results, strict=True):
             if isinstance(found, str):
                 failures[exam.exam_id] = found
@@ -81,6 +83,11 @@ def count_exam(
                 places = scored.counted(kind)
                 found[name, kind] = streaming.count(scored.scores[places], scored.lesion(kind)[places], bins)
     return found
+
+
+def _uncounted(why: str, exam: Exam) -> str:
+    """The result of an image whose task never ended."""
+    return f"{exam.url}: {why}"
 
 
 def _row(detector: str, kind: str, images: int, counts: Histogram | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from rayad import catalog, storage
-from rayad.arrays import like
 from rayad.checkpoints import Folder
 from rayad.evaluation import strips
 from rayad.fit import Objective, Schedule, fit
@@ -25,6 +24,7 @@ from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
 from rayad.progress import Row
 from rayad.scoring.detector import Conditional, Part
+from rayad.tensors import like
 
 
 def pixels(patches: np.ndarray) -> torch.Tensor:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from jaxtyping import UInt16
 
 from rayad import storage
 from rayad.datasets.exam import Exam, Images, shortened, source_of
-from rayad.errors import DatasetError, FormatError, ImageError, StorageError
+from rayad.errors import DatasetError, FormatError, StorageError, reason
 from rayad.imaging import mammogram
 from rayad.imaging.context import context
 from rayad.imaging.picture import Preprocessing, described
@@ -73,6 +73,10 @@ class ShardPlan:
     name: str
     split: str
     exams: tuple[Exam, ...]
+
+
+PatchesOf = Callable[[Images, Exam, Ingest], tuple[Stored, pd.DataFrame]]
+"""The patches of one image and their rows of the index."""
 
 
 def fingerprint(value: Any) -> str:
@@ -127,11 +131,16 @@ def remembered(url: str, ingest: Ingest) -> list[dict[str, Any]]:
     return found["shards"] if found.get("settings") == fingerprint(ingest.described()) else []
 
 
-def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> dict[str, Any]:
+def write_shard(
+    url: str, plan: ShardPlan, dataset: Images, ingest: Ingest, patches_of: PatchesOf | None = None
+) -> dict[str, Any]:
     """Write one shard and its part of the index, unless they are complete; return its record.
 
     The record says what the shard holds and which images failed for which reason; it is written last,
     so a shard with a record is whole.
+
+    Args:
+        patches_of: in the place of `exam_patches`.
     """
     data_url = storage.join(url, plan.name + SHARD)
     record_url, index_url = (storage.join(url, "parts", f"{plan.name}.{ending}") for ending in ("json", "parquet"))
@@ -143,9 +152,9 @@ def write_shard(url: str, plan: ShardPlan, dataset: Images, ingest: Ingest) -> d
     blocks, parts, failures = [], [], []
     for exam in plan.exams:
         try:
-            patches, rows = exam_patches(dataset, exam, ingest)
-        except (ImageError, StorageError, DatasetError) as error:
-            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": str(error)})
+            patches, rows = (patches_of or exam_patches)(dataset, exam, ingest)
+        except Exception as error:  # noqa: BLE001, whatever it is, the other images are read
+            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": reason(error)})
             continue
         blocks.append(patches)
         parts.append(rows)

@@ -14,6 +14,7 @@ from scipy import ndimage
 from rayad.arrays import Image, Mask
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import PATCH
+from rayad.options import Count, Seed, Share
 
 Places = Int64[np.ndarray, " n"]
 
@@ -22,11 +23,11 @@ Places = Int64[np.ndarray, " n"]
 class Sampling:
     """How many patches of an image, and where."""
 
-    patches: int = 120
+    patches: Count = 120
     """Patches an image."""
-    contour: float = 0.5
+    contour: Share = 0.5
     """Share of them whose centre lies on the skin line; the others have their centre in the tissue."""
-    seed: int = 0
+    seed: Seed = 0
     where: Literal["random", "centre"] = "random"
     """"centre": the one patch in the image's centre, for images of a patch's size."""
 

@@ -7,12 +7,14 @@ on. The combined scores depend on each other, so what comes out is no p-value: i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from scipy import ndimage
 
 from rayad.arrays import Grid, GridMask
 from rayad.errors import OptionError
+from rayad.options import Within
 from rayad.scoring.calibrate import Calibration
 
 TAIL = 0.99
@@ -25,7 +27,7 @@ class Aggregation:
 
     kind: str = "none"
     """none, gaussian, or maximum."""
-    size_mm: float = 0.0
+    size_mm: Annotated[float, Within(0, 100)] = 0.0
     """Standard deviation of the Gaussian, or radius of the maximum's window, mm."""
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.arrays import Grid, Latents, Patches, Pixels, like
+from rayad import bounds
+from rayad.arrays import Grid, Pixels
 from rayad.density import queries
 from rayad.density.leaves import PrincipalAxes
 from rayad.density.spn import SPN
@@ -26,6 +27,7 @@ from rayad.errors import OptionError
 from rayad.imaging.picture import PATCH, Prepared
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
+from rayad.tensors import Latents, Patches, like
 
 NATS = 4.0
 """Surprise above which a latent is replaced, the latent measured in its standard deviations in training: that of a
@@ -154,6 +156,7 @@ def _blended(
     window = taper[:, None] * taper
     total = torch.zeros(2, shape[0] + PATCH, shape[1] + PATCH)  # patches, weight
     for start in range(0, len(corners), dense.BATCH):
+        bounds.go_on()
         part = slice(start, start + dense.BATCH)
         found = decode(z[part])[:, 0]
         stack = torch.stack([found, torch.ones_like(found)], 1) * window

@@ -16,9 +16,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rayad.arrays import GridMask, Image, Latents, Patches, Scores, like
+from rayad import bounds
+from rayad.arrays import GridMask, Image
 from rayad.errors import ImageError
 from rayad.models._blocks import PATCH, STRIDE
+from rayad.tensors import Latents, Patches, Scores, like
 
 TILE = (576, 1152)
 """Rows and columns of an image, in px, whose cells are computed at once: in float32 at most 21 MB a layer."""
@@ -139,6 +141,7 @@ def _encode_together(
     parts: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in images]
     crops.sort(key=lambda crop: crop[2].shape[1:])
     for start in range(0, len(crops), TOGETHER):
+        bounds.go_on()
         group = crops[start : start + TOGETHER]
         high, wide = (max(crop.shape[side] for _, _, crop in group) for side in (1, 2))
         # what is added below and to the right reaches no cell of the crop: the convolutions are unpadded
@@ -172,6 +175,7 @@ def _parts(model: nn.Module, pixels: Image, step: int, wanted: GridMask) -> Iter
     rows, columns, _ = _grid(pixels, step, wanted)
     image = _continued(pixels, model)[None]
     for tile in _tiles(wanted, step):
+        bounds.go_on()
         (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
         with torch.no_grad():
             cells = encoder.cells(image[:, :, top : bottom + PATCH, left : right + PATCH])
@@ -224,6 +228,7 @@ def _patches(model: nn.Module, pixels: Image, step: int, mask: GridMask | None, 
     k, j = np.nonzero(wanted)
     top, left = torch.from_numpy(rows[k]), torch.from_numpy(columns[j])
     for start in range(0, max(len(top), 1), batch):
+        bounds.go_on()
         yield windows[:, top[start : start + batch], left[start : start + batch]].transpose(0, 1)
 
 

@@ -16,8 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rayad.arrays import Patches, Scores, like
 from rayad.fit import Draw
+from rayad.tensors import Patches, Scores, like
 
 DEPTH = 16
 """Bits of a stored pixel: intensities come in steps of 2**-16."""

@@ -10,13 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from rayad.arrays import Grid, GridMask, Latents, Patches, Scores, like
+from rayad import bounds
+from rayad.arrays import Grid, GridMask
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.context import context
 from rayad.imaging.picture import PATCH, Prepared, Preprocessing, step_px
 from rayad.scoring import combine, dense, floors, residuals
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation, aggregate
+from rayad.scoring.files import LONGEST_NAME, is_plain
+from rayad.tensors import Latents, Patches, Scores, like
+from rayad.terminal import printable
 
 Context = Float[torch.Tensor, "n k"]
 """What is known of n places: a column a name."""
@@ -105,7 +109,7 @@ class Detector:
         parts += [f"of {', '.join(member.name for member in self.members)}"] if self.members else []
         patients = self.calibration.patients if self.calibration else 0
         calibrated = f"calibrated on {patients} healthy patients" if patients else "not calibrated, so without p-values"
-        return ", ".join([f"{self.name} scores by {self.score}", *parts, calibrated])
+        return printable(", ".join([f"{self.name} scores by {self.score}", *parts, calibrated]))
 
     def calibrated(self, calibration: Calibration, **provenance: Any) -> "Detector":
         """The detector with this calibration, and what is to be known of it."""
@@ -119,12 +123,13 @@ class Detector:
             known: heatmaps of this image that members need not compute again, by name.
 
         Raises:
-            ImageError: the image is smaller than a patch, or no place lies in the tissue.
+            ImageError: the image is smaller than a patch, no place lies in the tissue, or more than may be scored.
         """
         grid = _grid(prepared, step)
         tissue = prepared.tissue[np.ix_(*grid)]
         if not tissue.any():
             raise ImageError(f"none of the {tissue.size} places of the grid lies in the tissue")
+        bounds.current().require_places(int(tissue.sum()))
         combined = self._combined(prepared, step, known)[tissue] if self.members else None
         values = self._places(prepared, step, tissue) if combined is None else combined
         return self._mapped(values, grid, tissue, step * prepared.spacing_mm)
@@ -145,6 +150,8 @@ class Detector:
         tissues = [one.tissue[np.ix_(*grid)] for one, grid in zip(prepared, grids, strict=True)]
         if not all(tissue.any() for tissue in tissues):
             raise ImageError("none of the places of an image's grid lies in the tissue")
+        for tissue in tissues:
+            bounds.current().require_places(int(tissue.sum()))
         density = self.density.module
         score = density.novelty if self.score == "novelty" else lambda z: -density.log_prob(z)
         with torch.inference_mode():
@@ -240,6 +247,15 @@ def in_context(density: Any, latents: Latents, context: Context) -> Scores:
 def _check_members(detector: Detector) -> None:
     if len(detector.members) < 2:
         raise OptionError(f"detector {detector.name!r}: {detector.score} combines at least two detectors")
+    names = [member.name for member in detector.members]
+    odd = [name for name in names if not is_plain(name)]
+    if odd:
+        raise OptionError(
+            f"detector {detector.name!r}: its member {odd[0]!r} has a folder of its name in the bundle, which may have"
+            f" {LONGEST_NAME} letters, digits, blanks and _ . -; give it such a name"
+        )
+    if len(set(names)) < len(names):
+        raise OptionError(f"detector {detector.name!r}: two of its members have the same name; give them others")
     bare = [member.name for member in detector.members if member.calibration is None]
     if bare:
         raise OptionError(f"detector {detector.name!r}: its members {', '.join(bare)} are not calibrated")

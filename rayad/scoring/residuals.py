@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayad.arrays import Patches, Scores
+from rayad.tensors import Patches, Scores
 
 WINDOW, SIGMA = 11, 1.5
 """Of the Gaussian window of SSIM, px (Wang et al. 2004, section III-C)."""

@@ -79,8 +79,6 @@ class Limits:
 
     max_body_mb: int = 200
     """Size of a request, or of an image that a request names, in 10^6 bytes."""
-    max_pixels: int = 60_000_000
-    """Pixels of an image."""
     body_seconds: float = 60
     """How long the service waits for a whole request, or for an image that it names."""
     least_kb_s: float = 20
@@ -91,7 +89,7 @@ class Limits:
     """How long a request may take."""
 
     def __post_init__(self) -> None:
-        for name in ("max_body_mb", "max_pixels", "body_seconds", "request_seconds"):
+        for name in ("max_body_mb", "body_seconds", "request_seconds"):
             if not getattr(self, name) > 0:
                 raise OptionError(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.least_kb_s >= 0:

@@ -19,11 +19,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from rayad.errors import ImageError, OptionError, RayadError, StorageError
+from rayad.terminal import UNPRINTABLE
 
 LOG = logging.getLogger("rayad.serving")
 LONGEST = 500
 """Characters of a detail."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 _PASSWORD = re.compile(r"//[^/@\s]*@")
 _QUERY = re.compile(r"(\w://[^\s?#]*)[?#]\S*?(?=:?(?:\s|$))")
 _TOKEN = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -101,7 +101,7 @@ def install(app: FastAPI) -> None:
 
 def told(text: str) -> str:
     """A text without control characters, without passwords and queries in URLs, and not too long."""
-    clean = _QUERY.sub(r"\1", _PASSWORD.sub("//", _CONTROL.sub(" ", text)))
+    clean = _QUERY.sub(r"\1", _PASSWORD.sub("//", UNPRINTABLE.sub(" ", text)))
     return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
 
 
@@ -136,7 +136,7 @@ def _wishes(error: RequestValidationError) -> Iterator[str]:
 def _harmless(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Headers that can be nothing but themselves."""
     for name, value in headers.items():
-        if _TOKEN.fullmatch(name) and value.isascii() and not _CONTROL.search(value):
+        if _TOKEN.fullmatch(name) and value.isascii() and not UNPRINTABLE.search(value):
             yield name, value
 
 

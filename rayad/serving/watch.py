@@ -22,6 +22,7 @@ from rayad.imaging.dicom import explained
 from rayad.serving import objects
 from rayad.serving.client import Client
 from rayad.serving.objects import Algorithm
+from rayad.terminal import say
 
 BACKOFF_S = (1.0, 60.0)
 """Wait after the first failure, and the longest; each failure doubles it."""
@@ -97,7 +98,7 @@ def watch(
         except StorageError as error:
             memory.counts.failures += 1
             waiting, attempt, reason = True, attempt + 1, str(error)
-            _say(reason)
+            say(reason)
         if memory.done > done:
             attempt, progress = min(attempt, 1), time.monotonic()
         if once and not waiting:
@@ -219,7 +220,7 @@ def _one(
         made = scorer.score(_fetched(image), by)
     except ImageError as error:
         counts.unscorable += 1
-        _say(f"{image.instance}: not scored: {error}")
+        say(f"{image.instance}: not scored: {error}")
         return
     named = {str(dataset.SOPInstanceUID): dataset for dataset in made}
     if uids["sr"] not in named or not set(named) <= set(uids.values()):
@@ -230,7 +231,7 @@ def _one(
     dicomweb.store(pacs, [report])
     counts.stored += 1
     kinds = [kind for kind, uid in uids.items() if uid in named or kind == "sr"]
-    _say(f"{image.instance}: {', '.join(kinds)} stored in {time.monotonic() - began:.1f} s")
+    say(f"{image.instance}: {', '.join(kinds)} stored in {time.monotonic() - began:.1f} s")
 
 
 def _fetched(image: dicomweb.Listed) -> bytes:
@@ -247,7 +248,3 @@ def _backoff(failures: int, of: tuple[float, float]) -> float:
     """Seconds to wait: doubled by each failure, capped, and drawn so that watchers do not come back all at once."""
     first, most = of
     return min(most, first * 2 ** min(max(failures, 1) - 1, 30)) * random.uniform(0.5, 1)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

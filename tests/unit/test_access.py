@@ -757,8 +757,8 @@ def test_options_of_access_are_checked(wrong: dict[str, Any]) -> None:
 
 
 def test_limits_are_above_zero() -> None:
-    with pytest.raises(OptionError, match="max_pixels"):
-        Limits(max_pixels=0)
+    with pytest.raises(OptionError, match="max_body_mb"):
+        Limits(max_body_mb=0)
     with pytest.raises(OptionError, match="body_seconds"):
         Limits(body_seconds=float("nan"))
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from rayad.arrays import Latents, Patches, Pixels
+from rayad.arrays import Pixels
 from rayad.errors import ImageError
 from rayad.models import bvae, cae, vqvae
 from rayad.scoring import dense
+from rayad.tensors import Latents, Patches
 
 
 def image(h: int, w: int, seed: int = 0) -> Pixels:

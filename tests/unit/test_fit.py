@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from workers import Shared, in_threads
 
-from rayad.arrays import Patches, Scores
 from rayad.errors import FormatError, OptionError, TrainingError
 from rayad.fit import ALONE, Draw, History, Objective, Pass, Schedule, Stage, Sync, batches, fit
 from rayad.models import bvae, cae
 from rayad.progress import Row, State
+from rayad.tensors import Patches, Scores
 
 ONCE = Schedule(epochs=1, batch=8)
 

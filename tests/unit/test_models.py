@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from rayad import catalog
-from rayad.arrays import Patches
 from rayad.fit import Objective, Pass, Schedule, batches, fit
 from rayad.scoring.detector import Conditional
+from rayad.tensors import Patches
 
 MODELS = catalog.names("models")
 SLOW = {"fanogan", "mddpm"}
