@@ -228,6 +228,20 @@ def test_nobody_goes_around_the_front(served):
     assert 200 not in statuses
 
 
+def test_where_ray_s_proxy_dies_the_front_says_so_until_there_is_another(served, trusted, image):
+    (proxy,) = [one for one in served.process.children(recursive=True) if "ray::ProxyActor" in " ".join(one.cmdline())]
+    proxy.kill()
+    answers = [served.score(image)]
+    until = time.monotonic() + 60
+    while answers[-1].status_code != 200:
+        assert time.monotonic() < until
+        answers.append(served.score(image))
+    for answer in answers[:-1]:
+        assert answer.status_code in (502, 503)
+        assert answer.json()["status"] == answer.status_code
+        assert "max-age" in answer.headers["strict-transport-security"]
+
+
 def test_a_front_that_is_killed_is_there_again(served, trusted, image):
     (front,) = [one for one in served.process.children(recursive=True) if one.name() == "haproxy"]
     front.kill()
