@@ -17,6 +17,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from rayad.errors import OptionError
+from rayad.options import Amount, Count, Seconds, Weight
 from rayad.serving.exchange import Application, Bounds, Exchange, Receive, Scope, Send, make_audible, values
 from rayad.serving.issuer import Issuer, is_loopback
 from rayad.serving.problems import Problem
@@ -50,7 +51,7 @@ class Access:
     """URL of an OpenID Connect provider whose tokens are good too."""
     audience: str = ""
     """What the provider's tokens must be for: this service's name there."""
-    per_minute: int = 0
+    per_minute: Amount = 0
     """Requests a minute of each token, at each replica; 0: any number."""
     hosts: tuple[str, ...] = ()
     """Names, or name:port, that the service is asked by, besides those of this machine itself."""
@@ -77,15 +78,15 @@ class Access:
 class Limits:
     """How much one request may ask for."""
 
-    max_body_mb: int = 200
+    max_body_mb: Count = 200
     """Size of a request, or of an image that a request names, in 10^6 bytes."""
-    body_seconds: float = 60
+    body_seconds: Seconds = 60
     """How long the service waits for a whole request, or for an image that it names."""
-    least_kb_s: float = 20
+    least_kb_s: Weight = 20
     """10^3 bytes a second at which a request must come, on average, after 5 s; 0: any."""
-    held_mb: int = 1000
+    held_mb: Count = 1000
     """10^6 bytes of requests and of images that they name, at once and in each Api replica; half for one caller."""
-    request_seconds: float = 300
+    request_seconds: Seconds = 300
     """How long a request may take."""
 
     def __post_init__(self) -> None:

@@ -95,5 +95,5 @@ def test_a_stopped_command_says_how_to_go_on_and_its_log_has_it(tmp_path, monkey
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     said = "rayad: stopped; the same command goes on where it stopped\n"
-    assert (process.returncode, out, err.decode()) == (1, b"", said)
+    assert (process.returncode, out, err.decode()) == (143, b"", said)
     assert the_log(str(tmp_path))[1] == "at work\n" + said
