@@ -274,7 +274,7 @@ class Corpus:
             self.checked.add(shard)
         try:
             return _array(ZSTD.decompress(data, record["npy_bytes"]))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             size = record["npy_bytes"]
             raise FormatError(f"{where}: holds no npy of {size} bytes, as the manifest says: {error}") from None
 

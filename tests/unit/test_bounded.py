@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import hashlib
 import io
 import json
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from rayad import bounded
 from rayad.errors import FormatError, StorageError
 from rayad.imaging import dicomweb
+from rayad.patches.corpus import ZSTD, Corpus
 from rayad.serving.issuer import Issuer
 from rayad.serving.problems import Problem
 
@@ -82,6 +85,15 @@ def test_no_more_is_decompressed_than_is_allowed() -> None:
         bounded.load_npz(data, "x.npz", largest=10_000_000)
     with pytest.raises(FormatError, match=r"x\.npz: is not an npz file"):
         bounded.load_npz(data[:-100], "x.npz")
+
+
+@pytest.mark.parametrize("content", [npy("<u2", "(1000, 64, 64)", bytes(8192)), npy("|O", "(1,)", bytes(8)), b"no npy"])
+def test_a_shard_that_is_not_what_its_header_declares_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = ZSTD.compress(content, asbytes=True)
+    (tmp_path / "a.npy.zst").write_bytes(file)
+    shard = {"name": "a", "sha256": hashlib.sha256(file).hexdigest(), "npy_bytes": len(content)}
+    with pytest.raises(FormatError, match=rf"a\.npy\.zst: holds no npy of {len(content)} bytes, as the manifest says"):
+        Corpus(str(tmp_path), {"shards": [shard]}).read("a")
 
 
 @pytest.fixture
