@@ -50,6 +50,8 @@ class Command(Protocol):
 
 STOPPED = 128 + signal.SIGINT
 """Exit code after Ctrl-C."""
+TERMINATED = 128 + signal.SIGTERM
+GOES_ON = "rayad: stopped; the same command goes on where it stopped"
 NAMED = 10
 """Failures that are printed; manifest.json has all."""
 
@@ -732,7 +734,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for stream in closed:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains of what is not written
         code = 128 + signal.SIGPIPE
-    sys.exit(128 + signal.SIGTERM if code == STOPPED and received else code)
+    sys.exit(TERMINATED if code == STOPPED and received else code)
 
 
 def _code(argv: list[str]) -> int | str | None:
@@ -789,8 +791,13 @@ def _run(argv: list[str]) -> int:
         say(f"rayad: {error}", sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt:
-        say("rayad: stopped; the same command goes on where it stopped", sys.stderr)
+        say(GOES_ON, sys.stderr)
         return STOPPED
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # Ray's answer to it, while it starts
+            raise
+        say(GOES_ON, sys.stderr)
+        return TERMINATED
     return 0
 
 
