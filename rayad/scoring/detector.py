@@ -18,7 +18,7 @@ from rayad.imaging.picture import PATCH, Prepared, Preprocessing, step_px
 from rayad.scoring import combine, dense, floors, residuals
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation, aggregate
-from rayad.scoring.files import LONGEST_NAME, is_plain
+from rayad.scoring.files import DEEPEST, LONGEST_NAME, MOST_MEMBERS, is_plain
 from rayad.tensors import Latents, Patches, Scores, like
 from rayad.terminal import printable
 
@@ -256,9 +256,24 @@ def _check_members(detector: Detector) -> None:
         )
     if len(set(names)) < len(names):
         raise OptionError(f"detector {detector.name!r}: two of its members have the same name; give them others")
+    if _members(detector) > MOST_MEMBERS or _levels(detector) > DEEPEST:
+        raise OptionError(
+            f"detector {detector.name!r} has {_members(detector)} members in {_levels(detector)} levels; a bundle has"
+            f" at most {MOST_MEMBERS} in {DEEPEST}"
+        )
     bare = [member.name for member in detector.members if member.calibration is None]
     if bare:
         raise OptionError(f"detector {detector.name!r}: its members {', '.join(bare)} are not calibrated")
+
+
+def _members(detector: Detector) -> int:
+    """How many members there are, with those of members."""
+    return sum(1 + _members(member) for member in detector.members)
+
+
+def _levels(detector: Detector) -> int:
+    """How deep members have members."""
+    return max((1 + _levels(member) for member in detector.members), default=0)
 
 
 def scores_of(part: Part) -> list[str]:

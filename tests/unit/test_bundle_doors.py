@@ -191,6 +191,8 @@ def test_members_have_names_of_their_own_that_are_their_folders(combined, tmp_pa
 def test_a_detector_whose_members_could_not_be_kept_is_not_made():
     with pytest.raises(OptionError, match="letters, digits, blanks"):
         Detector("both", "fisher", Preprocessing(), members=(floor("one"), floor("../two")))
+    with pytest.raises(OptionError, match="has 65 members in 1 levels; a bundle has at most 64 in 4"):
+        Detector("both", "fisher", Preprocessing(), members=tuple(floor(f"m{i}") for i in range(65)))
     with pytest.raises(OptionError, match="two of its members have the same name"):
         Detector("both", "fisher", Preprocessing(), members=(floor("one"), floor("one")))
 

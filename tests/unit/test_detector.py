@@ -177,11 +177,11 @@ def test_members_see_their_own_picture_of_the_image_and_survive_a_bundle(tmp_pat
 
 
 def test_members_that_are_not_calibrated_and_too_few_are_refused():
-    one, _ = ensemble().members
+    one, other = ensemble().members
     with pytest.raises(OptionError, match="combines at least two"):
         Detector("both", "fisher", one.preprocessing, members=(one,))
-    with pytest.raises(OptionError, match="its members small are not calibrated"):
-        Detector("both", "fisher", one.preprocessing, members=(one, replace(one, calibration=None)))
+    with pytest.raises(OptionError, match="its members fine are not calibrated"):
+        Detector("both", "fisher", one.preprocessing, members=(one, replace(other, calibration=None)))
 
 
 def test_a_bundle_of_the_first_schema_is_read_in_todays_words(url):
