@@ -9,7 +9,7 @@ OUT    ?= demo
 
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-all lint system clean
+.PHONY: demo test test-all lint audit system clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rayad demo --out $(OUT)
@@ -25,6 +25,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+# Known weaknesses of what is installed; asks for advisories on the network.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 # torch comes first and by itself: a free choice of the resolver pulls gigabytes of CUDA.
 $(VENV)/.torch:
@@ -54,4 +60,4 @@ system:
 	else echo "missing:$$missing; tests that need them will be skipped (Debian: apt-get install $(SYSTEM))"; fi
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -28,12 +28,11 @@ PATIENCE_S = 20.0
 def private_folder() -> Iterator[str]:
     """A folder that its owner alone can enter, until the block ends.
 
-    Processes that are started inside inherit `MARK`. Those that are left when the block ends, or when this process is
-    killed, are killed, and the folder is removed.
+    Temporary files lie in it. Processes that are started inside inherit `MARK`; those that are left when the block
+    ends, or when this process is killed, are killed, and the folder is removed.
     """
     temporary = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="rayad-", dir=temporary if len(temporary) < LONGEST else "/tmp")
-    before = os.environ.get(MARK)
     keeper = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, folder],
         stdin=subprocess.PIPE,
@@ -42,13 +41,17 @@ def private_folder() -> Iterator[str]:
         start_new_session=True,  # Ctrl-C is for the command
         env={},  # it belongs to no folder
     )
-    os.environ[MARK] = folder
+    before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}
+    os.environ.update(dict.fromkeys(before, folder))
+    tempfile.tempdir = folder
     try:
         yield folder
     finally:
-        os.environ.pop(MARK, None)
-        if before is not None:
-            os.environ[MARK] = before
+        tempfile.tempdir = None
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
         assert keeper.stdin is not None  # a pipe was asked for
         keeper.stdin.close()
         keeper.wait()
@@ -57,12 +60,15 @@ def private_folder() -> Iterator[str]:
 def clear(folder: str) -> None:
     """Kill the processes that belong to a folder, and remove it."""
     until = time.monotonic() + PATIENCE_S
-    while (processes := _marked(folder)) and time.monotonic() < until:
+    while time.monotonic() < until:
+        processes = _marked(folder)
         for process in processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not processes and not os.path.exists(folder):
+            return
         time.sleep(0.05)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _marked(folder: str) -> list[int]:

@@ -4,7 +4,6 @@ import asyncio
 import re
 import secrets
 import signal
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rayad.dashboard.overview import Overview
 from rayad.dashboard.reader import Reader
 from rayad.dashboard.tools import Ports, Tools
 from rayad.errors import StorageError
+from rayad.leftovers import private_folder
 from rayad.terminal import say
 
 EVERY_S = 10
@@ -44,7 +44,7 @@ def show(roots: Sequence[str], port: int, discovery: str) -> None:
     site = Site(roots, reader.look())
     ports = Ports(port)
     number = ports.take()
-    with tempfile.TemporaryDirectory(prefix="rayad-dashboard-", ignore_cleanup_errors=True) as folder:
+    with private_folder() as folder:
         tools = Tools(Path(folder), ports, discovery)
         asyncio.run(_show(site, reader, tools, number))
 

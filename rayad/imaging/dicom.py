@@ -174,13 +174,14 @@ def mammogram(data: bytes, name: str) -> tuple[Header, Pixels]:
 def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: bool) -> tuple[dict[str, Any], Pixels]:
     """What `mammogram` and `decode` give, decoded in this process."""
     with explained(name):
-        dataset = _open(io.BytesIO(data), name)
+        dataset = _open(io.BytesIO(data), name, stop_before_pixels=True)
         described = _header(dataset)
         if unsuitable := described.unsuitable if whole_breast else _no_image(dataset):
             raise ImageError(f"{name}: {unsuitable}")
         raw = dataset.get("PresentationIntentType", "") == "FOR PROCESSING"
         if raw and for_processing == "refuse":
             raise ImageError(f"{name}: a raw image (FOR PROCESSING); for_processing=convert takes its logarithm")
+        dataset = _open(io.BytesIO(data), name)
         codestream.check(dataset)
         stored = pixel_array(dataset, raw=True)
         if stored.shape != (described.rows, described.columns):

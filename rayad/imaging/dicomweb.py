@@ -6,6 +6,7 @@ token), or DICOMWEB_USER and DICOMWEB_PASSWORD.
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
 from retrying import RetryError
 
-from rayad import bounded
+from rayad import bounded, bounds
 from rayad.errors import FormatError, StorageError
 
 PAGE = 500
@@ -27,6 +28,10 @@ CHUNK = 1 << 20
 """Bytes of an answer that are read at once."""
 LARGEST = bounded.LARGEST_JSON
 """Bytes of an answer in JSON."""
+LARGEST_AROUND = 1_000_000
+"""Bytes of an answer around an image's file."""
+ANSWER_S = 300.0
+"""How long an answer may take."""
 RETRIED = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
@@ -138,13 +143,15 @@ def _value(row: Mapping[str, Any], key: str) -> str:
 
 
 def _search(client: DICOMwebClient, filters: dict[str, str], study: str | None = None) -> Iterator[dict[str, Any]]:
-    """Page by page."""
-    offset = 0
+    """Page by page, until there is nothing new: a server may not know what an offset is."""
+    offset, seen = 0, set[str]()
     while True:
         page = client.search_for_instances(study, search_filters=filters, limit=PAGE, offset=offset, fields=_FIELDS)
-        yield from page
-        if len(page) < PAGE:
+        rows = {_value(row, "00080018"): row for row in page}
+        yield from (row for instance, row in rows.items() if instance not in seen)
+        if len(page) < PAGE or rows.keys() <= seen:
             return
+        seen |= rows.keys()
         offset += len(page)
 
 
@@ -171,15 +178,17 @@ def _client(server: str) -> DICOMwebClient:
 
 
 def _bound(response: requests.Response, **_: Any) -> None:
-    """Read an answer in JSON here, so that the client never parses one that is too large or nests too deep."""
+    """Read an answer here, so that the client never parses one that is too large, too late, or nests too deep."""
     kinds = f"{response.request.headers.get('Accept')} {response.headers.get('Content-Type')}"
-    if not response.ok or "json" not in kinds:
-        return
+    json, until = "json" in kinds, time.monotonic() + ANSWER_S
+    most = LARGEST if json else bounds.current().file_mb * 1_000_000 + LARGEST_AROUND
     content = bytearray()
     for part in response.iter_content(CHUNK):
         content += part
-        bounded.require_size(len(content), "the answer", LARGEST)
-    if content:
+        bounded.require_size(len(content), "the answer", most)
+        if time.monotonic() > until:
+            raise FormatError(f"the answer was not here within {ANSWER_S:g} s")
+    if content and json and response.ok:
         bounded.parse_json(bytes(content), "the answer")
     response._content = bytes(content)  # where requests keeps what was read
 

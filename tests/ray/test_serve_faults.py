@@ -8,21 +8,17 @@ import socket
 import struct
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import psutil
-import pydicom
 import pytest
 import requests
-from dicoms import complete, written
+from malicious import BAD
 from PIL import Image
-from pydicom import uid
 from served import ME, PATIENTS, TOKEN, Served, png, serving
 
 pytestmark = pytest.mark.long
@@ -118,130 +114,6 @@ def test_a_chunked_body_is_counted_while_it_comes(served):
     answer = served.score(bytes(100_000) for _ in range(2000))
     is_problem(answer, 413)
     assert memory(served) < before + 1e9
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def made_png(side: int, samples: bytes, *more: bytes, bits: int = 8) -> bytes:
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, 0, 0, 0, 0))
-    parts = (head, *more, chunk(b"IDAT", samples), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def zeros(size: int) -> bytes:
-    return zlib.compress(bytes(size), 9)
-
-
-def made_tiff(data: bytes = bytes(5000), after: int = 0, **tags: int) -> bytes:
-    """A grey TIFF of 64 x 64; tags by number as in t256=64."""
-    usual = {256: 64, 257: 64, 258: 8, 259: 1, 262: 1, 273: 150, 277: 1, 278: 64, 279: 4096}
-    for name, value in tags.items():
-        usual[int(name[1:])] = value
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in usual.items())
-    head = b"II*\0" + struct.pack("<IH", 8, len(usual)) + entries + struct.pack("<I", after)
-    return head.ljust(150, b"\0") + data
-
-
-def many_pages(count: int) -> bytes:
-    size, pages = 2 + 12 * 3 + 4, b""
-    for page in range(1, count + 1):
-        entries = b"".join(struct.pack("<HHII", tag, 4, 1, 1) for tag in (256, 257, 258))
-        pages += struct.pack("<H", 3) + entries + struct.pack("<I", 8 + page * size if page < count else 0)
-    return b"II*\0" + struct.pack("<I", 8) + pages
-
-
-def jpeg_that_claims(side: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(buffer, "jpeg")
-    data = bytearray(buffer.getvalue())
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", side, side)
-    return bytes(data)
-
-
-PIXELS = np.zeros((256, 192), np.uint16)
-PIXELS[50:200, 50:150] = 3000
-OTHER = np.random.default_rng(0).integers(0, 4000, (192, 256), dtype=np.uint16)
-"""As many pixels in another shape."""
-
-
-def mammogram() -> pydicom.FileDataset:
-    return complete(PIXELS, PixelSpacing=[0.8, 0.8])
-
-
-def deflated(body: bytes) -> bytes:
-    """A DICOM file whose data set is these bytes."""
-    of = mammogram()
-    of.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-    whole = written(of)
-    length = struct.unpack("<I", whole[140:144])[0]  # of the group (0002,xxxx)
-    return whole[: 144 + length] + body
-
-
-def raw_deflate(size: int) -> bytes:
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return packer.compress(bytes(size)) + packer.flush()
-
-
-def nested(depth: int) -> bytes:
-    whole = written(mammogram())
-    length = struct.unpack("<I", whole[140:144])[0]
-    return whole[: 144 + length] + bytes.fromhex("0800401153510000fffffffffeff00e0ffffffff") * depth
-
-
-def compressed(codestream: bytes, syntax: str) -> bytes:
-    of = mammogram()
-    of.file_meta.TransferSyntaxUID = uid.UID(syntax)
-    of.PixelData = pydicom.encaps.encapsulate([codestream])
-    of["PixelData"].VR = "OB"
-    of["PixelData"].is_undefined_length = True
-    return written(of)
-
-
-def jpeg_2000(pixels: np.ndarray, claims: int = 0) -> bytes:
-    data = bytearray(imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", level=0, reversible=True))
-    at = data.index(b"\xff\x51") + 6
-    if claims:
-        data[at : at + 8] = data[at + 16 : at + 24] = struct.pack(">II", claims, claims)
-    return compressed(bytes(data), uid.JPEG2000Lossless)
-
-
-def lossless(pixels: np.ndarray) -> bytes:
-    return compressed(imagecodecs.ljpeg_encode(pixels, bitspersample=16), uid.JPEGLosslessSV1)
-
-
-BAD = {
-    "png of 900 Mpx": lambda: made_png(30_000, zeros(1000)),
-    "png with too few samples": lambda: made_png(900, zeros(1000)),
-    "png with 400 MB of samples": lambda: made_png(100, zeros(400_000_000)),
-    "png with a text of 300 MB": lambda: made_png(64, zeros(65 * 64), chunk(b"zTXt", b"a\0\0" + zeros(300_000_000))),
-    "png of 99 bits": lambda: made_png(64, zeros(65 * 64), bits=99),
-    "tiff of 5000 channels": lambda: made_tiff(t277=5000),
-    "tiff of 3600 Mpx": lambda: made_tiff(t256=60_000, t257=60_000),
-    "tiff that is its own next page": lambda: made_tiff(after=8),
-    "tiff of many pages": lambda: many_pages(20_000),
-    "tiff without rows": lambda: made_tiff(t257=0),
-    "tiff with 400 MB of samples": lambda: made_tiff(zeros(400_000_000), t259=8, t279=380_000),
-    "jpeg of 4290 Mpx": lambda: jpeg_that_claims(65_500),
-    "jpeg cut": lambda: jpeg_that_claims(64)[:-200],
-    "pgm of words": lambda: b"P2 64 64 255\n" + b"x " * 4096,
-    "pgm of one number": lambda: b"P2 64 64 255\n" + b"9" * 100_000,
-    "dicom cut": lambda: written(mammogram())[:50_000],
-    "dicom of 4 Gpx": lambda: written(complete(PIXELS, Rows=65_535, Columns=65_535)),
-    "dicom of 0 bits": lambda: written(complete(PIXELS, BitsAllocated=0)),
-    "deflated dicom of 1 GB": lambda: deflated(raw_deflate(1_000_000_000)),
-    "deflated dicom that is not": lambda: deflated(b"\xff" * 3000),
-    "dicom of nested sequences": lambda: nested(60_000),
-    "jpeg 2000 in another shape": lambda: jpeg_2000(OTHER),
-    "jpeg 2000 that is larger": lambda: jpeg_2000(np.zeros((5000, 5000), np.uint16)),
-    "jpeg 2000 of 3600 Mpx": lambda: jpeg_2000(PIXELS, 60_000),
-    "jpeg lossless in another shape": lambda: lossless(OTHER),
-    "jpeg lossless that is smaller": lambda: lossless(PIXELS[:64, :64].copy()),
-    "jpeg-ls in another shape": lambda: compressed(imagecodecs.jpegls_encode(OTHER), uid.JPEGLSLossless),
-    "zip before an image": lambda: b"PK\3\4" + made_png(64, zeros(65 * 64)),
-}
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -1,0 +1,99 @@
+"""What was made to do harm is a row with its reason, and the images beside it are scored, read and looked at."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from malicious import BAD
+from PIL import Image
+from served import PATIENTS, made, png
+
+from rayad.errors import ImageError
+from rayad.evaluation import heatmap
+from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
+from rayad.scoring import bundle
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return {kind: make() for kind, make in BAD.items()}
+
+
+def test_one_by_one_they_are_refused_by_name_and_in_time(files):
+    preprocessing = made(0).preprocessing
+    for kind, data in files.items():
+        began = time.monotonic()
+        with pytest.raises(ImageError):
+            preprocessing.prepare(decoded(data, "image", 1, Request(0.8)))
+        assert time.monotonic() < began + 60, kind
+
+
+def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
+    for number, data in enumerate(files.values()):
+        (tmp_path / f"{number:02}").write_bytes(data)
+    exams = list(PATIENTS.exams())[:2]
+    for name, exam in zip(("00-first", "99-last"), exams, strict=True):
+        (tmp_path / f"{name}.png").write_bytes(png(PATIENTS, exam))
+    rows = write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out"))
+    assert [row["name"] for row in rows if "reason" not in row] == ["00-first", "99-last"]
+    assert len(rows) == len(files) + 2
+
+
+def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
+    for number, exam in enumerate(list(PATIENTS.exams())[:3]):
+        (tmp_path / f"{number}.png").write_bytes(png(PATIENTS, exam))
+
+    def broken(file: str, *arguments: object) -> object:
+        if file.endswith("1.png"):
+            raise ZeroDivisionError("division\nby zero")
+        return opened(file, *arguments)
+
+    opened = heatmap.opened
+    monkeypatch.setattr(heatmap, "opened", broken)
+    rows = write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out"))
+    assert [row.get("reason") for row in rows] == [None, "it failed: ZeroDivisionError: division", None]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--spacing-mm", "40"), r"pixels of 0.8 mm, made of 40 mm, are more than bounds.pixels=60000000"),
+        (("--spacing-mm", "0.8", "--step-mm", "0.8", "--bounds.places", "1000"), r"more than bounds.places=1000"),
+        (("--spacing-mm", "0.8", "--bounds.pixels", "100"), r"256 x 192 pixels are more than bounds.pixels=100"),
+    ],
+)
+def test_absurd_sizes_are_refused_within_three_gigabytes(tmp_path, options, sentence):
+    bundle.save(made(0), str(tmp_path / "detector"))
+    (tmp_path / "a.png").write_bytes(png(PATIENTS, next(iter(PATIENTS.exams()))))
+    script = (
+        "import resource, sys\nfrom rayad import cli\ncode = cli.run(sys.argv[1:])\n"
+        "kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nprint(code, kb, file=sys.stderr)"
+    )
+    words = ["heatmap", "--detector", str(tmp_path / "detector"), "--images", str(tmp_path / "a.png")]
+    words += ["--out", str(tmp_path / "out"), *options]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    assert sentence in done.stdout
+    code, kilobytes = map(int, done.stderr.splitlines()[-1].split())
+    assert code == 1
+    assert kilobytes < 3_000_000
+
+
+def test_an_image_of_the_largest_size_takes_less_than_three_gigabytes(tmp_path):
+    """4,800 x 6,000 px of 0.05 mm, twice as large as the bounds ask for room."""
+    rows, columns = np.mgrid[0:6000, 0:4800]
+    inside = np.hypot((rows - 3000) / 2700, columns / 3800) < 1
+    pixels = np.where(inside, 20_000 + (rows + columns) % 1000, 0).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    bundle.save(made(0), str(tmp_path / "detector"))
+    script = (
+        "import resource, sys\nfrom rayad import cli\ncode = cli.run(sys.argv[1:])\n"
+        "most = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
+        "print(code, sum(most), file=sys.stderr)"
+    )
+    words = ["heatmap", "--detector", str(tmp_path / "detector"), "--images", str(tmp_path / "a.png")]
+    words += ["--out", str(tmp_path / "out"), "--spacing-mm", "0.05", "--view", "CC"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    code, kilobytes = map(int, done.stderr.splitlines()[-1].split())
+    assert (code, kilobytes < 3_000_000) == (0, True), done.stdout
