@@ -131,16 +131,12 @@ def test_a_server_that_is_killed_and_started_again_loses_no_image(archive, serve
 
 
 def killed_and_started_again(server: Served) -> None:
-    """By SIGKILL, with everything that it had started; on the same port."""
+    """By SIGKILL, with which everything ends that it had started; on the same port."""
     command, environment = server.process.cmdline(), server.process.environ()
-    family = [*server.process.children(recursive=True), server.process]
-    for one in family:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue  # it went with its parent
+    children = server.process.children(recursive=True)
+    server.process.kill()
     server.process.wait(30)
-    psutil.wait_procs(family[:-1], timeout=30)
+    assert not psutil.wait_procs(children, timeout=30)[1]
     with (server.folder / "log").open("w") as log:
         server.process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
     server.says("rayad serves spn, plain at http://127.0.0.1", 240)
