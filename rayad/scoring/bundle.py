@@ -29,7 +29,7 @@ from rayad.imaging.picture import described
 from rayad.scoring import files
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import LATENT, Detector, Part
 from rayad.scoring.files import Folder
 from rayad.terminal import shortened
 
@@ -208,7 +208,7 @@ def _built(folder: Folder, description: dict[str, Any], members: list[Detector])
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
     calibration = _calibration(folder, description["sha256"])
     with _explained(f"{folder.name}: 'score'"):
-        return Detector(
+        detector = Detector(
             name=description["name"],
             score=description["score"],
             preprocessing=preprocessing,
@@ -219,6 +219,20 @@ def _built(folder: Folder, description: dict[str, Any], members: list[Detector])
             members=tuple(members),
             **parts,
         )
+        _require_density(detector)
+    return detector
+
+
+def _require_density(detector: Detector) -> None:
+    """OptionError unless the density has the score and takes what the model and the context give."""
+    model, density = detector.model, detector.density
+    if detector.score not in LATENT or model is None or density is None:
+        return
+    if not hasattr(density.module, "novelty" if detector.score == "novelty" else "log_prob"):
+        raise OptionError(f"{density.name} has no {detector.score}")
+    given = model.module.latents + len(detector.context)
+    if density.variables != given:
+        raise OptionError(f"the density is of {density.variables} variables, but model and context give {given}")
 
 
 def _calibration(folder: Folder, hashes: dict[str, str]) -> Calibration | None:

@@ -141,6 +141,8 @@ FIELDS = [
     ("density.config.states", [3] * 70_000, "states is a list of at most 65,536 items"),
     ("density.config.states", [3] * 6, "does not fit spn"),
     ("density.config.states", [0, 0, 0, 0, 0, 3], "does not fit spn"),
+    ("score", "novelty", "'score': spn has no novelty"),
+    ("context", ["skin_mm"], "the density is of 6 variables, but model and context give 7"),
     ("context", ["phase_of_the_moon"], "'context' has different names of skin_mm"),
     ("context", [["skin_mm"]], "'context' has different names"),
     ("members", "one", "'members' of detector.json is a list"),
