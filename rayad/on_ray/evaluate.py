@@ -74,7 +74,7 @@ def evaluate(
     """
     calibrations = {d.name: calibration_of(d) for d in detectors}
     exams = stages.exams_of(dataset, options.split)
-    made_of = [[(identity(d), d.provenance["calibrated_on"]) for d in run] for run in (detectors, *others)]
+    made_of = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *others)]
     request = fingerprint([made_of, options, exams, provenance.commit()])
     page = storage.join(url, "index.html")
     written = storage.join(url, "results.json")

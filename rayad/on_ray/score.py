@@ -54,7 +54,7 @@ class ScoredImage:
 
 def identity(detector: Detector) -> str:
     """Equal for detectors that give equal scores."""
-    return fingerprint([detector.name, detector.score, detector.provenance["made_of"], detector.aggregation])
+    return fingerprint([detector.name, detector.score, detector.origin("made_of"), detector.aggregation])
 
 
 def score_exams(

@@ -87,7 +87,7 @@ def fit_detector(
         raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
     config = density_config(density, trained.model)
     settings = [density.name, config, density.context, density.smooth, density.classes, em]
-    request = fingerprint(["density", trained.provenance["made_of"], corpus.manifest["content"], *settings])
+    request = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings])
     done = _finished(url, request)
     if done is not None:
         return done
@@ -111,7 +111,7 @@ def fit_detector(
 
 def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
     """The folder below a URL for the latents that a trained detector's model has of a corpus."""
-    made_of = fingerprint([trained.provenance["made_of"], corpus.manifest["content"]])
+    made_of = fingerprint([trained.origin("made_of"), corpus.manifest["content"]])
     return storage.join(url, f"latents-{made_of}")
 
 
@@ -125,7 +125,7 @@ def density_config(density: Density, model: Part) -> Any:
 
 def asked(detector: Detector, name: str, score: str) -> Detector:
     """The trained detector under another name, asked for another of its scores."""
-    request = fingerprint(["asked", detector.provenance["made_of"], score])
+    request = fingerprint(["asked", detector.origin("made_of"), score])
     provenance = detector.provenance | {"made_of": request}
     return replace(detector, name=name, score=score, calibration=None, provenance=provenance)
 
@@ -140,8 +140,8 @@ def combined(name: str, rule: str, members: Sequence[Detector], dataset: Images,
     for _, group in groupby(members, key=lambda d: d.preprocessing):
         bare = [replace(d, calibration=None) for d in group]
         standard += calibrate_detectors(bare, dataset, step_mm, url, split="validation")
-    origin = {k: members[0].provenance[k] for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
-    request = fingerprint([rule, *[[identity(d), d.provenance["calibrated_on"]] for d in standard]])
+    origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
+    request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in standard]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
     origin |= {"made_of": request, "settings": rule, "train_minutes": minutes}
     return Detector(name, rule, members[0].preprocessing, provenance=origin, members=tuple(standard))
@@ -191,7 +191,7 @@ def calibrate_detectors(
     """
     exams = exams_of(dataset, split)
     wanted = [fingerprint([identity(d), step_mm, [e.exam_id for e in exams]]) for d in detectors]
-    if all(d.calibration and d.provenance["calibrated_on"] == w for d, w in zip(detectors, wanted, strict=True)):
+    if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, wanted, strict=True)):
         return list(detectors)
     scored = score(detectors, dataset, exams, step_mm, url, split, max_failures)
     result = []

@@ -111,6 +111,12 @@ class Detector:
         calibrated = f"calibrated on {patients} healthy patients" if patients else "not calibrated, so without p-values"
         return printable(", ".join([f"{self.name} scores by {self.score}", *parts, calibrated]))
 
+    def origin(self, name: str) -> Any:
+        """What its provenance says of this; OptionError where it says nothing."""
+        if name not in self.provenance:
+            raise OptionError(f"detector {self.name!r} has no {name} in its provenance, by which results are known")
+        return self.provenance[name]
+
     def calibrated(self, calibration: Calibration, **provenance: Any) -> "Detector":
         """The detector with this calibration, and what is to be known of it."""
         return replace(self, calibration=calibration, provenance={**self.provenance, **provenance})

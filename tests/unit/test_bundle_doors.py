@@ -470,3 +470,14 @@ def test_no_bundle_takes_memory_that_its_tensors_do_not_justify(good, tmp_path):
     assert [url for url, *_ in rows] == urls, done.stderr
     assert [url for url, said, *_ in rows if said == "loaded"] == [str(tmp_path / "field-19")]
     assert max(peak for *_, peak, _ in rows) < MOST_BYTES
+
+
+def test_a_detector_that_does_not_say_what_it_was_made_of_is_a_sentence(good, tmp_path, capsys):
+    url = edited(good, tmp_path / "bundle", put("provenance", {}))
+    assert (
+        cli.run(["rescore", "--detector", url, "--out", str(tmp_path / "out"), "--name", "n", "--score", "squared"])
+        == 2
+    )
+    assert (
+        capsys.readouterr().err == "rayad: detector 'd' has no made_of in its provenance, by which results are known\n"
+    )
