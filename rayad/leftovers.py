@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 MARK = "RAYAD_FOLDER"
 """Variable of the environment by which processes that belong to a folder are known: its value is the folder."""
-LONGEST = 40
+LONGEST = 24
 """Characters of a temporary folder's path below which Ray's sockets, of at most 107 characters, have room."""
 PATIENCE_S = 20.0
 """How long processes are ended that start others meanwhile."""

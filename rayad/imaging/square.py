@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image as Pillow
 
+from rayad import bounds
 from rayad.arrays import Image
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import PATCH, Prepared, Source
@@ -57,6 +58,7 @@ class Preprocessing:
 
 def resize(pixels: Image, side: int) -> Float[np.ndarray, "side side *channels"]:
     """The image drawn into a square, each channel by the Lanczos kernel; no value leaves the range of the input."""
+    bounds.current().require_pixels(side, side, "the image", " of the working resolution")
     channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
     drawn = [
         np.asarray(

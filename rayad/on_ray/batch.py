@@ -302,7 +302,9 @@ class _Ask:
                 for ending, content in await self._files(scored, data):
                     place = self._writing.check(storage.join(self._wanted["out"], f"{name}{ending}"))
                     await asyncio.to_thread(storage.write_bytes, place, content, through_links=False)
-        except (RayadError, RayError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, the other images are scored
+            if not isinstance(error, RayadError | RayError | TimeoutError):
+                LOG.exception("an image of a batch failed")
             return {"image": image, "reason": _sentence(error)}
         return {"image": image, "name": name, "score": scored.judged.score, "p_value": scored.judged.p}
 

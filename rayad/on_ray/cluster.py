@@ -95,13 +95,11 @@ def quiet_data() -> None:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """What a task raised on purpose is raised here as itself, without Ray's account of it."""
+    """What a task raised is raised here as itself; without Ray's account of it, if it was on purpose."""
     try:
         yield
     except RayTaskError as error:
-        if isinstance(error.cause, RayadError):
-            raise error.cause from None
-        raise
+        raise error.cause from (None if isinstance(error.cause, RayadError) else error)
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,10 @@ def each(function: Callable[[int], Any], number: int, label: str) -> list[int]:
     Raises:
         RayadError: the one that a task raised; no more tasks begin then.
     """
-    numbers, left = ray.data.range(number, override_num_blocks=number), set(range(number))
-    done = numbers.map_batches(_Mapped(function), batch_size=1, max_retries=RETRIES)
-    with progress(number, label) as step, _errors_allowed():
-        for row in done.iter_rows():
+    left = set(range(number))
+    with progress(number, label) as step, _errors_allowed():  # a Dataset keeps the context that it was made in
+        numbers = ray.data.range(number, override_num_blocks=number)
+        for row in numbers.map_batches(_Mapped(function), batch_size=1, max_retries=RETRIES).iter_rows():
             if row["kind"]:
                 raise errors.named(row["kind"], row["message"])
             left.discard(row["id"])

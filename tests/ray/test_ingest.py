@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 
@@ -27,10 +29,17 @@ class Healthy(phantom.Dataset):
     """A small phantom; the image named ``broken`` cannot be read."""
 
     broken: str = ""
+    deadly: str = ""
+    """Reading this one ends the process."""
+    odd: str = ""
 
     def pixels(self, exam: Exam):
         if exam.exam_id == self.broken:
             raise ImageError(f"{exam.exam_id}: truncated")
+        if exam.exam_id == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if exam.exam_id == self.odd:
+            raise ZeroDivisionError("nobody expected this")
         return super().pixels(exam)
 
 
@@ -46,6 +55,20 @@ def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path
     assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(
         str(tmp_path / "b/index.parquet")
     )
+
+
+def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and_the_others_are_there(tmp_path):
+    lenient = replace(SETTINGS, max_failures=0.5)
+    ingest(Healthy(patients=12), str(tmp_path / "whole"), lenient, {})
+    whole = Corpus.open(str(tmp_path / "whole")).index()
+    deadly, odd = sorted(set(whole["exam_id"]))[:2]
+    manifest = ingest(Healthy(patients=12, deadly=deadly, odd=odd), str(tmp_path / "some"), lenient, {})
+    reasons = {failure["exam_id"]: failure["reason"] for failure in manifest["failures"]}
+    assert reasons.keys() == {deadly, odd}
+    assert "the process that worked on it ended, 4 times" in reasons[deadly]
+    assert reasons[odd] == "it failed: ZeroDivisionError: nobody expected this"
+    there = Corpus.open(str(tmp_path / "some")).index()
+    assert sorted(there["exam_id"]) == sorted(whole["exam_id"][~whole["exam_id"].isin([deadly, odd])])
 
 
 def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
