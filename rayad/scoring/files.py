@@ -154,7 +154,7 @@ def header(data: bytes, where: str) -> dict[str, Tensor]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:
         raise FormatError(f"{where}: is not a safetensors file")
-    entries = parse_json(data[8 : 8 + size], where, LARGEST_HEADER)
+    entries = parse_json(data[8 : 8 + size], f"{where}: its header", LARGEST_HEADER)
     if not isinstance(entries, dict):
         raise FormatError(f"{where}: the header of a safetensors file is an object, not {shortened(entries)}")
     entries.pop("__metadata__", None)

@@ -75,6 +75,7 @@ def card(name: str, url: str) -> Card:
         StorageError, FormatError: it cannot be read.
     """
     url = url if "://" in url else os.path.realpath(url)
+    bundle.describe(url)  # it is there, and not too large to be read
     sha256 = _hash(url)
     detector = load(f"{sha256} {url}")
     if detector.calibration is None:

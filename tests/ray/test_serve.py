@@ -291,13 +291,13 @@ BROKEN = """
 from served import PATIENTS, made, png
 
 from rayad.evaluation.heatmap import Request
-from rayad.on_ray.graph import Picture, judged_together, prepared_image
+from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
 from rayad.scoring.detector import Detector
 
 detector, asked, really = made(0), Request(0.8, "MLO"), Detector.heatmaps
 files = [png(PATIENTS, exam) for exam in PATIENTS.exams()[:2]]
 broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), 0.0) for file in files)
-(alone,) = judged_together(detector, [whole], [asked])
+(alone,) = judged_together(detector, [Asked(whole, asked.step_mm)])
 
 def heatmaps(self, images, step):
     if any(image is broken.prepared for image in images):
@@ -305,16 +305,70 @@ def heatmaps(self, images, step):
     return really(self, images, step)
 
 Detector.heatmaps = heatmaps
-one, other = judged_together(detector, [broken, whole], [asked] * 2)
+one, other = judged_together(detector, [Asked(broken, asked.step_mm), Asked(whole, asked.step_mm)])
 print(one.problem.status, other.judged.score == alone.judged.score)
 """
 """What a replica says of two images at once, the first of which breaks the detector."""
 
 
+LEFT = """
+import threading
+import time
+
+from served import PATIENTS, made, png
+
+from rayad.evaluation.heatmap import Request
+from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
+
+detector = made(1, "reconstruction")
+picture = Picture(prepared_image(png(PATIENTS, PATIENTS.exams()[0]), detector.preprocessing, Request(0.8, "MLO")), 0.0)
+
+def seconds(image):
+    began = time.monotonic()
+    (answer,) = judged_together(detector, [image])
+    return answer, time.monotonic() - began
+
+whole, took = seconds(Asked(picture, 0.8))
+left = Asked(picture, 0.8)
+threading.Timer(took / 10, left.gone.set).start()
+refused, until = seconds(left)
+never, at_once = seconds(left)
+print(hasattr(whole, "judged"), hasattr(refused, "problem"), hasattr(never, "problem"), until < took / 2, at_once < 0.1)
+"""
+"""What a replica does for who goes while an image is scored, or before."""
+
+
+def replica_says(script: str) -> str:
+    command, env = [sys.executable, "-c", script], os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return done.stdout or done.stderr
+
+
 def test_an_image_that_breaks_the_detector_breaks_no_other():
-    command, env = [sys.executable, "-c", BROKEN], os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "500 True\n", done.stderr
+    assert replica_says(BROKEN) == "500 True\n"
+
+
+def test_what_nobody_waits_for_is_not_scored_to_its_end():
+    assert replica_says(LEFT).split() == ["True"] * 5
+
+
+@pytest.mark.long
+def test_a_service_whose_scorers_are_silent_is_not_ready(served, images):
+    scorers = [of for of in served.process.children(recursive=True) if "ServeReplica:rayad:Scorer" in of.cmdline()[0]]
+    assert served.get("/v1/ready").status_code == 200
+    for scorer in scorers:
+        scorer.suspend()
+    try:
+        asking = threading.Thread(target=served.score, args=(images[0],))
+        asking.start()
+        time.sleep(32)
+        assert served.get("/v1/ready").status_code == 503
+    finally:
+        for scorer in scorers:
+            scorer.resume()
+    asking.join()
+    assert served.score(images[0]).status_code == 200
+    assert served.get("/v1/ready").status_code == 200
 
 
 def test_a_killed_replica_loses_no_request(served, images):

@@ -481,3 +481,11 @@ def test_a_detector_that_does_not_say_what_it_was_made_of_is_a_sentence(good, tm
     assert (
         capsys.readouterr().err == "rayad: detector 'd' has no made_of in its provenance, by which results are known\n"
     )
+
+
+def test_a_description_of_gigabytes_is_not_read(good, tmp_path):
+    url = edited(good, tmp_path / "bundle", leave)
+    os.truncate(f"{url}/detector.json", 5_000_000_000)  # sparse
+    assert "JSON of at most 4 MB is read" in refusal(url)
+    with pytest.raises(RayadError, match="at most 4 MB"):
+        cards.card("d", url)
