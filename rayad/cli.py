@@ -34,7 +34,7 @@ from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 from rayad.serving.access import Access, Limits
-from rayad.terminal import print_error, say
+from rayad.terminal import print_error, say, writable
 
 T = TypeVar("T")
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
@@ -805,7 +805,7 @@ def _parsed(argv: list[str]) -> Command:
     """The command with its options; OptionError where a number is none that the option can have."""
     complaint = io.StringIO()
     try:
-        with redirect_stderr(complaint):
+        with redirect_stderr(complaint), writable():
             command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="rayad", description=__doc__)
     except SystemExit:
         for line in complaint.getvalue().splitlines():

@@ -3,8 +3,12 @@
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, runtime_checkable
+
+from rayad.errors import StorageError
 
 UNPRINTABLE = re.compile(
     "["
@@ -42,8 +46,24 @@ def say(text: str, stream: Stream | None = None) -> None:
 
     Args:
         stream: where to; None: standard output.
+
+    Raises:
+        StorageError: it is a file that cannot be written to.
+        BrokenPipeError: it is a pipe that nobody reads.
     """
-    print(printable(text), file=stream, flush=True)
+    with writable():
+        print(printable(text), file=stream, flush=True)
+
+
+@contextmanager
+def writable() -> Iterator[None]:
+    """Printing that fails, but to a pipe, is a StorageError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot print: {error.strerror}") from error
 
 
 def print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -65,6 +65,15 @@ def test_errors_that_nobody_reads_are_no_traceback(tmp_path):
     assert code == 128 + signal.SIGPIPE
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+def test_output_to_a_full_disk_is_a_sentence(detector):
+    with open("/dev/full", "wb") as full:
+        for arguments in (["check", "--detector", detector], ["check", "--help"]):
+            done = subprocess.run([*RAYAD, *arguments], stdout=full, stderr=subprocess.PIPE, check=False)
+            assert done.returncode == 1
+            assert done.stderr == b"rayad: cannot print: No space left on device\n"
+
+
 def test_a_pipeline_gets_its_line(detector):
     line = f"{sys.executable} -m rayad.cli heatmap --help | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, check=False)
