@@ -26,7 +26,7 @@ class Bounds:
 
     file_mb: Count = 200
     """Of its file, 10^6 bytes."""
-    pixels: Count = 60_000_000
+    pixels: Count = 40_000_000
     """Of the image as it is stored, and again at the resolution at which it is scored; the largest mammograms of real
     archives have 29,000,000."""
     places: Count = 50_000

@@ -157,6 +157,34 @@ def replicated(size: int) -> bytes:
     return struct.pack("<16L", 2, 64, 64 + len(segment), *[0] * 13) + segment * 2
 
 
+def first_scan() -> bytes:
+    """A progressive JPEG that ends after its first scan."""
+    buffer = io.BytesIO()
+    Image.fromarray((PIXELS >> 4).astype(np.uint8)).save(buffer, "jpeg", progressive=True)
+    data = buffer.getvalue()
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    return data[:second] + b"\xff\xd9"
+
+
+def shifted() -> bytes:
+    """More bytes than pixels, so that the image may begin anywhere."""
+    of = mammogram()
+    of.PixelData = bytes(10_000) + of.PixelData
+    return written(of)
+
+
+ITEMS = bytes.fromhex("feff00e000000000")
+"""An empty item of a sequence."""
+
+
+def raw_deflate_of(data: bytes) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    kind = uid.DigitalMammographyXRayImageStorageForPresentation.encode().ljust(30, b"\0")
+    start = b"\x08\x00\x16\x00UI" + struct.pack("<H", len(kind)) + kind
+    start += b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"  # of undefined length: items are read one by one
+    return packer.compress(start + data) + packer.flush()
+
+
 def rescaled(before: bytes, after: bytes) -> bytes:
     """A file whose slope is 9.8765 and whose intercept is 5.4321, with other bytes in the place of one of them."""
     data = written(complete(PIXELS, **SPACED | {"RescaleSlope": "9.8765", "RescaleIntercept": "5.4321"}))
@@ -168,6 +196,12 @@ SPACED = {"PixelSpacing": [0.8, 0.8]}
 BAD = {
     "png of 900 Mpx": lambda: made_png(30_000, zeros(1000)),
     "png with too few samples": lambda: made_png(900, zeros(1000)),
+    "png without its lower half": lambda: made_png(64, zeros(65 * 32)),
+    "tiff whose strip is nowhere": lambda: made_tiff(t273=0, t279=0),
+    "progressive jpeg of one scan": lambda: first_scan(),
+    "jpeg-ls with more bits than are said": lambda: compressed(jpeg_ls(), uid.JPEGLSLossless, BitsStored=8, HighBit=7),
+    "pixels somewhere in more bytes": lambda: shifted(),
+    "deflated dicom of a million items": lambda: deflated(raw_deflate_of(ITEMS * 1_000_000)),
     "png with 400 MB of samples": lambda: made_png(100, zeros(400_000_000)),
     "png with a text of 300 MB": lambda: made_png(64, zeros(65 * 64), chunk(b"zTXt", b"a\0\0" + zeros(300_000_000))),
     "png of 99 bits": lambda: made_png(64, zeros(65 * 64), bits=99),

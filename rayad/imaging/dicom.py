@@ -22,8 +22,9 @@ from typing import Any, Literal
 import numpy as np
 import pydicom
 from pydicom import Dataset, config
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -41,6 +42,8 @@ ForProcessing = Literal["refuse", "convert"]
 
 HEADER_BYTES = 16_000_000
 """Of a header; those of mammograms have some kilobytes, with overlays some megabytes."""
+HEADER_READS = 200_000
+"""pydicom asks twice for an element, once for an item."""
 ROWS = 256
 """Of pixels that are looked at at once."""
 RAW = "raw image (FOR PROCESSING)"
@@ -182,11 +185,32 @@ def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: 
         if raw and for_processing == "refuse":
             raise ImageError(f"{name}: a raw image (FOR PROCESSING); for_processing=convert takes its logarithm")
         dataset = _open(io.BytesIO(data), name)
+        for table in (
+            "ExtendedOffsetTable",
+            "ExtendedOffsetTableLengths",
+        ):  # of several frames; one could lead elsewhere
+            if table in dataset:
+                del dataset[table]
         codestream.check(dataset)
+        _check_length(dataset)
         stored = pixel_array(dataset, raw=True)
         if stored.shape != (described.rows, described.columns):
             raise ImageError(f"{name}: pixels of {stored.shape} in a file of {described.rows} x {described.columns} px")
+        if dataset.file_meta.TransferSyntaxUID.is_encapsulated and int(stored.max()) >= 2 ** int(dataset.BitsStored):
+            raise ImageError(f"{name}: values up to {stored.max()} in a file of {dataset.BitsStored} bits")
         return asdict(described), _scaled(dataset, stored, raw)
+
+
+def _check_length(dataset: Dataset) -> None:
+    """ImageError if native pixels are followed by another row or more: then the image may begin anywhere."""
+    syntax = dataset.file_meta.TransferSyntaxUID if hasattr(dataset, "file_meta") else None
+    if syntax and syntax.is_encapsulated:
+        return
+    row = dataset.Columns * dataset.BitsAllocated // 8
+    if len(dataset.PixelData) >= (dataset.Rows + 1) * row:
+        raise ImageError(
+            f"{len(dataset.PixelData):,} bytes of pixels in a file of {dataset.Rows} x {dataset.Columns} px"
+        )
 
 
 def _scaled(dataset: Dataset, stored: np.ndarray, raw: bool) -> Pixels:
@@ -251,26 +275,46 @@ def _header(dataset: Dataset) -> Header:
 def _open(file: Any, name: str, *, stop_before_pixels: bool = False) -> Dataset:
     """The data set; some archives leave the preamble out, then there must at least be a SOP class."""
     deflated = _is_deflated(file, name)
-    source = _Head(file, name) if stop_before_pixels and not deflated else file
+    if deflated and stop_before_pixels:
+        return _deflated_head(file, name)
+    source = _Head(file, name) if stop_before_pixels else file
     dataset = pydicom.dcmread(source, force=True, stop_before_pixels=stop_before_pixels)
     if "SOPClassUID" not in dataset:
         raise ImageError(f"{name}: not a DICOM file")
     return dataset
 
 
+def _deflated_head(file: Any, name: str) -> Dataset:
+    """The attributes of a deflated data set, of which no more is inflated than a header may have."""
+    read_preamble(file, force=True)
+    meta = _read_file_meta_info(file)
+    head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), HEADER_BYTES)
+    reader: Any = _Head(io.BytesIO(head), name)
+    dataset = read_dataset(reader, False, True, stop_when=lambda tag, *_: tag >= _PIXELS)
+    if "SOPClassUID" not in dataset:
+        raise ImageError(f"{name}: not a DICOM file")
+    dataset.file_meta = FileMetaDataset(meta)
+    return dataset
+
+
+_PIXELS = 0x7FE00008
+"""The first tag of pixels of any kind."""
+
+
 class _Head:
-    """A file of which no more is read than a header may have: each of its elements takes a hundred bytes of memory."""
+    """A file of which no more is read than a header may have: an element takes hundreds of bytes of memory."""
 
     def __init__(self, file: Any, name: str) -> None:
         self.seek, self.tell = file.seek, file.tell
-        self._file, self._name, self._left = file, name, HEADER_BYTES
+        self._file, self._name, self._left, self._reads = file, name, HEADER_BYTES, HEADER_READS
 
     def read(self, size: int = -1) -> bytes:
         """Bytes, as a file gives them."""
         data = self._file.read(size if 0 <= size <= self._left else self._left + 1)
         self._left -= len(data)
-        if self._left < 0:
-            raise ImageError(f"{self._name}: a header of more than {HEADER_BYTES / 1e6:g} MB")
+        self._reads -= 1
+        if self._left < 0 or self._reads < 0:
+            raise ImageError(f"{self._name}: a header of more than {HEADER_BYTES / 1e6:g} MB or 100,000 elements")
         return data
 
 

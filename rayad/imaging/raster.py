@@ -1,9 +1,11 @@
 """PNG, JPEG, TIFF and PNM (PGM, PPM) files, each sample as it is stored, 8 to 16 bits."""
 
 import io
+import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +92,7 @@ def _parsed(data: bytes, name: str) -> Raster:
         if data.startswith(_PNG):
             return _png(data, name)
         if data.startswith(_JPEG):
-            return _with_pillow(JpegImageFile(io.BytesIO(data)), name)
+            return _jpeg(data, name)
         if data.startswith(_TIFF):
             return _tiff(data, name)
         if _PNM.match(data):
@@ -137,7 +139,66 @@ def _png(data: bytes, name: str) -> Raster:
     image = PngImageFile(io.BytesIO(data))
     if image.n_frames > 1:
         raise ImageError(f"{name}: one image is wanted, the file holds {image.n_frames}")
+    _check_size(image.height, image.width, name)
+    _check_rows(data, name)
     return _with_pillow(image, name)
+
+
+def _check_rows(data: bytes, name: str) -> None:
+    """ImageError if a PNG has not all of its rows: Pillow leaves those black that its data end before.
+
+    PNG, third edition, 7.2 and 8.1: rows of whole bytes with a filter byte before, in seven passes if interlaced.
+    """
+    width, height, bits, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    pixel = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(max(0, -(-(width - x) // dx)), max(0, -(-(height - y) // dy))) for x, y, dx, dy in passes]
+    expected = sum(down * (1 + -(-across * pixel // 8)) for across, down in sizes if across)
+    inflate, there = zlib.decompressobj(), 0
+    for part in _chunks(data, b"IDAT"):
+        while part and there < expected:
+            there += len(inflate.decompress(part, 1 << 22))
+            part = inflate.unconsumed_tail
+    if there < expected:
+        raise ImageError(f"{name}: damaged image: {there:,} of {expected:,} bytes of its rows are there")
+
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row of a pass, and the steps from one to the next."""
+
+
+def _chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
+    """The contents of a PNG's chunks of a kind."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if data[at + 4 : at + 8] == kind:
+            yield data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def _jpeg(data: bytes, name: str) -> Raster:
+    """JPEG; Pillow takes a file whose later scans are missing for a whole one."""
+    image = JpegImageFile(io.BytesIO(data))
+    if image.info.get("progressive"):
+        _check_scans(data, name)
+    return _with_pillow(image, name)
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    """ImageError if the scans of a progressive JPEG (ISO 10918-1, G.1.1.1) do not give all bits of all coefficients."""
+    missing: dict[int, set[int]] = {}
+    for start in re.finditer(rb"\xff\xda", data):
+        at, (length, count) = start.end(), struct.unpack_from(">HB", data, start.end())
+        if length != 6 + 2 * count or not 1 <= count <= 4:
+            continue  # no start of scan: its bytes stand in a table
+        first, last, bits = struct.unpack_from("3B", data, at + 3 + 2 * count)
+        for component in data[at + 3 : at + 3 + 2 * count : 2]:
+            left = missing.setdefault(component, set(range(64)))
+            if not bits & 15:
+                left -= set(range(first, last + 1))
+    if not missing or any(missing.values()):
+        raise ImageError(f"{name}: damaged image: scans of a progressive JPEG are missing")
 
 
 def _with_pillow(image: ImageFile, name: str) -> Raster:
@@ -170,6 +231,8 @@ def _tiff(data: bytes, name: str) -> Raster:
         if page.dtype is None or page.dtype.kind not in "ub" or page.bitspersample > 16:
             raise ImageError(f"{name}: TIFF samples of type {page.dtype} are not read, only 1 to 16 bits, unsigned")
         _check_size(page.imagelength, page.imagewidth, name, page.samplesperpixel)
+        if min(page.databytecounts, default=0) < 1 or len(page.databytecounts) < math.prod(page.chunked):
+            raise ImageError(f"{name}: damaged image: strips or tiles are missing")
         if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=0) > len(data):
             raise ImageError(f"{name}: damaged image: the file is truncated")
         if page.compression in (tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.JPEG):

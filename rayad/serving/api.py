@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -105,19 +105,35 @@ class Backend(Protocol):
         ...
 
 
-class Place(BaseModel):
+class Closed(BaseModel):
+    """Has the fields that are named here and no others; millions of others are one error, not as many."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_others(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.keys() <= cls.model_fields.keys():
+            raise ValueError(f"the fields are {', '.join(cls.model_fields)}, and no others")
+        return given
+
+
+def _example(**fields: str) -> dict[str, Any]:
+    return {"additionalProperties": False, "examples": [fields]}
+
+
+class Place(Closed):
     """An image by its URL."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "s3://hospital/inbox/0001.dcm"}]})
+    model_config = ConfigDict(json_schema_extra=_example(url="s3://hospital/inbox/0001.dcm"))
     url: str = Field(max_length=2000)
 
 
-class Wanted(BaseModel):
+class Wanted(Closed):
     """A batch: images, where the results go, and how they are scored."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"prefix": "s3://hospital/inbox/", "out": "s3://hospital/results/november"}]},
+        json_schema_extra=_example(prefix="s3://hospital/inbox/", out="s3://hospital/results/november")
     )
     urls: list[str] = Field(default=[], max_length=100_000)
     prefix: str = Field(default="", max_length=2000, description="every image below it; instead of urls")

@@ -38,8 +38,10 @@ HEAD_SECONDS = 10
 """Within which they are there."""
 IDLE_SECONDS = 5
 """Between two requests on a connection."""
-CONNECTIONS = 1000
-"""At once; half of them for one address, or one network of IPv6."""
+CONNECTIONS = 4000
+"""At once."""
+SHARES = 8
+"""One address, or one network of IPv6, has so small a part of them."""
 RESERVED = 100
 """Open files that HAProxy needs besides two for each connection."""
 PAUSE_S = 0.2
@@ -120,16 +122,16 @@ class Front:
         if not self.tls_in_front:  # else all come from one address
             yield "stick-table type ipv6 size 10k expire 1m store conn_cur"
             yield "tcp-request connection track-sc0 src,ipmask(32,64)"
-            yield f"tcp-request connection reject if {{ sc0_conn_cur gt {self.connections // 2} }}"
+            yield f"tcp-request connection reject if {{ sc0_conn_cur gt {self.connections // SHARES} }}"
         for name, value in SAFE.items():
             yield f'http-after-response set-header {name.decode()} "{value.decode()}"'
         if self.tls:
             yield "http-after-response set-header strict-transport-security max-age=31536000"
         yield "http-request del-header upgrade"
-        yield f"http-request set-header {HEADER} %[env({SECRET})]"
         for name, value in (("x-forwarded-for", "%[src]"), ("x-forwarded-proto", "https" if self.tls else "http")):
             kept = f" unless {{ src 127.0.0.0/8 ::1 }} {{ req.hdr({name}) -m found }}" if self.tls_in_front else ""
             yield f"http-request set-header {name} {value}{kept}"
+        yield f"http-request set-header {HEADER} %[env({SECRET})]  # the last: what follows it are trailers"
         yield "default_backend service"
 
 

@@ -59,6 +59,7 @@ class Unanswered:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = _without_trailers(scope) if self._secret else scope
         secrets = values(scope, HEADER.encode())
         scope = {**scope, "headers": [of for of in scope["headers"] if of[0].lower().replace(b"_", b"-") not in ASIDE]}
         if scope["path"] == HEALTH:
@@ -104,6 +105,21 @@ class Unanswered:
     def free(self, size: int) -> None:
         """Give back what was taken."""
         self._kept_by_all -= size
+
+
+def _without_trailers(scope: Scope) -> Scope:
+    """The request as HAProxy has it: what follows the header that it adds last came after a chunked body.
+
+    uvicorn takes such trailers for headers, and its client for whom they name.
+    """
+    names = [name.lower() for name, _ in scope["headers"]]
+    end = names.index(HEADER.encode()) + 1 if HEADER.encode() in names else 0
+    scope = {**scope, "headers": scope["headers"][:end]}
+    for client in values(scope, b"x-forwarded-for")[-1:]:
+        scope["client"] = client.decode("latin-1").rpartition(",")[2].strip(), 0
+    for scheme in values(scope, b"x-forwarded-proto")[-1:]:
+        scope["scheme"] = scheme.decode("latin-1")
+    return scope
 
 
 def middlewares() -> list[Middleware]:

@@ -264,11 +264,11 @@ def test_where_nobody_answers_behind_it_says_so(stand):
 
 
 def test_nobody_has_all_connections(plain):
-    half = front.CONNECTIONS // 2
+    most = front._most() // front.SHARES
     with ExitStack() as stack:
-        lines = [stack.enter_context(plain.connect()) for _ in range(half + 5)]
+        lines = [stack.enter_context(plain.connect()) for _ in range(most + 5)]
         time.sleep(1)
-        assert sum(is_open(line) for line in lines) == half
+        assert sum(is_open(line) for line in lines) == most
 
 
 def is_open(line: socket.socket) -> bool:

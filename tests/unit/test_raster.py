@@ -153,7 +153,7 @@ REFUSED = {
     ),
     "no pixels": (b"P5 0 4 255\n", "is empty"),
     "no levels": (b"P5 1 1 0\n\0", "1 to 65535"),
-    "too large": (b"P5 30000 30000 255\n", "more than bounds.pixels=60000000"),
+    "too large": (b"P5 30000 30000 255\n", "more than bounds.pixels=40000000"),
     "over white": (b"P5 1 1 100\n\xff", "255 is over the maximum 100"),
     "words": (b"P2 2 1 255\n12 twelve", "damaged"),
     "negative": (b"P2 2 1 255\n12 -1", "damaged"),

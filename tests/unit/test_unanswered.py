@@ -264,3 +264,20 @@ def test_ray_takes_what_is_given():
     from ray.serve._private.http_util import validate_http_proxy_callback_return
 
     assert validate_http_proxy_callback_return(unanswered.middlewares())
+
+
+def test_what_comes_after_the_body_is_no_header():
+    """uvicorn appends trailers to the headers, and takes the last X-Forwarded-For for the client."""
+    before = [
+        (b"host", b"a"),
+        (b"x-forwarded-for", b"192.0.2.1"),
+        (b"x-forwarded-proto", b"https"),
+        (b"x-rayad-front", b"s"),
+    ]
+    trailers = [(b"X-Forwarded-For", b"198.51.100.7"), (b"authorization", b"Bearer x"), (b"X-Rayad-Front", b"s")]
+    scope = {"type": "http", "client": ("198.51.100.7", 0), "scheme": "http", "headers": [*before, *trailers]}
+    cleaned = unanswered._without_trailers(scope)
+    assert cleaned["headers"] == before
+    assert cleaned["client"][0] == "192.0.2.1"
+    assert cleaned["scheme"] == "https"
+    assert unanswered._without_trailers({**scope, "headers": [(b"host", b"a")]})["headers"] == []
