@@ -185,6 +185,15 @@ def raw_deflate_of(data: bytes) -> bytes:
     return packer.compress(start + data) + packer.flush()
 
 
+def many_views() -> bytes:
+    """A million and a half items in the sequence of views."""
+    whole, items = written(mammogram()), ITEMS * 1_500_000
+    start = 144 + struct.unpack("<I", whole[140:144])[0]
+    kind = uid.DigitalMammographyXRayImageStorageForPresentation.encode().ljust(30, b"\0")
+    first = b"\x08\x00\x16\x00UI" + struct.pack("<H", len(kind)) + kind
+    return whole[:start] + first + b"\x54\x00\x20\x02SQ\0\0" + struct.pack("<I", len(items)) + items
+
+
 def rescaled(before: bytes, after: bytes) -> bytes:
     """A file whose slope is 9.8765 and whose intercept is 5.4321, with other bytes in the place of one of them."""
     data = written(complete(PIXELS, **SPACED | {"RescaleSlope": "9.8765", "RescaleIntercept": "5.4321"}))
@@ -202,6 +211,7 @@ BAD = {
     "jpeg-ls with more bits than are said": lambda: compressed(jpeg_ls(), uid.JPEGLSLossless, BitsStored=8, HighBit=7),
     "pixels somewhere in more bytes": lambda: shifted(),
     "deflated dicom of a million items": lambda: deflated(raw_deflate_of(ITEMS * 1_000_000)),
+    "dicom of a million views": lambda: many_views(),
     "png with 400 MB of samples": lambda: made_png(100, zeros(400_000_000)),
     "png with a text of 300 MB": lambda: made_png(64, zeros(65 * 64), chunk(b"zTXt", b"a\0\0" + zeros(300_000_000))),
     "png of 99 bits": lambda: made_png(64, zeros(65 * 64), bits=99),

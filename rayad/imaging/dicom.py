@@ -42,6 +42,8 @@ ForProcessing = Literal["refuse", "convert"]
 
 HEADER_BYTES = 16_000_000
 """Of a header; those of mammograms have some kilobytes, with overlays some megabytes."""
+SEQUENCE_BYTES = 1_000_000
+"""Of a sequence; a table of 65,536 values has 131,072."""
 HEADER_READS = 200_000
 """pydicom asks twice for an element, once for an item."""
 ROWS = 256
@@ -278,9 +280,20 @@ def _open(file: Any, name: str, *, stop_before_pixels: bool = False) -> Dataset:
     if deflated and stop_before_pixels:
         return _deflated_head(file, name)
     source = _Head(file, name) if stop_before_pixels else file
-    dataset = pydicom.dcmread(source, force=True, stop_before_pixels=stop_before_pixels)
+    return _checked(pydicom.dcmread(source, force=True, stop_before_pixels=stop_before_pixels), name)
+
+
+def _checked(dataset: Dataset, name: str) -> Dataset:
+    """The data set; ImageError where it is none of DICOM, or a sequence that is asked for has too many items.
+
+    pydicom makes a data set of each item when the sequence is first looked at.
+    """
     if "SOPClassUID" not in dataset:
         raise ImageError(f"{name}: not a DICOM file")
+    for keyword in ("ViewCodeSequence", "ModalityLUTSequence"):
+        value = getattr(dataset.get_item(keyword), "value", None)
+        if isinstance(value, bytes) and len(value) > SEQUENCE_BYTES:
+            raise ImageError(f"{name}: {keyword} of more than {SEQUENCE_BYTES / 1e6:g} MB")
     return dataset
 
 
@@ -291,10 +304,8 @@ def _deflated_head(file: Any, name: str) -> Dataset:
     head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), HEADER_BYTES)
     reader: Any = _Head(io.BytesIO(head), name)
     dataset = read_dataset(reader, False, True, stop_when=lambda tag, *_: tag >= _PIXELS)
-    if "SOPClassUID" not in dataset:
-        raise ImageError(f"{name}: not a DICOM file")
     dataset.file_meta = FileMetaDataset(meta)
-    return dataset
+    return _checked(dataset, name)
 
 
 _PIXELS = 0x7FE00008
