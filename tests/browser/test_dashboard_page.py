@@ -115,7 +115,7 @@ def test_it_stops_with_everything_that_it_started(dashboard):
     ("words", "said"),
     [
         (["--root", "/nowhere/at/all"], "rayad: cannot list /nowhere/at/all: there is no such folder"),
-        (["--root", "/tmp", "--port", "1000000"], "rayad: port 1000000 of 127.0.0.1 cannot be had"),
+        (["--root", "/tmp", "--port", "1000000"], "rayad: --port must be between 0 and 65,535, not 1000000"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(words, said, root):
