@@ -34,7 +34,7 @@ def private_folder() -> Iterator[str]:
     temporary = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="rayad-", dir=temporary if len(temporary) < LONGEST else "/tmp")
     keeper = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, folder],
+        [sys.executable, "-I", "-S", __file__, folder, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -57,11 +57,11 @@ def private_folder() -> Iterator[str]:
         keeper.wait()
 
 
-def clear(folder: str) -> None:
-    """Kill the processes that belong to a folder, and remove it."""
+def clear(folder: str, spared: int = 0) -> None:
+    """Kill the processes that belong to a folder but for the one whose folder it is, and remove it."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
-        processes = _marked(folder)
+        processes = [process for process in _marked(folder) if process != spared]
         for process in processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
@@ -72,14 +72,24 @@ def clear(folder: str) -> None:
 
 
 def _marked(folder: str) -> list[int]:
-    """Processes that have the folder in their environment and have not ended, as Linux lists them."""
-    mark = f"{MARK}={folder}".encode()
+    """Processes that have the folder in their environment, or a file in it open, and have not ended (Linux)."""
     processes = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         with contextlib.suppress(OSError):  # it has ended, or is another account's
-            if name.isdigit() and mark in _read(f"/proc/{name}/environ").split(b"\0"):
+            if name.isdigit() and int(name) != os.getpid() and _belongs(f"/proc/{name}", folder):
                 processes.append(int(name))
     return processes
+
+
+def _belongs(process: str, folder: str) -> bool:
+    """A process that gives itself another title, as Ray's do, may lose its environment by that."""
+    if f"{MARK}={folder}".encode() in _read(f"{process}/environ").split(b"\0"):
+        return True
+    for descriptor in os.listdir(f"{process}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # it was closed
+            if os.readlink(f"{process}/fd/{descriptor}").startswith(f"{folder}/"):
+                return True
+    return False
 
 
 def _read(path: str) -> bytes:
@@ -87,12 +97,12 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _wait_and_clear(folder: str) -> None:
+def _wait_and_clear(folder: str, command: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()  # ends when nobody holds the other end
-    clear(folder)
+    clear(folder, command)
 
 
 if __name__ == "__main__":
-    _wait_and_clear(sys.argv[1])
+    _wait_and_clear(sys.argv[1], int(sys.argv[2]))
