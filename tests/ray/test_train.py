@@ -65,7 +65,7 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tmp_path):
-    config = catalog.configure("models", "cae", SMALL | {"learning_rate": 1e20})
+    config = catalog.configure("models", "cae", SMALL | {"learning_rate": 1000})
     url = str(tmp_path / "training")
     with pytest.raises(TrainingError, match=r"epoch 1.*step"):
         train(corpus.url, "cae", config, TEN_STEPS, Workers(2, max_failures=0), url)

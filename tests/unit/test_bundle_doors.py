@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import memory
 import numpy as np
 import pytest
 import safetensors.torch
@@ -465,7 +464,7 @@ def greedy(good: Path, folder: Path) -> Iterator[str]:
 
 def test_no_bundle_takes_memory_that_its_tensors_do_not_justify(good, tmp_path):
     urls = list(greedy(good, tmp_path))
-    done = subprocess.run([sys.executable, "-c", MEASURE, *urls], capture_output=True, text=True, check=False)
+    done = memory.python(MEASURE, *urls)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [url for url, *_ in rows] == urls, done.stderr
     assert [url for url, said, *_ in rows if said == "loaded"] == [str(tmp_path / "field-19")]
