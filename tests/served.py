@@ -32,6 +32,7 @@ from rayad.scoring.detector import Detector, Part
 
 TOKEN = "a-token-of-these-tests-alone"
 ME = {"authorization": f"Bearer {TOKEN}"}
+OTHER = {"authorization": "Bearer a-token-of-another-caller"}
 PATIENTS = phantom.Dataset(patients=6, height=256, width=192, spacing_mm=0.8)
 
 
@@ -76,9 +77,11 @@ class Served:
     folder: Path
     detectors: dict[str, Detector]
 
-    def score(self, data: Any, accept: str = "application/json", **asked: Any) -> requests.Response:
+    def score(
+        self, data: Any, accept: str = "application/json", who: dict[str, str] = ME, **asked: Any
+    ) -> requests.Response:
         query = {"spacing_mm": 0.8, "view": "MLO", **asked}
-        headers = ME | {"accept": accept}
+        headers = who | {"accept": accept}
         return requests.post(f"{self.url}/v1/score", data=data, params=query, headers=headers, timeout=120)
 
     def get(self, path: str) -> requests.Response:
@@ -121,7 +124,10 @@ def serving(folder: Path, *more: str, killed: bool = False) -> Iterator[Served]:
     command += ["--audit", str(folder / "audit"), "--listening.port", str(port), "--limits.max-body-mb", "5"]
     command += ["--bounds.pixels", "1000000", "--replicas.scorers", "2", *more]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {"RAYAD_TOKENS": f"tests:{TOKEN}", "RAY_raylet_start_wait_time_s": "180"}
+    environment |= {
+        "RAYAD_TOKENS": f"tests:{TOKEN},other:a-token-of-another-caller",
+        "RAY_raylet_start_wait_time_s": "180",
+    }
     with (folder / "log").open("w") as log:
         process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
     scheme = "https" if "--listening.certificate" in more else "http"

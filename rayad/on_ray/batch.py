@@ -33,6 +33,8 @@ from rayad.serving.problems import Problem
 LOG = logging.getLogger("rayad.serving")
 ASKING, TOGETHER = 2, 4
 """Processes that ask the graph, and images that each asks for at once: no scorer waits, others' images not long."""
+CALLER = "a batch"
+"""Who asks the graph: batches share its time with callers as one more of them."""
 EVERY_S = 2.0
 """How often what is known is written down."""
 SHARE = 20
@@ -298,7 +300,7 @@ class _Ask:
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 data = await fetch(image, self._reading, self._limits)
-                scored = await self._graph.score(self._card, data, self._request)
+                scored = await self._graph.score(self._card, data, self._request, CALLER)
                 for ending, content in await self._files(scored, data):
                     place = self._writing.check(storage.join(self._wanted["out"], f"{name}{ending}"))
                     await asyncio.to_thread(storage.write_bytes, place, content, through_links=False)

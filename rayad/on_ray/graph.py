@@ -1,18 +1,19 @@
 """The scoring graph: Pictures -> Scorer, and Drawer where a picture is asked for; Ray Serve deployments.
 
-Each scales by itself. Pixels go from Pictures to Scorer and Drawer by reference. What a replica refuses (a damaged
-image) comes back as a value, so that Ray writes no account of it, with its words, to a log. What a replica that died
-had not answered is asked of another.
+Each scales by itself, and gives all who ask the same time of it. Pixels go from Pictures to Scorer and Drawer by
+reference. What a replica refuses (a damaged image) comes back as a value, so that Ray writes no account of it, with its
+words, to a log. What a replica that died had not answered is asked of another.
 """
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from rayad.serving import cards, objects, problems
 from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.problems import Problem
+from rayad.serving.turns import Turns
 
 T = TypeVar("T")
 deployment: Any = serve.deployment
@@ -42,8 +44,12 @@ APP = "rayad"
 """Name of the Serve application."""
 NAME = "image"
 """What errors call an image: its own name may be a patient's."""
+TOGETHER = 8
+"""Images that a scorer scores at once."""
 KEPT = 4
 """Detectors that a replica keeps."""
+PLACES = 6250
+"""That are scored in one turn of a scorer: of 3.2 mm the largest mammogram has 7,000."""
 PAUSES_S = (0.2, 1.0, 3.0)
 """Before another replica is asked for what one had not answered when it died."""
 
@@ -72,8 +78,15 @@ class Picture:
     """An image on its way to be scored."""
 
     prepared: Prepared
+    caller: str
+    """Who asked for it."""
     seconds: float
     """That it took to decode and prepare."""
+
+    def turns(self, step_mm: float) -> int:
+        """Of a scorer, that it takes."""
+        places = np.count_nonzero(self.prepared.tissue) * (self.prepared.spacing_mm / step_mm) ** 2
+        return max(1, math.ceil(places / PLACES))
 
 
 @dataclass(frozen=True)
@@ -125,22 +138,25 @@ class Pictures:
 
     def __init__(self, limits: bounds.Bounds) -> None:
         bounds.use(limits)
-        self._one = ThreadPoolExecutor(1)  # a replica has one core; several images at once would share it
+        self._turns = Turns(2)  # a replica has one core: one image at a time, and one of another caller
+        self._threads = ThreadPoolExecutor(2)
 
     @_refusing
     async def prepare(
-        self, data: bytes, preprocessing: Preprocessing, request: heatmap.Request, whole: bool
+        self, data: bytes, preprocessing: Preprocessing, request: heatmap.Request, whole: bool, caller: str
     ) -> Picture:
         """The image at the detector's working resolution.
 
         Args:
             whole: keep the pixels as they came, for members that prepare the image themselves.
         """
-        prepared, took = await _while_wanted(_timed, prepared_image, data, preprocessing, request, on=self._one)
+        work = partial(_timed, prepared_image, data, preprocessing, request)
+        async with self._turns.taken(caller):
+            prepared, took = await _while_wanted(work, on=self._threads)
         if not whole:  # nobody looks at them: only how many there are
             slim = np.zeros((*prepared.source.pixels.shape[:2], 0), np.float32)
             prepared = replace(prepared, source=replace(prepared.source, pixels=slim))
-        return Picture(prepared, took)
+        return Picture(prepared, caller, took)
 
 
 def prepared_image(data: bytes, preprocessing: Preprocessing, request: heatmap.Request) -> Prepared:
@@ -183,10 +199,11 @@ class Asked:
 
 @deployment
 class Scorer(Held):
-    """Encoder and density; images that wait are scored together."""
+    """Encoder and density; images that wait are scored together, those of one caller beside those of another."""
 
     def __init__(self, limits: bounds.Bounds) -> None:
         bounds.use(limits)
+        self._turns = Turns(2 * TOGETHER)
 
     async def warm(self) -> None:
         """Load the detector of this request."""
@@ -196,12 +213,13 @@ class Scorer(Held):
     async def judge(self, picture: Picture, request: heatmap.Request) -> Judged | Refused:
         """What the detector of this request says."""
         asked = Asked(picture, request.step_mm)
-        try:
-            return await self._together(asked)
-        finally:
-            asked.gone.set()
+        async with self._turns.taken(picture.caller, picture.turns(request.step_mm)):
+            try:
+                return await self._together(asked)
+            finally:
+                asked.gone.set()
 
-    @batched(max_batch_size=8, batch_wait_timeout_s=0.005, max_concurrent_batches=1)
+    @batched(max_batch_size=TOGETHER, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
     async def _together(self, images: list[Asked]) -> list[Judged | Refused]:
         """Ray Serve puts images of one detector together."""
         try:
@@ -255,23 +273,29 @@ class Drawer(Held):
 
     def __init__(self, limits: bounds.Bounds) -> None:
         bounds.use(limits)
+        self._turns = Turns(4)
 
     @_refusing
     async def png(self, picture: Picture, judged: Judgement) -> bytes:
         """The overlay."""
         detector = await self.detector(serve.get_multiplexed_model_id())
-        return (await _while_wanted(heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
+        async with self._turns.taken(picture.caller):
+            return (await _while_wanted(heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
 
     @_refusing
     async def arrays(self, picture: Picture, data: bytes, request: heatmap.Request, include: Sequence[str]) -> Any:
         """Pixels of the image as it came, and what it would look like if it were healthy."""
         detector = await self.detector(serve.get_multiplexed_model_id())
-        return await _while_wanted(_arrays, detector, picture.prepared, data, request, include)
+        async with self._turns.taken(picture.caller):
+            return await _while_wanted(_arrays, detector, picture.prepared, data, request, include)
 
     @_refusing
-    async def objects(self, data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:
+    async def objects(
+        self, data: bytes, judged: Judgement, card: Card, request: heatmap.Request, caller: str
+    ) -> dict[str, bytes]:
         """DICOM objects by kind."""
-        return await _while_wanted(_objects, data, judged, card, request)
+        async with self._turns.taken(caller):
+            return await _while_wanted(_objects, data, judged, card, request)
 
 
 def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:
@@ -298,16 +322,17 @@ def _arrays(
 
 @dataclass(frozen=True)
 class _Under:
-    """The picture of an image that was scored, where it lies, and what it was made of."""
+    """The picture of an image that was scored, where it lies, what it was made of and for whom."""
 
     picture: Any
     data: bytes
     request: heatmap.Request
+    caller: str
 
     @property
-    def again(self) -> tuple[bytes, heatmap.Request]:
+    def again(self) -> tuple[bytes, heatmap.Request, str]:
         """What it can be made of once more."""
-        return self.data, self.request
+        return self.data, self.request, self.caller
 
 
 class Graph:
@@ -325,17 +350,17 @@ class Graph:
         """Let a scorer load a detector."""
         await self._for(self._scorer, card).warm.remote()
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> Scored:
-        """Decode, prepare, score.
+    async def score(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> Scored:
+        """Decode, prepare, score; callers get equal parts of the time of those that do it.
 
         Raises:
             RayadError: what the image lacks.
         """
 
         async def ask() -> Scored:
-            picture = self._picture(card, data, request)
+            picture = self._picture(card, data, request, caller)
             said = unless_refused(await self._for(self._scorer, card).judge.remote(picture, request))
-            return Scored(card, said.judged, said.seconds, _Under(picture, data, request))
+            return Scored(card, said.judged, said.seconds, _Under(picture, data, request, caller))
 
         return await steadily(ask)
 
@@ -357,9 +382,9 @@ class Graph:
         """DICOM objects by kind; Problem where the image did not come as DICOM."""
         if raster.is_raster(data):
             raise Problem(406, "DICOM objects refer to a DICOM image; this one is none")
-        request = scored.picture.request
+        of = scored.picture
         return await self._drawn(
-            scored, lambda drawer, _: drawer.objects.remote(data, scored.judged, scored.card, request)
+            scored, lambda drawer, _: drawer.objects.remote(data, scored.judged, scored.card, of.request, of.caller)
         )
 
     async def _drawn(self, scored: Scored, ask: Callable[[Any, Any], Awaitable[T]]) -> T:
@@ -372,8 +397,8 @@ class Graph:
 
         return await steadily(once)
 
-    def _picture(self, card: Card, data: bytes, request: heatmap.Request) -> Any:
-        return self._pictures.prepare.remote(data, card.preprocessing, request, card.whole)
+    def _picture(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> Any:
+        return self._pictures.prepare.remote(data, card.preprocessing, request, card.whole, caller)
 
     @staticmethod
     def _for(handle: DeploymentHandle, card: Card) -> Any:

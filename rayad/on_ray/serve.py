@@ -19,7 +19,7 @@ from rayad.bounds import Bounds
 from rayad.errors import OptionError, RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray import metrics
-from rayad.on_ray.batch import Batches, Places
+from rayad.on_ray.batch import ASKING, TOGETHER, Batches, Places
 from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, steadily, unless_refused
 from rayad.on_ray.resources import Replicas
 from rayad.serving import api, cards
@@ -118,12 +118,12 @@ class Offered(Graph):
             self._places.give_back(caller, 1)
             metrics.show("served_waiting", self._places.held)
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> api.Scored:
+    async def score(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> api.Scored:
         """As the graph does, counted."""
         began, result = time.perf_counter(), "failed"
         try:
             with self._pulse.asked():
-                scored = await super().score(card, data, request)
+                scored = await super().score(card, data, request, caller)
             result = "scored"
         except RayadError:
             result = "refused"
@@ -220,12 +220,12 @@ def application(service: Service, generation: int = 0) -> Any:
         generation: another one reads the detectors again.
     """
     r, limits = service.replicas, service.bounds
-    one = {"num_cpus": 1}
-    pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, max_ongoing_requests=16).bind(limits)
-    scorer = Scorer.options(
-        num_replicas=r.scorers, ray_actor_options=one | {"num_gpus": r.gpu}, max_ongoing_requests=16
-    ).bind(limits)
-    drawer = Drawer.options(num_replicas=r.drawers, ray_actor_options=one, max_ongoing_requests=4).bind(limits)
+    one: dict[str, Any] = {"num_cpus": 1}
+    # all that waits, batches' images too, waits in the replicas, which know whose turn it is; Serve's routers do not
+    most = {"max_ongoing_requests": r.queue + ASKING * TOGETHER}
+    pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, **most).bind(limits)
+    scorer = Scorer.options(num_replicas=r.scorers, ray_actor_options=one | {"num_gpus": r.gpu}, **most).bind(limits)
+    drawer = Drawer.options(num_replicas=r.drawers, ray_actor_options=one, **most).bind(limits)
     places = Places(service.state, service.read, service.write)
     batches = Batches.options(ray_actor_options={"num_cpus": 0}).bind(places, service.limits)
     return Api.options(

@@ -64,8 +64,8 @@ class Backend(Protocol):
         """Held while an image of this caller is scored and its answer made; Problem where too many images wait."""
         ...
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request) -> Scored:
-        """Score the image in the bytes of a file."""
+    async def score(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> Scored:
+        """Score the image in the bytes of a file, for a caller."""
         ...
 
     async def png(self, scored: Scored) -> bytes:
@@ -226,10 +226,11 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         extra = tuple(filter(None, include.split(",")))
         if "counterfactual" in extra and not card.counterfactual:
             raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
-        backend.check_room(http.state.caller)
+        caller = http.state.caller
+        backend.check_room(caller)
         data = await _image(http, reading, limits)
-        with backend.room(http.state.caller):
-            scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm))
+        with backend.room(caller):
+            scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm), caller)
             return await _answer(backend, scored, kind, data, extra, object)
 
     return router

@@ -5,6 +5,7 @@ public keys alone, the algorithm that the key is for, issuer, audience and times
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -79,7 +80,7 @@ class Issuer:
             )
         except _WRONG:
             return None
-        return Caller("oidc:" + re.sub(r"[^\w.@-]", "_", claims["sub"], flags=re.ASCII)[:64])
+        return Caller(f"oidc:{_plain(claims['sub'])}") if claims["sub"] else None
 
     async def _key(self, kid: object) -> jwt.PyJWK | None:
         """The key of this name; one that is not known yet may have been published since."""
@@ -109,6 +110,14 @@ class Issuer:
         if time.monotonic() - self._loaded > STALE_S:
             later = {"Retry-After": str(max(1, round(self.pause_s)))}
             raise Problem(503, "The issuer of tokens does not answer.", headers=later)
+
+
+def _plain(subject: str) -> str:
+    """A subject as up to 64 letters, digits and _.@-; one that is not so by itself ends with a part of its SHA-256."""
+    plain = re.sub(r"[^\w.@-]", "_", subject, flags=re.ASCII)
+    if plain == subject and len(plain) <= 64:
+        return plain
+    return f"{plain[:51]}-{hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 async def _published(url: str) -> list[jwt.PyJWK]:

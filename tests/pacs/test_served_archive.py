@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -128,6 +129,30 @@ def test_a_server_that_is_killed_and_started_again_loses_no_image(archive, serve
     after = count(archive)
     assert watched(archive, served, tmp_path / "2")["present"] == 6
     assert count(archive) == after
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "done"), [(signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGINT, 3)])
+def test_a_watch_that_is_killed_goes_on_and_stores_nothing_twice(archive, served, tmp_path, number, done):
+    sources = images(6)
+    put(archive, *sources)
+    process, output = watching(archive, served, tmp_path / "1"), tmp_path / "1"
+    until = time.monotonic() + 120
+    while output.read_text().count("stored in") < done or count(archive) == len(sources):
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    counts = watched(archive, served, tmp_path / "2")
+    assert counts["stored"] + counts["present"] == 6
+    assert counts["unscorable"] == counts["failures"] == 0
+    for source in sources:
+        expected, stored = uids(source, served), []
+        for modality in ("OT", "SEG", "SR"):
+            stored += [one.SOPInstanceUID for one in held(archive, source.StudyInstanceUID, modality)]
+        assert {expected["sc"], expected["sr"]} <= set(stored) <= set(expected.values())
+        assert len(set(stored)) == len(stored)
 
 
 def killed_and_started_again(server: Served) -> None:

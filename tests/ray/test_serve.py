@@ -21,7 +21,7 @@ import pydicom
 import pytest
 import requests
 from PIL import Image
-from served import ME, PATIENTS, TOKEN, Served, dicom, made, png, serving
+from served import ME, OTHER, PATIENTS, TOKEN, Served, dicom, made, png, serving
 
 from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
 from rayad.evaluation.judgement import judge
@@ -46,6 +46,27 @@ def judged(detector: Detector, data: bytes, step_mm: float = 3.2) -> Any:
     """What the library says."""
     prepared = detector.preprocessing.prepare(decoded(data, "x", 1, Request(0.8, "MLO")))
     return judge(prepared, detector.heatmap(prepared, step_px(detector.preprocessing, step_mm)), detector.calibration)
+
+
+def test_many_long_images_of_one_caller_hold_up_nobody_else(served, images):
+    """What another one asks is answered before what was asked long before him, though each of that is permitted."""
+    answered: list[int] = []
+
+    def ask() -> None:
+        answered.append(served.score(images[0], who=OTHER, detector="plain", step_mm=0.8).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    while not answered:
+        time.sleep(0.05)
+    for data in images[1:4]:
+        assert served.score(data).status_code == 200
+    meanwhile = len(answered)
+    for thread in threads:
+        thread.join()
+    assert answered == [200] * 12
+    assert meanwhile <= 6
 
 
 def test_the_numbers_are_the_library_s_whatever_is_scored_beside(served, images):
@@ -296,7 +317,7 @@ from rayad.scoring.detector import Detector
 
 detector, asked, really = made(0), Request(0.8, "MLO"), Detector.heatmaps
 files = [png(PATIENTS, exam) for exam in PATIENTS.exams()[:2]]
-broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), 0.0) for file in files)
+broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), "jane", 0.0) for file in files)
 (alone,) = judged_together(detector, [Asked(whole, asked.step_mm)])
 
 def heatmaps(self, images, step):
@@ -321,7 +342,8 @@ from rayad.evaluation.heatmap import Request
 from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
 
 detector = made(1, "reconstruction")
-picture = Picture(prepared_image(png(PATIENTS, PATIENTS.exams()[0]), detector.preprocessing, Request(0.8, "MLO")), 0.0)
+data, asked = png(PATIENTS, PATIENTS.exams()[0]), Request(0.8, "MLO")
+picture = Picture(prepared_image(data, detector.preprocessing, asked), "jane", 0.0)
 
 def seconds(image):
     began = time.monotonic()

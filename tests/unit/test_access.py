@@ -996,3 +996,12 @@ def test_an_issuer_is_reached_by_tls(url: str) -> None:
 
 def test_the_name_of_a_subject_is_plain(provider: Provider) -> None:
     assert whom(Issuer(provider.url, "rayad"), provider.token(sub='a"\r\n b' * 40)).startswith("oidc:a____b")
+
+
+def test_no_two_subjects_are_one_caller(provider: Provider) -> None:
+    issuer = Issuer(provider.url, "rayad")
+    subjects = ["a b", "a_b", "a\tb", "x" * 64, "x" * 65, "x" * 66, "ä", "ö"]
+    names = [whom(issuer, provider.token(sub=subject)) for subject in subjects]
+    assert len(set(names)) == len(subjects)
+    assert all(len(name) <= len("oidc:") + 64 for name in names)
+    assert whom(issuer, provider.token(sub="")) == ""
