@@ -16,6 +16,7 @@ from rayad.serving.exchange import SAFE
 from tests.browser.test_viewer import press
 from tests.served import PATIENTS, TOKEN, dicom, png, serving
 
+pytestmark = pytest.mark.long
 WAIT_MS = 60_000
 EXAM = next(exam for exam in PATIENTS.exams() if exam.lesions)
 
@@ -119,7 +120,6 @@ def test_a_dicom_image_is_dropped_and_a_broken_one_says_why(chromium, served):
         expect(page.locator(".pane .message.problem")).not_to_be_empty()
 
 
-@pytest.mark.long
 def test_a_batch_goes_on_to_its_end_and_one_is_cancelled(chromium, served):
     inbox = served.folder / "in" / "batch"
     inbox.mkdir()

@@ -157,6 +157,7 @@ def with_data(rows: list[dict]) -> bool:
     return any(row["value"][1] != "NaN" for row in rows)
 
 
+@pytest.mark.long
 def test_every_query_of_training_has_an_answer_with_data(installed, head, tmp_path):
     (tmp_path / "emit.py").write_text(EMIT)
     JobSubmissionClient(head[0]).submit_job(entrypoint=f"{sys.executable} {tmp_path / 'emit.py'}")

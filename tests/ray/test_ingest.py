@@ -89,6 +89,7 @@ class Grown(phantom.Dataset):
         return [exam for exam in super().exams() if exam.patient_id not in self.without]
 
 
+@pytest.mark.long
 def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
     url, whole = str(tmp_path / "a"), Grown(patients=30)
     late = tuple(sorted({exam.patient_id for exam in whole.exams()})[::3])

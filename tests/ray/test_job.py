@@ -123,6 +123,7 @@ MANY_SHARDS = (
 )
 
 
+@pytest.mark.long
 def test_a_job_that_is_stopped_leaves_nothing_half_written_and_goes_on(head, logs, tmp_path):
     out, whole = tmp_path / "stopped", tmp_path / "whole"
     told = ("--no-wait", "--submission-id", "stopped")

@@ -48,6 +48,7 @@ def judged(detector: Detector, data: bytes, step_mm: float = 3.2) -> Any:
     return judge(prepared, detector.heatmap(prepared, step_px(detector.preprocessing, step_mm)), detector.calibration)
 
 
+@pytest.mark.long
 def test_many_long_images_of_one_caller_hold_up_nobody_else(served, images):
     """What another one asks is answered before what was asked long before him, though each of that is permitted."""
     answered: list[int] = []
@@ -240,6 +241,7 @@ def test_a_batch_whose_folder_becomes_a_link_writes_nothing_elsewhere(served, im
     assert list((served.folder / "elsewhere").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_batch_that_waits_is_cancelled_at_once_and_one_without_images_says_why(served, images):
     (served.folder / "in" / "long").mkdir()
     for number in range(12):
@@ -261,6 +263,7 @@ def test_a_batch_that_waits_is_cancelled_at_once_and_one_without_images_says_why
     assert sorted(path.name for path in (served.folder / "out/again").iterdir()) == ["batch.json"]
 
 
+@pytest.mark.long
 def test_a_detector_is_replaced_under_load_and_no_request_is_lost(served, images):
     old, new = served.detectors["spn"], made(2)
     bundle.save(replace(new, name="spn"), str(served.folder / "spn-2"))
@@ -370,6 +373,7 @@ def test_an_image_that_breaks_the_detector_breaks_no_other():
     assert replica_says(BROKEN) == "500 True\n"
 
 
+@pytest.mark.long
 def test_what_nobody_waits_for_is_not_scored_to_its_end():
     assert replica_says(LEFT).split() == ["True"] * 5
 

@@ -21,6 +21,7 @@ def own_ray(s3):
         yield s3
 
 
+@pytest.mark.long
 def test_ingest_train_density_and_heatmap_live_on_s3(own_ray, capsys):
     root = f"s3://{own_ray.bucket}/main"
     dataset = phantom.Dataset(patients=14, diseased=0.0, height=256, width=192)

@@ -462,6 +462,7 @@ def greedy(good: Path, folder: Path) -> Iterator[str]:
     yield huge
 
 
+@pytest.mark.long
 def test_no_bundle_takes_memory_that_its_tensors_do_not_justify(good, tmp_path):
     urls = list(greedy(good, tmp_path))
     done = memory.python(MEASURE, *urls)

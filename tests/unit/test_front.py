@@ -218,6 +218,7 @@ def test_line_and_headers_have_64_kib(plain, size, status):
     assert plain.ask(path="/" + "a" * size)[0] == status
 
 
+@pytest.mark.long
 def test_a_head_that_trickles_is_not_waited_for(plain):
     began = time.monotonic()
     with plain.connect() as line:
@@ -228,6 +229,7 @@ def test_a_head_that_trickles_is_not_waited_for(plain):
     assert 9.5 < time.monotonic() - began < 13
 
 
+@pytest.mark.long
 def test_a_body_that_trickles_never_gets_through(plain):
     with plain.connect() as line:
         line.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nx")

@@ -127,6 +127,7 @@ def test_names_of_files_are_printed_as_escapes_whatever_the_locale(odd, detector
     check_names(environment, 1, b"no pixel spacing", *heatmap, "--images", str(odd))
 
 
+@pytest.mark.long
 def test_every_command_prints_names_as_escapes(odd, detector, tmp_path):
     shutil.copytree(detector, odd / "broken")
     (odd / "broken/detector.json").write_text("{")
