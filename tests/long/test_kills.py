@@ -56,7 +56,7 @@ def from_tomorrow(folder: Path) -> None:
         os.utime(file, (at.st_atime + 86_400, at.st_mtime + 86_400))
 
 
-@pytest.mark.parametrize(("number", "done"), zip(SIGNALS, [0, 3, 7], strict=True))
+@pytest.mark.parametrize(("number", "done"), [*zip(SIGNALS, [0, 3, 7], strict=True)])
 def test_heatmaps(tmp_path, number, done):
     """Killed before the first, and after some."""
     (tmp_path / "in").mkdir()
@@ -96,7 +96,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("number", "done"), zip(SIGNALS, [0, 2, 5], strict=True))
+@pytest.mark.parametrize(("number", "done"), [*zip(SIGNALS, [0, 2, 5], strict=True)])
 def test_a_sweep(trained, tmp_path, number, done):
     """Killed before the first trial has ended, and after some: it goes on, and ends with as many as were wanted."""
     out = tmp_path / "sweep"
