@@ -47,7 +47,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
         return
     address = given(address)
     with nullcontext() if address else private_folder() as folder:
-        with _same_signals():
+        with same_signal(signal.SIGTERM):
             if address:
                 environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
                 ray.init(address=address, runtime_env={"env_vars": environment}, **QUIET)
@@ -77,12 +77,18 @@ def _start(folder: str, cpus: int) -> None:
 
 
 @contextmanager
-def _same_signals() -> Iterator[None]:
-    """Keep what this process does at SIGTERM, if it does something of its own: ray.init() sets what Ray does."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+def same_signal(number: signal.Signals) -> Iterator[None]:
+    """What this process does at a signal, if it does something of its own, it does again after the block.
+
+    ray.init() sets what Ray does at SIGTERM. A trainer of Ray Train sets what it does at SIGINT and leaves that behind:
+    Ctrl-C in a later stage would be told to workers that have ended, and to nobody else.
+    """
+    before = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if before not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+            signal.signal(number, before)
 
 
 def quiet_data() -> None:

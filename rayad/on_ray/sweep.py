@@ -7,6 +7,7 @@ A trial (trial.py) learns in one process of its own and tells after every epoch 
 import math
 import os
 import shutil
+import signal
 import tempfile
 import time
 import warnings
@@ -31,7 +32,7 @@ from rayad import local, search, storage
 from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import progress, tasks
+from rayad.on_ray.cluster import progress, same_signal, tasks
 from rayad.on_ray.resources import Search, Workers
 from rayad.on_ray.trial import Data, Task, learn
 from rayad.on_ray.workers import awaited
@@ -243,7 +244,12 @@ def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book:
     space = {name: dimension.distribution for name, dimension in task.space.items()}
     own = tempfile.mkdtemp(prefix="rayad-tune-")
     try:
-        with progress(lacking, "trials") as step, _quiet(), _written(f"{book.folder}/{DATABASE}"):
+        with (
+            same_signal(signal.SIGINT),
+            progress(lacking, "trials") as step,
+            _quiet(),
+            _written(f"{book.folder}/{DATABASE}"),
+        ):
             tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(_trial, task=task, data=data, device=how.device),

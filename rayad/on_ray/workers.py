@@ -1,5 +1,6 @@
 """Run a function on N workers of Ray Train, and let them agree through torch.distributed."""
 
+import signal
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from torch import Tensor
 from rayad import errors, storage
 from rayad.errors import OptionError, RayadError, TrainingError
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import progress
+from rayad.on_ray.cluster import progress, same_signal
 from rayad.on_ray.resources import Workers
 
 FAILED = "failed.json"
@@ -183,7 +184,7 @@ def run(
         ),
     )
     try:
-        with _shown(told, epochs, f"learning {label}"):
+        with same_signal(signal.SIGINT), _shown(told, epochs, f"learning {label}"):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(url, error) from error

@@ -1,5 +1,6 @@
 """Training on Ray Train: N workers learn what one process learns, from patches that arrive through Ray Data."""
 
+import signal
 import time
 from dataclasses import replace
 from typing import Any
@@ -62,6 +63,13 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     assert faults == []
     for name, value in part.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
+
+
+def test_ctrl_c_means_after_training_what_it_meant_before(corpus, tmp_path):
+    config = catalog.configure("models", "cae", SMALL)
+    before = signal.getsignal(signal.SIGINT)
+    train(corpus.url, "cae", config, TEN_STEPS, Workers(1), str(tmp_path / "training"))
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tmp_path):
