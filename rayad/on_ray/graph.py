@@ -85,7 +85,8 @@ class Picture:
 
     def turns(self, step_mm: float) -> int:
         """Of a scorer, that it takes."""
-        places = np.count_nonzero(self.prepared.tissue) * (self.prepared.spacing_mm / step_mm) ** 2
+        pixels, spacing = np.count_nonzero(self.prepared.tissue), self.prepared.spacing_mm
+        places = pixels * (spacing / max(step_mm, spacing)) ** 2  # a pixel is the least distance of places
         return max(1, math.ceil(places / PLACES))
 
 

@@ -29,7 +29,7 @@ MEANT = (502, 503, 504)
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    more = ("--replicas.queue", "8", "--limits.body-seconds", "4")
+    more = ("--replicas.queue", "8", "--limits.body-seconds", "4", "--limits.max-body-mb", "30")
     with serving(tmp_path_factory.mktemp("faults"), *more) as server:
         yield server
 
