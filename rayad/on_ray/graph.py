@@ -44,7 +44,7 @@ APP = "rayad"
 """Name of the Serve application."""
 NAME = "image"
 """What errors call an image: its own name may be a patient's."""
-TOGETHER = 8
+SCORED_TOGETHER = 8
 """Images that a scorer scores at once."""
 KEPT = 4
 """Detectors that a replica keeps."""
@@ -204,7 +204,7 @@ class Scorer(Held):
 
     def __init__(self, limits: bounds.Bounds) -> None:
         bounds.use(limits)
-        self._turns = Turns(2 * TOGETHER)
+        self._turns = Turns(2 * SCORED_TOGETHER)
 
     async def warm(self) -> None:
         """Load the detector of this request."""
@@ -220,7 +220,7 @@ class Scorer(Held):
             finally:
                 asked.gone.set()
 
-    @batched(max_batch_size=TOGETHER, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
+    @batched(max_batch_size=SCORED_TOGETHER, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
     async def _together(self, images: list[Asked]) -> list[Judged | Refused]:
         """Ray Serve puts images of one detector together."""
         try:
@@ -383,9 +383,10 @@ class Graph:
         """DICOM objects by kind; Problem where the image did not come as DICOM."""
         if raster.is_raster(data):
             raise Problem(406, "DICOM objects refer to a DICOM image; this one is none")
-        of = scored.picture
+        source = scored.picture
         return await self._drawn(
-            scored, lambda drawer, _: drawer.objects.remote(data, scored.judged, scored.card, of.request, of.caller)
+            scored,
+            lambda drawer, _: drawer.objects.remote(data, scored.judged, scored.card, source.request, source.caller),
         )
 
     async def _drawn(self, scored: Scored, ask: Callable[[Any, Any], Awaitable[T]]) -> T:

@@ -113,11 +113,14 @@ class Issuer:
 
 
 def _plain(subject: str) -> str:
-    """A subject as up to 64 letters, digits and _.@-; one that is not so by itself ends with a part of its SHA-256."""
+    """A subject as up to 64 letters, digits and _.@-; any other one is made so and ends with ~ and a part of its SHA-256.
+
+    No subject that is plain by itself has a ~, so nobody can be called as another one is.
+    """
     plain = re.sub(r"[^\w.@-]", "_", subject, flags=re.ASCII)
     if plain == subject and len(plain) <= 64:
         return plain
-    return f"{plain[:51]}-{hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    return f"{plain[:51]}~{hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 async def _published(url: str) -> list[jwt.PyJWK]:
