@@ -113,7 +113,7 @@ class Issuer:
 
 
 def _plain(subject: str) -> str:
-    """A subject as up to 64 letters, digits and _.@-; any other one is made so and ends with ~ and a part of its SHA-256.
+    """A subject as up to 64 letters, digits and _.@-; any other one is made so and ends with ~ and some of its SHA-256.
 
     No subject that is plain by itself has a ~, so nobody can be called as another one is.
     """
