@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import FrameType
@@ -22,12 +22,13 @@ import tyro
 
 from rayad import bounds, catalog, local, log, options, storage
 from rayad.bounds import Bounds
-from rayad.datasets.exam import Excluded, reasons
+from rayad.datasets.exam import Excluded, read_by, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private
 from rayad.options import Amount, Count, Millimetres, Port, Share, SpacingOrNone, Within
+from rayad.outputs import claimed, require_apart
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
@@ -91,9 +92,9 @@ class Run:
         from rayad.on_ray.cluster import cluster
         from rayad.on_ray.recipe import run_recipe
 
-        recipe = recipes.find(self.recipe)
-        with cluster(self.address):
-            report = run_recipe(recipe, _place(self.source), storage.absolute(self.out), self.workers)
+        recipe, source, out = recipes.find(self.recipe), _place(self.source), storage.absolute(self.out)
+        with claimed(out, "a run", [source]), cluster(self.address):
+            report = run_recipe(recipe, source, out, self.workers)
         say(f"The report is at {report}")
 
 
@@ -121,11 +122,9 @@ class Benchmark:
         from rayad.on_ray.cluster import cluster
         from rayad.on_ray.recipe import run_recipe
 
-        recipe = recipes.find(self.recipe)
-        with cluster(self.address):
-            report = run_recipe(
-                recipe, _place(self.source), storage.absolute(self.out), self.workers, self.seeds, self.split
-            )
+        recipe, source, out = recipes.find(self.recipe), _place(self.source), storage.absolute(self.out)
+        with claimed(out, "a run", [source]), cluster(self.address):
+            report = run_recipe(recipe, source, out, self.workers, self.seeds, self.split)
         say(f"The report is at {report}")
 
 
@@ -161,8 +160,9 @@ class IngestCommand:
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
-        with cluster(self.address):
-            corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, storage.absolute(self.out))
+        out = storage.absolute(self.out)
+        with claimed(out, "a corpus", read_by(dataset)), cluster(self.address):
+            corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, out)
         said = corpus.manifest
         say(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
         for failure in said["failures"][:NAMED]:
@@ -203,7 +203,7 @@ class Inspect:
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         out, corpus = storage.absolute(self.out), _place(self.corpus)
-        with cluster(self.address):
+        with claimed(out, "an inspection", [*read_by(dataset), corpus]), cluster(self.address):
             page, problems = inspect(self.dataset, self.source, dataset, preprocessing, out, self.sheet, corpus)
         say(f"The page is at {page}")
         if problems:
@@ -236,7 +236,7 @@ class Train:
 
         config = catalog.configure("models", self.model, self.settings)
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        with cluster(self.address):
+        with claimed(out, "a detector", [corpus.url]), cluster(self.address):
             name = self.name or self.model
             stages.train_detector(name, corpus, self.model, config, self.schedule, self.workers, out, self.strips)
         say(f"The detector is at {self.out}")
@@ -274,10 +274,11 @@ class FitDensity:
         from rayad.on_ray.cluster import cluster
 
         density = Density(self.settings, self.density, self.context, self.smooth, self.classes)
-        trained = bundle.load(storage.absolute(self.detector))
+        detector = storage.absolute(self.detector)
+        trained = bundle.load(detector)
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        with cluster(self.address):
+        with claimed(out, "a detector", [detector, corpus.url]), cluster(self.address):
             stages.fit_detector(name, corpus, trained, density, self.em, self.workers, out)
         say(f"The detector is at {self.out}")
 
@@ -319,7 +320,8 @@ class Sweep:
 
         if bool(self.detector) == bool(self.model):
             raise OptionError("a sweep is over a density (--detector) or over an image model (--model), one of both")
-        with cluster(self.address):
+        inputs = [_place(self.corpus), _place(self.detector)]
+        with claimed(storage.absolute(self.out), "a sweep", inputs), cluster(self.address):
             found = self._of_density() if self.detector else self._of_model()
         best, base = found["seeds"]["best"], found["seeds"]["base"]
         said = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items())
@@ -385,9 +387,11 @@ class Rescore:
     def __call__(self) -> None:
         from rayad.on_ray import stages
 
-        trained = bundle.load(storage.absolute(self.detector))
+        detector, out = storage.absolute(self.detector), storage.absolute(self.out)
+        trained = bundle.load(detector)
         asked = stages.asked(trained, self.name, self.score or trained.score)
-        stages.save(stages.aggregated(asked, self.aggregation), storage.absolute(self.out))
+        with claimed(out, "a detector", [detector]):
+            bundle.save(stages.aggregated(asked, self.aggregation), out)
         say(f"The detector is at {self.out}")
 
 
@@ -421,11 +425,14 @@ class Combine:
         from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
 
-        members = [bundle.load(storage.absolute(url)) for url in self.detector]
+        urls = [storage.absolute(url) for url in self.detector]
+        out, scores = storage.absolute(self.out), storage.absolute(self.scores)
+        members = [bundle.load(url) for url in urls]
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
-        with cluster(self.address):
-            made = stages.combined(self.name, self.rule, members, dataset, self.step_mm, storage.absolute(self.scores))
-        stages.save(made, storage.absolute(self.out))
+        inputs = [*urls, *read_by(dataset)]
+        require_apart(scores, inputs)
+        with claimed(out, "a detector", inputs), cluster(self.address):
+            bundle.save(stages.combined(self.name, self.rule, members, dataset, self.step_mm, scores), out)
         say(f"The detector is at {self.out}")
 
 
@@ -455,11 +462,17 @@ class Calibrate:
 
         urls = [storage.absolute(url) for url in self.detector]
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
-        with cluster(self.address):
-            detectors = [bundle.load(url) for url in urls]
-            done = stages.calibrate_detectors(detectors, dataset, self.step_mm, storage.absolute(self.scores))
-        for one, url in zip(done, urls, strict=True):
-            bundle.save(one, url)
+        scores = storage.absolute(self.scores)
+        require_apart(scores, [*urls, *read_by(dataset)])
+        with ExitStack() as held:
+            for url in urls:
+                held.enter_context(claimed(url, "a detector", read_by(dataset)))
+            with cluster(self.address):
+                detectors = [bundle.load(url) for url in urls]
+                done = stages.calibrate_detectors(detectors, dataset, self.step_mm, scores)
+            for one, url in zip(done, urls, strict=True):
+                bundle.save(one, url)
+        for one in done:
             patients = one.calibration.patients if one.calibration else 0
             say(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
 
@@ -499,13 +512,14 @@ class Evaluate:
         from rayad.on_ray.streamed import streamed
 
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
-        detectors = [bundle.load(storage.absolute(url)) for url in self.detector]
+        urls, out = [storage.absolute(url) for url in self.detector], storage.absolute(self.out)
+        detectors = [bundle.load(url) for url in urls]
         options = Evaluation(self.dataset, self.source, self.split, self.step_mm, self.max_failures, dense=self.dense)
-        with cluster(self.address):
+        with claimed(out, "a report", [*urls, *read_by(dataset)]), cluster(self.address):
             if self.streamed:
-                _print_streamed(streamed(detectors, dataset, options, storage.absolute(self.out)))
+                _print_streamed(streamed(detectors, dataset, options, out))
                 return
-            report = evaluate(detectors, dataset, options, storage.absolute(self.out))
+            report = evaluate(detectors, dataset, options, out)
         say(f"The report is at {report}")
 
 
@@ -540,8 +554,9 @@ class Heatmap:
         from rayad.evaluation.heatmap import Request, write_heatmaps
 
         request = Request(self.spacing_mm, self.view, self.step_mm)
-        one = bundle.load(self.detector)
-        rows = write_heatmaps(one, self.images, request, self.out)
+        one, out = bundle.load(self.detector), storage.absolute(self.out)
+        with claimed(out, "heatmaps", [self.detector, *self.images]):
+            rows = write_heatmaps(one, self.images, request, out)
         for row in rows:
             say(json.dumps(row))
         failed = sum("reason" in row for row in rows)
@@ -581,7 +596,9 @@ class Report:
     def __call__(self) -> None:
         from rayad.evaluation import report
 
-        say(f"The report is at {report.rebuild(storage.absolute(self.results))}")
+        where = storage.absolute(self.results)
+        with claimed(where, "a report"):
+            say(f"The report is at {report.rebuild(where)}")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,19 @@ def absolute(url: str) -> str:
     return url if path is None else os.path.abspath(path)
 
 
+def is_local(url: str) -> bool:
+    """Whether it is a place on this machine's disks."""
+    return _local(url) is not None
+
+
+def local_path(url: str) -> str:
+    """The path of a local place; ValueError where it is none."""
+    found = _local(url)
+    if found is None:
+        raise ValueError(f"{url} is no local path")
+    return found
+
+
 def exists(url: str) -> bool:
     """Whether there is a file or a folder; StorageError where that cannot be asked.
 
@@ -92,6 +105,16 @@ def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ())
     wanted = tuple(suffix.lower() for suffix in suffixes)
     shown = (name for name in below if not any(part.startswith(".") for part in name.split("/")))
     return [join(url, name) for name in sorted(shown) if not wanted or name.lower().endswith(wanted)]
+
+
+def any_file(url: str) -> str:
+    """Name of something in a local folder, or URL of a file below another one; empty: nothing but what is hidden."""
+    path = _local(url)
+    if path is None:
+        return next(iter(listing(url)), "") if exists(url) else ""
+    with _explained("list", url):
+        names = os.listdir(path) if os.path.isdir(path) else []
+    return min((name for name in names if not name.startswith(".")), default="")
 
 
 @contextmanager
@@ -187,8 +210,12 @@ def read_json(url: str, largest: int = bounded.LARGEST_JSON, roots: Sequence[str
 
 def write_json(url: str, value: dict[str, Any], through_links: bool = True) -> None:
     """Write an object as indented JSON, as `writing` does; ValueError for nan and infinities, which it cannot hold."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes(url, text.encode(), through_links)
+    write_bytes(url, json_bytes(value), through_links)
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """An object as `write_json` writes it; ValueError for nan and infinities."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def make_folder(url: str) -> None:
@@ -216,6 +243,14 @@ def remove(url: str) -> None:
             shutil.rmtree(path)
         elif os.path.lexists(path):
             os.unlink(path)
+
+
+def remove_empty(url: str) -> None:
+    """Remove a local folder if nothing is in it; elsewhere such a folder is none."""
+    path = _local(url)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def _local(url: str) -> str | None:

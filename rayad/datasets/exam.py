@@ -86,6 +86,12 @@ class Images(Protocol):
         ...
 
 
+def read_by(dataset: Images) -> list[str]:
+    """The folders and files that a data set is read from."""
+    places = (getattr(dataset, name, "") for name in ("source", "table", "tables"))
+    return [place for place in places if place]
+
+
 def listed(dataset: Images) -> tuple[list[Exam], list[Excluded]]:
     """The exams and what is left out, in one pass over the files: the method `listed` of a data set that has it."""
     both = getattr(dataset, "listed", None)

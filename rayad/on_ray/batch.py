@@ -23,6 +23,7 @@ from rayad.errors import OptionError, RayadError
 from rayad.evaluation import heatmap
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
+from rayad.outputs import require_own
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import Limits
 from rayad.serving.api import Scored
@@ -107,6 +108,10 @@ class Batches:
         running = (of.said["out"].rstrip("/") for of in self._batches.values() if of.said["state"] == "running")
         if wanted["out"].rstrip("/") in running:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
+        try:
+            await asyncio.to_thread(_require_own, wanted["out"])
+        except RayadError as error:
+            return refused(error)
         said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
         said |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
         said |= {"total": None, "done": 0, "failed": 0, "research_use_only": RESEARCH_USE}
@@ -244,6 +249,16 @@ TOLD = ("id", "state", "began", "updated", "total", "done", "failed", *LONG)
 
 def _own(out: str) -> str:
     return storage.join(out, f"{OWN}.json")
+
+
+def _require_own(out: str) -> None:
+    """OptionError where the folder has what is no batch's, or a batch of another service."""
+    require_own(out, "a batch")
+    said = storage.read_json(_own(out)) if storage.exists(_own(out)) else {}
+    if said.get("state") == "running":
+        raise OptionError(
+            f"{out}: batch {said.get('id')} of another service writes there; if that service is gone, remove {OWN}.json"
+        )
 
 
 def _asked(wanted: dict[str, Any]) -> dict[str, Any]:

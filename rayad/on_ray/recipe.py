@@ -10,6 +10,7 @@ from rayad.on_ray.evaluate import Evaluation, evaluate
 from rayad.on_ray.resources import Workers
 from rayad.patches.corpus import Corpus
 from rayad.recipes import Line
+from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 
 
@@ -106,7 +107,7 @@ class _Run:
         done = stages.calibrate_detectors(ready, self.dataset, self.recipe.step_mm, storage.join(self.url, "scores"))
         for before, after in zip(ready, done, strict=True):
             if before is not after:
-                stages.save(after, self._at("detectors", after.name))
+                bundle.save(after, self._at("detectors", after.name))
         return done
 
     def _at(self, kind: str, *names: Any) -> str:

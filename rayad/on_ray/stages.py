@@ -161,12 +161,6 @@ def saved(detector: Detector, url: str) -> Detector:
     return found if identity(found) == identity(detector) else detector
 
 
-def save(detector: Detector, url: str) -> None:
-    """Write the bundle in the place of what is there."""
-    storage.remove(url)
-    bundle.save(detector, url)
-
-
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
     """The detector with this aggregation of its scores; another one voids its calibration."""
     if aggregation == detector.aggregation:

@@ -1,8 +1,8 @@
 """The detector bundle: a detector in JSON and safetensors.
 
 ``detector.json`` names the parts, their configurations, the hashes of the tensor files, and where it all comes from;
-``model.safetensors``, ``density.safetensors`` and ``calibration.safetensors`` hold the numbers. docs/formats.md has
-every field, and what is refused. No pickle.
+``model-HASH.safetensors``, ``density-HASH.safetensors`` and ``calibration-HASH.safetensors`` hold the numbers.
+docs/formats.md has every field, and what is refused. No pickle.
 
 A bundle may be a stranger's. So every field is checked against what it becomes, and a model or density is first built
 without memory, on torch's device "meta": only one whose tensors are those of the file takes any.
@@ -33,7 +33,7 @@ from rayad.scoring.detector import LATENT, Detector, Part
 from rayad.scoring.files import Folder
 from rayad.terminal import shortened
 
-SCHEMA = 2
+SCHEMA = 3
 REQUIRED: dict[str, type | tuple[type, ...]] = {
     "schema": int,
     "name": str,
@@ -69,19 +69,22 @@ IMPOSSIBLE = (
 
 
 def save(detector: Detector, url: str) -> None:
-    """Write the bundle; ``detector.json`` last, so a bundle that has one is whole."""
-    contents = {}
-    for kind in ("model", "density"):
-        part: Part | None = getattr(detector, kind)
-        if part is not None:
-            state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in part.module.state_dict().items()}
-            contents[kind] = safetensors.torch.save(state)
-    if detector.calibration is not None:
-        contents["calibration"] = safetensors.numpy.save(detector.calibration.to_tensors())
-    for kind, data in contents.items():
-        storage.write_bytes(storage.join(url, f"{kind}.safetensors"), data)
-    for member in detector.members:
-        save(member, files.member_url(url, member.name))
+    """Write the bundle in the place of the one that is there, which stays whole until this one is.
+
+    Names of files have the hashes of what is in them, so those of two bundles differ; `detector.json`, written last,
+    makes the new ones the bundle. Then the files of the old one are removed, and nothing else.
+    """
+    contents = _files(detector)
+    for name, data in contents.items():
+        storage.write_bytes(storage.join(url, name), data)
+    files.remove_others(url, contents)
+
+
+def _files(detector: Detector) -> dict[str, bytes]:
+    """Name -> content of a bundle's files, each detector.json after all that it names."""
+    found: dict[str, bytes] = {}
+    tensors = dict(_tensors(detector))
+    sha256 = {kind: hashlib.sha256(data).hexdigest() for kind, data in tensors.items()}
     description = {
         "schema": SCHEMA,
         "name": detector.name,
@@ -92,10 +95,27 @@ def save(detector: Detector, url: str) -> None:
         "density": detector.density and detector.density.description(),
         "context": detector.context,
         "members": [member.name for member in detector.members],
-        "sha256": {kind: hashlib.sha256(data).hexdigest() for kind, data in contents.items()},
+        "sha256": sha256,
         "provenance": detector.provenance,
     }
-    storage.write_json(storage.join(url, "detector.json"), description)
+    for member in detector.members:
+        of_member = _files(member)
+        sha256[f"members/{member.name}"] = hashlib.sha256(of_member["detector.json"]).hexdigest()
+        folder = files.member_folder(member.name, description)
+        found |= {f"{folder}/{name}": data for name, data in of_member.items()}
+    found |= {files.tensor_file(kind, description): data for kind, data in tensors.items()}
+    return found | {"detector.json": storage.json_bytes(description)}
+
+
+def _tensors(detector: Detector) -> Iterator[tuple[str, bytes]]:
+    """Kind and content of each tensor file."""
+    for kind in ("model", "density"):
+        part: Part | None = getattr(detector, kind)
+        if part is not None:
+            state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in part.module.state_dict().items()}
+            yield kind, safetensors.torch.save(state)
+    if detector.calibration is not None:
+        yield "calibration", safetensors.numpy.save(detector.calibration.to_tensors())
 
 
 def describe(url: str) -> dict[str, Any]:
@@ -117,7 +137,23 @@ def load(url: str, anyway: bool = False) -> Detector:
         FormatError: no bundle, a newer schema, a field or tensor that is none of a detector, tensors whose hash is not
             the one in ``detector.json``, or that are not finite; a file or member that lies outside of the bundle.
     """
-    return _load(files.opened(url), anyway)
+    before = sha256(url)
+    try:
+        return _load(files.opened(url), anyway)
+    except RayadError:
+        if sha256(url) == before:
+            raise
+        return load(url, anyway)  # it was replaced meanwhile, so files of the one before are gone
+
+
+def sha256(url: str) -> str:
+    """Hash of `detector.json`, which holds the hashes of all that belongs to the bundle.
+
+    Raises:
+        FormatError: there is no bundle, or its description is too large.
+        StorageError: it cannot be read.
+    """
+    return hashlib.sha256(files.opened(url).content()).hexdigest()
 
 
 def lacking(description: dict[str, Any]) -> Iterator[str]:
@@ -167,7 +203,8 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
 def _load(folder: Folder, anyway: bool) -> Detector:
     description = _describe(folder)
     _check(folder, description)
-    detector = _built(folder, description, [_member(folder, name, anyway) for name in description["members"]])
+    members = [_member(folder, name, description, anyway) for name in description["members"]]
+    detector = _built(folder, description, members)
     if not anyway and (wrong := not_finite(detector)):
         raise FormatError(f"{folder.url}: {wrong[0]} holds numbers that are not finite")
     return detector
@@ -178,9 +215,7 @@ def _check(folder: Folder, description: dict[str, Any]) -> None:
     where = folder.name
     for fault in lacking(description):
         raise FormatError(f"{folder.url}: {fault}; rayad check lists all that is wrong")
-    hashes = description["sha256"]
-    if not all(isinstance(sha256, str) for sha256 in hashes.values()):
-        raise FormatError(f"{where}: 'sha256' has a text for each tensor file, not {shortened(hashes)}")
+    files.check_hashes(description["sha256"], where)
     context = description["context"]
     if not all(name in CONTEXT for name in context) or len(set(context)) < len(context):
         raise FormatError(f"{where}: 'context' has different names of {', '.join(CONTEXT)}, not {shortened(context)}")
@@ -191,8 +226,8 @@ def _check(folder: Folder, description: dict[str, Any]) -> None:
     files.check_members(description["members"], where)
 
 
-def _member(folder: Folder, name: str, anyway: bool) -> Detector:
-    member = _load(folder.member(name), anyway)
+def _member(folder: Folder, name: str, description: dict[str, Any], anyway: bool) -> Detector:
+    member = _load(folder.member(name, description), anyway)
     if member.name != name:
         raise FormatError(f"{folder.url}: member {name} calls itself {shortened(member.name)}; names and folders agree")
     return member
@@ -206,7 +241,7 @@ def _built(folder: Folder, description: dict[str, Any], members: list[Detector])
     with _explained(f"{folder.name}: 'aggregation'"):
         aggregation = catalog.restored(Aggregation, description["aggregation"])
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
-    calibration = _calibration(folder, description["sha256"])
+    calibration = _calibration(folder, description)
     with _explained(f"{folder.name}: 'score'"):
         detector = Detector(
             name=description["name"],
@@ -235,11 +270,10 @@ def _require_density(detector: Detector) -> None:
         raise OptionError(f"the density is of {density.variables} variables, but model and context give {given}")
 
 
-def _calibration(folder: Folder, hashes: dict[str, str]) -> Calibration | None:
-    if "calibration" not in hashes:
+def _calibration(folder: Folder, description: dict[str, Any]) -> Calibration | None:
+    if "calibration" not in description["sha256"]:
         return None
-    where = storage.join(folder.url, "calibration.safetensors")
-    data = folder.tensors("calibration", hashes)
+    where, data = folder.tensors("calibration", description)
     files.header(data, where)
     with _explained(where):
         return Calibration.from_tensors(safetensors.numpy.load(data))
@@ -249,8 +283,7 @@ def _part(folder: Folder, kind: str, description: dict[str, Any]) -> Part | None
     of = description[kind]
     if of is None:
         return None
-    where = storage.join(folder.url, f"{kind}.safetensors")
-    data = folder.tensors(kind, description["sha256"])
+    where, data = folder.tensors(kind, description)
     declared = files.header(data, where)
     with _explained(f"{folder.name}: {kind!r}"):
         name, config, variables = _configuration(kind, of, sum(tensor.numel() for tensor in declared.values()))

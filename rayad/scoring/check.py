@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from rayad import storage
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
-from rayad.scoring.files import member_url
+from rayad.scoring.files import member_folder, tensor_file
 from rayad.terminal import printable, shortened
 
 
@@ -43,7 +43,7 @@ def _of_bundle(url: str, description: dict[str, Any], one: Detector) -> Iterator
         f"{printable(name)} is beside the bundle's files, and nothing names it" for name in _strangers(url, description)
     )
     for member in one.members:
-        where = member_url(url, member.name)
+        where = storage.join(url, member_folder(member.name, description))
         of_member = bundle.describe(where)
         found = [*_unknown(of_member), *_of_bundle(where, of_member, member)]
         yield from (f"member {member.name}: {fault}" for fault in found)
@@ -51,7 +51,7 @@ def _of_bundle(url: str, description: dict[str, Any], one: Detector) -> Iterator
 
 
 def _strangers(url: str, description: dict[str, Any]) -> Iterator[str]:
-    known = {"detector.json", *(f"{kind}.safetensors" for kind in description["sha256"])}
+    known = {"detector.json", *(tensor_file(kind, description) for kind in description["sha256"] if "/" not in kind)}
     members = storage.join(url, "members", "")
     own = [file for file in storage.listing(url, roots=(url,)) if not file.startswith(members)]
     for name in (file.rsplit("/", 1)[-1] for file in own):

@@ -5,6 +5,7 @@ docs/formats.md says what is refused. Everything here looks at names, links and 
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rayad import storage
-from rayad.bounded import parse_json
+from rayad.bounded import parse_json, require_size
 from rayad.errors import FormatError
 from rayad.terminal import shortened
 
@@ -43,6 +44,10 @@ TYPES = {
     "BOOL": torch.bool,
 }
 """What numbers are called in a tensor file."""
+HASHED = 16
+"""Digits of a file's hash that its name has."""
+_HASH = re.compile("[0-9a-f]{64}")
+_OWN = re.compile(rf"detector\.json|(model|density|calibration)(-[0-9a-f]{{{HASHED}}})?\.safetensors")
 _NAME = re.compile(rf"[\w.\- ]{{1,{LONGEST_NAME}}}")
 
 
@@ -61,6 +66,8 @@ class Folder:
     url: str
     top: str
     """URL of the outermost bundle."""
+    sha256: str = ""
+    """Of detector.json, as the bundle around a member has it; empty: not known."""
     level: int = 0
     """0 of the outermost bundle."""
     left: Allowance = field(default_factory=Allowance)
@@ -74,27 +81,38 @@ class Folder:
         """What detector.json says.
 
         Raises:
-            FormatError: it is not there, no JSON, or too large.
+            FormatError: it is not there, no JSON, too large, or not the one that the bundle around a member names.
             StorageError: it cannot be read, or is a link that leads out of the bundle.
         """
+        value = parse_json(self.content(), self.name, LARGEST_DESCRIPTION)
+        if not isinstance(value, dict):
+            raise FormatError(f"{self.name}: a JSON object is wanted, not a {type(value).__name__}")
+        return value
+
+    def content(self) -> bytes:
+        """The content of detector.json; errors as of `description`."""
         if not storage.exists(self.name):
             raise FormatError(f"{self.url}: no detector here, detector.json is missing")
-        return storage.read_json(self.name, LARGEST_DESCRIPTION, (self.top,))
+        require_size(storage.size(self.name), self.name, LARGEST_DESCRIPTION)
+        data = storage.read_bytes(self.name, (self.top,))
+        if self.sha256 and hashlib.sha256(data).hexdigest() != self.sha256:
+            raise FormatError(f"{self.name}: altered or truncated, its hash is not the one in the bundle around it")
+        return data
 
-    def tensors(self, kind: str, hashes: dict[str, str]) -> bytes:
-        """The content of a tensor file.
+    def tensors(self, kind: str, description: dict[str, Any]) -> tuple[str, bytes]:
+        """URL and content of a tensor file.
 
         Args:
             kind: model, density or calibration.
-            hashes: the SHA-256 of each, as detector.json has them.
+            description: what detector.json says.
 
         Raises:
             FormatError: it is missing, too large or altered.
             StorageError: it cannot be read, or is a link that leads out of the bundle.
         """
-        where = storage.join(self.url, f"{kind}.safetensors")
-        if kind not in hashes:
+        if kind not in description["sha256"]:
             raise FormatError(f"{self.url}: detector.json has a {kind}, but no hash of {kind}.safetensors")
+        where = storage.join(self.url, tensor_file(kind, description))
         if not storage.exists(where):
             raise FormatError(f"{where}: missing, though detector.json names it")
         self.left.bytes -= storage.size(where)
@@ -102,18 +120,23 @@ class Folder:
             most = f"{LARGEST_TENSORS / 1e9:g} GB"
             raise FormatError(f"{where}: with this file the tensors of a bundle would have more than {most} in all")
         data = storage.read_bytes(where, (self.top,))
-        if hashlib.sha256(data).hexdigest() != hashes[kind]:
+        if hashlib.sha256(data).hexdigest() != description["sha256"][kind]:
             raise FormatError(f"{where}: altered or truncated, its hash is not the one in detector.json")
-        return data
+        return where, data
 
-    def member(self, name: str) -> "Folder":
+    def member(self, name: str, description: dict[str, Any]) -> "Folder":
         """The folder of a member; FormatError where a bundle has too many of them, or too many levels."""
         self.left.members -= 1
         if self.left.members < 0 or self.level == DEEPEST:
             raise FormatError(
                 f"{self.url}: a bundle has at most {MOST_MEMBERS} members in {DEEPEST} levels, this one has more"
             )
-        return replace(self, url=member_url(self.url, name), level=self.level + 1)
+        hashed = is_hashed(description)
+        sha256 = description["sha256"].get(f"members/{name}", "") if hashed else ""
+        if hashed and not sha256:
+            raise FormatError(f"{self.url}: detector.json has a member {name}, but no hash of it")
+        url = storage.join(self.url, member_folder(name, description))
+        return replace(self, url=url, sha256=sha256, level=self.level + 1)
 
 
 def opened(url: str) -> Folder:
@@ -121,9 +144,46 @@ def opened(url: str) -> Folder:
     return Folder(url, url)
 
 
-def member_url(url: str, name: str) -> str:
-    """Where a member of a bundle lies."""
-    return storage.join(url, "members", name)
+def is_hashed(description: dict[str, Any]) -> bool:
+    """Whether the names of a bundle's files have the hashes of what is in them: since schema 3."""
+    return bool(description["schema"] >= 3)
+
+
+def tensor_file(kind: str, description: dict[str, Any]) -> str:
+    """Name of the file of model, density or calibration, relative to the bundle."""
+    hashed = f"-{description['sha256'][kind][:HASHED]}" if is_hashed(description) else ""
+    return f"{kind}{hashed}.safetensors"
+
+
+def member_folder(name: str, description: dict[str, Any]) -> str:
+    """Name of the folder of a member, relative to the bundle."""
+    hashed = f"-{description['sha256'][f'members/{name}'][:HASHED]}" if is_hashed(description) else ""
+    return f"members/{name}{hashed}"
+
+
+def is_own(name: str) -> bool:
+    """Whether a file with this name, relative to a bundle, is one of those that bundles have."""
+    while name.startswith("members/"):
+        name = name.removeprefix("members/").partition("/")[2]
+    return bool(_OWN.fullmatch(name))
+
+
+def remove_others(url: str, keep: Collection[str]) -> None:
+    """Remove the files of the bundles that were at a place before: all whose names bundles have, but for these."""
+    head = storage.join(url, "")
+    for file in storage.listing(url, roots=(url,)):
+        name = file.removeprefix(head)
+        if is_own(name) and name not in keep:
+            storage.remove(file)
+            storage.remove_empty(file.rpartition("/")[0])
+
+
+def check_hashes(hashes: dict[str, Any], where: str) -> None:
+    """FormatError unless all of these are SHA-256 in hexadecimal digits."""
+    for kind, sha256 in hashes.items():
+        if not isinstance(sha256, str) or not _HASH.fullmatch(sha256):
+            found = f"{shortened(sha256)} for {shortened(kind)}"
+            raise FormatError(f"{where}: 'sha256' has 64 hexadecimal digits for each file, not {found}")
 
 
 def check_members(names: Any, where: str) -> None:

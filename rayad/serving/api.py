@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from rayad.errors import OptionError
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import Judgement
+from rayad.outputs import require_apart
 from rayad.serving import RESEARCH_USE, document, problems
 from rayad.serving.access import Limits
 from rayad.serving.cards import Card
-from rayad.serving.fetch import PORTS, AllowList, fetch, parsed
+from rayad.serving.fetch import PORTS, AllowList, fetch
 from rayad.serving.problems import Problem
 
 JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
@@ -365,11 +367,12 @@ def _check_places(wanted: Wanted, reading: AllowList, writing: AllowList) -> Non
     """Problem where a batch may not read or write; `out` becomes the folder that its links lead to."""
     if wanted.prefix and reading.place(wanted.prefix).scheme in PORTS:
         raise Problem(422, "what a web server has is not known; give urls instead of a prefix")
-    for url in wanted.urls:
-        reading.check(url)
+    inputs = [reading.check(url) for url in filter(None, [wanted.prefix, *wanted.urls])]
     wanted.out = writing.check(wanted.out)
-    if wanted.prefix and parsed(wanted.out).is_below(reading.place(wanted.prefix)):
-        raise Problem(422, "results below the prefix would be taken for images; out must be another folder")
+    try:
+        require_apart(wanted.out, inputs)
+    except OptionError as error:
+        raise Problem(422, f"{error}.") from error
 
 
 def _known(batch: dict[str, Any] | None) -> dict[str, Any]:

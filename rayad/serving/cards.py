@@ -1,6 +1,5 @@
 """Which detectors are served: a name, the bundle behind it, and its card."""
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def load(key: str) -> Detector:
     """
     sha256, _, url = key.partition(" ")
     detector = bundle.load(url)
-    if (found := _hash(url)) != sha256:
+    if (found := bundle.sha256(url)) != sha256:
         raise OptionError(f"{url}: another detector is there by now ({found[:12]}, was {sha256[:12]})")
     return detector
 
@@ -76,7 +75,7 @@ def card(name: str, url: str) -> Card:
     """
     url = url if "://" in url else os.path.realpath(url)
     bundle.describe(url)  # it is there, and not too large to be read
-    sha256 = _hash(url)
+    sha256 = bundle.sha256(url)
     detector = load(f"{sha256} {url}")
     if detector.calibration is None:
         raise OptionError(f"detector {name!r} at {url} is not calibrated, so it has no p-values: run rayad calibrate")
@@ -112,7 +111,3 @@ def named(urls: Iterable[str]) -> dict[str, str]:
     if not found:
         raise OptionError("a server needs at least one detector, as URL or NAME=URL")
     return found
-
-
-def _hash(url: str) -> str:
-    return hashlib.sha256(storage.read_bytes(storage.join(url, "detector.json"), (url,))).hexdigest()

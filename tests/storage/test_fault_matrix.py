@@ -71,8 +71,7 @@ class Stage:
             case "ingest":
                 return Corpus.open(out).manifest["content"], Corpus.open(out).index().to_csv()
             case "train" | "fit-density":
-                file = "model" if self.name == "train" else "density"
-                return load(storage.read_bytes(f"{out}/{file}.safetensors"))
+                return load(storage.read_bytes(_tensors(out, "model" if self.name == "train" else "density")))
             case "sweep":
                 found = storage.read_json(f"{out}/sweep.json")
                 first = next(row for row in found["rows"] if row["how"] == "whole" and row["settings"] == found["base"])
@@ -410,17 +409,22 @@ def test_training_goes_on_with_fewer_workers_where_a_node_is_lost_for_good(case:
         own.cluster.shutdown()
 
 
+def _tensors(url: str, kind: str) -> str:
+    """The file of a detector's model or density."""
+    return f"{url}/{kind}-{storage.read_json(f'{url}/detector.json')['sha256'][kind][:16]}.safetensors"
+
+
 def _spoilt(url: str, to: str) -> str:
     """A copy of a detector with one weight that is no number, and the hash that belongs to it."""
     import hashlib
 
     shutil.copytree(url, to)
-    tensors = load(storage.read_bytes(f"{to}/model.safetensors"))
+    tensors = load(storage.read_bytes(_tensors(to, "model")))
     tensors["encoder.head.bias"][0] = np.nan
     data = save(tensors)
-    storage.write_bytes(f"{to}/model.safetensors", data)
     said = storage.read_json(f"{to}/detector.json")
     said["sha256"]["model"] = hashlib.sha256(data).hexdigest()
+    storage.write_bytes(f"{to}/model-{said['sha256']['model'][:16]}.safetensors", data)
     storage.write_json(f"{to}/detector.json", said)
     return to
 

@@ -1,0 +1,222 @@
+"""Where a command writes: no input is written over, nothing that rayad did not write is replaced, and one at a time.
+
+A folder that rayad writes to has a hidden file `.rayad.json` that says what it holds and, while a command writes there,
+which one. On a local disk that command holds a lock of the file, which ends with it, however it ends. An object store
+has no locks: there the command counts in the file, and one that has stopped counting is gone.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from rayad import local, storage
+from rayad.errors import FormatError, OptionError, RayadError, StorageError
+
+MARK = ".rayad.json"
+BEAT_S = 5.0
+"""How often a command counts, in an object store."""
+BEATS = 4
+"""A command that has not counted for so many times is gone."""
+SETTLE_S = 1.0
+"""After how long a command looks whether another has written its name in the place of its own."""
+SIGNS = {
+    "a corpus": ("manifest.json", "plan.json"),
+    "a detector": ("detector.json",),
+    "a sweep": ("sweep.json",),
+    "a report": ("results.json", "streamed.json"),
+    "an inspection": ("inspection.json",),
+    "a run": ("corpus/plan.json", "corpus/manifest.json", "report/results.json"),
+    "heatmaps": ("heatmaps.jsonl",),
+    "a batch": ("batch.json",),
+}
+"""What a folder can hold -> files by which folders are known that have no `.rayad.json`, as before it was written."""
+
+
+@contextmanager
+def claimed(url: str, kind: str, inputs: Sequence[str] = ()) -> Iterator[None]:
+    """A folder that is this command's to write to until the block ends.
+
+    Args:
+        kind: what it will hold, of `SIGNS`.
+        inputs: files and folders that the command reads.
+
+    Raises:
+        OptionError: the folder lies in, above or below an input, holds something else, or another command writes there.
+        StorageError: it cannot be written.
+    """
+    require_apart(url, inputs)
+    require_own(url, kind)
+    with _locked(url, kind) if storage.is_local(url) else _leased(url, kind):
+        yield
+
+
+def require_apart(url: str, inputs: Sequence[str]) -> None:
+    """OptionError where a folder to write to is an input, or lies in, above or below one."""
+    out = _resolved(url)
+    for source in filter(None, inputs):
+        of = _resolved(source)
+        if f"{out}/".startswith(f"{of}/") or f"{of}/".startswith(f"{out}/"):
+            raise OptionError(f"{url}: the output would lie in, above or below the input {source}; name another place")
+
+
+def require_own(url: str, kind: str) -> None:
+    """OptionError where a folder holds what rayad did not write, or wrote as something else."""
+    holds = _holds(url)
+    if holds == kind:
+        return
+    if holds:
+        raise OptionError(f"{url}: holds {holds}; name a place of its own for {kind}")
+    if file := storage.any_file(url):
+        raise OptionError(
+            f"{url}: holds files that are not {kind} of rayad, such as {file}; name an empty place, or a new one"
+        )
+
+
+def _holds(url: str) -> str:
+    """What rayad wrote to a folder; empty: nothing that is known."""
+    found = _read(storage.join(url, MARK)).get("holds")
+    if isinstance(found, str):
+        return found
+    signs = ((kind, name) for kind, names in SIGNS.items() for name in names)
+    return next((kind for kind, name in signs if storage.exists(storage.join(url, name))), "")
+
+
+def _read(where: str) -> dict[str, Any]:
+    """What a mark says; nothing where there is none, or one that was cut short."""
+    try:
+        return storage.read_json(where) if storage.exists(where) else {}
+    except FormatError:
+        return {}
+
+
+def _resolved(url: str) -> str:
+    return os.path.realpath(storage.local_path(url)) if storage.is_local(url) else url.rstrip("/")
+
+
+@contextmanager
+def _locked(url: str, kind: str) -> Iterator[None]:
+    """Hold the lock of a local folder's mark."""
+    folder = storage.local_path(url)
+    is_new = not os.path.isdir(folder)
+    storage.make_folder(url)
+    where = os.path.join(folder, MARK)
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(os.fdopen(os.open(where, os.O_RDWR | os.O_CREAT, 0o666 & ~local.umask()), "r+"))
+        except OSError as error:
+            raise StorageError(f"cannot write {where}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(url, _read(where).get("writer", {})) from None
+        except OSError:
+            pass  # the file system has no locks
+        _put(file, {"holds": kind, "writer": _this()})
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [MARK]:  # it came to nothing
+                os.unlink(where)
+                if is_new:
+                    os.rmdir(folder)
+            else:
+                with suppress(OSError):  # the disk may be full
+                    _put(file, {"holds": kind})
+
+
+def _put(file: Any, said: dict[str, Any]) -> None:
+    """Replace the content of an open mark."""
+    file.seek(0)
+    file.write(json.dumps(said) + "\n")
+    file.truncate()
+    file.flush()
+
+
+@contextmanager
+def _leased(url: str, kind: str) -> Iterator[None]:
+    """Count in the mark of a folder of an object store."""
+    where = storage.join(url, MARK)
+    ours = _this() | {"id": uuid.uuid4().hex}
+    writer = _read(where).get("writer")
+    if writer and not _is_gone(where, writer):
+        raise _busy(url, writer)
+    storage.write_json(where, {"holds": kind, "writer": ours | {"beat": 0}})
+    if not url.startswith("memory://"):  # which no other process sees
+        time.sleep(SETTLE_S)
+    winner = _read(where).get("writer", {})
+    if winner.get("id") != ours["id"]:
+        raise _busy(url, winner)
+    stop = threading.Event()
+    counting = threading.Thread(target=_count, args=(where, kind, ours, stop), daemon=True)
+    counting.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        counting.join()
+        with suppress(RayadError):  # what failed may be the storage
+            if storage.any_file(url):
+                storage.write_json(where, {"holds": kind})
+            else:
+                storage.remove(where)
+
+
+def _count(where: str, kind: str, ours: dict[str, Any], stop: threading.Event) -> None:
+    beat = 0
+    while not stop.wait(BEAT_S):
+        beat += 1
+        with suppress(StorageError):
+            storage.write_json(where, {"holds": kind, "writer": ours | {"beat": beat}})
+
+
+def _is_gone(where: str, writer: dict[str, Any]) -> bool:
+    """Whether the command that wrote to a folder writes no more; it is watched, unless it was of this machine."""
+    here = _this()
+    if all(writer.get(name) == here[name] for name in ("host", "boot")):
+        return _started(writer.get("process", 0)) != writer.get("started")
+    for _ in range(BEATS):
+        time.sleep(BEAT_S)
+        if _read(where).get("writer") != writer:
+            return False
+    return True
+
+
+def _this() -> dict[str, Any]:
+    """The command of this process."""
+    number = os.getpid()
+    return {
+        "command": " ".join([os.path.basename(sys.argv[0]), *(word for word in sys.argv[1:2] if word.isalpha())]),
+        "process": number,
+        "started": _started(number),
+        "host": socket.gethostname(),
+        "boot": _line("/proc/sys/kernel/random/boot_id"),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+
+
+def _started(process: Any) -> str:
+    """When a process began, in ticks since the machine did; empty: there is none, or nobody knows."""
+    fields = _line(f"/proc/{process}/stat").rpartition(")")[2].split()
+    return fields[19] if fields else ""
+
+
+def _line(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def _busy(url: str, writer: dict[str, Any]) -> OptionError:
+    names = {name: writer.get(name, "?") for name in ("command", "process", "host", "since")}
+    of = "{command}, process {process} on {host} since {since}".format(**names)
+    return OptionError(f"{url}: another command writes there ({of}); wait for its end, or name another place")
