@@ -26,12 +26,13 @@ from rayad.datasets.exam import Images
 from rayad.density.em import EM
 from rayad.evaluation import metrics
 from rayad.evaluation.metrics import Scored
+from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.on_ray import stages
 from rayad.on_ray.cluster import cluster
 from rayad.on_ray.resources import Workers, keep_private
-from rayad.patches.corpus import Ingest, fingerprint
+from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density, Line, Model, Row
 from rayad.scoring.combine import Aggregation

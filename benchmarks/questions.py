@@ -29,13 +29,14 @@ from rayad.datasets.exam import Exam, Images, Lesion, source_of
 from rayad.datasets.splits import assign
 from rayad.density.em import EM
 from rayad.evaluation import table
+from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray import stages
 from rayad.on_ray.cluster import cluster
 from rayad.on_ray.resources import Workers, keep_private
-from rayad.patches.corpus import FULL_SCALE, SHARD, Corpus, Ingest, fingerprint, packed
+from rayad.patches.corpus import FULL_SCALE, SHARD, Corpus, Ingest, packed
 from rayad.patches.sample import cut, generator
 from rayad.recipes import Density
 from rayad.scoring.detector import Detector

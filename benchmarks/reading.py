@@ -23,8 +23,9 @@ import torch
 import tyro
 
 from rayad import provenance, storage
+from rayad.fingerprint import fingerprint
 from rayad.on_ray.train import pixels
-from rayad.patches.corpus import SCHEMA, SHARD, Corpus, fingerprint, packed
+from rayad.patches.corpus import SCHEMA, SHARD, Corpus, packed
 from rayad.patches.order import Order
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"

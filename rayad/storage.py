@@ -16,9 +16,11 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -84,6 +86,58 @@ def modified(url: str) -> datetime:
 def size(url: str) -> int:
     """Bytes of a file; StorageError where that cannot be asked."""
     return _patiently("look at", url, lambda: _size(url))
+
+
+def versions(urls: Iterable[str]) -> dict[str, str]:
+    """What tells the content of files from that of others that had their names: size and time of change, or the ETag.
+
+    Returns:
+        URL -> version, empty where there is no such file.
+
+    Raises:
+        StorageError: it cannot be asked.
+    """
+    found: dict[str, str] = {}
+    elsewhere: dict[str, list[str]] = defaultdict(list)
+    for url in urls:
+        path = _local(url)
+        if path is None:
+            elsewhere["/".join(url.split("/")[:3])].append(url)
+        else:
+            found[url] = _local_version(url, path)
+    for place in elsewhere.values():
+        found |= _remote_versions(place)
+    return found
+
+
+def _local_version(url: str, path: str) -> str:
+    with _explained("look at", url):
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _remote_versions(urls: Sequence[str]) -> dict[str, str]:
+    """Versions of the objects of one bucket, by one listing of the folder that holds them all."""
+    levels = zip(*(url.split("/")[:-1] for url in urls), strict=False)
+    folder = "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
+
+    def ask() -> dict[str, dict[str, Any]]:
+        filesystem, key = _remote(folder)
+        there = cast(dict[str, dict[str, Any]], filesystem.find(key, detail=True))
+        head = filesystem.unstrip_protocol(key).rstrip("/") + "/"
+        return {join(folder, filesystem.unstrip_protocol(name).removeprefix(head)): of for name, of in there.items()}
+
+    there = _patiently("list", folder, ask)
+    return {url: _version(there.get(url, {})) for url in urls}
+
+
+def _version(of: dict[str, Any]) -> str:
+    """The version of an object, by whichever names its file system gives it."""
+    mark = next((of[name] for name in ("ETag", "etag", "LastModified", "mtime", "created") if of.get(name)), "")
+    return f"{of.get('size', '')} {mark}".strip()
 
 
 def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ()) -> list[str]:

@@ -13,11 +13,12 @@ from rayad import catalog, storage
 from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
 from rayad.errors import FormatError, OptionError
+from rayad.fingerprint import fingerprint
 from rayad.on_ray.cluster import own_errors
 from rayad.on_ray.encode import encode, read_latents
 from rayad.on_ray.resources import Workers
 from rayad.on_ray.workers import Fault, report, run, sync
-from rayad.patches.corpus import FULL_SCALE, Corpus, fingerprint
+from rayad.patches.corpus import FULL_SCALE, Corpus
 from rayad.progress import State
 from rayad.scoring.detector import Part
 from rayad.tensors import Latents

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from rayad import provenance, storage
+from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.findings import ALARM
 from rayad.evaluation.metrics import Scored
+from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, described
 from rayad.on_ray import pictures, stages
 from rayad.on_ray.cluster import tasks
 from rayad.on_ray.score import ScoredImage, identity
-from rayad.patches.corpus import fingerprint
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 
@@ -75,7 +76,7 @@ def evaluate(
     calibrations = {d.name: calibration_of(d) for d in detectors}
     exams = stages.exams_of(dataset, options.split)
     made_of = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *others)]
-    request = fingerprint([made_of, options, exams, provenance.commit()])
+    request = fingerprint([made_of, options, contents(dataset, exams), provenance.commit()])
     page = storage.join(url, "index.html")
     written = storage.join(url, "results.json")
     if storage.exists(page) and storage.read_json(written).get("request") == request:

@@ -1,15 +1,20 @@
 """Images to a patch corpus, a shard a task, on Ray Data."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rayad import storage
+from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, listed
 from rayad.datasets.splits import assign
 from rayad.errors import ImageError
+from rayad.fingerprint import fingerprint
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import each, tasks
-from rayad.patches.corpus import Ingest, exam_patches, fingerprint, finish, plan, remember, remembered, write_shard
+from rayad.patches.corpus import Ingest, ShardPlan, exam_patches, finish, plan, remember, remembered, write_shard
+from rayad.terminal import say
 
 
 def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +32,13 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
         StorageError: the corpus cannot be written.
     """
     exams, left_out = listed(dataset)
-    plans = tuple(plan(exams, assign(exams), settings, remembered(url, settings)))
+    before = remembered(url, settings)
+    plans = tuple(plan(exams, assign(exams), settings, before, contents(dataset, exams)))
+    if changed := _changed(before, plans):
+        say(
+            f"{changed} images or their labels changed since {url} was made: their shards are made anew",
+            sys.stderr,
+        )
     request = fingerprint([plans, settings])
     where = storage.join(url, "manifest.json")
     if storage.exists(where):
@@ -42,6 +53,13 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
     facts = {"request": request, "excluded": [asdict(found) for found in left_out]}
     return finish(url, records, settings, facts | provenance)
+
+
+def _changed(before: Sequence[dict[str, Any]], plans: Sequence[ShardPlan]) -> int:
+    """How many exams are made of something else than when a corpus was planned."""
+    was = {name: of for shard in before for name, of in zip(shard["exams"], shard.get("contents", ()), strict=False)}
+    now = {exam.exam_id: of for shard in plans for exam, of in zip(shard.exams, shard.contents, strict=True)}
+    return sum(was[name] != of for name, of in now.items() if name in was)
 
 
 def _patches_alone(dataset: Images, exam: Exam, settings: Ingest) -> Any:

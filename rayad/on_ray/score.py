@@ -1,25 +1,28 @@
 """Images of a data set to score grids, an image a Ray task; what is scored is kept and not scored again."""
 
 import io
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from rayad import bounded, bounds, storage
+from rayad.datasets.content import contents, file_name
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.errors import reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
+from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import tasks
-from rayad.patches.corpus import fingerprint
 from rayad.patches.sample import leaves_image
 from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
+from rayad.terminal import say
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def score_exams(
     Returns:
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
-    keep = Kept(url, tuple(detectors), step)
+    keep = Kept.of(dataset, exams, url, detectors, step)
     results = tasks(score_exam, [(e,) for e in exams], len(exams), label, (dataset, keep), lost=_unscored)
     scored, failures = [], []
     for exam, failure in zip(exams, results, strict=True):
@@ -94,23 +97,44 @@ class Kept:
     url: str
     detectors: tuple[Detector, ...]
     step: int
+    contents: dict[str, str] = field(repr=False)
+    """exam_id -> what it is made of; its scores are those of these contents alone."""
+
+    @staticmethod
+    def of(dataset: Images, exams: Sequence[Exam], url: str, detectors: Sequence[Detector], step: int) -> "Kept":
+        """For these exams as they are now; says how many are others than those that were scored."""
+        keep = Kept(url, tuple(detectors), step, contents(dataset, exams))
+        if changed := keep.changed(exams):
+            say(f"{changed} of {len(exams)} images or their labels changed: they are scored anew", sys.stderr)
+        return keep
+
+    def changed(self, exams: Sequence[Exam]) -> int:
+        """How many of these exams were scored when they were made of something else, and not since."""
+        folder = self.places(exams[0]).rpartition("/")[0] if exams else ""
+        files = storage.listing(folder, (".npz",)) if folder and storage.exists(folder) else []
+        there = [file.rpartition("/")[2] for file in files]
+        was = {name.rpartition("-")[0] for name in there}
+        return sum(file_name(exam.exam_id) in was and self._file(exam) not in there for exam in exams)
 
     def places(self, exam: Exam) -> str:
         """URL of the image's places, which follow from the preprocessing and the step."""
         made_of = fingerprint([described(self.detectors[0].preprocessing), self.step])
-        return storage.join(self.url, f"places-{made_of}", _file(exam))
+        return storage.join(self.url, f"places-{made_of}", self._file(exam))
 
     def scores(self, detector: Detector, exam: Exam) -> str:
         """URL of the image's scores by one detector."""
         made_of = fingerprint([identity(detector), self.step])
-        return storage.join(self.url, f"{detector.name}-{made_of}", _file(exam))
+        return storage.join(self.url, f"{detector.name}-{made_of}", self._file(exam))
+
+    def _file(self, exam: Exam) -> str:
+        return f"{file_name(exam.exam_id)}-{self.contents[exam.exam_id]}.npz"
 
     def known(self, detector: Detector, exam: Exam) -> dict[str, tuple[Heatmap, float]]:
         """What is kept of this image by the detector's members: their heatmaps, and the seconds that these took."""
         found = {}
         step_mm = self.step * detector.preprocessing.spacing_mm
         for member in detector.members:
-            own = Kept(self.url, (member,), step_px(member.preprocessing, step_mm))
+            own = replace(self, detectors=(member,), step=step_px(member.preprocessing, step_mm))
             if storage.exists(own.places(exam)) and not own.missing(exam):
                 image = own.read(exam)
                 heatmap = Heatmap(image.scores[member.name], image.rows, image.columns, image.tissue)
@@ -185,10 +209,6 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[
         arrays[name] = arrays.get(name, np.zeros_like(tissue)) | truth
         arrays["between"] += int(moved)
     return arrays
-
-
-def _file(exam: Exam) -> str:
-    return f"{exam.exam_id.replace('/', '_')}.npz"
 
 
 def _save(url: str, arrays: dict[str, Any]) -> None:

@@ -12,10 +12,12 @@ from itertools import groupby
 from typing import Any
 
 from rayad import catalog, provenance, storage
+from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images
 from rayad.datasets.splits import assign
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError
+from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.picture import Preprocessing, from_description, step_px
 from rayad.on_ray.density import Fit, fit_density
@@ -23,7 +25,7 @@ from rayad.on_ray.ingest import ingest
 from rayad.on_ray.resources import NOTHING, Strips, Workers
 from rayad.on_ray.score import ScoredImage, identity, score_exams
 from rayad.on_ray.train import train
-from rayad.patches.corpus import Corpus, Ingest, fingerprint
+from rayad.patches.corpus import Corpus, Ingest
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
@@ -184,7 +186,8 @@ def calibrate_detectors(
         split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
     exams = exams_of(dataset, split)
-    wanted = [fingerprint([identity(d), step_mm, [e.exam_id for e in exams]]) for d in detectors]
+    of = contents(dataset, exams)
+    wanted = [fingerprint([identity(d), step_mm, of]) for d in detectors]
     if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, wanted, strict=True)):
         return list(detectors)
     scored = score(detectors, dataset, exams, step_mm, url, split, max_failures)

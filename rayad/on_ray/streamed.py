@@ -43,7 +43,8 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
     images: dict[tuple[str, str], int] = defaultdict(int)
     failures: dict[str, str] = {}
     for preprocessing, group in groups.items():
-        keep = Kept(storage.join(url, "scores"), tuple(group), step_px(preprocessing, options.step_mm))
+        step = step_px(preprocessing, options.step_mm)
+        keep = Kept.of(dataset, exams, storage.join(url, "scores"), group, step)
         edges = {d.name: streaming.edges_of(calibration_of(d).levels, calibration_of(d).quantiles) for d in group}
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
         results = tasks(

@@ -31,12 +31,13 @@ from ray.tune.search.optuna import OptunaSearch
 from rayad import local, search, storage
 from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
+from rayad.fingerprint import fingerprint
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import progress, same_signal, tasks
 from rayad.on_ray.resources import Search, Workers
 from rayad.on_ray.trial import Data, Task, learn
 from rayad.on_ray.workers import awaited
-from rayad.patches.corpus import Corpus, fingerprint
+from rayad.patches.corpus import Corpus
 
 STUDY = "sweep"
 """Name of the study in Optuna's database."""

@@ -21,10 +21,11 @@ from rayad import fit as learning
 from rayad import search
 from rayad.density import em
 from rayad.errors import OptionError
+from rayad.fingerprint import fingerprint
 from rayad.on_ray.density import Fit, classes_of, variables_of
 from rayad.on_ray.encode import encode
 from rayad.on_ray.train import order_of, pixels, reader, validation_batches
-from rayad.patches.corpus import Corpus, fingerprint
+from rayad.patches.corpus import Corpus
 from rayad.scoring.description import Describes, bits_a_pixel
 from rayad.scoring.detector import Part
 

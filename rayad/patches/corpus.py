@@ -9,10 +9,9 @@ keeps what it has.
 
 import hashlib
 import io
-import json
 import posixpath
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from jaxtyping import UInt16
 from rayad import storage
 from rayad.datasets.exam import Exam, Images, shortened, source_of
 from rayad.errors import DatasetError, FormatError, StorageError, reason
+from rayad.fingerprint import fingerprint
 from rayad.imaging import mammogram
 from rayad.imaging.context import context
 from rayad.imaging.picture import Preprocessing, described
@@ -73,25 +73,27 @@ class ShardPlan:
     name: str
     split: str
     exams: tuple[Exam, ...]
+    contents: tuple[str, ...] = ()
+    """Of each exam, as `contents` of rayad/datasets/content.py gives them."""
 
 
 PatchesOf = Callable[[Images, Exam, Ingest], tuple[Stored, pd.DataFrame]]
 """The patches of one image and their rows of the index."""
 
 
-def fingerprint(value: Any) -> str:
-    """A short hash of settings, stable over runs and machines."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def plan(
-    exams: list[Exam], splits: dict[str, str], ingest: Ingest, before: Sequence[dict[str, Any]] = ()
+    exams: list[Exam],
+    splits: dict[str, str],
+    ingest: Ingest,
+    before: Sequence[dict[str, Any]] = (),
+    contents: Mapping[str, str] | None = None,
 ) -> list[ShardPlan]:
     """Group the healthy exams that one learns from into shards, in the order of their ids.
 
     Args:
         before: shards of an earlier plan, as `remembered` returns them: those whose exams are all still there, in
             the same split, stay as they are, and new exams go to new shards.
+        contents: exam_id -> what it is made of; None: nothing is known of it.
 
     Raises:
         DatasetError: a split that learning needs has no image.
@@ -115,12 +117,16 @@ def plan(
             names = chosen[start : start + per_shard]
             plans.append(ShardPlan(f"shard-{number:05d}", split, tuple(by_id[name] for name in names)))
             number += 1
-    return plans
+    known = contents or {}
+    return [replace(of, contents=tuple(known.get(exam.exam_id, "") for exam in of.exams)) for of in plans]
 
 
 def remember(url: str, plans: Sequence[ShardPlan], ingest: Ingest) -> None:
     """Write which exams are in which shard, so that a corpus that grows keeps its shards."""
-    shards = [{"name": of.name, "split": of.split, "exams": [exam.exam_id for exam in of.exams]} for of in plans]
+    shards = [
+        {"name": of.name, "split": of.split, "exams": [exam.exam_id for exam in of.exams], "contents": of.contents}
+        for of in plans
+    ]
     storage.write_json(storage.join(url, PLAN), {"settings": fingerprint(ingest.described()), "shards": shards})
 
 

@@ -26,12 +26,16 @@ def dataset() -> phantom.Dataset:
     return phantom.Dataset(patients=3, height=256, width=192, diseased=1.0)
 
 
+def kept(dataset, folder, detectors, step) -> Kept:
+    return Kept.of(dataset, dataset.exams(), str(folder), detectors, step)
+
+
 def test_a_detector_that_is_added_costs_only_itself(dataset, tmp_path):
     exam = next(e for e in dataset.exams() if e.lesions)
     one, other = floor("a", "brightness"), floor("b", "top-hat")
-    assert score_exam(dataset, Kept(str(tmp_path), (one,), 8), exam) == ""
+    assert score_exam(dataset, kept(dataset, tmp_path, (one,), 8), exam) == ""
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
-    both = Kept(str(tmp_path), (one, other), 8)
+    both = kept(dataset, tmp_path, (one, other), 8)
     assert score_exam(dataset, both, exam) == ""
     after = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
     assert len(after) == len(before) + 1
@@ -46,7 +50,7 @@ def test_another_aggregation_is_another_score(dataset, tmp_path):
     exam, one = dataset.exams()[0], floor("a", "brightness")
     smooth = replace(one, aggregation=Aggregation("gaussian", 6.0))
     for detector in (one, smooth):
-        score_exam(dataset, Kept(str(tmp_path), (detector,), 8), exam)
+        score_exam(dataset, kept(dataset, tmp_path, (detector,), 8), exam)
     assert len([url for url in storage.listing(str(tmp_path)) if "/a-" in url]) == 2
 
 
@@ -54,7 +58,7 @@ def test_the_time_of_a_combined_detector_is_that_of_its_members_too(dataset, tmp
     exam, healthy = dataset.exams()[0], calibrate({"a": [np.random.default_rng(0).random((9, 9))]})
     members = tuple(floor(name, name, calibration=healthy) for name in ("brightness", "top-hat"))
     both = Detector("both", "fisher", members[0].preprocessing, members=members, provenance={"made_of": "both"})
-    keep = Kept(str(tmp_path), (*members, both), 8)
+    keep = kept(dataset, tmp_path, (*members, both), 8)
     assert score_exam(dataset, keep, exam) == ""
     seconds = keep.read(exam).seconds
     assert seconds["both"] > seconds["brightness"] + seconds["top-hat"]
@@ -65,9 +69,9 @@ def test_members_that_were_scored_are_not_scored_again(dataset, tmp_path, monkey
     coarse = floor("brightness", "brightness", calibration=healthy)
     fine = replace(floor("top-hat", "top-hat", calibration=healthy), preprocessing=Preprocessing(spacing_mm=0.2))
     for member, step in ((coarse, 8), (fine, 16)):
-        assert score_exam(dataset, Kept(str(tmp_path), (member,), step), exam) == ""
+        assert score_exam(dataset, kept(dataset, tmp_path, (member,), step), exam) == ""
     both = Detector("both", "fisher", coarse.preprocessing, members=(coarse, fine), provenance={"made_of": "both"})
-    keep = Kept(str(tmp_path), (both,), 8)
+    keep = kept(dataset, tmp_path, (both,), 8)
     alone = both.heatmap(both.preprocessing.prepare(source_of(dataset, exam)), 8).scores
     monkeypatch.setattr(Detector, "_places", lambda *_: pytest.fail("a member was scored again"))
     assert score_exam(dataset, keep, exam) == ""
@@ -76,6 +80,24 @@ def test_members_that_were_scored_are_not_scored_again(dataset, tmp_path, monkey
 
 def test_a_detector_of_another_modality_is_answered_in_a_sentence(dataset, tmp_path):
     skin = Detector("skin", "brightness", dermoscopy.Preprocessing(), provenance={"made_of": "x"})
-    said = score_exam(dataset, Kept(str(tmp_path), (skin,), 64), dataset.exams()[0])
+    said = score_exam(dataset, kept(dataset, tmp_path, (skin,), 64), dataset.exams()[0])
     assert said == "a dermoscopic image has three channels, this one is grey"
     assert storage.listing(str(tmp_path)) == []
+
+
+def test_scores_and_truth_of_what_an_image_was_are_not_taken_for_what_it_is(dataset, tmp_path, capsys):
+    exams, one = dataset.exams(), floor("a", "brightness")
+    exam = next(e for e in exams if e.lesions)
+    keep = kept(dataset, tmp_path / "scores", (one,), 8)
+    assert score_exam(dataset, keep, exam) == ""
+    assert keep.changed(exams) == 0
+    assert capsys.readouterr().err == ""
+    other = [replace(e, lesions=()) if e == exam else e for e in exams]
+    again = Kept.of(dataset, other, str(tmp_path / "scores"), (one,), 8)
+    assert f"1 of {len(exams)} images or their labels changed" in capsys.readouterr().err
+    changed = other[exams.index(exam)]
+    assert again.missing(changed) == [one]
+    assert score_exam(dataset, again, changed) == ""
+    assert keep.read(exam).truth.keys()
+    assert not again.read(changed).truth
+    assert Kept.of(dataset, other, str(tmp_path / "scores"), (one,), 8).changed(other) == 0

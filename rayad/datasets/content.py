@@ -1,0 +1,43 @@
+"""What exams are made of: what was computed of others is not taken for theirs, and no two have one name."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rayad import storage
+from rayad.datasets.exam import Exam, Images
+from rayad.fingerprint import fingerprint
+
+LONGEST = 120
+"""Characters of an exam's id that are taken into the name of a file."""
+
+
+def contents(dataset: Images, exams: Sequence[Exam]) -> dict[str, str]:
+    """exam_id -> a hash of all that an exam's image and its truth are made of.
+
+    Those are the files of image and masks (size and time of change, in object stores the ETag), the spacing, view and
+    lesions that are known, and the settings of the data set.
+
+    Raises:
+        StorageError: the files cannot be looked at.
+    """
+    versions = storage.versions({url for exam in exams for url in _files(exam)})
+    return {
+        exam.exam_id: fingerprint([repr(dataset), asdict(exam), [versions[url] for url in _files(exam)]])
+        for exam in exams
+    }
+
+
+def file_name(exam_id: str) -> str:
+    """What an exam's files are called, without an ending: its id, with a hash where that cannot be a file's name."""
+    plain = re.sub(r"[^\w.\- ]", "_", exam_id)[:LONGEST]
+    if plain == exam_id and plain.strip(" ."):
+        return plain
+    return f"{plain}-{hashlib.sha256(exam_id.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def _files(exam: Exam) -> list[str]:
+    """The URLs of image and masks; of a part of a file (a segment, an entry of a table) that of the file."""
+    urls = [exam.url, *(lesion.mask_url for lesion in exam.lesions)]
+    return [url.partition("#")[0] if "#" in url.rpartition("/")[2] else url for url in urls if url]
