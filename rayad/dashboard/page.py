@@ -78,6 +78,6 @@ def setting(value: object) -> str:
 def _parsed(when: datetime | str) -> datetime | None:
     try:
         found = datetime.fromisoformat(when) if isinstance(when, str) else when
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return None
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

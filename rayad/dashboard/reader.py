@@ -11,6 +11,7 @@ from typing import Any
 from rayad import storage
 from rayad.dashboard.overview import Corpus, Fault, Figure, Found, Overview, Run, Sweep
 from rayad.errors import RayadError
+from rayad.terminal import shortened
 
 BUNDLES = ("detectors", "densities", "models")
 """Folders of a recipe's bundles; one in an earlier folder hides those of its name in the later ones."""
@@ -80,7 +81,7 @@ class Reader:
             read(_Document(url, place, *self._read(url)))
         except RayadError as error:
             look.fault("/".join(place), str(error), url)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             odd = f"{file} is not what docs/formats.md says: {type(error).__name__} {error}"
             look.fault("/".join(place), odd, url)
 
@@ -165,8 +166,9 @@ class _Look:
 
     def _detector(self, document: _Document) -> None:
         said, origin = document.said, document.said["provenance"]
-        minutes = origin.get("train_minutes")
-        found = Found(said["name"], _kind(said), document.when, origin.get("commit", ""), minutes, document.url)
+        minutes = None if origin.get("train_minutes") is None else _number(origin["train_minutes"])
+        name, commit = _text(said["name"]), _text(origin.get("commit", ""))
+        found = Found(name, _kind(said), document.when, commit, minutes, document.url)
         self._runs.add(document, found)
         for fault in origin.get("faults", []):
             self._lost(replace(document, said=fault))
@@ -174,31 +176,37 @@ class _Look:
     def _lost(self, document: _Document) -> None:
         fault = document.said
         what = f"learning {fault['stage']}: {fault['error']}"
-        self.fault(document.where, what, document.url, fault["when"])
+        self.fault(document.where, what, document.url, _text(fault["when"]))
 
     def _results(self, document: _Document) -> None:
         run, said = self._runs.at(document.place[:-1] or document.place), document.said
-        run.dataset = run.dataset or said["dataset"]
+        run.dataset = run.dataset or _text(said["dataset"])
         page = self._beside(document, "index.html")
         run.reports.append(page or document.url)
         for row in said["rows"]:
-            origin = said.get("row_provenance", {}).get(row["detector"], {})
-            judged = Found(row["detector"], "", document.when, origin.get("commit", ""), None, document.url)
-            run.judged.setdefault(judged.name, judged)
+            name = _text(row["detector"])
+            commit = _text(said.get("row_provenance", {}).get(name, {}).get("commit", ""))
+            run.judged.setdefault(name, Found(name, "", document.when, commit, None, document.url))
             figure = _figure(row)
             if figure:
-                run.figures.setdefault((judged.name, row["lesion"]), figure)
+                run.figures.setdefault((name, _text(row["lesion"])), figure)
 
     def _corpus(self, document: _Document) -> None:
         said, when = document.said, document.when
-        counts = said["patches"], said["images"], len(said["failures"]), len(said.get("excluded", []))
-        self._overview.corpora.append(Corpus(document.where, document.url, when, said["dataset"], *counts))
+        counts = int(said["patches"]), int(said["images"]), len(said["failures"]), len(said.get("excluded", []))
+        self._overview.corpora.append(Corpus(document.where, document.url, when, _text(said["dataset"]), *counts))
         for failure in said["failures"]:
             what = f"{failure['exam_id']}: {failure['reason']}"
             self.fault(document.where, what, document.url, when.isoformat(timespec="seconds"))
 
     def _sweep(self, document: _Document) -> None:
         said = {name: document.said[name] for name in SWEEP}
+        for name in ("name", "state", "began", "updated", "corpus", "objective"):
+            _text(said[name])
+        for of in (said["wanted"], *(said["trials"][how] for how in ("whole", "stopped", "failed"))):
+            _number(of)
+        for settings in (said["space"], said["best"]["settings"] if said["best"] else {}):
+            dict.items(settings)
         database = self._beside(document, "optuna.db")
         path = "" if "://" in database else database
         self._overview.sweeps.append(
@@ -229,8 +237,22 @@ def _figure(row: dict[str, Any]) -> Figure | None:
     for name in ("pixel_auc", "exam_auc"):
         of = row.get(name) or {}
         if of.get("value") is not None:
-            return Figure(name.replace("_auc", " AUC"), of["value"], of.get("low"), of.get("high"))
+            low, high = (None if of.get(end) is None else _number(of[end]) for end in ("low", "high"))
+            return Figure(name.replace("_auc", " AUC"), _number(of["value"]), low, high)
     return None
+
+
+def _text(value: Any) -> str:
+    """A text of a file that may be a stranger's; TypeError where it is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"{shortened(value)} is no text")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{shortened(value)} is no number")
+    return value
 
 
 def _once(faults: Iterable[Fault]) -> list[Fault]:

@@ -25,8 +25,9 @@ KINDS = {"html": "text/html", "json": "application/json", "webp": "image/webp", 
 """What is served of the folders that the page leads to: names, and types by their endings."""
 SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 NOWHERE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-REPORT = f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; {NOWHERE}"
-"""A report's page has its style and script in itself; it can send nothing anywhere."""
+INLINE = "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+REPORT = f"default-src 'none'; img-src 'self' data:; {INLINE}; {NOWHERE}; sandbox allow-scripts allow-downloads"
+"""A report's page has its style and script in itself; it sees nothing else that is served here, and loads nothing."""
 
 
 def show(roots: Sequence[str], port: int, discovery: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from rayad import storage
 from rayad.dashboard.overview import Overview
@@ -122,9 +123,9 @@ class Tools:
             return
         logs = self._folder / "events"
         for place, folder in events.items():
-            link = logs / place
+            link = logs / quote(place, safe=" ")  # one level: a place may lie in another
             if not link.is_symlink():
-                link.parent.mkdir(parents=True, exist_ok=True)
+                logs.mkdir(exist_ok=True)
                 link.symlink_to(folder, target_is_directory=True)
         port = self._tensorboard
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--reload_interval", "10"]

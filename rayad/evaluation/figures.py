@@ -34,6 +34,8 @@ LINES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"
 CHANGE = 0.5
 """Difference to the healthy version where its color is strongest, share of the full scale; the same everywhere."""
 DPI = 110
+LONGEST = 4.0
+"""Width of a picture over its height, or height over width, up to which it fills its figure."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,8 @@ class Healthy:
 
 def overlay(view: View, found: Map, *, title: str = "") -> bytes:
     """One image under its heatmap, with mask contour, scale bar and color bar."""
-    height, width = view.pixels.shape[:2]
     tall = 7.0
-    figure = _figure(tall * width / height + 1.1, tall)
+    figure = _figure(tall * _ratio(view.pixels) + 1.1, tall)
     axes = figure.subplots()
     _image(axes, view)
     _heat(axes, view, found.healthy_quantile)
@@ -92,9 +93,8 @@ def overlay(view: View, found: Map, *, title: str = "") -> bytes:
 
 def explained(view: View, found: Map, healthy: Healthy) -> bytes:
     """Side by side: the image, the image under its heatmap, its healthy counterfactual, and the difference."""
-    height, width = view.pixels.shape[:2]
     tall = 5.0
-    figure = _figure(4 * tall * width / height + 2.2, tall + 0.5)
+    figure = _figure(4 * tall * _ratio(view.pixels) + 2.2, tall + 0.5)
     one, two, three, four = grid = figure.subplots(1, 4)
     _image(one, view)
     _scale_bar(one, view)
@@ -120,8 +120,7 @@ def thumbnail(view: View, found: Map, height_px: int = 260, *, marks: Sequence[t
     Args:
         marks: rows and columns, px of the view, of findings that are numbered.
     """
-    height, width = view.pixels.shape[:2]
-    figure = Figure(figsize=(height_px * width / height / DPI, height_px / DPI), dpi=DPI)
+    figure = Figure(figsize=(height_px * _ratio(view.pixels) / DPI, height_px / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     _image(axes, view)
     if found.healthy_quantile.size > 1:
@@ -242,6 +241,12 @@ def _histograms(axes: Axes, classes: Mapping[str, Float[np.ndarray, " n"]]) -> N
             axes.plot((bins[1:] + bins[:-1]) / 2, density, color=color, linestyle=style, linewidth=1.8, label=label)
     axes.legend(fontsize=7, frameon=False)
     axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
+
+
+def _ratio(pixels: np.ndarray) -> float:
+    """Width of a picture over its height; longer images are drawn with room beside them."""
+    height, width = pixels.shape[:2]
+    return min(max(width / height, 1 / LONGEST), LONGEST)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -42,17 +42,19 @@ def findings(
     marked = np.nan_to_num(healthy_quantile, nan=0.0) > alarm
     labels = np.zeros(marked.shape, dtype=np.int64)
     number = int(ndimage.label(marked, structure=np.ones((3, 3)), output=labels))  # type: ignore[reportArgumentType]
-    found = []
-    for label in range(1, number + 1):
-        inside = labels == label
-        row, column = np.unravel_index(np.where(inside, scores, -np.inf).argmax(), scores.shape)
-        found.append(
+    places = np.flatnonzero(labels)
+    places = places[np.argsort(-scores.ravel()[places], kind="stable")]  # the highest first
+    _, first, sizes = np.unique(labels.ravel()[places], return_index=True, return_counts=True)
+    listed = []
+    for region in np.argsort(-scores.ravel()[places[first]], kind="stable")[:most]:
+        row, column = np.unravel_index(places[first[region]], scores.shape)
+        listed.append(
             Finding(
                 row_mm=float((row + 0.5) * step_mm),
                 col_mm=float((column + 0.5) * step_mm),
-                size_mm2=float(inside.sum() * step_mm**2),
+                size_mm2=float(sizes[region] * step_mm**2),
                 score=float(scores[row, column]),
                 healthy_quantile=float(healthy_quantile[row, column]),
             )
         )
-    return sorted(found, key=lambda f: f.score, reverse=True)[:most], number
+    return listed, number

@@ -187,7 +187,8 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
     Raises:
         OptionError: the detector is lacking a decoder or a density.
     """
-    found = counterfactual.image(detector, prepared)
+    with bounds.within(bounds.current().score_seconds, "score_seconds"):
+        found = counterfactual.image(detector, prepared)
     return Healthy(found.pixels, found.change, detector.preprocessing.intensity)
 
 

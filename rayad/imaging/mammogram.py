@@ -16,6 +16,11 @@ from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.spacing import resample
 from rayad.options import Spacing, Within
 
+WIDEST_PX = 1000
+"""Standard deviation of the Gaussian over the surroundings, px of the working resolution."""
+LARGEST_MM = 600.0
+"""Of a side of a mammogram: films have at most 360 mm, and their scans a border."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -30,6 +35,13 @@ class Preprocessing:
     surround_mm: Annotated[float, Within(0.1, 200)] = 20.0
     """Standard deviation of the Gaussian that averages the surroundings, mm; only for "relative"."""
 
+    def __post_init__(self) -> None:
+        if self.surround_mm / self.spacing_mm > WIDEST_PX:
+            raise OptionError(
+                f"surroundings of {self.surround_mm:g} mm are {self.surround_mm / self.spacing_mm:.4g} px of "
+                f"{self.spacing_mm:g} mm, more than {WIDEST_PX}"
+            )
+
     @property
     def channels(self) -> int:
         """Mammograms are grey."""
@@ -41,13 +53,20 @@ class Preprocessing:
         Burnt-in text may name the patient, and a patch at the skin line or a picture would show it.
 
         Raises:
-            ImageError: the image is smaller than a patch at the working resolution, has colours, or shows no breast.
+            ImageError: the image is smaller than a patch at the working resolution or larger than any film, has
+                colours, or shows no breast.
             OptionError: a spacing that is not a positive number.
         """
         if not (source.spacing_mm > 0 and self.spacing_mm > 0):
             raise OptionError(f"spacing must be positive mm, not {source.spacing_mm} and {self.spacing_mm}")
         if source.pixels.ndim != 2:
             raise ImageError(f"a mammogram is a grey image, this one has {source.pixels.shape[2]} channels")
+        if max(source.pixels.shape) * source.spacing_mm > LARGEST_MM:
+            h, w = (round(side * source.spacing_mm) for side in source.pixels.shape)
+            raise ImageError(
+                f"a mammogram of {h} x {w} mm, {source.spacing_mm:g} mm a pixel, is larger than {LARGEST_MM:g} mm: its "
+                "spacing is another one"
+            )
         working = resample(source.pixels, source.spacing_mm, self.spacing_mm)
         if min(working.shape) < PATCH:
             h, w = source.pixels.shape

@@ -30,7 +30,8 @@ SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
+_PNM = re.compile(rb"P([2356])" + rb"(?:\s++|#[^\n]*+\n)++(\d{1,9}+)" * 3 + rb"\s")
+"""Possessive: a file of blanks takes no memory for ways to read them in another way."""
 
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError),

@@ -42,6 +42,10 @@ SHARE = 20
 """At least so many times what a writing took passes before the next: long lists take a twentieth of the time."""
 AGAIN_S = 15.0
 """After how long an ended batch that could not be written down is tried again."""
+MOST_RUNNING = 32
+"""Batches that run, or wait for their turn."""
+MOST_KEPT = 1000
+"""Batches that have ended and are still told of."""
 OWN = "batch"
 """Name of the file that a batch keeps among its results."""
 
@@ -97,17 +101,27 @@ class Batches:
         self._places, self._state, self._limits = places, places.state, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
         self._batches: dict[str, Batch] = {}
-        self._turn = threading.Lock()
+        self._turn, self._starting = threading.Lock(), asyncio.Lock()
         for batch in self._known():
             self._batches[batch.said["id"]] = batch
             if batch.said["state"] == "running":
                 self._begin(batch)
+            else:
+                self._forget(batch)
 
     async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
         """Begin one; two cannot share the folder of their results at once."""
-        running = (of.said["out"].rstrip("/") for of in self._batches.values() if of.said["state"] == "running")
+        async with self._starting:  # of two that name one folder, one
+            return await self._start(wanted, card)
+
+    async def _start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
+        every = list(self._batches.values())
+        running = [of.said["out"].rstrip("/") for of in every if of.said["state"] == "running"]
         if wanted["out"].rstrip("/") in running:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
+        if len(running) >= MOST_RUNNING:
+            later = {"Retry-After": "60"}
+            return Refused(Problem(429, f"{MOST_RUNNING} batches run or wait, which is the most.", headers=later))
         try:
             await asyncio.to_thread(_require_own, wanted["out"])
         except RayadError as error:
@@ -127,13 +141,24 @@ class Batches:
 
     async def every(self) -> list[dict[str, Any]]:
         """All, the newest first, without what came of each image."""
-        short = [{k: v for k, v in of.said.items() if k not in LONG} for of in self._batches.values()]
+        short = [{k: v for k, v in of.said.items() if k not in LONG} for of in list(self._batches.values())]
         return sorted(short, key=lambda said: said["began"], reverse=True)
 
     async def one(self, number: str) -> dict[str, Any] | None:
-        """One of them."""
+        """One of them; what came of the images of one that has ended is read from where it lies."""
         batch = self._batches.get(number)
-        return batch and batch.said
+        if batch is None or batch.said["state"] == "running":
+            return batch and batch.said
+        try:
+            written = await asyncio.to_thread(self._written, batch)
+        except RayadError:
+            written = {}
+        return batch.said | {name: written.get(name, batch.said[name]) for name in LONG}
+
+    def _written(self, batch: Batch) -> dict[str, Any]:
+        """What its folder says of it; nothing where another batch's results are there by now."""
+        written = storage.read_json(_own(self._writing.check(batch.said["out"])), roots=self._writing.prefixes)
+        return written if written.get("id") == batch.said["id"] else {}
 
     async def cancel(self, number: str) -> dict[str, Any] | None:
         """Stop one: at once if its turn has not come, else with the next image that is through."""
@@ -143,6 +168,7 @@ class Batches:
             if not batch.begun:
                 batch.end("cancelled")
                 await asyncio.to_thread(self._remembered, batch)
+                self._forget(batch)
         return batch and batch.said
 
     def _begin(self, batch: Batch) -> None:
@@ -153,7 +179,7 @@ class Batches:
         with self._turn:
             batch.begun = True
             if batch.said["state"] != "running":
-                return  # cancelled while it waited; another batch may have its folder by now
+                return  # cancelled while it waited, and written down; another batch may have its folder by now
             try:
                 batch.end("done" if not batch.stop.is_set() and self._through(batch) else "cancelled")
             except Exception as error:
@@ -162,6 +188,16 @@ class Batches:
                 batch.end("failed", error)
         while not self._remembered(batch):
             time.sleep(AGAIN_S)
+        self._forget(batch)
+
+    def _forget(self, batch: Batch) -> None:
+        """Keep of one that has ended what is told of it; its rows lie in its folder. Of very many, the newest."""
+        batch.said |= {name: [] for name in LONG}
+        batch.wanted = {}
+        known = list(self._batches.items())  # other threads begin and end batches meanwhile
+        ended = sorted((of.said["began"], number) for number, of in known if of.said["state"] != "running")
+        for _, number in ended[:-MOST_KEPT]:
+            self._batches.pop(number, None)
 
     def _through(self, batch: Batch) -> bool:
         """Send what is lacking through the graph; whether all were sent before the batch was stopped."""

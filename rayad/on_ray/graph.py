@@ -33,6 +33,7 @@ from rayad.serving import cards, objects, problems
 from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.problems import Problem
+from rayad.serving.threads import ended, unless_gone, while_wanted
 from rayad.serving.turns import Turns
 
 T = TypeVar("T")
@@ -85,9 +86,8 @@ class Picture:
 
     def turns(self, step_mm: float) -> int:
         """Of a scorer, that it takes."""
-        pixels, spacing = np.count_nonzero(self.prepared.tissue), self.prepared.spacing_mm
-        places = pixels * (spacing / max(step_mm, spacing)) ** 2  # a pixel is the least distance of places
-        return max(1, math.ceil(places / PLACES))
+        step = max(1, round(step_mm / self.prepared.spacing_mm))  # px; what is less than one is refused
+        return max(1, math.ceil(np.count_nonzero(self.prepared.tissue) / step**2 / PLACES))
 
 
 @dataclass(frozen=True)
@@ -113,26 +113,6 @@ def _refusing(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
     return guarded
 
 
-async def _while_wanted(function: Callable[..., T], *arguments: Any, on: ThreadPoolExecutor | None = None) -> T:
-    """What the function returns, called in a thread; it is told when whoever asks for it has gone."""
-    gone = threading.Event()
-
-    def called() -> T:
-        with bounds.while_wanted(lambda: _unless_gone([gone])):
-            return function(*arguments)
-
-    try:
-        return await asyncio.get_running_loop().run_in_executor(on, called)
-    finally:
-        gone.set()
-
-
-def _unless_gone(waiting: Sequence[threading.Event]) -> None:
-    """Raise where all that wait have gone."""
-    if all(gone.is_set() for gone in waiting):
-        raise bounds.NotWanted
-
-
 @deployment
 class Pictures:
     """Decodes an image and finds its tissue."""
@@ -153,7 +133,7 @@ class Pictures:
         """
         work = partial(_timed, prepared_image, data, preprocessing, request)
         async with self._turns.taken(caller):
-            prepared, took = await _while_wanted(work, on=self._threads)
+            prepared, took = await while_wanted(self._threads, work)
         if not whole:  # nobody looks at them: only how many there are
             slim = np.zeros((*prepared.source.pixels.shape[:2], 0), np.float32)
             prepared = replace(prepared, source=replace(prepared.source, pixels=slim))
@@ -196,6 +176,8 @@ class Asked:
     step_mm: float
     gone: threading.Event = field(default_factory=threading.Event)
     """Set when nobody waits for it any more."""
+    work: list[asyncio.Future[Any]] = field(default_factory=list)
+    """The thread that scores it, once it has begun."""
 
 
 @deployment
@@ -219,6 +201,8 @@ class Scorer(Held):
                 return await self._together(asked)
             finally:
                 asked.gone.set()
+                for work in asked.work:
+                    await ended(work)
 
     @batched(max_batch_size=SCORED_TOGETHER, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
     async def _together(self, images: list[Asked]) -> list[Judged | Refused]:
@@ -227,7 +211,10 @@ class Scorer(Held):
             detector = await self.detector(serve.get_multiplexed_model_id())
         except RayadError as error:
             return [refused(error)] * len(images)
-        return await asyncio.to_thread(judged_together, detector, images)
+        work = asyncio.get_running_loop().run_in_executor(None, judged_together, detector, images)
+        for image in images:
+            image.work.append(work)
+        return await asyncio.shield(work)
 
 
 def judged_together(detector: Detector, images: Sequence[Asked]) -> list[Judged | Refused]:
@@ -253,9 +240,9 @@ def _judged(detector: Detector, images: Sequence[Asked], step_mm: float) -> list
     seconds = bounds.current().score_seconds
     try:
         step = step_px(detector.preprocessing, step_mm)
-        with bounds.while_wanted(lambda: _unless_gone(waiting)), bounds.within(seconds, "score_seconds"):
+        with bounds.while_wanted(lambda: unless_gone(waiting)), bounds.within(seconds, "score_seconds"):
             heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
-        judged = [judge(of.prepared, at, detector.calibration) for of, at in zip(pictures, heatmaps, strict=True)]
+            judged = [judge(of.prepared, at, detector.calibration) for of, at in zip(pictures, heatmaps, strict=True)]
     except Exception as error:
         if len(images) > 1:  # whichever it is, the others are scored
             return [one for image in images for one in _judged(detector, [image], step_mm)]
@@ -275,20 +262,21 @@ class Drawer(Held):
     def __init__(self, limits: bounds.Bounds) -> None:
         bounds.use(limits)
         self._turns = Turns(4)
+        self._threads = ThreadPoolExecutor(4)
 
     @_refusing
     async def png(self, picture: Picture, judged: Judgement) -> bytes:
         """The overlay."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
-            return (await _while_wanted(heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
+            return (await while_wanted(self._threads, heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
 
     @_refusing
     async def arrays(self, picture: Picture, data: bytes, request: heatmap.Request, include: Sequence[str]) -> Any:
         """Pixels of the image as it came, and what it would look like if it were healthy."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
-            return await _while_wanted(_arrays, detector, picture.prepared, data, request, include)
+            return await while_wanted(self._threads, _arrays, detector, picture.prepared, data, request, include)
 
     @_refusing
     async def objects(
@@ -296,7 +284,7 @@ class Drawer(Held):
     ) -> dict[str, bytes]:
         """DICOM objects by kind."""
         async with self._turns.taken(caller):
-            return await _while_wanted(_objects, data, judged, card, request)
+            return await while_wanted(self._threads, _objects, data, judged, card, request)
 
 
 def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:

@@ -13,12 +13,15 @@ import numpy as np
 from scipy import ndimage
 
 from rayad.arrays import Grid, GridMask
-from rayad.errors import OptionError
+from rayad.errors import ImageError, OptionError
 from rayad.options import Within
 from rayad.scoring.calibrate import Calibration
 
 TAIL = 0.99
 """Healthy quantile above which rarity is extrapolated: few healthy places are higher, and none as high as a lesion."""
+
+WIDEST = 64
+"""Places over which an aggregation reaches at most."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,16 @@ def aggregate(scores: Grid, tissue: GridMask, aggregation: Aggregation, step_mm:
 
     Args:
         step_mm: distance of neighbouring places.
+
+    Raises:
+        ImageError: it would reach over too many places.
     """
     size = aggregation.size_mm / step_mm
+    if size > WIDEST:
+        raise ImageError(
+            f"an aggregation of {aggregation.size_mm:g} mm reaches over {size:.4g} places, {step_mm:g} mm apart, more "
+            f"than {WIDEST}; raise step_mm"
+        )
     if aggregation.kind == "gaussian":
         weight = ndimage.gaussian_filter(tissue.astype(np.float64), size)
         total = ndimage.gaussian_filter(np.where(tissue, scores, 0).astype(np.float64), size)

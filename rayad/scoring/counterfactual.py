@@ -32,6 +32,8 @@ from rayad.tensors import Latents, Patches, like
 NATS = 4.0
 """Surprise above which a latent is replaced, the latent measured in its standard deviations in training: that of a
 standard normal 2.5 standard deviations from its mean, where 13 of 1,000 values lie. Most of a healthy place stays."""
+TOGETHER = 1024
+"""Places whose latents are looked at together: between two of them the work can be ended."""
 STEP = 16
 """Distance of the decoded patches, px: a pixel lies in 16 of them."""
 
@@ -82,6 +84,7 @@ def healthy(density: SPN, z: Latents, nats: float = NATS) -> tuple[Latents, Int6
     kept, rows = z.clone(), torch.arange(len(z), device=z.device)
     log_scale = density.standardization.scale.log().to(z.dtype)
     while len(rows):
+        bounds.go_on()
         most, which = (queries.surprise(density, kept[rows]) - log_scale).nan_to_num(-torch.inf).max(1)
         rows, which = rows[most > nats], which[most > nats]
         kept[rows, which] = torch.nan
@@ -109,14 +112,16 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
 
     Raises:
         OptionError: the detector is lacking something; says what.
-        ImageError: the image is smaller than a patch.
+        ImageError: the image is smaller than a patch, or has more places than may be scored.
     """
     model, decode, density = _parts(detector)
     height, width = prepared.pixels.shape
     rows, columns = dense.places(height, width, step)
     tissue = prepared.tissue[np.ix_(rows, columns)]
+    bounds.current().require_places(int(tissue.sum()))
     z = dense.encode(cast(nn.Module, model), prepared.pixels, step, tissue)
-    better, number = healthy(density, z, nats)
+    found = [healthy(density, part, nats) for part in z.split(TOGETHER)]
+    better, number = torch.cat([latents for latents, _ in found]), torch.cat([count for _, count in found])
     replaced = np.full(tissue.shape, np.nan, np.float32)
     replaced[tissue] = number.numpy()
     k, j = np.nonzero(tissue)

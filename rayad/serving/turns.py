@@ -44,12 +44,13 @@ class Turns:
         mine = _Waiting(caller, min(amount, self._half), asyncio.get_running_loop().create_future())
         self._level(caller)
         self._waiting.append(mine)
-        self._grant()
         try:
+            self._grant()
             await mine.granted
-        except asyncio.CancelledError:
+        except BaseException:
             if mine in self._waiting:
                 self._waiting.remove(mine)
+                self._grant()  # it may have stood before others for which there is room
             else:  # granted, but whoever waited had gone by then
                 self._release(mine, 0.0)
             raise
@@ -72,6 +73,8 @@ class Turns:
         """Give turns while there is room: no small work overtakes a large one that would come first."""
         by_turn = sorted(self._waiting, key=lambda waiting: (self._had[waiting.caller], self._holds[waiting.caller]))
         for waiting in by_turn:
+            if waiting.granted.done():  # whoever waited has gone, and has not been told yet
+                continue
             if self._holds[waiting.caller] + waiting.amount > self._half:
                 continue
             if waiting.amount > self._free:

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rayad.evaluation import metrics, significance, table, verdicts
@@ -186,3 +186,19 @@ def test_a_diagram_of_ranks_joins_what_does_not_differ():
     found = {"ranks": {"a": 1.0, "b": 2.0, "c": 3.0}, "alike": [["a", "b"]]}
     assert ranking(found).count('stroke-width="3"') == 1
     assert ranking({"ranks": {}, "alike": []}) == ""
+
+
+def test_findings_of_very_many_regions_are_those_of_each_by_itself():
+    random = np.random.default_rng(0)
+    scores = np.round(random.random((60, 60)), 1)  # many are equal
+    quantile = np.where(random.random((60, 60)) > 0.85, 0.999, 0.5)
+    labels, number = ndimage.label(quantile > 0.99, structure=np.ones((3, 3)))
+    wanted = []
+    for label in range(1, number + 1):
+        inside = labels == label
+        row, column = np.unravel_index(np.where(inside, scores, -np.inf).argmax(), scores.shape)
+        wanted.append((scores[row, column], (row + 0.5) * 2, (column + 0.5) * 2, inside.sum() * 4))
+    wanted.sort(key=lambda of: -of[0])
+    listed, found = findings(scores, quantile, 0.99, step_mm=2.0, most=50)
+    assert found == number > 100
+    assert [(f.score, f.row_mm, f.col_mm, f.size_mm2) for f in listed] == wanted[:50]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rayad.errors import OptionError
+from rayad.errors import ImageError, OptionError
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import RULES, Aggregation, aggregate, rarity
 
@@ -85,3 +85,11 @@ def test_combining_two_noisy_views_of_a_lesion_is_better_than_either():
         return float((scores[lesion][:, None] > scores[~lesion]).mean())
 
     assert auc(both) > max(auc(view) for view in views) + 0.03
+
+
+def test_an_aggregation_over_very_many_places_is_refused():
+    scores, tissue = np.ones((9, 9), np.float32), np.ones((9, 9), bool)
+    for kind in ("gaussian", "maximum"):
+        aggregate(scores, tissue, Aggregation(kind, 64.0), 1.0)
+        with pytest.raises(ImageError, match="100 mm reaches over 100 places, 1 mm apart, more than 64"):
+            aggregate(scores, tissue, Aggregation(kind, 100.0), 1.0)

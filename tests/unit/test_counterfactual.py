@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayad import catalog
+from rayad import bounds, catalog
 from rayad.density import em, spn
-from rayad.errors import OptionError
+from rayad.errors import ImageError, OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import counterfactual
@@ -198,3 +198,27 @@ def test_a_real_model_has_a_counterfactual():
     found = counterfactual.image(known, prepared(pixels, np.ones(pixels.shape, bool)))
     assert found.pixels.shape == found.change.shape == pixels.shape
     assert np.isfinite(found.pixels).all()
+
+
+def striped() -> Prepared:
+    """An image of stripes with a bright blob."""
+    pixels = np.tile(stripes(1, 5)[0, 0].numpy(), (2, 3)).astype(np.float32)
+    pixels[40:60, 60:90] = 1
+    return prepared(pixels, np.ones(pixels.shape, bool))
+
+
+def test_its_places_and_its_time_have_bounds(learned, monkeypatch):
+    image = striped()
+    with pytest.raises(ImageError, match="took longer than"), bounds.within(0.0, "score_seconds"):
+        counterfactual.image(learned, image)
+    monkeypatch.setenv(bounds.VARIABLE, '{"places": 3}')
+    with pytest.raises(ImageError, match=r"places of the tissue are more than bounds\.places=3"):
+        counterfactual.image(learned, image)
+
+
+def test_latents_that_are_looked_at_in_parts_give_the_same(learned, monkeypatch):
+    whole = counterfactual.image(learned, striped())
+    monkeypatch.setattr(counterfactual, "TOGETHER", 3)
+    parts = counterfactual.image(learned, striped())
+    np.testing.assert_allclose(parts.pixels, whole.pixels, atol=1e-6)
+    np.testing.assert_array_equal(parts.replaced, whole.replaced)

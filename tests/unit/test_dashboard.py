@@ -16,8 +16,8 @@ from rayad import storage
 from rayad.dashboard import page
 from rayad.dashboard.overview import Overview
 from rayad.dashboard.reader import Reader
-from rayad.dashboard.serve import Site
-from rayad.dashboard.tools import Ports, prometheus_configuration
+from rayad.dashboard.serve import REPORT, Site
+from rayad.dashboard.tools import Ports, Tools, prometheus_configuration
 from rayad.errors import OptionError, StorageError
 from tests.conftest import is_free
 
@@ -310,3 +310,63 @@ def test_how_long_ago(back, said):
     now = datetime(2026, 11, 26, tzinfo=UTC)
     assert page.ago(now - back, now) == said
     assert page.ago("never", now) == ""
+
+
+ODD = [
+    {"commit": 5},
+    {"train_minutes": "long"},
+    {"faults": [{"stage": "a", "error": "b", "when": 5}]},
+    {"faults": [{"stage": "a", "error": "b", "when": [1]}, {"stage": "a", "error": "b", "when": "2020"}]},
+    {"faults": [{"stage": "a", "error": "b", "when": "0001-01-01T00:00:00+23:00"}]},
+    {"faults": [7]},
+]
+
+
+@pytest.mark.parametrize("origin", ODD)
+def test_odd_values_of_a_file_do_not_end_the_page(tmp_path, origin):
+    write(tmp_path, "detectors/odd/detector.json", detector("odd", **origin))
+    write(tmp_path, "detectors/good/detector.json", detector("good"))
+    found = Reader([str(tmp_path)]).look()
+    assert len(found.faults) == 1
+    assert "good" in text(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("name", ["a"]),
+        ("began", 5),
+        ("trials", {"whole": "1", "stopped": 0, "failed": 0}),
+        ("best", {"value": 1.0, "settings": [1]}),
+        ("space", "x"),
+        ("wanted", None),
+    ],
+)
+def test_odd_values_of_a_sweep_do_not_end_the_page(tmp_path, name, changed):
+    write(tmp_path, "sweep/sweep.json", {**SWEEP, name: changed})
+    write(tmp_path, "detectors/good/detector.json", detector("good"))
+    found = Reader([str(tmp_path)]).look()
+    assert len(found.faults) == 1
+    assert "good" in text(found)
+
+
+def test_event_files_in_folders_of_each_other_are_all_shown(tmp_path):
+    for folder in ("in/a", "in/a/b", "in/a%2Fb"):
+        write(tmp_path, f"{folder}/events.out.tfevents.1", {})
+    tools = Tools(tmp_path / "tools", Ports(0), "")
+    started = []
+
+    async def start(*of) -> None:
+        started.append(of)
+
+    tools._start = start
+    (tmp_path / "tools").mkdir()
+    asyncio.run(tools._show_events(Reader([str(tmp_path / "in")]).look().events))
+    links = {link.name: os.path.realpath(link) for link in (tmp_path / "tools/events").iterdir()}
+    assert sorted(links.values()) == [str(tmp_path / f"in/{name}") for name in ("a", "a%2Fb", "a/b")]
+    assert started
+
+
+def test_a_reports_page_sees_nothing_else_that_is_served():
+    assert "sandbox allow-scripts allow-downloads" in REPORT
+    assert "allow-same-origin" not in REPORT

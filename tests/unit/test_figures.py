@@ -153,3 +153,20 @@ def test_distributions_show_every_detector_also_with_empty_or_constant_scores():
     assert four.shape[1] == 3 * one.shape[1]
     assert four.shape[0] > 1.7 * one.shape[0]
     assert decoded(distributions({"flat": {"healthy": np.zeros(9)}, "none": {}})).std() > 0
+
+
+@pytest.mark.parametrize("shape", [(64, 60_000), (60_000, 64)])
+def test_a_picture_of_a_very_long_image_is_no_larger_than_another(shape):
+    h, w = shape
+    places = np.arange(32, h, 64), np.arange(32, w, 64)
+    pixels = np.linspace(0, 1, h * w, dtype=np.float32).reshape(shape)
+    long = View("long", pixels, 0.01, *places, np.zeros(shape, bool))
+    quantile = np.full((len(places[0]), len(places[1])), 0.995)
+    found = Map(quantile, quantile > 0.99)
+    for png in (
+        overlay(long, found),
+        explained(long, found, Healthy(pixels, pixels, "stored")),
+        thumbnail(long, found),
+    ):
+        width, height = Image.open(io.BytesIO(png)).size
+        assert width * height < 6_500_000

@@ -81,3 +81,14 @@ def test_burnt_in_text_is_painted_over_and_not_in_the_tissue(breast, top):
     assert seen.hidden[text].all()
     assert np.ptp(seen.pixels[text]) == 0
     assert seen.pixels[text].max() < seen.pixels[seen.tissue].min()
+
+
+def test_surroundings_of_very_many_pixels_are_refused():
+    assert Preprocessing(0.02, intensity="relative").surround_mm == 20
+    with pytest.raises(OptionError, match=r"surroundings of 200 mm are 2e\+04 px of 0.01 mm, more than 1000"):
+        Preprocessing(0.01, surround_mm=200)
+
+
+def test_an_image_that_is_larger_than_any_film_is_refused_before_it_is_resampled():
+    with pytest.raises(ImageError, match="a mammogram of 1000 x 5120 mm, 10 mm a pixel, is larger than 600 mm"):
+        Preprocessing().prepare(Source(np.ones((100, 512), np.float32), 10.0))

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -200,3 +201,13 @@ def test_flipped_bytes_give_an_image_or_an_error_of_ours() -> None:
             raster.decode(bytes(data), "x")
         except ImageError:
             continue
+
+
+@pytest.mark.parametrize("between", [b" ", b"#\n", b"\n# a word\n"])
+def test_a_file_of_blanks_is_told_from_an_image_without_memory(between: bytes) -> None:
+    data = b"P2" + between * (20_000_000 // len(between))
+    tracemalloc.start()
+    assert not raster.is_raster(data)
+    assert raster.is_raster(b"P5" + between * 1000 + b"7 8" + between * 3 + b"255\n")
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()

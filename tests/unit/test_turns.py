@@ -181,3 +181,71 @@ def test_who_goes_away_holds_nothing(granted: bool):
         await after.end()
 
     asyncio.run(run())
+
+
+def test_who_hangs_up_while_another_ends_costs_nobody_an_answer():
+    async def run() -> None:
+        turns, go, never = Turns(2), asyncio.Event(), asyncio.Event()
+
+        async def hold(caller: str, until: asyncio.Event) -> str:
+            async with turns.taken(caller):
+                await until.wait()
+            return caller
+
+        other = asyncio.create_task(hold("other", never))
+        honest = asyncio.create_task(hold("honest", go))
+        await settled()
+        waits = asyncio.create_task(hold("gone", never))
+        await settled()
+        go.set()
+        waits.cancel()
+        assert await honest == "honest"
+        other.cancel()
+        await asyncio.gather(other, waits, return_exceptions=True)
+        async with asyncio.timeout(1), turns.taken("gone"), turns.taken("other"):
+            pass
+
+    asyncio.run(run())
+
+
+def test_no_place_is_lost_when_many_hang_up_at_once():
+    async def run() -> None:
+        turns, go, never, over = Turns(16), asyncio.Event(), asyncio.Event(), asyncio.Event()
+        over.set()
+
+        async def hold(caller: str, until: asyncio.Event, amount: int) -> None:
+            async with turns.taken(caller, amount):
+                await until.wait()
+
+        large = asyncio.create_task(hold("many", go, 8))
+        await settled()
+        many = [asyncio.create_task(hold("many", never, 1)) for _ in range(8)]
+        await settled()
+        asyncio.get_running_loop().call_soon(lambda: [task.cancel() for task in many])
+        go.set()
+        await asyncio.create_task(hold("honest", over, 8))
+        await asyncio.gather(large, *many, return_exceptions=True)
+        async with asyncio.timeout(1), turns.taken("honest", 8), turns.taken("many", 8):
+            pass
+
+    asyncio.run(run())
+
+
+def test_what_waits_behind_a_large_one_that_has_gone_begins_at_once():
+    async def run() -> None:
+        log: list[str] = []
+        turns = Turns(4)
+        holds = [Work(turns, log, "a.0", 2), Work(turns, log, "b.0", 1)]
+        await settled()
+        large = Work(turns, log, "c.0", 2)
+        await settled()
+        small = Work(turns, log, "d.0", 1)
+        await settled()
+        assert log == ["a.0", "b.0"]
+        large.task.cancel()
+        await settled()
+        assert log == ["a.0", "b.0", "d.0"]
+        for work in (*holds, small):
+            await work.end()
+
+    asyncio.run(run())
