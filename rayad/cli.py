@@ -27,13 +27,14 @@ from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private
-from rayad.options import Amount, Count, Millimetres, Port, Share, SpacingOrNone, Within
+from rayad.options import Amount, Count, Millimetres, MillimetresOrNone, Port, Share, SpacingOrNone, Within
 from rayad.outputs import claimed, require_apart
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
+from rayad.scoring.detector import STEP_MM, Detector
 from rayad.serving.access import Access, Limits
 from rayad.terminal import print_error, say, writable
 
@@ -475,6 +476,7 @@ class Calibrate:
         for one in done:
             patients = one.calibration.patients if one.calibration else 0
             say(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
+        _warn_of_few(done)
 
 
 @dataclass(frozen=True)
@@ -495,8 +497,8 @@ class Evaluate:
     """test, or development for choices."""
     dense: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = ()
     """Classes of tissue that count as dense, such as D; then figures are given for dense and other images apart."""
-    step_mm: Millimetres = 3.2
-    """Distance of the scored places, mm."""
+    step_mm: MillimetresOrNone = 0.0
+    """Distance of the scored places, mm; 0: that of the detectors' calibration, which p-values are for."""
     max_failures: Amount = 0
     """Images that may fail before there is no result."""
     streamed: bool = False
@@ -514,7 +516,9 @@ class Evaluate:
         dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
         urls, out = [storage.absolute(url) for url in self.detector], storage.absolute(self.out)
         detectors = [bundle.load(url) for url in urls]
-        options = Evaluation(self.dataset, self.source, self.split, self.step_mm, self.max_failures, dense=self.dense)
+        step_mm = self.step_mm or detectors[0].provenance.get("step_mm", STEP_MM)
+        options = Evaluation(self.dataset, self.source, self.split, step_mm, self.max_failures, dense=self.dense)
+        _warn_of_few(detectors)
         with claimed(out, "a report", [*urls, *read_by(dataset)]), cluster(self.address):
             if self.streamed:
                 _print_streamed(streamed(detectors, dataset, options, out))
@@ -546,22 +550,38 @@ class Heatmap:
     """mm a pixel of images that do not tell it, as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
     view: str = ""
     """MLO, CC or empty, of images that do not tell it; in an MLO view the pectoral muscle is left out."""
-    step_mm: Millimetres = 3.2
-    """Distance of the scored places, mm."""
+    step_mm: MillimetresOrNone = 0.0
+    """Distance of the scored places, mm; 0: that of the detector's calibration, which p-values are for."""
+    picture: bool = True
+    """Write NAME.png."""
+    counterfactual: bool = True
+    """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
     bounds: Bounds = field(default_factory=bounds.current)
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.evaluation.heatmap import Request, write_heatmaps
+        from rayad.evaluation.heatmap import Request, Written, write_heatmaps
+        from rayad.on_ray.heatmaps import spread
 
-        request = Request(self.spacing_mm, self.view, self.step_mm)
-        one, out = bundle.load(self.detector), storage.absolute(self.out)
-        with claimed(out, "heatmaps", [self.detector, *self.images]):
-            rows = write_heatmaps(one, self.images, request, out)
-        for row in rows:
-            say(json.dumps(row))
-        failed = sum("reason" in row for row in rows)
+        request, written = Request(self.spacing_mm, self.view, self.step_mm), Written(self.picture, self.counterfactual)
+        images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
+        one = bundle.load(storage.absolute(self.detector))
+        _warn_of_few([one])
+        number = failed = 0
+        with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
+            for row in write_heatmaps(one, images, request, out, written, spread(self.address)):
+                say(json.dumps(row))
+                number, failed = number + 1, failed + ("reason" in row)
         if failed:
-            raise RayadError(f"{failed} of {len(rows)} images failed; the others' heatmaps are in {self.out}")
+            raise RayadError(f"{failed} of {number} images failed; the others' heatmaps are in {self.out}")
+
+
+def _warn_of_few(detectors: Sequence[Detector]) -> None:
+    """Say of which detectors p-values say little."""
+    for one in detectors:
+        if one.calibration and one.calibration.few:
+            say(f"rayad: detector {one.name} is {one.calibration.few}", sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ SpacingOrNone = Annotated[float, Within(0.01, 100, or_zero=True)]
 """mm a pixel, or 0 where nothing says it."""
 Millimetres = Annotated[float, Within(0.01, 1000)]
 """A distance of places."""
+MillimetresOrNone = Annotated[float, Within(0.01, 1000, or_zero=True)]
+"""A distance of places, or 0 where it follows from something else."""
 Minutes = Annotated[float, Within(0, 10_000_000)]
 """Up to 19 years."""
 Seconds = Annotated[float, Within(0, 1_000_000_000)]

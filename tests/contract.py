@@ -45,6 +45,7 @@ def card(name: str, patients: int, counterfactual: bool) -> dict:
         "summary": f"{name}, calibrated by {patients} healthy patients",
         "calibration_patients": patients,
         "p_value_floor": 1 / (patients + 1),
+        "step_mm": 3.2,
         "preprocessing": {"kind": "mammogram", "spacing_mm": 0.4, "intensity": "relative"},
         "counterfactual": counterfactual,
         "provenance": {"commit": "0123abc", "seed": 0, "corpus": "phantom"},

@@ -3,22 +3,32 @@
 A detector by likelihood that can draw also shows what the image would look like if it were healthy.
 """
 
+import hashlib
+import json
 import posixpath
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rayad import bounds, storage
-from rayad.errors import ImageError, OptionError, StorageError, reason
+from rayad import bounded, bounds, storage
+from rayad.errors import FormatError, ImageError, OptionError, StorageError, reason
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.evaluation.judgement import Judgement, judge
+from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster
-from rayad.imaging.picture import Prepared, Source, step_px
+from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
+
+Row = dict[str, Any]
+"""What came of an image."""
+EVERY_S = 2.0
+"""How often rows are written down."""
 
 
 @dataclass(frozen=True)
@@ -29,39 +39,145 @@ class Request:
     """mm a pixel of images that do not say it; 0: there must be none."""
     view: str = ""
     """MLO, CC or empty, of images that do not say it."""
-    step_mm: float = 3.2
-    """Distance of the places, mm."""
+    step_mm: float = 0.0
+    """Distance of the places, mm; 0: that of the detector's calibration."""
 
 
-def write_heatmaps(detector: Detector, images: Sequence[str], request: Request, url: str) -> list[dict[str, Any]]:
-    """Score images one by one and write what each gives; a file that fails is a row with its reason.
+@dataclass(frozen=True)
+class Written:
+    """What is written of an image beside its scores and p-values."""
+
+    picture: bool = True
+    """NAME.png, the overlay."""
+    counterfactual: bool = True
+    """What the image would look like if it were healthy, where the detector can say it: much of the time."""
+
+
+Tasks = Callable[[Callable[..., Row], tuple, Sequence[tuple]], Iterable[Row]]
+"""Calls a function with what all share and each one's own, wherever that is; the results in their order."""
+
+
+def here(function: Callable[..., Row], shared: tuple, each: Sequence[tuple]) -> Iterable[Row]:
+    """Call it in this process, one after the other."""
+    return (function(*shared, *own) for own in each)
+
+
+def write_heatmaps(
+    detector: Detector,
+    images: Sequence[str],
+    request: Request,
+    url: str,
+    written: Written = Written(),
+    tasks: Tasks = here,
+) -> Iterator[Row]:
+    """Score images and write what each gives; a file that fails is a row with its reason.
+
+    What is done stands in `heatmaps.jsonl`, a row an image, and is not done again for the same file, detector and
+    request; what failed is tried again.
 
     Args:
         images: files, or folders of which every image is taken.
 
-    Returns:
-        A row an image: url, name, image score and p-value, or the reason why there are none.
+    Yields:
+        A row an image as it is through: its file, name, score and p-value, or the reason why there are none.
 
     Raises:
-        OptionError: no spacing, or a detector that is not calibrated.
+        OptionError: no spacing, a detector that is not calibrated, or a name that another image's heatmap has there.
         StorageError: the target cannot be written, or an image folder cannot be read.
     """
     if not request.spacing_mm >= 0:
         raise OptionError(f"the images' spacing must be a positive number of mm a pixel, not {request.spacing_mm}")
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
-    rows, step = [], step_px(detector.preprocessing, request.step_mm)
-    for file, name in named(files_in(images)):
-        try:
-            prepared = detector.preprocessing.prepare(opened(file, detector.preprocessing.channels, request))
-            with bounds.within(bounds.current().score_seconds, "score_seconds"):
-                judged = judge(prepared, detector.heatmap(prepared, step), detector.calibration)
-        except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
-            rows.append({"image": file, "reason": reason(error)})
-            continue
-        _write(storage.join(url, name), prepared, judged, detector)
-        rows.append({"image": file, "name": name, "score": judged.score, "p": judged.p})
-    return rows
+    detector.step(request.step_mm)
+    files = named(files_in(images))
+    versions = storage.versions(file for file, _ in files)
+    like = fingerprint([detector.name, detector.score, detector.aggregation, detector.provenance, request, written])
+    made_of = {file: fingerprint([like, versions[file]]) for file, _ in files}
+    with Rows(url) as rows:
+        rows.require_free(files)
+        done = [row for file, name in files if (row := rows.done(file, name, made_of[file]))]
+        yield from done
+        ready = {row["image"] for row in done}
+        lacking = [image for image in files if image[0] not in ready]
+        through = tasks(write_heatmap, (detector, request, url, written), lacking)
+        for (file, _), row in zip(lacking, through, strict=True):
+            rows.add(row | {"made_of": made_of[file]})
+            yield row
+
+
+def write_heatmap(detector: Detector, request: Request, url: str, written: Written, file: str, name: str) -> Row:
+    """Score one image and write what it gives; its row. StorageError where that cannot be written."""
+    assert detector.calibration is not None  # whoever calls saw to it
+    where = storage.join(url, name)
+    try:
+        prepared = detector.preprocessing.prepare(opened(file, detector.preprocessing.channels, request))
+        with bounds.within(bounds.current().score_seconds, "score_seconds"):
+            heatmap = detector.heatmap(prepared, detector.step(request.step_mm))
+            judged = judge(prepared, heatmap, detector.calibration)
+        arrays, png = _drawn(name, prepared, judged, detector, written)
+    except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
+        return failed(reason(error), file, name)
+    storage.write_bytes(f"{where}.npz", judged.npz(**arrays))
+    if png:
+        storage.write_bytes(f"{where}.png", png)
+    p = {"p": judged.p, "p_floor": judged.p_floor, "calibration_patients": judged.patients}
+    return {"image": file, "name": name, "score": judged.score, **p}
+
+
+def failed(why: str, file: str, name: str) -> Row:
+    """The row of an image without a heatmap."""
+    return {"image": file, "reason": why}
+
+
+class Rows:
+    """The rows of a folder of heatmaps, in `heatmaps.jsonl`, each written when it is known."""
+
+    def __init__(self, url: str) -> None:
+        """Read those that are there; one that was cut short by a crash counts as none."""
+        self._url, self._where = url, storage.join(url, "heatmaps.jsonl")
+        self._rows: dict[str, Row] = {}
+        self._kept = self._written = time.monotonic()
+        if storage.exists(self._where):
+            for line in storage.read_bytes(self._where).splitlines():
+                with suppress(FormatError, KeyError, TypeError):
+                    row = bounded.parse_json(line, self._where)
+                    self._rows[row["image"]] = row
+        self._new = False
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self._keep()
+
+    def require_free(self, files: Sequence[tuple[str, str]]) -> None:
+        """OptionError where a name is that of another image's heatmap."""
+        names, wanted = {row["name"]: file for file, row in self._rows.items() if "name" in row}, dict(files)
+        for file, name in files:
+            if names.get(name, file) != file and names[name] not in wanted:
+                raise OptionError(f"{self._url}: {name} is the heatmap of {names[name]} there; name another folder")
+
+    def done(self, file: str, name: str, made_of: str) -> Row | None:
+        """The row of an image that has its heatmap, made of the same."""
+        row = self._rows.get(file, {})
+        same = row.get("name") == name and row.get("made_of") == made_of
+        if not same or not storage.exists(storage.join(self._url, f"{name}.npz")):
+            return None
+        return {key: value for key, value in row.items() if key != "made_of"}
+
+    def add(self, row: Row) -> None:
+        """Write down what came of an image, soon: long lists take a twentieth of the time."""
+        self._rows[row["image"]], self._new = row, True
+        if time.monotonic() > self._kept + max(EVERY_S, 20 * (self._kept - self._written)):
+            self._keep()
+
+    def _keep(self) -> None:
+        if self._new:
+            self._written = time.monotonic()
+            lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows.values())
+            storage.write_bytes(self._where, "".join(lines).encode(errors="backslashreplace"))
+            self._kept, self._new = time.monotonic(), False
 
 
 def opened(file: str, channels: int, request: Request) -> Source:
@@ -120,18 +236,27 @@ def files_below(prefix: str) -> list[str]:
 
 
 def named(files: Sequence[str]) -> list[tuple[str, str]]:
-    """Each file and the name of its heatmap: the file's, with its folder's where two have the same.
+    """Each file and the name of its heatmap: the file's, with as many of its folders as tell it from the others.
 
     Raises:
-        OptionError: two would be called the same.
+        OptionError: a file is given twice.
     """
-    parts = [file.replace("\\", "/").rsplit("/", 2) for file in map(_bare, files)]
-    stems = [_stem(p[-1]) for p in parts]
-    often = Counter(stems)
-    names = [s if often[s] == 1 else f"{p[-2]}-{s}" if len(p) > 1 else s for s, p in zip(stems, parts, strict=True)]
-    twice = [n for n, count in Counter(names).items() if count > 1]
-    if twice:
-        raise OptionError(f"two images would both be called {twice[0]!r}; give them in separate calls")
+    if len(set(files)) < len(files):
+        twice = next(file for file, often in Counter(files).items() if often > 1)
+        raise OptionError(f"{twice}: this image is given twice")
+    paths = [[part for part in _bare(file).replace("\\", "/").split("/") if part] or [""] for file in files]
+    deep = [1] * len(paths)
+    while True:
+        names = ["-".join([*path[-of:-1], _stem(path[-1])]) for path, of in zip(paths, deep, strict=True)]
+        often = Counter(names)
+        alike = [i for i, name in enumerate(names) if often[name] > 1]
+        growing = [i for i in alike if deep[i] < len(paths[i])]
+        if not growing:
+            break
+        for i in growing:
+            deep[i] += 1
+    for i in alike:  # whose endings alone differ
+        names[i] = f"{names[i]}-{hashlib.sha256(files[i].encode(errors='surrogateescape')).hexdigest()[:8]}"
     return list(zip(files, names, strict=True))
 
 
@@ -166,19 +291,20 @@ def _some(files: list[str], of: Sequence[str]) -> list[str]:
     return files
 
 
-def _write(url: str, prepared: Prepared, judged: Judgement, detector: Detector) -> None:
-    arrays, png = drawn(url.rsplit("/", 1)[-1], prepared, judged, detector)
-    storage.write_bytes(f"{url}.npz", judged.npz(**arrays))
-    storage.write_bytes(f"{url}.png", png)
+def _drawn(
+    name: str, prepared: Prepared, judged: Judgement, detector: Detector, written: Written
+) -> tuple[dict[str, np.ndarray], bytes]:
+    """Arrays of the healthy version and the picture, as far as they are wanted."""
+    if written.counterfactual and not counterfactual.lacking(detector):
+        healthy = if_healthy(detector, prepared)
+        arrays = {"counterfactual": healthy.pixels, "change": healthy.change}
+        return arrays, explained(*pictured(name, prepared, judged), healthy) if written.picture else b""
+    return {}, overlay(*pictured(name, prepared, judged)) if written.picture else b""
 
 
-def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector) -> tuple[dict[str, np.ndarray], bytes]:
-    """The overlay as PNG; where the detector can, with the healthy version of the image, and that as arrays."""
-    view, found = pictured(name, prepared, judged)
-    if counterfactual.lacking(detector):
-        return {}, overlay(view, found)
-    healthy = if_healthy(detector, prepared)
-    return {"counterfactual": healthy.pixels, "change": healthy.change}, explained(view, found, healthy)
+def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector) -> bytes:
+    """The overlay as PNG; where the detector can, with the healthy version of the image."""
+    return _drawn(name, prepared, judged, detector, Written())[1]
 
 
 def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:

@@ -70,10 +70,13 @@ def evaluate(
         The URL of the page. A report that is there and was made of the same things is left as it is.
 
     Raises:
-        OptionError: a detector that is not calibrated, or no kind of lesion in these images.
+        OptionError: a detector that is not calibrated, or with places another distance apart, or no kind of lesion in
+            these images.
         DatasetError: more images failed than allowed, or the split is empty.
     """
     calibrations = {d.name: calibration_of(d) for d in detectors}
+    for detector in detectors:
+        detector.step(options.step_mm)
     exams = stages.exams_of(dataset, options.split)
     made_of = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *others)]
     request = fingerprint([made_of, options, contents(dataset, exams), provenance.commit()])

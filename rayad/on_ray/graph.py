@@ -27,7 +27,7 @@ from rayad.errors import ImageError, RayadError, reason
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
-from rayad.imaging.picture import Prepared, Preprocessing, step_px
+from rayad.imaging.picture import Prepared, Preprocessing
 from rayad.scoring.detector import Detector
 from rayad.serving import cards, objects, problems
 from rayad.serving.api import Scored
@@ -239,7 +239,7 @@ def _judged(detector: Detector, images: Sequence[Asked], step_mm: float) -> list
     )
     seconds = bounds.current().score_seconds
     try:
-        step = step_px(detector.preprocessing, step_mm)
+        step = detector.step(step_mm)
         with bounds.while_wanted(lambda: unless_gone(waiting)), bounds.within(seconds, "score_seconds"):
             heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
             judged = [judge(of.prepared, at, detector.calibration) for of, at in zip(pictures, heatmaps, strict=True)]
@@ -269,7 +269,7 @@ class Drawer(Held):
         """The overlay."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
-            return (await while_wanted(self._threads, heatmap.drawn, NAME, picture.prepared, judged, detector))[1]
+            return await while_wanted(self._threads, heatmap.drawn, NAME, picture.prepared, judged, detector)
 
     @_refusing
     async def arrays(self, picture: Picture, data: bytes, request: heatmap.Request, include: Sequence[str]) -> Any:
@@ -345,6 +345,8 @@ class Graph:
         Raises:
             RayadError: what the image lacks.
         """
+
+        request = replace(request, step_mm=request.step_mm or card.step_mm)
 
         async def ask() -> Scored:
             picture = self._picture(card, data, request, caller)

@@ -185,6 +185,9 @@ def calibrate_detectors(
         url: folder for the scores.
         split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
+    for one in detectors:
+        for member in one.members:
+            member.step(step_mm)
     exams = exams_of(dataset, split)
     of = contents(dataset, exams)
     wanted = [fingerprint([identity(d), step_mm, of]) for d in detectors]

@@ -34,6 +34,8 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
         OptionError: a detector that is not calibrated.
         DatasetError: more images failed than allowed, or the split is empty.
     """
+    for detector in detectors:
+        detector.step(options.step_mm)
     exams = stages.exams_of(dataset, options.split)
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)

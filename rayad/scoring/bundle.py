@@ -48,7 +48,12 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "provenance": dict,
 }
 """Field of ``detector.json`` -> its type."""
-ORIGIN: dict[str, type | tuple[type, ...]] = {"made_of": str, "train_minutes": (int, float), "faults": list}
+ORIGIN: dict[str, type | tuple[type, ...]] = {
+    "made_of": str,
+    "train_minutes": (int, float),
+    "faults": list,
+    "step_mm": (int, float),
+}
 """Field of ``provenance`` that rayad uses -> its type, where it is there."""
 MOST_VARIABLES = 65_536
 """Of a density."""

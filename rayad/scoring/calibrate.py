@@ -21,6 +21,8 @@ from rayad.arrays import Grid
 from rayad.errors import DatasetError, FormatError
 
 SURVIVAL_POINTS = 1024
+ENOUGH = 20
+"""Healthy patients; with fewer no p-value is below 0.05."""
 """Points of a patient's compressed survival function: a place's p is too large by less than 1/1024, never too small."""
 
 
@@ -64,6 +66,14 @@ class Calibration:
     def patients(self) -> int:
         """K, the number of calibration patients."""
         return len(self.exam_scores)
+
+    @property
+    def few(self) -> str:
+        """A warning where so few patients were healthy that p-values say little; empty: they are enough."""
+        if self.patients >= ENOUGH:
+            return ""
+        patients = f"{self.patients} healthy patient{'s' * (self.patients > 1)}"
+        return f"calibrated on {patients}, fewer than {ENOUGH}: no p-value is below {self.floor:.3g}"
 
     @property
     def floor(self) -> float:

@@ -117,6 +117,24 @@ class Detector:
             raise OptionError(f"detector {self.name!r} has no {name} in its provenance, by which results are known")
         return self.provenance[name]
 
+    def step(self, step_mm: float = 0.0) -> int:
+        """Distance of the places that are scored, px of the working resolution.
+
+        Args:
+            step_mm: 0: that of the calibration, or else 3.2 mm.
+
+        Raises:
+            OptionError: another than the calibration's, which no p-value is for; or less than a pixel.
+        """
+        of = self.provenance.get("step_mm", 0.0) if self.calibration else 0.0
+        step = step_px(self.preprocessing, step_mm or of or STEP_MM)
+        if of and step != step_px(self.preprocessing, of):
+            raise OptionError(
+                f"detector {self.name!r} was calibrated with places {of:g} mm apart, its p-values are not for places "
+                f"{step_mm:g} mm apart: leave step_mm out, or calibrate it again"
+            )
+        return step
+
     def calibrated(self, calibration: Calibration, **provenance: Any) -> "Detector":
         """The detector with this calibration, and what is to be known of it."""
         return replace(self, calibration=calibration, provenance={**self.provenance, **provenance})
@@ -236,6 +254,8 @@ class Detector:
         return combine.RULES[self.score](found)
 
 
+STEP_MM = 3.2
+"""Distance of places where nobody says another."""
 LATENT = ("likelihood", "novelty", "context")
 """Scores of latents by a density."""
 

@@ -143,7 +143,7 @@ class Wanted(Closed):
     detector: str = Field(default="", max_length=200)
     spacing_mm: float = Field(default=0.0, ge=0, le=10, description="mm a pixel of images that do not say it")
     view: Literal["", "MLO", "CC"] = ""
-    step_mm: float = Field(default=3.2, gt=0, le=100)
+    step_mm: float = Field(default=0.0, ge=0, le=100)
     results: list[Literal["json", "npz", "png", "dicom"]] = Field(default=["json", "npz", "png"], max_length=4)
 
 
@@ -173,6 +173,7 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
     return app
 
 
+STEP = "distance of the places, mm; 0: that of the detector's calibration, which p-values are for"
 Number = Annotated[str, Path(description="id of a batch", examples=[document.BATCH["id"]])]
 Detector = Annotated[str, Query(max_length=200, description="name of a detector; empty: the default")]
 SCORE = {
@@ -218,7 +219,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         detector: Detector = "",
         spacing_mm: Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")] = 0.0,
         view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
-        step_mm: Annotated[float, Query(gt=0, le=100, description="distance of the places, mm")] = 3.2,
+        step_mm: Annotated[float, Query(ge=0, le=100, description=STEP)] = 0.0,
         include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of an npz")] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:

@@ -9,7 +9,7 @@ from rayad import storage
 from rayad.errors import OptionError
 from rayad.imaging.picture import Preprocessing, described
 from rayad.scoring import bundle, counterfactual
-from rayad.scoring.detector import Detector
+from rayad.scoring.detector import STEP_MM, Detector
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Card:
     summary: str
     calibration_patients: int
     p_value_floor: float
+    step_mm: float
+    """Distance of the places that its p-values are for."""
     preprocessing: Preprocessing
     counterfactual: bool
     """Can it draw the image as if it were healthy?"""
@@ -40,7 +42,8 @@ class Card:
 
     def described(self) -> dict[str, Any]:
         """For JSON; where the bundle lies and where its corpus came from stay inside."""
-        names = ("name", "sha256", "score", "summary", "calibration_patients", "p_value_floor", "counterfactual")
+        calibrated = ("calibration_patients", "p_value_floor", "step_mm")
+        names = ("name", "sha256", "score", "summary", *calibrated, "counterfactual")
         told = {k: v for k, v in self.provenance.items() if k in TOLD}
         return {k: getattr(self, k) for k in names} | {
             "preprocessing": described(self.preprocessing),
@@ -87,6 +90,7 @@ def card(name: str, url: str) -> Card:
         summary=detector.summary(),
         calibration_patients=detector.calibration.patients,
         p_value_floor=detector.calibration.floor,
+        step_mm=detector.provenance.get("step_mm", STEP_MM),
         preprocessing=detector.preprocessing,
         counterfactual=not counterfactual.lacking(detector),
         whole=bool(detector.members),

@@ -61,6 +61,8 @@ class Offered:
     summary: str
     calibration_patients: int
     p_value_floor: float
+    step_mm: float
+    """Distance of the places that its p-values are for."""
     counterfactual: bool
     """Does it draw the image as if it were healthy?"""
     preprocessing: Mapping[str, Any]

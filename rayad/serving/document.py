@@ -39,6 +39,7 @@ CARD = DETECTOR | {
     "summary": "a sum-product network over the latents of an autoencoder",
     "calibration_patients": 19,
     "p_value_floor": 0.05,
+    "step_mm": 3.2,
     "preprocessing": {"kind": "mammogram", "spacing_mm": 0.2},
     "counterfactual": True,
     "provenance": {"corpus": "phantom", "seed": 0},
@@ -88,6 +89,7 @@ class CardTold(Named):
     summary: str
     calibration_patients: int
     p_value_floor: float
+    step_mm: float
     preprocessing: dict[str, Any]
     counterfactual: bool
     provenance: dict[str, Any]

@@ -191,7 +191,7 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
     assert "broken.png" in batch["failures"][0]["image"]
     assert {key: batch["asked"][key] for key in ("prefix", "spacing_mm", "view")}.items() <= wanted.items()
     detector, out = bundle.load(str(served.folder / "spn-1")), served.folder / "out/batch"
-    write_heatmaps(detector, [str(source)], Request(0.8, "MLO"), str(tmp_path / "maps"))
+    list(write_heatmaps(detector, [str(source)], Request(0.8, "MLO"), str(tmp_path / "maps")))
     for number in range(4):
         with (
             np.load(tmp_path / f"maps/{number}.npz") as one,

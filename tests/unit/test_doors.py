@@ -35,7 +35,7 @@ def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
     exams = list(PATIENTS.exams())[:2]
     for name, exam in zip(("00-first", "99-last"), exams, strict=True):
         (tmp_path / f"{name}.png").write_bytes(png(PATIENTS, exam))
-    rows = write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out"))
+    rows = list(write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
     assert [row["name"] for row in rows if "reason" not in row] == ["00-first", "99-last"]
     assert len(rows) == len(files) + 2
 
@@ -51,7 +51,7 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
 
     opened = heatmap.opened
     monkeypatch.setattr(heatmap, "opened", broken)
-    rows = write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out"))
+    rows = list(write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
     assert [row.get("reason") for row in rows] == [None, "it failed: ZeroDivisionError: division", None]
 
 

@@ -1,6 +1,9 @@
 """What a heatmap leaves behind, with a counterfactual where the detector has one."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ from PIL import Image
 from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
-from rayad.errors import ImageError
-from rayad.evaluation.heatmap import Request, files_in, named, write_heatmaps
+from rayad.errors import ImageError, OptionError
+from rayad.evaluation import heatmap
+from rayad.evaluation.heatmap import Request, Written, files_in, named, write_heatmaps
 from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
@@ -33,7 +37,7 @@ def written(detector: Detector, folder) -> dict[str, np.ndarray]:
     data = phantom.Dataset(patients=1, height=256, width=192, spacing_mm=0.8)
     pixels = (data.pixels(data.exams()[0]) * 65535).astype(np.uint16)
     Image.fromarray(pixels).save(folder / "one.png")
-    rows = write_heatmaps(detector, [str(folder / "one.png")], Request(0.8, "MLO"), str(folder / "maps"))
+    rows = list(write_heatmaps(detector, [str(folder / "one.png")], Request(0.8, "MLO"), str(folder / "maps")))
     assert rows[0]["name"] == "one"
     assert (folder / "maps/one.png").read_bytes().startswith(b"\x89PNG")
     with np.load(folder / "maps/one.npz") as arrays:
@@ -70,3 +74,122 @@ def test_names_are_those_of_files_and_of_folders_where_two_have_the_same():
         ("s3://b/right/3.dcm", "right-3"),
         ("/in/1.2.840", "1.2.840"),
     ]
+
+
+def test_names_of_an_archives_disc_are_as_long_as_they_need_be():
+    files = ["/cd/ST0/SE0/IM000000", "/cd/ST0/SE1/IM000000", "/cd/ST1/SE0/IM000000", "/cd/ST1/SE0/IM000001"]
+    assert [name for _, name in named(files)] == [
+        "ST0-SE0-IM000000",
+        "SE1-IM000000",
+        "ST1-SE0-IM000000",
+        "IM000001",
+    ]
+
+
+@pytest.mark.parametrize("files", [["/a/x.png", "/a/x.dcm"], ["/a-b/c.png", "/a/b-c.png"], ["x.png", "/x.png"]])
+def test_no_two_images_have_one_name(files):
+    assert len({name for _, name in named(files)}) == 2
+
+
+def test_an_image_that_is_given_twice_is_refused():
+    with pytest.raises(OptionError, match=r"/a/x.png: this image is given twice"):
+        named(["/a/x.png", "/a/x.png"])
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    data = phantom.Dataset(patients=2, height=256, width=192, spacing_mm=0.8)
+    (tmp_path / "in").mkdir()
+    for exam in data.exams()[:2]:
+        pixels = (data.pixels(exam) * 65535).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"in/{exam.exam_id}.png")
+    (tmp_path / "in/z.png").write_bytes(b"no image")
+    return tmp_path / "in"
+
+
+def scored(monkeypatch) -> list[str]:
+    """Names of the images that are scored from now on."""
+    names, write = [], heatmap.write_heatmap
+    monkeypatch.setattr(heatmap, "write_heatmap", lambda *of: names.append(of[-1]) or write(*of))
+    return names
+
+
+MLO, QUICK = Request(0.8, "MLO"), Written(counterfactual=False)
+
+
+def again(detector, images, request=MLO, written=QUICK) -> list[dict]:
+    return list(write_heatmaps(detector, [str(images)], request, str(images.parent / "out"), written))
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, images, monkeypatch):
+    names = scored(monkeypatch)
+    first = again(detector, images)
+    good = [row["name"] for row in first if "name" in row]
+    assert (len(good), names) == (2, [*good, "z"])
+    assert again(detector, images) == first
+    assert names == [*good, "z", "z"]
+    lines = [json.loads(line) for line in (images.parent / "out/heatmaps.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [row["image"] for row in first]
+    os.utime(images / f"{good[0]}.png", (1, 1))
+    (images.parent / f"out/{good[1]}.npz").unlink()
+    assert again(detector, images) == first
+    assert names[4:] == [*good, "z"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"request": Request(0.8, "CC")},
+        {"written": Written(picture=False, counterfactual=False)},
+        {"detector": "another"},
+    ],
+)
+def test_another_question_is_answered_anew(detector, images, monkeypatch, change):
+    again(detector, images)
+    names = scored(monkeypatch)
+    if "detector" in change:
+        change = {"detector": replace(detector, name="another")}
+    again(**({"detector": detector, "images": images} | change))
+    assert len(names) == 3
+
+
+def test_a_crash_leaves_rows_of_what_was_done(detector, images, monkeypatch):
+    monkeypatch.setattr(heatmap, "EVERY_S", -1.0)
+    rows = write_heatmaps(detector, [str(images)], MLO, str(images.parent / "out"), QUICK)
+    first = next(rows)
+    del rows
+    with (images.parent / "out/heatmaps.jsonl").open("a") as file:
+        file.write('{"image": "cut sho')
+    names = scored(monkeypatch)
+    assert again(detector, images)[0] == first
+    assert len(names) == 2
+
+
+def test_a_heatmap_of_another_image_is_not_written_over(detector, images):
+    again(detector, images)
+    other = images.parent / "other"
+    images.rename(other)
+    with pytest.raises(OptionError, match=r"is the heatmap of .*/in/.*png there; name another folder"):
+        again(detector, other)
+
+
+def test_pictures_and_healthy_versions_can_be_left_out(detector, images):
+    again(detector, images, written=Written(picture=False, counterfactual=False))
+    assert {file.suffix for file in (images.parent / "out").iterdir()} == {".npz", ".jsonl"}
+    with np.load(next((images.parent / "out").glob("*.npz"))) as arrays:
+        assert {"counterfactual", "change"}.isdisjoint(arrays)
+
+
+def test_every_row_has_the_floor_of_its_p_value_and_the_patients_behind_it(detector, images):
+    row = again(detector, images)[0]
+    assert (row["p_floor"], row["calibration_patients"]) == (1 / 3, 2)
+    assert detector.calibration.few == "calibrated on 2 healthy patients, fewer than 20: no p-value is below 0.333"
+
+
+def test_p_values_are_for_the_places_of_the_calibration(detector, images):
+    known = replace(detector, provenance={"step_mm": 3.2})
+    assert known.step() == known.step(3.2) == known.step(3.3) == 4
+    assert replace(known, calibration=None).step(1.6) == detector.step(1.6) == 2
+    with pytest.raises(OptionError, match=r"places 3.2 mm apart, its p-values are not for places 1.6 mm"):
+        again(known, images, request=Request(0.8, "MLO", 1.6))
+    assert not (images.parent / "out").exists()
