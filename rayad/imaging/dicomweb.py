@@ -6,6 +6,7 @@ token), or DICOMWEB_USER and DICOMWEB_PASSWORD.
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,16 @@ from rayad.errors import FormatError, StorageError
 
 PAGE = 500
 """Instances that are asked for at once."""
+MOST = 10_000_000
+"""Instances of a list."""
 CHUNK = 1 << 20
 """Bytes of an answer that are read at once."""
 LARGEST = bounded.LARGEST_JSON
 """Bytes of an answer in JSON."""
 LARGEST_AROUND = 1_000_000
 """Bytes of an answer around an image's file."""
+CONNECT_S = 10
+"""How long a server may take to take a connection."""
 ANSWER_S = 300.0
 """How long an answer may take."""
 RETRIED = (
@@ -72,7 +77,7 @@ def instances(server: str) -> list[str]:
     """URLs of all instances of mammography (modality MG) and segmentations, sorted (QIDO-RS).
 
     Raises:
-        StorageError: the server cannot be reached, or refuses.
+        StorageError: the server cannot be reached, refuses, or does not give all that it has.
     """
     return sorted(found.url for modality in ("MG", "SEG") for found in search(server, modality))
 
@@ -84,7 +89,7 @@ def search(server: str, modality: str, since: str = "") -> list[Listed]:
         since: StudyDate of the oldest, YYYYMMDD; "": of any date.
 
     Raises:
-        StorageError: as `instances`.
+        StorageError: as `instances`; or the server does not give all that it has.
     """
     server = server.rstrip("/")
     filters = {"Modality": modality} | ({"StudyDate": f"{since}-"} if since else {})
@@ -143,16 +148,26 @@ def _value(row: Mapping[str, Any], key: str) -> str:
 
 
 def _search(client: DICOMwebClient, filters: dict[str, str], study: str | None = None) -> Iterator[dict[str, Any]]:
-    """Page by page, until there is nothing new: a server may not know what an offset is."""
-    offset, seen = 0, set[str]()
+    """Page by page, however long the server's are, until there is nothing new: it may not know what an offset is.
+
+    Raises:
+        FormatError: the server has more, by its own word or because a full page came again, and does not give it.
+    """
+    seen = set[str]()
     while True:
-        page = client.search_for_instances(study, search_filters=filters, limit=PAGE, offset=offset, fields=_FIELDS)
+        page = client.search_for_instances(study, search_filters=filters, limit=PAGE, offset=len(seen), fields=_FIELDS)
         rows = {_value(row, "00080018"): row for row in page}
-        yield from (row for instance, row in rows.items() if instance not in seen)
-        if len(page) < PAGE or rows.keys() <= seen:
+        new = rows.keys() - seen
+        if not new and (_answer.incomplete or len(page) >= PAGE):
+            raise FormatError(
+                f"an incomplete list of instances: the server has more than {len(seen)} and does not give it"
+            )
+        if len(seen) + len(new) > MOST:
+            raise FormatError(f"a list of more than {MOST:,} instances; ask for those of some days")
+        yield from (row for instance, row in rows.items() if instance in new)
+        if not new:
             return
-        seen |= rows.keys()
-        offset += len(page)
+        seen |= new
 
 
 def _parts(url: str) -> tuple[str, tuple[str, str, str]]:
@@ -172,13 +187,18 @@ def _client(server: str) -> DICOMwebClient:
     elif user := os.environ.get("DICOMWEB_USER"):
         session.auth = (user, os.environ.get("DICOMWEB_PASSWORD", ""))
     session.hooks["response"].append(_bound)
-    client = DICOMwebClient(server, session=session, timeout=60)
+    client = DICOMwebClient(server, session=session, timeout=(CONNECT_S, 60))
     client.set_http_retry_params(max_attempts=4, wait_exponential_multiplier=250, retriable_error_codes=RETRIED)
     return client
 
 
+_answer = threading.local()
+"""`incomplete`: whether the last answer to this thread says that there is more (PS3.18, 10.6.3.2: Warning 299)."""
+
+
 def _bound(response: requests.Response, **_: Any) -> None:
     """Read an answer here, so that the client never parses one that is too large, too late, or nests too deep."""
+    _answer.incomplete = response.headers.get("Warning", "").lstrip().startswith("299")
     kinds = f"{response.request.headers.get('Accept')} {response.headers.get('Content-Type')}"
     json, until = "json" in kinds, time.monotonic() + ANSWER_S
     most = LARGEST if json else bounds.current().file_mb * 1_000_000 + LARGEST_AROUND

@@ -38,6 +38,8 @@ REFUSED = (
 )
 """The server's word that the image cannot be scored, so that asking again is of no use."""
 CREDENTIALS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+UNREACHED = 3
+"""Attempts of a single pass at an archive and a server that have never answered: their addresses may be wrong."""
 MODALITY = "MG"
 DERIVED = (
     *("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.30"),  # segmentation, parametric map
@@ -86,21 +88,24 @@ def watch(
 
     Raises:
         OptionError: the server refuses the token, or has no such detector.
-        StorageError: with `once`, archive or server failed for PATIENCE_S without a single image being done.
+        StorageError: with `once`, archive or server never answered, or failed for PATIENCE_S without a single image
+            being done.
     """
     scorer, memory = _Scorer(Client(server.rstrip("/"), token, attempts=1), detector), _Memory()
-    attempt, progress, reason = 0, time.monotonic(), ""
+    attempt, progress, reason, reached = 0, time.monotonic(), "", False
     while True:
         done = memory.done
         try:
             waiting = _pass(pacs.rstrip("/"), scorer, memory, days)
-            attempt = 0
+            attempt, reached = 0, True
         except StorageError as error:
             memory.counts.failures += 1
             waiting, attempt, reason = True, attempt + 1, str(error)
             say(reason)
         if memory.done > done:
-            attempt, progress = min(attempt, 1), time.monotonic()
+            attempt, progress, reached = min(attempt, 1), time.monotonic(), True
+        if once and not reached and attempt >= UNREACHED:
+            raise StorageError(reason)
         if once and not waiting:
             return memory.counts
         if once and time.monotonic() - progress > PATIENCE_S:
