@@ -158,9 +158,9 @@ def _search(client: DICOMwebClient, filters: dict[str, str], study: str | None =
         page = client.search_for_instances(study, search_filters=filters, limit=PAGE, offset=len(seen), fields=_FIELDS)
         rows = {_value(row, "00080018"): row for row in page}
         new = rows.keys() - seen
-        if not new and (_answer.incomplete or len(page) >= PAGE):
+        if not new and (getattr(_answer, "incomplete", False) or len(page) >= PAGE):
             raise FormatError(
-                f"an incomplete list of instances: the server has more than {len(seen)} and does not give it"
+                f"an incomplete list of instances: the server has more than {len(seen)} and gives no more"
             )
         if len(seen) + len(new) > MOST:
             raise FormatError(f"a list of more than {MOST:,} instances; ask for those of some days")

@@ -86,21 +86,13 @@ def test_all_instances_come_whatever_the_size_of_a_page(how):
 def test_a_list_that_the_server_does_not_give_whole_is_an_error(how):
     with (
         server(**how) as url,
-        pytest.raises(StorageError, match="an incomplete list of instances: the server has more"),
+        pytest.raises(StorageError, match="an incomplete list of instances"),
     ):
         dicomweb.instances(url)
 
 
 def test_a_single_pass_at_an_archive_that_never_answered_ends(monkeypatch):
-    class Offers:
-        def __init__(self, *of, **how) -> None:
-            self.url = "here"
-
-        def detectors(self) -> list:
-            raise AssertionError("asked first")
-
     monkeypatch.setattr(watch, "BACKOFF_S", (0.01, 0.02))
-    monkeypatch.setattr(watch, "Client", Offers)
     monkeypatch.setattr(watch._Scorer, "algorithm", lambda self: watch.Algorithm("a", "b"))
-    with pytest.raises(StorageError, match="cannot read http://127.0.0.1:1"):
+    with pytest.raises(StorageError, match=r"cannot read http://127\.0\.0\.1:1"):
         watch.watch("http://127.0.0.1:1", "http://127.0.0.1:2", once=True)
