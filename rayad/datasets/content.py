@@ -17,14 +17,20 @@ def contents(dataset: Images, exams: Sequence[Exam]) -> dict[str, str]:
     """exam_id -> a hash of all that an exam's image and its truth are made of.
 
     Those are the files of image and masks (size and time of change, in object stores the ETag), the spacing, view and
-    lesions that are known, and the settings of the data set.
+    lesions that are known, and the settings of the data set but for those, in its `CHOOSES`, that say which images
+    it has and change none.
 
     Raises:
         StorageError: the files cannot be looked at.
     """
+    settings = {
+        name: str(value) for name, value in vars(dataset).items() if name not in getattr(dataset, "CHOOSES", ())
+    }
     versions = storage.versions({url for exam in exams for url in _files(exam)})
     return {
-        exam.exam_id: fingerprint([repr(dataset), asdict(exam), [versions[url] for url in _files(exam)]])
+        exam.exam_id: fingerprint(
+            [type(dataset).__module__, settings, asdict(exam), [versions[url] for url in _files(exam)]]
+        )
         for exam in exams
     }
 

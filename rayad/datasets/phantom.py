@@ -8,7 +8,7 @@ says nothing about patients. ``phantom_breast`` draws the healthy tissue, ``phan
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class Patient:
 @dataclass(frozen=True)
 class Dataset:
     """Synthetic mammograms: two oblique views a patient, made on the fly."""
+
+    CHOOSES: ClassVar[tuple[str, ...]] = ("patients",)
 
     source: str = ""
     """Not used: there are no files."""

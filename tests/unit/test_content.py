@@ -71,6 +71,7 @@ def test_settings_of_the_data_set_belong_to_it(source):
     one, other = phantom.Dataset(patients=3), phantom.Dataset(patients=3, seed=1)
     exams = one.exams()[:1]
     assert contents(one, exams) != contents(other, exams)
+    assert contents(one, exams) == contents(phantom.Dataset(patients=4), exams)
 
 
 def test_versions_of_objects_are_those_of_their_content(tmp_path):
