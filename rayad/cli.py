@@ -26,6 +26,7 @@ from rayad.datasets.exam import Excluded, read_by, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
+from rayad.imaging import plausibility
 from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private
 from rayad.options import Amount, Count, Millimetres, MillimetresOrNone, Port, Share, SpacingOrNone, Within
 from rayad.outputs import claimed, require_apart
@@ -41,6 +42,9 @@ from rayad.terminal import print_error, say, writable
 T = TypeVar("T")
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+
+
+Forced = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DOUBT ...")]
 
 
 @runtime_checkable
@@ -65,12 +69,14 @@ class Demo:
     out: str = "demo"
     """Where corpus, detectors and report go."""
     workers: Workers = Workers()
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        Run("demo", out=self.out, workers=self.workers, bounds=self.bounds, address=self.address)()
+        Run("demo", out=self.out, workers=self.workers, force=self.force, bounds=self.bounds, address=self.address)()
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ class Run:
     source: str = ""
     """Folder or URL of the recipe's data set; demo needs none."""
     workers: Workers = Workers()
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -114,6 +122,8 @@ class Benchmark:
     split: str = "test"
     """test, or development for choices."""
     workers: Workers = Workers()
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -150,6 +160,8 @@ class IngestCommand:
     """Patches a shard, about; a shard holds whole images."""
     max_failures: Share = 0.01
     """Share of images that may fail before the corpus is refused."""
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -168,6 +180,8 @@ class IngestCommand:
         say(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
         for failure in said["failures"][:NAMED]:
             say(f"failed: {failure['reason']}")
+        for row in reasons(Excluded(found["url"], found["sentence"]) for found in said.get("doubtful", ())):
+            say(f"doubtful: {row['count']} x {row['reason']}, such as {row['example']}")
         for row in reasons(Excluded(**found) for found in said.get("excluded", ())):
             say(f"left out: {row['count']} x {row['reason']}")
 
@@ -192,6 +206,8 @@ class Inspect:
     """URL of a corpus made from it: is it whole, and is no patient in two of its splits?"""
     sheet: Amount = 48
     """Images that are shown."""
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -418,6 +434,8 @@ class Combine:
     """Fields of the data set."""
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -453,6 +471,8 @@ class Calibrate:
     """Fields of the data set."""
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -503,6 +523,8 @@ class Evaluate:
     """Images that may fail before there is no result."""
     streamed: bool = False
     """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -556,6 +578,8 @@ class Heatmap:
     """Write NAME.png."""
     counterfactual: bool = True
     """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, size, depth, kind."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""
@@ -564,7 +588,8 @@ class Heatmap:
         from rayad.evaluation.heatmap import Request, Written, write_heatmaps
         from rayad.on_ray.heatmaps import spread
 
-        request, written = Request(self.spacing_mm, self.view, self.step_mm), Written(self.picture, self.counterfactual)
+        request = Request(self.spacing_mm, self.view, self.step_mm, self.force)
+        written = Written(self.picture, self.counterfactual)
         images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
         one = bundle.load(storage.absolute(self.detector))
         _warn_of_few([one])
@@ -823,6 +848,7 @@ def _run(argv: list[str]) -> int:
         if not given(getattr(command, "address", "")):
             keep_private()
         bounds.use(getattr(command, "bounds", bounds.current()))
+        plausibility.use(getattr(command, "force", ()))
         command()
     except RayadError as error:
         say(f"rayad: {error}", sys.stderr)

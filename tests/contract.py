@@ -92,6 +92,7 @@ def answer(card: dict, data: Dataset, seed: int, step_mm: float = 3.2) -> Answer
             "calibration_patients": card["calibration_patients"],
             "findings": [_finding(one, step_mm, rows, cols, p_values) for one in found],
             "findings_total": total,
+            "doubts": [],
             "seconds": {"read": 0.1, "score": 0.4},
         },
     )

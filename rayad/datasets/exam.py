@@ -16,6 +16,7 @@ from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import DatasetError
 from rayad.imaging import raster
 from rayad.imaging.picture import Source
+from rayad.imaging.plausibility import forced
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
 
 def source_of(dataset: Images, exam: Exam) -> Source:
     """The exam's image, and what is known of it."""
-    return Source(dataset.pixels(exam), exam.spacing_mm, exam.view, exam.density)
+    return Source(dataset.pixels(exam), exam.spacing_mm, exam.view, exam.density, forced())
 
 
 def in_order(exams: Iterable[Exam]) -> list[Exam]:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Request:
     """MLO, CC or empty, of images that do not say it."""
     step_mm: float = 0.0
     """Distance of the places, mm; 0: that of the detector's calibration."""
+    force: tuple[str, ...] = ()
+    """Doubts that are overruled; see rayad/imaging/plausibility.py."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def write_heatmap(detector: Detector, request: Request, url: str, written: Writt
     if png:
         storage.write_bytes(f"{where}.png", png)
     p = {"p": judged.p, "p_floor": judged.p_floor, "calibration_patients": judged.patients}
-    return {"image": file, "name": name, "score": judged.score, **p}
+    doubts = {"doubts": [asdict(doubt) for doubt in judged.doubts]} if judged.doubts else {}
+    return {"image": file, "name": name, "score": judged.score, **p, **doubts}
 
 
 def failed(why: str, file: str, name: str) -> Row:
@@ -203,12 +206,12 @@ def decoded(data: bytes, name: str, channels: int, request: Request) -> Source:
 
 def _of_raster(image: raster.Raster, name: str, channels: int, request: Request) -> Source:
     pixels = raster.grey(image, name) if channels == 1 else raster.colour(image, name)
-    return Source(pixels, _spacing(0.0, name, request), request.view)
+    return Source(pixels, _spacing(0.0, name, request), request.view, force=request.force)
 
 
 def _of_dicom(data: bytes, name: str, request: Request) -> Source:
     header, pixels = dicom.mammogram(data, name)
-    return Source(pixels, _spacing(header.spacing_mm, name, request), header.view or request.view)
+    return Source(pixels, _spacing(header.spacing_mm, name, request), header.view or request.view, force=request.force)
 
 
 def _spacing(said: float, name: str, request: Request) -> float:

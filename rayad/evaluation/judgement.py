@@ -1,7 +1,7 @@
 """What a detector says of one image: scores and p-values of its places, of the image, and what stands out."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from rayad.arrays import Grid, GridMask
 from rayad.evaluation import RESEARCH_USE
 from rayad.evaluation.findings import ALARM, Finding, findings
 from rayad.imaging.picture import Prepared
+from rayad.imaging.plausibility import Doubt
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Heatmap
 
@@ -47,6 +48,8 @@ class Judgement:
     """Rows and columns of the image as it came."""
     step_mm: float
     """Distance of neighbouring places."""
+    doubts: tuple[Doubt, ...] = ()
+    """What may be wrong with the image."""
 
     @property
     def mask(self) -> GridMask:
@@ -71,6 +74,7 @@ class Judgement:
             "calibration_patients": self.patients,
             "findings": [self._finding(found) for found in self.findings],
             "findings_total": self.marked_regions,
+            "doubts": [asdict(doubt) for doubt in self.doubts],
         }
 
     def _finding(self, found: Finding) -> dict[str, float]:
@@ -110,6 +114,7 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Jud
         spacing_mm=prepared.source.spacing_mm,
         shape=(shape[0], shape[1]),
         step_mm=step_mm,
+        doubts=prepared.doubts,
     )
 
 

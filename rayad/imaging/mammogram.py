@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from rayad.arrays import Mask, Pixels
 from rayad.errors import ImageError, OptionError
+from rayad.imaging import plausibility
 from rayad.imaging.breast import find_breast, find_clutter, find_pectoral
 from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.spacing import resample
@@ -18,8 +19,6 @@ from rayad.options import Spacing, Within
 
 WIDEST_PX = 1000
 """Standard deviation of the Gaussian over the surroundings, px of the working resolution."""
-LARGEST_MM = 600.0
-"""Of a side of a mammogram: films have at most 360 mm, and their scans a border."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,17 @@ class Preprocessing:
         Burnt-in text may name the patient, and a patch at the skin line or a picture would show it.
 
         Raises:
-            ImageError: the image is smaller than a patch at the working resolution or larger than any film, has
-                colours, or shows no breast.
+            ImageError: the image is smaller than a patch at the working resolution, has colours, shows no breast, or
+                cannot be a mammogram of this spacing.
             OptionError: a spacing that is not a positive number.
         """
         if not (source.spacing_mm > 0 and self.spacing_mm > 0):
             raise OptionError(f"spacing must be positive mm, not {source.spacing_mm} and {self.spacing_mm}")
         if source.pixels.ndim != 2:
             raise ImageError(f"a mammogram is a grey image, this one has {source.pixels.shape[2]} channels")
-        if max(source.pixels.shape) * source.spacing_mm > LARGEST_MM:
-            h, w = (round(side * source.spacing_mm) for side in source.pixels.shape)
-            raise ImageError(
-                f"a mammogram of {h} x {w} mm, {source.spacing_mm:g} mm a pixel, is larger than {LARGEST_MM:g} mm: its "
-                "spacing is another one"
-            )
-        working = resample(source.pixels, source.spacing_mm, self.spacing_mm)
+        doubts = plausibility.require_size(source.pixels.shape, source.spacing_mm, source.force)
+        pixels, depth = plausibility.true_depth(source.pixels)
+        working = resample(pixels, source.spacing_mm, self.spacing_mm)
         if min(working.shape) < PATCH:
             h, w = source.pixels.shape
             raise ImageError(
@@ -75,13 +70,15 @@ class Preprocessing:
                 f"{self.spacing_mm} mm, smaller than a {PATCH}-px patch"
             )
         breast = find_breast(working, self.spacing_mm)
+        doubts += [*depth, *plausibility.of_mammogram(working, breast, self.spacing_mm, source.force)]
         tissue = breast
         if self.remove_pectoral and source.view == "MLO":
             tissue = breast & ~find_pectoral(working, breast, self.spacing_mm)
         hidden = find_clutter(working, breast, self.spacing_mm)
         background = working[~breast & ~hidden]
         stored = np.where(hidden, np.median(background) if background.size else np.float32(0), working)
-        return Prepared(stored, intensity(stored, tissue, self), breast, tissue, self.spacing_mm, source, hidden)
+        seen = intensity(stored, tissue, self)
+        return Prepared(stored, seen, breast, tissue, self.spacing_mm, source, hidden, tuple(doubts))
 
 
 def intensity(stored: Pixels, tissue: Mask, preprocessing: Preprocessing) -> Pixels:

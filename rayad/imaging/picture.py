@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from rayad import catalog
 from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import FormatError, OptionError
+from rayad.imaging.plausibility import Doubt
 
 PATCH = 64
 """Side of a patch, in pixels of the working resolution."""
@@ -27,6 +28,8 @@ class Source:
     """MLO, CC or "" where it is not known; only an MLO view shows a pectoral muscle."""
     density: str = ""
     """The corpus's own class of the tissue, or empty."""
+    force: tuple[str, ...] = ()
+    """Doubts that are overruled; see rayad/imaging/plausibility.py."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Prepared:
     source: Source
     hidden: Mask | None = None
     """Where labels and text were painted over; None: nowhere."""
+    doubts: tuple[Doubt, ...] = ()
+    """What may be wrong with the image."""
 
 
 @runtime_checkable

@@ -336,7 +336,9 @@ class _Ask:
     def __init__(self, wanted: dict[str, Any], card: Card, places: Places, limits: Limits) -> None:
         self._wanted, self._card, self._limits = wanted, card, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
-        self._request = heatmap.Request(wanted["spacing_mm"], wanted["view"], wanted["step_mm"])
+        self._request = heatmap.Request(
+            wanted["spacing_mm"], wanted["view"], wanted["step_mm"], tuple(wanted.get("force", ()))
+        )
         self._graph = Graph.deployed()
 
     def __call__(self, images: dict[str, Any]) -> dict[str, Any]:

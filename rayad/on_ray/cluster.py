@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from rayad import bounds, errors
 from rayad.errors import RayadError
+from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
 from rayad.on_ray.resources import given, keep_private
 from rayad.terminal import printable, say
@@ -50,6 +51,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
         with same_signal(signal.SIGTERM):
             if address:
                 environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
+                environment[plausibility.VARIABLE] = ",".join(plausibility.forced())
                 ray.init(address=address, runtime_env={"env_vars": environment}, **QUIET)
             else:
                 _start(f"{folder}/ray", cpus)

@@ -28,6 +28,7 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging import mammogram
 from rayad.imaging.context import context
 from rayad.imaging.picture import Preprocessing, described
+from rayad.imaging.plausibility import Doubt
 from rayad.patches.sample import Sampling, choose, cut, leaves_image
 
 SCHEMA = 2
@@ -77,8 +78,8 @@ class ShardPlan:
     """Of each exam, as `contents` of rayad/datasets/content.py gives them."""
 
 
-PatchesOf = Callable[[Images, Exam, Ingest], tuple[Stored, pd.DataFrame]]
-"""The patches of one image and their rows of the index."""
+PatchesOf = Callable[[Images, Exam, Ingest], tuple[Stored, pd.DataFrame, tuple[Doubt, ...]]]
+"""The patches of one image, their rows of the index, and what may be wrong with the image."""
 
 
 def plan(
@@ -155,13 +156,14 @@ def write_shard(
         record = storage.read_json(record_url)
         if record["request"] == request:
             return record
-    blocks, parts, failures = [], [], []
+    blocks, parts, failures, doubtful = [], [], [], []
     for exam in plan.exams:
         try:
-            patches, rows = (patches_of or exam_patches)(dataset, exam, ingest)
+            patches, rows, doubts = (patches_of or exam_patches)(dataset, exam, ingest)
         except Exception as error:  # noqa: BLE001, whatever it is, the other images are read
             failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": reason(error)})
             continue
+        doubtful += [{"exam_id": exam.exam_id, "url": exam.url, **asdict(doubt)} for doubt in doubts]
         blocks.append(patches)
         parts.append(rows)
     data, facts = packed(np.concatenate(blocks) if blocks else np.empty(ingest.empty_shape, np.uint16))
@@ -180,13 +182,14 @@ def write_shard(
         "reflected": int(np.sum(index["reflected"].to_numpy())) if len(index) else 0,
         **facts,
         "failures": failures,
+        "doubtful": doubtful,
     }
     storage.write_json(record_url, record)
     return record
 
 
-def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, pd.DataFrame]:
-    """The patches of one image and their rows of the index."""
+def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, pd.DataFrame, tuple[Doubt, ...]]:
+    """The patches of one image, their rows of the index, and what may be wrong with the image."""
     prepared = ingest.preprocessing.prepare(source_of(dataset, exam))
     rows, columns, regions = choose(prepared.body, prepared.tissue, ingest.sampling, exam.exam_id)
     patches = np.round(cut(prepared.pixels, rows, columns) * FULL_SCALE).astype(np.uint16)
@@ -195,7 +198,7 @@ def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, p
     for name, values in context(prepared).items():
         index[name] = values[rows, columns]
     index["reflected"] = leaves_image(prepared.tissue.shape, rows, columns)
-    return patches, index
+    return patches, index, prepared.doubts
 
 
 def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -224,6 +227,7 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
         "index_sha256": hashlib.sha256(storage.mapped(index_url)).hexdigest(),
         "content": fingerprint([s["npy_sha256"] for s in shards]),
         "failures": failures,
+        "doubtful": [doubt for r in records for doubt in r.get("doubtful", [])],
         **provenance,
     }
     _remove_others(url, {r["name"] for r in records})

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 from uuid import uuid4
 
 import numpy as np
@@ -131,6 +131,10 @@ class Place(Closed):
     url: str = Field(max_length=2000)
 
 
+Doubted = Literal["polarity", "size", "depth", "kind"]
+FORCE = f"^(({'|'.join(get_args(Doubted))})(,|$))*$"
+
+
 class Wanted(Closed):
     """A batch: images, where the results go, and how they are scored."""
 
@@ -144,6 +148,7 @@ class Wanted(Closed):
     spacing_mm: float = Field(default=0.0, ge=0, le=10, description="mm a pixel of images that do not say it")
     view: Literal["", "MLO", "CC"] = ""
     step_mm: float = Field(default=0.0, ge=0, le=100)
+    force: list[Doubted] = Field(default=[], max_length=4, description="doubts about images that are overruled")
     results: list[Literal["json", "npz", "png", "dicom"]] = Field(default=["json", "npz", "png"], max_length=4)
 
 
@@ -220,6 +225,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         spacing_mm: Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")] = 0.0,
         view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
         step_mm: Annotated[float, Query(ge=0, le=100, description=STEP)] = 0.0,
+        force: Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")] = "",
         include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of an npz")] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:
@@ -233,7 +239,8 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         backend.check_room(caller)
         data = await _image(http, reading, limits)
         with backend.room(caller):
-            scored = await backend.score(card, data, heatmap.Request(spacing_mm, view, step_mm), caller)
+            request = heatmap.Request(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
+            scored = await backend.score(card, data, request, caller)
             return await _answer(backend, scored, kind, data, extra, object)
 
     return router

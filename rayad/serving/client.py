@@ -101,6 +101,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """What may be wrong with an image."""
+
+    kind: str
+    """By which it is overruled: polarity, size, depth, kind."""
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a detector says of an image."""
 
@@ -116,6 +125,8 @@ class Answer:
     """The most unusual ones first."""
     findings_total: int
     """How many there are, listed or not."""
+    doubts: tuple[Doubt, ...]
+    """What may be wrong with the image, and so with its score."""
     seconds: Mapping[str, float]
     research_use_only: str
 
@@ -372,6 +383,7 @@ def _answer(content: bytes) -> Answer:
             detector=_made(Detector, said["detector"]),
             image=_made(ImageFacts, said["image"]),
             findings=tuple(_made(Finding, one) for one in said["findings"]),
+            doubts=tuple(_made(Doubt, one) for one in said["doubts"]),
         )
 
 

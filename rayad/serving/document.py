@@ -56,6 +56,7 @@ ANSWER = {
         {"row": 812.0, "column": 405.5, "size_mm2": 81.9, "score": 12.5, "p_value": 0.05, "healthy_quantile": 0.999}
     ],
     "findings_total": 1,
+    "doubts": [],
     "seconds": {"prepare": 0.41, "score": 0.73},
 }
 
@@ -123,6 +124,13 @@ class FindingTold(BaseModel):
     healthy_quantile: float
 
 
+class DoubtTold(BaseModel):
+    """What may be wrong with an image."""
+
+    kind: str
+    sentence: str
+
+
 class Answer(BaseModel):
     """What a detector says of an image."""
 
@@ -136,6 +144,7 @@ class Answer(BaseModel):
     calibration_patients: int
     findings: list[FindingTold]
     findings_total: int
+    doubts: list[DoubtTold]
     seconds: dict[str, float]
 
 

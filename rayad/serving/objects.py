@@ -413,11 +413,12 @@ def _comment(text: str) -> hd.sr.TextContentItem:
 
 
 def _summary(said: Mapping[str, Any]) -> str:
+    doubts = "".join(f" Doubtful: {doubt['sentence']}." for doubt in said["doubts"])
     if not said["findings_total"]:
-        return "Nothing is marked: no place scores above 99 of 100 places of healthy patients."
+        return f"Nothing is marked: no place scores above 99 of 100 places of healthy patients.{doubts}"
     return (
         f"{said['findings_total']} regions are marked, whose places score above 99 of 100 places of healthy patients; "
-        f"the {len(said['findings'])} with the highest scores are listed, each at its highest place."
+        f"the {len(said['findings'])} with the highest scores are listed, each at its highest place.{doubts}"
     )
 
 

@@ -64,7 +64,8 @@ function renderResult() {
   const least = `p ≤ 1/${count + 1} is the least that K = ${count} healthy patients can say.`;
   const figure = (name, text) => h("div", {}, h("dt", {}, name), h("dd", {}, text));
   const figures = h("dl", { className: "figures" }, figure("score", digits(score)), figure("p-value", pText(p, floor)));
-  fill(byId("result"), figures, h("p", { className: "soft" }, least));
+  const doubts = (answer.doubts ?? []).map(({ sentence }) => h("p", { className: "doubt" }, `Doubtful: ${sentence}.`));
+  fill(byId("result"), figures, ...doubts, h("p", { className: "soft" }, least));
 }
 
 export function renderFindings(centre) {

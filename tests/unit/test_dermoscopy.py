@@ -136,7 +136,7 @@ def test_patches_of_colour_images_have_an_index(tmp_path):
         Image.fromarray((scene() * 255).astype(np.uint8)).save(tmp_path / name / f"{name}.png")
     dataset = isic.Dataset(str(tmp_path))
     settings = Ingest(Preprocessing(side_px=96), Sampling(5, 0.0))
-    patches, index = exam_patches(dataset, dataset.exams()[0], settings)
+    patches, index, _ = exam_patches(dataset, dataset.exams()[0], settings)
     assert patches.shape == (5, 64, 64, 3)
     assert len(index) == 5
     assert set(index["reflected"]) <= {True, False}
