@@ -93,6 +93,10 @@ def read_by(dataset: Images) -> list[str]:
     return [place for place in places if place]
 
 
+MOST_BETWEEN = 0.02
+"""Share of a mask's places that may lie between its two values, as blurred edges do."""
+
+
 def listed(dataset: Images) -> tuple[list[Exam], list[Excluded]]:
     """The exams and what is left out, in one pass over the files: the method `listed` of a data set that has it."""
     both = getattr(dataset, "listed", None)
@@ -152,14 +156,36 @@ def read_mask(exam: Exam, lesion: Lesion, shape: tuple[int, int]) -> Mask:
         shape: rows and columns of the exam's image.
     """
     if lesion.mask_url:
-        pixels = raster.read(lesion.mask_url).pixels
-        mask = np.asarray(np.atleast_3d(pixels).max(axis=2) > 0)
-        if mask.shape != shape:
-            raise DatasetError(f"{lesion.mask_url}: mask of {mask.shape} px for {exam.url} of {shape} px")
-        return mask
+        pixels = np.atleast_3d(raster.read(lesion.mask_url).pixels).max(axis=2)
+        if pixels.shape != shape:
+            raise DatasetError(f"{lesion.mask_url}: mask of {pixels.shape} px for {exam.url} of {shape} px")
+        return plausible(two_valued(pixels, lesion.mask_url), lesion.mask_url)
     if lesion.circle is None:
         raise DatasetError(f"{exam.exam_id}: no mask for this {lesion.kind}, the data set gives no place")
-    return circle_mask(shape, lesion.circle)
+    return plausible(circle_mask(shape, lesion.circle), f"{exam.exam_id}: the circle of this {lesion.kind}")
+
+
+def two_valued(pixels: np.ndarray, name: str) -> Mask:
+    """The places of the higher of two values; blurred edges belong to the nearer one.
+
+    Raises:
+        DatasetError: the values are those of another image, or all the same.
+    """
+    low, high = float(pixels.min()), float(pixels.max())
+    between = (pixels > low + 0.1 * (high - low)) & (pixels < high - 0.1 * (high - low))
+    if low == high or between.mean() > MOST_BETWEEN:
+        what = f"every value is {low:g}" if low == high else "this is another image"
+        raise DatasetError(f"{name}: a mask of two values expected, {what}")
+    return np.asarray(pixels > (low + high) / 2)
+
+
+def plausible(mask: Mask, name: str) -> Mask:
+    """The mask; DatasetError where it has no place, or more than half of them, as one that is inverted."""
+    if not mask.any():
+        raise DatasetError(f"{name}: has no place inside the image")
+    if mask.mean() > 0.5:
+        raise DatasetError(f"{name}: covers {mask.mean():.0%} of the image; it is inverted, or no lesion")
+    return mask
 
 
 def shortened(names: Iterable[str], at_most: int = 5) -> str:

@@ -3,29 +3,48 @@
 It has at least the column ``image``, the file's path below the folder. The other columns may be missing or empty:
 ``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``, ``spacing_mm``, and of a
 lesion ``kind``, ``finding``, ``malignant`` (yes or no), ``row``, ``col`` and ``radius`` of a circle in px, ``mask``
-(path of an image whose pixels above 0 are the lesion). No message quotes the column ``patient``.
+(path of an image of two values, the higher is the lesion). No message quotes the column ``patient``.
+
+Tables come from many programs: columns are separated by commas, semicolons or tabs, the text is UTF-8, UTF-16 or
+Windows-1252, numbers may have a decimal comma, names of columns and files any case; words for labels, views and sides
+are those below and in rayad/imaging/views.py. Other columns are named and not used.
 """
 
+import codecs
 import csv
 import io
 import math
 import posixpath
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TypeVar
 
 from rayad import storage
 from rayad.datasets.exam import Lesion, shortened
 from rayad.errors import DatasetError
+from rayad.imaging import views
+from rayad.terminal import say
 
 LABELS = "labels.csv"
 OF_IMAGE = ("patient", "label", "view", "laterality", "density", "spacing_mm")
 OF_LESION = ("kind", "finding", "malignant", "row", "col", "radius", "mask")
 COLUMNS = ("image", *OF_IMAGE, *OF_LESION)
-ANOMALOUS = {"": None, "normal": False, "anomalous": True}
-MALIGNANT = {"": None, "no": False, "yes": True}
-LATERALITY = {"": "", "l": "L", "r": "R"}
+ANOMALOUS = {
+    "": None,
+    **dict.fromkeys(("normal", "healthy", "negative", "good", "0", "false"), False),
+    **dict.fromkeys(("anomalous", "abnormal", "diseased", "positive", "malignant", "cancer", "1", "true"), True),
+}
+MALIGNANT = {
+    "": None,
+    **dict.fromkeys(("no", "benign", "0", "false"), False),
+    **dict.fromkeys(("yes", "malignant", "1", "true"), True),
+}
+ALIKE = 0.75
+"""How alike the name of a column must be to a known one to be taken for a slip of the pen."""
+SEPARATORS = (",", ";", "\t")
 UNNAMED = "lesion"
 """Kind of a lesion whose row names none."""
 
@@ -53,26 +72,53 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
     Args:
         files: what the columns image and mask may name.
     """
+    text = _decoded(storage.read_bytes(url))
+    if "\0" in text:
+        raise DatasetError(f"{url}: not a table of text: it has bytes of zero")
+    first = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=first.count)
     try:
-        lines = csv.DictReader(io.StringIO(storage.read_bytes(url).decode("utf-8-sig"), newline=""), strict=True)
-        header, rows = list(lines.fieldnames or []), list(lines)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{url}: not a table of comma-separated UTF-8 text: {error}") from None
-    if "image" not in header or not set(header) <= set(COLUMNS):
-        raise DatasetError(f"{url}: columns {', '.join(header)}; wanted image and any of {', '.join(COLUMNS[1:])}")
+        cells = list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator))
+    except csv.Error as error:
+        raise DatasetError(f"{url}: not a table of text separated by {separator!r}: {error}") from None
+    header, rows = [name.strip().lower() for name in next(iter(cells), [])], [row for row in cells[1:] if row]
+    if "image" not in header:
+        said = f"columns {', '.join(header)}, separated by {separator!r}"
+        raise DatasetError(f"{url}: {said}; wanted image and any of {', '.join(COLUMNS[1:])}")
     if len(set(header)) < len(header):
         raise DatasetError(f"{url}: two columns have the same name: {', '.join(header)}")
+    others = [name for name in header if name not in COLUMNS]
+    for name in others:
+        if meant := get_close_matches(name, [column for column in COLUMNS if column not in header], 1, ALIKE):
+            raise DatasetError(f"{url}: a column {name!r}; is {meant[0]} meant?")
+    if others:
+        say(f"{url}: columns that are not used: {', '.join(others)}", sys.stderr)
+    known = {file.lower(): file for file in files}
     table: dict[str, list[Row]] = defaultdict(list)
-    for number, cells in enumerate(rows, start=1):
-        if None in cells or None in cells.values() or not cells["image"].strip():
-            raise DatasetError(f"{url}: row {number} needs an image and {len(header)} cells")
-        row = {column: cells.get(column, "").strip() for column in COLUMNS}
-        row |= {column: posixpath.normpath(row[column]) for column in ("image", "mask") if row[column]}
-        table[row["image"]].append(row)
+    for number, of in enumerate(rows, start=1):
+        row = dict.fromkeys(COLUMNS, "") | dict(zip(header, map(str.strip, of), strict=False))
+        if len(of) != len(header) or not row["image"]:
+            raise DatasetError(
+                f"{url}: row {number} needs an image and {len(header)} cells; {separator!r} separates them"
+            )
+        for column in ("image", "mask"):
+            path = posixpath.normpath(row[column].replace("\\", "/")) if row[column] else ""
+            row[column] = path if path in files else known.get(path.lower(), path)
+        table[row["image"]].append({column: row[column] for column in COLUMNS})
     named = table.keys() | {row["mask"] for rows in table.values() for row in rows if row["mask"]}
     if missing := named - set(files):
         raise DatasetError(f"{url}: names images that are not there: {shortened(missing)}")
     return table
+
+
+def _decoded(data: bytes) -> str:
+    """The text of a table in UTF-8, UTF-16 or Windows-1252, which knows a letter for nearly every byte."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
 
 
 def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
@@ -91,16 +137,28 @@ def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
     lesions = tuple(_lesion(files, path, row) for row in rows if any(row[c] for c in OF_LESION))
     if lesions and anomalous is False:
         raise DatasetError(f"{LABELS}: {path} is normal and has a lesion")
+    view, side = _views(path, of["view"], of["laterality"])
     spacing = of["spacing_mm"]
     return Facts(
         patient=of["patient"],
         anomalous=True if lesions else anomalous,
-        view=of["view"].upper(),
-        laterality=_meaning(path, "laterality", of["laterality"], LATERALITY),
+        view=view,
+        laterality=side,
         density=of["density"],
         spacing_mm=_positive(path, "spacing_mm", spacing, zero=True) if spacing else None,
         lesions=lesions,
     )
+
+
+def _views(path: str, view: str, laterality: str) -> tuple[str, str]:
+    """View and side of an image; DatasetError where a word is none, or both columns name sides that differ."""
+    try:
+        (found, side), other = views.view(view), views.side(laterality)
+    except ValueError as error:
+        raise DatasetError(f"{LABELS}: {path}: {error}") from None
+    if side and other and side != other:
+        raise DatasetError(f"{LABELS}: {path}: view {view!r} is of the other side than laterality {laterality!r}")
+    return found, side or other
 
 
 def _agreed(path: str, column: str, rows: Sequence[Row]) -> str:
@@ -128,14 +186,15 @@ def _lesion(files: Mapping[str, str], path: str, row: Row) -> Lesion:
 
 def _meaning(path: str, column: str, cell: str, meanings: dict[str, Meaning]) -> Meaning:
     if cell.lower() not in meanings:
-        wanted = ", ".join(filter(None, meanings))
+        first = {meaning: word for word, meaning in reversed(meanings.items()) if word}
+        wanted = ", ".join(word for word in meanings if word in first.values())
         raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not {wanted} or empty")
     return meanings[cell.lower()]
 
 
 def _number(path: str, column: str, cell: str) -> float:
     try:
-        number = float(cell)
+        number = float(cell.replace(",", "."))
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

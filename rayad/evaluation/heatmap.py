@@ -20,7 +20,7 @@ from rayad.errors import FormatError, ImageError, OptionError, StorageError, rea
 from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.evaluation.judgement import Judgement, judge
 from rayad.fingerprint import fingerprint
-from rayad.imaging import dicom, raster
+from rayad.imaging import dicom, raster, views
 from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
@@ -43,6 +43,12 @@ class Request:
     """Distance of the places, mm; 0: that of the detector's calibration."""
     force: tuple[str, ...] = ()
     """Doubts that are overruled; see rayad/imaging/plausibility.py."""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "view", views.view(self.view)[0])
+        except ValueError as error:
+            raise OptionError(str(error)) from error
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from rayad import bounds, storage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
-from rayad.imaging import codestream, dicomweb, raster
+from rayad.imaging import codestream, dicomweb, raster, views
 from rayad.imaging.decoder import apart
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
@@ -264,7 +264,7 @@ def _header(dataset: Dataset) -> Header:
         series=str(dataset.get("SeriesInstanceUID", "")),
         instance=str(dataset.get("SOPInstanceUID", "")),
         sop_class=str(dataset.get("SOPClassUID", "")),
-        laterality=str(dataset.get("ImageLaterality", "") or dataset.get("Laterality", "")).strip() or laterality,
+        laterality=_side(dataset) or laterality,
         view=_view(dataset) or view,
         spacing_mm=spacing_of(dataset),
         scanner=" ".join(filter(None, (str(dataset.get(k) or "") for k in ("Manufacturer", "ManufacturerModelName")))),
@@ -389,10 +389,21 @@ def _modifiers(view: Dataset) -> list[str]:
     return [str(modifier.get("CodeValue", "")) for modifier in view.get("ViewModifierCodeSequence") or []]
 
 
+def _side(dataset: Dataset) -> str:
+    for keyword in ("ImageLaterality", "Laterality"):
+        with contextlib.suppress(ValueError):  # B, U: of both or of none
+            if side := views.side(str(dataset.get(keyword, "") or "")):
+                return side
+    return ""
+
+
 def _view(dataset: Dataset) -> str:
     position = str(dataset.get("ViewPosition", "") or "").strip().upper()
     if position:
-        return position
+        try:
+            return views.view(position)[0]
+        except ValueError:
+            return position  # whatever it is: `inspect` has a row for it
     codes = {str(view.get("CodeValue", "")) for view in dataset.get("ViewCodeSequence") or []}
     return next((view for view, known in _VIEWS.items() if codes & set(known)), "")
 

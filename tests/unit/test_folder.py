@@ -109,11 +109,11 @@ def test_a_table_by_a_spreadsheet_is_read(folder):
     [
         ("image,label\nx.png,normal\ny.png,normal\n", r"names images that are not there: x\.png, y\.png"),
         ("image,kind,mask\na.png,mass,m.png\n", r"not there: m\.png"),
-        ("image,lable\na.png,normal\n", r"columns image, lable; wanted image and any of patient, label"),
+        ("image,lable\na.png,normal\n", r"a column 'lable'; is label meant?"),
         ("patient,label\np,normal\n", "wanted image and any of"),
         ("", "wanted image and any of"),
         ("image,label\na.png,sick\n", "a.png: label 'sick' is not normal, anomalous or empty"),
-        ("image,laterality\na.png,left\n", "laterality 'left' is not l, r or empty"),
+        ("image,laterality\na.png,middle\n", "'middle' is no side, such as L, R"),
         ("image,malignant\na.png,maybe\n", "malignant 'maybe' is not no, yes or empty"),
         ("image,label,kind\na.png,normal,mass\n", "a.png is normal and has a lesion"),
         ("image,patient\na.png,p\na.png,q\n", "a.png has one patient, not 2 of them"),
@@ -125,7 +125,7 @@ def test_a_table_by_a_spreadsheet_is_read(folder):
         ("image,label\na.png\n", "row 1 needs an image and 2 cells"),
         ("image,label\na.png,normal,1\n", "row 1 needs an image and 2 cells"),
         ("image,label\n,normal\n", "row 1 needs an image and 2 cells"),
-        ('image,label\n"a.png,normal\n', "not a table of comma-separated UTF-8 text"),
+        ('image,label\n"a.png,normal\n', "not a table of text separated by ','"),
     ],
 )
 def test_a_table_that_does_not_fit_is_explained(folder, table, message):
@@ -134,8 +134,8 @@ def test_a_table_that_does_not_fit_is_explained(folder, table, message):
 
 
 def test_a_table_that_is_not_text_is_explained(folder):
-    (folder / "labels.csv").write_bytes(b"image\n\xff\xfe\n")
-    with pytest.raises(DatasetError, match="UTF-8"):
+    (folder / "labels.csv").write_bytes(b"image\n\0\xff\n")
+    with pytest.raises(DatasetError, match="bytes of zero"):
         Dataset(str(folder), spacing_mm=0.1).exams()
 
 
@@ -201,3 +201,93 @@ def test_export_keeps_unknown_labels_and_places(folder):
     assert [without_urls(exam) for exam in after] == [without_urls(exam) for exam in before]
     assert [exam.anomalous for exam in after] == [None, True, None]
     assert not storage.exists("memory://unknown/masks")
+
+
+ODD_TABLES = {
+    "semicolons": "image;patient;spacing_mm;view\na.png;Müller;0,4;mlo\n".encode(),
+    "tabs": "image\tpatient\tspacing_mm\tview\na.png\tMüller\t0.4\tR-MLO\n".encode(),
+    "windows": "image,patient,spacing_mm,view\na.png,Müller,0.4,oblique\n".encode("cp1252"),
+    "utf-16": "image,patient,spacing_mm,view\na.png,Müller,0.4,MLO\n".encode("utf-16"),
+    "a mark": "image,patient,spacing_mm,view\na.png,Müller,0.4,MLO\n".encode("utf-8-sig"),
+    "quoted commas": 'image,patient,spacing_mm,view\na.png,Müller,"0,4",MLO\n'.encode(),
+    "capitals": "Image,Patient,Spacing_mm,VIEW\nA.PNG,Müller,0.4,MLO\n".encode(),
+    "blanks": " image , patient,spacing_mm ,view\n a.png , Müller, 0.4 ,MLO\n\n".encode(),
+    "backslashes": "image,patient,spacing_mm,view\n.\\a.png,Müller,0.4,MLO\n".encode(),
+}
+
+
+@pytest.mark.parametrize("name", ODD_TABLES)
+def test_tables_of_every_program_are_read(tmp_path, name):
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_bytes(ODD_TABLES[name])
+    (exam,) = Dataset(str(tmp_path)).exams()
+    assert (exam.patient_id, exam.spacing_mm, exam.view) == ("Müller", 0.4, "MLO")
+
+
+def test_columns_that_are_not_used_are_named(tmp_path, capsys):
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image,age,spacing_mm\na.png,55,0.4\n")
+    assert len(Dataset(str(tmp_path)).exams()) == 1
+    assert "labels.csv: columns that are not used: age" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "anomalous"), [("Healthy", False), ("0", False), ("Abnormal", True), (" malignant ", True)]
+)
+def test_words_for_labels(tmp_path, word, anomalous):
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"image,label,spacing_mm\na.png,{word},0.4\n")
+    assert Dataset(str(tmp_path)).exams()[0].anomalous is anomalous
+
+
+def test_a_view_of_one_side_is_not_of_the_other(tmp_path):
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image,view,laterality,spacing_mm\na.png,RMLO,left,0.4\n")
+    with pytest.raises(DatasetError, match="view 'RMLO' is of the other side than laterality 'left'"):
+        Dataset(str(tmp_path)).exams()
+
+
+def masked(tmp_path, mask: np.ndarray) -> np.ndarray:
+    """What is read of a mask."""
+    Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    (tmp_path / "labels.csv").write_text("image,spacing_mm,kind,mask\na.png,0.4,mass,m.png\n")
+    dataset = Dataset(str(tmp_path))
+    (exam,) = dataset.exams()
+    return dataset.lesion_mask(exam, exam.lesions[0])
+
+
+LESION = np.zeros((20, 20), np.uint8)
+LESION[4:9, 5:12] = 1
+
+
+@pytest.mark.parametrize("mask", [LESION, 255 * LESION, 1 + LESION, np.dstack([255 * LESION] * 3)])
+def test_the_higher_of_two_values_is_the_lesion(tmp_path, mask):
+    np.testing.assert_array_equal(masked(tmp_path, mask), LESION > 0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (0 * LESION, "a mask of two values expected, every value is 0"),
+        (0 * LESION + 255, "a mask of two values expected, every value is 255"),
+        (255 - 255 * LESION, "covers 91% of the image; it is inverted, or no lesion"),
+        (np.arange(400, dtype=np.uint8).reshape(20, 20), "a mask of two values expected, this is another image"),
+        (LESION[:-1], r"mask of \(19, 20\) px"),
+    ],
+)
+def test_a_mask_that_is_none_is_refused(tmp_path, mask, sentence):
+    with pytest.raises(DatasetError, match=sentence):
+        masked(tmp_path, mask)
+
+
+@pytest.mark.parametrize(
+    ("circle", "sentence"), [("500,500,3", "has no place inside the image"), ("10,10,90", "covers 100%")]
+)
+def test_a_circle_outside_the_image_or_around_it_is_refused(tmp_path, circle, sentence):
+    Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"image,spacing_mm,kind,row,col,radius\na.png,0.4,mass,{circle}\n")
+    dataset = Dataset(str(tmp_path))
+    (exam,) = dataset.exams()
+    with pytest.raises(DatasetError, match=sentence):
+        dataset.lesion_mask(exam, exam.lesions[0])
