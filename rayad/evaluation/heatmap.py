@@ -22,6 +22,7 @@ from rayad.evaluation.judgement import Judgement, judge
 from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
 from rayad.imaging.picture import Prepared, Source
+from rayad.imaging.plausibility import Doubt
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
 
@@ -198,7 +199,7 @@ def opened(file: str, channels: int, request: Request) -> Source:
     """
     if file.lower().endswith(raster.SUFFIXES):
         return _of_raster(raster.read(file), file, channels, request)
-    if unsuitable := dicom.header(file).unsuitable:  # said before a large file is read
+    if (unsuitable := dicom.header(file).unsuitable) and "kind" not in request.force:  # before a large file is read
         raise ImageError(f"{file}: {unsuitable}")
     return _of_dicom(dicom.read_bytes(file), file, request)
 
@@ -216,8 +217,10 @@ def _of_raster(image: raster.Raster, name: str, channels: int, request: Request)
 
 
 def _of_dicom(data: bytes, name: str, request: Request) -> Source:
-    header, pixels = dicom.mammogram(data, name)
-    return Source(pixels, _spacing(header.spacing_mm, name, request), header.view or request.view, force=request.force)
+    header, pixels = dicom.mammogram(data, name, "kind" in request.force)
+    doubts = (Doubt("kind", header.unsuitable),) if header.unsuitable else ()
+    spacing_mm, view = _spacing(header.spacing_mm, name, request), header.view or request.view
+    return Source(pixels, spacing_mm, view, force=request.force, doubts=doubts)
 
 
 def _spacing(said: float, name: str, request: Request) -> float:

@@ -66,6 +66,16 @@ _VIEWS = {
 """View -> its codes in SNOMED CT and SNOMED-RT (PS3.16, CID 4014)."""
 _MAGNIFIED = ("399163009", "R-102D6")
 _SPOT = ("399055006", "R-102D7")
+_NO_STANDARD_VIEW = (
+    ("BreastImplantPresent", "^YES$", "a breast with an implant"),
+    ("QualityControlImage", "^(YES|BOTH)$", "a test image (QualityControlImage)"),
+    ("SeriesDescription", r"\b(PHANTOM|QC|FLAT ?FIELD|ACR)\b", "a test image (SeriesDescription)"),
+    ("ImageType", "GENERATED_2D", "a synthetic image (GENERATED_2D), not a projection"),
+    ("ImageType", "^STEREO", "an image of a stereotactic biopsy"),
+    ("BodyPartExamined", "SPECIMEN", "a specimen"),
+    ("PaddleDescription", "SPOT|MAG", "spot compression"),
+)
+"""Attribute, words in it, and why such an image is none of a whole breast."""
 _DAMAGE = (
     *(AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, NotImplementedError, RuntimeError),
     *(EOFError, OSError, struct.error, zlib.error, InvalidDicomError, BytesLengthException, MemoryError),
@@ -170,9 +180,13 @@ def decode(data: bytes, name: str, for_processing: ForProcessing = "refuse") -> 
     return apart("dicom:parsed", data, name, for_processing, False)[1]
 
 
-def mammogram(data: bytes, name: str) -> tuple[Header, Pixels]:
-    """The header and the pixels, see `decode`, in the bytes of a file; ImageError too if it shows no whole breast."""
-    facts, pixels = apart("dicom:parsed", data, name, "refuse", True)
+def mammogram(data: bytes, name: str, any_kind: bool = False) -> tuple[Header, Pixels]:
+    """The header and the pixels, see `decode`, in the bytes of a file; ImageError too if it shows no whole breast.
+
+    Args:
+        any_kind: also of one that shows none.
+    """
+    facts, pixels = apart("dicom:parsed", data, name, "refuse", not any_kind)
     return Header(**facts), pixels
 
 
@@ -193,6 +207,7 @@ def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: 
         ):  # of several frames; one could lead elsewhere
             if table in dataset:
                 del dataset[table]
+        dataset.PhotometricInterpretation = str(dataset.PhotometricInterpretation).upper()
         codestream.check(dataset)
         _check_length(dataset)
         stored = pixel_array(dataset, raw=True)
@@ -235,24 +250,45 @@ def spacing_of(dataset: Dataset) -> float:
     """mm a pixel at the breast; 0 where nothing says it.
 
     PixelSpacing (0028,0030), if it was corrected or calibrated; ImagerPixelSpacing (0018,1164) at the detector is
-    divided by EstimatedRadiographicMagnificationFactor (0018,1114); NominalScannedPixelSpacing (0018,2010) of a film.
+    divided by EstimatedRadiographicMagnificationFactor (0018,1114), or by the distance of the source to the detector
+    (0018,1110) over that to the patient (0018,1111); NominalScannedPixelSpacing (0018,2010) of a film. 0 says nothing.
 
     Raises:
         ImageError: pixels that are not squares, or not positive.
     """
-    pixel, imager, film = (
-        dataset.get(name) for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-    )
-    magnification = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1)
+    names = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+    pixel, imager, film = (_distances(dataset, name) for name in names)
     at_detector = imager or film
-    corrected = pixel and (not imager or "PixelSpacingCalibrationType" in dataset or list(pixel) != list(imager))
-    found, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, magnification)
+    corrected = pixel and (not imager or "PixelSpacingCalibrationType" in dataset or pixel != imager)
+    found, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, _magnification(dataset))
     if not found:
         return 0.0
-    down, across = (float(value) / divisor for value in found)
+    down, across = (value / divisor for value in found)
     if not (0 < down < 10 and abs(down - across) <= 0.01 * down):
         raise ImageError(f"square pixels of less than 10 mm expected, not {down:g} by {across:g} mm")
     return down
+
+
+def _distances(dataset: Dataset, keyword: str) -> list[float]:
+    """Two distances, whatever their type of value; none where the attribute is not there, or zero."""
+    value = dataset.get(keyword)
+    texts = value.split("\\") if isinstance(value, str) else list(value or ())
+    found = [float(text) for text in texts]
+    if len(found) == 2 and not any(found):
+        return []
+    if found and len(found) != 2:
+        raise ImageError(f"{keyword} has two distances, not {len(found)}")
+    return found
+
+
+def _magnification(dataset: Dataset) -> float:
+    """How much larger the breast is at the detector."""
+    said = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 0)
+    detector, patient = (
+        float(dataset.get(name) or 0) for name in ("DistanceSourceToDetector", "DistanceSourceToPatient")
+    )
+    found = said or (detector / patient if patient else 1.0)
+    return found if 1 <= found < 10 else 1.0
 
 
 def _header(dataset: Dataset) -> Header:
@@ -359,7 +395,7 @@ def _no_image(dataset: Dataset) -> str:
         return f"{frames} frames, not one image"
     if rows * columns > (most := bounds.current().pixels):
         return f"{rows} x {columns} pixels are more than bounds.pixels={most}"
-    kind = dataset.get("PhotometricInterpretation", "")
+    kind = str(dataset.get("PhotometricInterpretation", "") or "").upper()
     if kind not in _GREY or int(dataset.get("SamplesPerPixel", 1)) != 1:
         return f"not a grey image ({_code(dataset, 'PhotometricInterpretation')})"
     return ""
@@ -375,10 +411,17 @@ def _code(dataset: Dataset, keyword: str) -> str:
 
 def _not_whole_breast(dataset: Dataset) -> str:
     """Why a single grey image is not of a whole breast."""
-    if dataset.get("Modality", "") not in ("MG", "CR", "DX", "OT", ""):
+    if str(dataset.get("Modality", "") or "").upper() not in ("MG", "CR", "DX", "OT", ""):
         return f"modality {_code(dataset, 'Modality')}, not a mammogram"
     if dataset.get("PresentationIntentType", "") == "FOR PROCESSING":
         return RAW
+    for keyword, words, why in _NO_STANDARD_VIEW:
+        value = dataset.get(keyword)
+        values = [value] if isinstance(value, str) else list(value or ())
+        if any(re.search(words, str(one).upper()) for one in values):
+            return why
+    if not re.search("BREAST|MAMM|^$", str(dataset.get("BodyPartExamined", "") or "").upper()):
+        return f"body part {_code(dataset, 'BodyPartExamined')}, not a breast"
     codes = {code for view in dataset.get("ViewCodeSequence") or [] for code in _modifiers(view)}
     if codes & set(_MAGNIFIED) or float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1) > 1.4:
         return "magnification view"

@@ -60,7 +60,8 @@ class Preprocessing:
             raise OptionError(f"spacing must be positive mm, not {source.spacing_mm} and {self.spacing_mm}")
         if source.pixels.ndim != 2:
             raise ImageError(f"a mammogram is a grey image, this one has {source.pixels.shape[2]} channels")
-        doubts = plausibility.require_size(source.pixels.shape, source.spacing_mm, source.force)
+        doubts = [*source.doubts]
+        doubts += plausibility.require_size(source.pixels.shape, source.spacing_mm, source.force)
         pixels, depth = plausibility.true_depth(source.pixels)
         working = resample(pixels, source.spacing_mm, self.spacing_mm)
         if min(working.shape) < PATCH:

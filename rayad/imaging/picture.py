@@ -30,6 +30,8 @@ class Source:
     """The corpus's own class of the tissue, or empty."""
     force: tuple[str, ...] = ()
     """Doubts that are overruled; see rayad/imaging/plausibility.py."""
+    doubts: tuple[Doubt, ...] = ()
+    """What is known to be wrong with it already."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,6 +11,9 @@ from ports import WITNESS, is_loopback, listening, refusals, watched
 from served import private_folder, serving
 
 from rayad.cli import COMMANDS
+from rayad.datasets import phantom
+from rayad.datasets.folder import export
+from rayad.on_ray.heatmaps import FEW
 
 STARTS_RAY = {name for name, kind in COMMANDS.items() if "address" in getattr(kind, "__dataclass_fields__", {})}
 PHANTOMS = ("--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192", "spacing_mm=0.8")
@@ -30,7 +34,15 @@ def test_a_service_answers_nobody_without_its_token_and_leaves_nothing_when_it_i
         assert private_folder(server.process).stat().st_mode & 0o777 == 0o700
 
 
+def exported(folder: Path) -> str:
+    """A folder of as many images as start a Ray."""
+    data = phantom.Dataset(patients=20, height=256, width=192, spacing_mm=0.8)
+    export(data, [exam for exam in data.exams() if not exam.anomalous][: FEW + 1], str(folder))
+    return str(folder)
+
+
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
     """But for `serve`, which is above."""
     corpus, models = str(tmp_path / "corpus"), str(tmp_path / "models")
@@ -47,6 +59,8 @@ def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
         "calibrate": (*others, *PHANTOMS, "--scores", scores),
         "combine": (*others, *PHANTOMS, "--scores", scores, "--out", str(tmp_path / "both"), "--name", "both"),
         "evaluate": (*others, *PHANTOMS, "--out", str(tmp_path / "report")),
+        "heatmap": ("--detector", fitted, "--images", exported(tmp_path / "in"), "--out", str(tmp_path / "maps"),
+                    "--spacing-mm", "0.8"),
         "demo": ("--out", str(tmp_path / "demo")),
         "run": ("demo", "--out", str(tmp_path / "demo")),
         "benchmark": ("demo", "--out", str(tmp_path / "demo"), "--seeds", "1"),

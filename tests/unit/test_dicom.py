@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import uid
+from pydicom import config, uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
@@ -246,3 +246,86 @@ def test_the_real_mammograms_of_cbis_ddsm(real_data: Path):
         pixels = dicom.read(url)
         assert pixels.shape == shape
         assert pixels.max() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"BreastImplantPresent": "YES"}, "a breast with an implant"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}, "a synthetic image"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "", "STEREO_PLUS"]}, "an image of a stereotactic biopsy"),
+        ({"PaddleDescription": "SPOT COMPRESSION"}, "spot compression"),
+        ({"BodyPartExamined": "SPECIMEN"}, "a specimen"),
+        ({"BodyPartExamined": "HAND"}, "body part HAND, not a breast"),
+        ({"QualityControlImage": "YES"}, "a test image"),
+        ({"SeriesDescription": "PHANTOM QC"}, "a test image"),
+    ],
+)
+def test_what_is_no_standard_view_says_so_and_can_be_overruled(facts, reason):
+    dataset = mammogram(RAMP, **facts)
+    assert header_of(dataset).unsuitable.startswith(reason)
+    with pytest.raises(ImageError, match=reason):
+        dicom.mammogram(written(dataset), "here")
+    header, pixels = dicom.mammogram(written(dataset), "here", any_kind=True)
+    assert header.unsuitable.startswith(reason)
+    assert pixels.shape == RAMP.shape
+
+
+@pytest.fixture
+def odd_values(monkeypatch) -> None:
+    """Let pydicom make files of values that the standard does not allow."""
+    monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.IGNORE)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"BreastImplantPresent": "NO"},
+        {"BodyPartExamined": "Breast"},
+        {"ImageType": ["DERIVED", "PRIMARY"]},
+        {"SeriesDescription": "SCREENING MLO"},
+        {"PaddleDescription": "18X24 STANDARD"},
+        {"Modality": "mg"},
+        {"PhotometricInterpretation": "monochrome2"},
+    ],
+)
+def test_a_standard_view_is_suitable_however_it_is_written(facts, odd_values):
+    dataset = mammogram(RAMP, **facts)
+    assert header_of(dataset).unsuitable == ""
+    np.testing.assert_array_equal(pixels_of(dataset), pixels_of(mammogram(RAMP)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "spacing_mm"),
+    [
+        ({"ImagerPixelSpacing": [0, 0]}, 0.0),
+        ({"ImagerPixelSpacing": [0, 0], "PixelSpacing": [0.2, 0.2]}, 0.2),
+        ({"DistanceSourceToDetector": 660, "DistanceSourceToPatient": 600}, 0.1 / 1.1),
+        ({"DistanceSourceToDetector": 660, "DistanceSourceToPatient": 0}, 0.1),
+        (
+            {
+                "DistanceSourceToDetector": 660,
+                "DistanceSourceToPatient": 600,
+                "EstimatedRadiographicMagnificationFactor": 1.05,
+            },
+            0.1 / 1.05,
+        ),
+    ],
+)
+def test_zeros_say_nothing_and_distances_say_the_magnification(facts, spacing_mm):
+    assert header_of(mammogram(RAMP, **facts)).spacing_mm == pytest.approx(spacing_mm)
+
+
+@pytest.mark.parametrize(
+    ("side", "view", "found"),
+    [
+        ("left", "oblique", ("L", "MLO")),
+        ("B", "RMLO", ("", "MLO")),
+        (" r", "cc", ("R", "CC")),
+        ("U", "ODD", ("", "ODD")),
+    ],
+)
+def test_sides_and_views_in_other_words(side, view, found, odd_values):
+    header = header_of(mammogram(RAMP, ImageLaterality=side, ViewPosition=view))
+    assert (header.laterality, header.view) == found
