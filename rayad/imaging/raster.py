@@ -6,7 +6,8 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tifffile
@@ -27,6 +28,8 @@ Samples = (
 
 SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
 """Endings by which a folder's images are found; what a file is, its content says."""
+ORIENTATION = 274
+"""Tag of EXIF and TIFF: how an image must be turned to be upright."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -207,12 +210,33 @@ def _with_pillow(image: ImageFile, name: str) -> Raster:
     _check_size(image.height, image.width, name)
     alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")
     if image.mode.startswith("I;16") and not alpha:
-        return Raster(np.asarray(image).astype(np.uint16), 65535)
+        return Raster(_upright(np.asarray(image).astype(np.uint16), _orientation(image)), 65535)
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise ImageError(f"{name}: pixels of mode {image.mode} are not read, only grey, palette and RGB")
     expanded = "L" if image.mode in ("1", "L", "LA") else "RGB"
     samples = np.array(image.convert(expanded + "A" if alpha else expanded))
-    return Raster(_without_alpha(samples, 255, name) if alpha else samples, 255)
+    return Raster(_upright(_without_alpha(samples, 255, name) if alpha else samples, _orientation(image)), 255)
+
+
+def _orientation(image: ImageFile) -> int:
+    """How an image is turned, 1 to 8 (EXIF 2.3, tag 274); of a TIFF 1, since Pillow turns it."""
+    with suppress(*_DAMAGE):  # of what else a camera says
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
+
+
+def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """Rows and columns as viewers show them."""
+    turned = {
+        2: lambda: samples[:, ::-1],
+        3: lambda: samples[::-1, ::-1],
+        4: lambda: samples[::-1],
+        5: lambda: samples.swapaxes(0, 1),
+        6: lambda: samples.swapaxes(0, 1)[:, ::-1],
+        7: lambda: samples[::-1, ::-1].swapaxes(0, 1),
+        8: lambda: samples.swapaxes(0, 1)[::-1],
+    }.get(orientation)
+    return np.ascontiguousarray(turned()) if turned else samples
 
 
 def _without_alpha(samples: np.ndarray, full_scale: int, name: str) -> np.ndarray:
@@ -238,7 +262,8 @@ def _tiff(data: bytes, name: str) -> Raster:
             raise ImageError(f"{name}: damaged image: the file is truncated")
         if page.compression in (tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.JPEG):
             return _tiff_with_pillow(data, page, name)
-        return _tiff_samples(page, name)
+        image, said = _tiff_samples(page, name), page.tags.get(ORIENTATION)
+        return replace(image, pixels=_upright(image.pixels, int(said.value) if said else 1))
 
 
 def _tiff_with_pillow(data: bytes, page: tifffile.TiffPage, name: str) -> Raster:

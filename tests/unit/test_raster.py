@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rayad.errors import ImageError, StorageError
 from rayad.imaging import raster
@@ -211,3 +211,19 @@ def test_a_file_of_blanks_is_told_from_an_image_without_memory(between: bytes) -
     assert raster.is_raster(b"P5" + between * 1000 + b"7 8" + between * 3 + b"255\n")
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
+
+
+TURNED = np.arange(60, dtype=np.uint8).reshape(6, 10) * 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "TIFF 16", "TIFF lzw"])
+def test_an_image_is_upright_as_viewers_show_it(kind: str, orientation: int) -> None:
+    """The truth is Pillow's exif_transpose."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer, image = io.BytesIO(), Image.fromarray(TURNED.astype(np.uint16) if kind == "TIFF 16" else TURNED)
+    options = {"compression": "tiff_lzw"} if kind == "TIFF lzw" else {"quality": 100} if kind == "JPEG" else {}
+    image.save(buffer, kind.split()[0], exif=exif, **options)
+    seen = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))))
+    np.testing.assert_array_equal(raster.decode(buffer.getvalue(), "here").pixels, seen)
