@@ -244,6 +244,20 @@ def write_bytes(url: str, data: bytes, through_links: bool = True) -> None:
         file.write(data)
 
 
+def head(url: str, size: int) -> bytes:
+    """The first bytes of a file; StorageError where it cannot be read."""
+
+    def first() -> bytes:
+        path = _local(url)
+        if path is None:
+            filesystem, key = _remote(url)
+            return cast(bytes, filesystem.cat_file(key, start=0, end=size))
+        with open(path, "rb") as file:
+            return file.read(size)
+
+    return _patiently("read", url, first)
+
+
 def read_json(url: str, largest: int = bounded.LARGEST_JSON, roots: Sequence[str] = ()) -> dict[str, Any]:
     """The object in a JSON file.
 

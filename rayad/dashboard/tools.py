@@ -9,7 +9,6 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
 
 from rayad import storage
 from rayad.dashboard.overview import Overview
@@ -122,10 +121,14 @@ class Tools:
             self._lines["tensorboard"] = Line("TensorBoard", "no events yet: rayad train --strips.tensorboard")
             return
         logs = self._folder / "events"
-        for place, folder in events.items():
-            link = logs / quote(place, safe=" ")  # one level: a place may lie in another
+        for place, folder in sorted(events.items()):
+            link = logs / place
+            if any(above.is_symlink() for above in link.parents):
+                continue  # TensorBoard finds it below that one
+            if link.is_dir() and not link.is_symlink():
+                link = link / "itself"  # one below it came first
             if not link.is_symlink():
-                logs.mkdir(exist_ok=True)
+                link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(folder, target_is_directory=True)
         port = self._tensorboard
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--reload_interval", "10"]

@@ -20,9 +20,10 @@ from rayad.datasets import labels
 from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_colour, read_grey, read_mask, shortened
 from rayad.datasets.labels import ANOMALOUS, COLUMNS, LABELS, MALIGNANT, Row
 from rayad.errors import DatasetError
+from rayad.imaging import raster
 from rayad.options import SpacingOrNone
 
-SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg")
+SUFFIXES = raster.SUFFIXES
 Meaning = TypeVar("Meaning")
 
 

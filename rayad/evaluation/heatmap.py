@@ -6,6 +6,7 @@ A detector by likelihood that can draw also shows what the image would look like
 import hashlib
 import json
 import posixpath
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +26,12 @@ from rayad.imaging.picture import Prepared, Source
 from rayad.imaging.plausibility import Doubt
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
+from rayad.terminal import say
 
 Row = dict[str, Any]
 """What came of an image."""
+HEAD = 4096
+"""Bytes of a file by which one knows what it is."""
 EVERY_S = 2.0
 """How often rows are written down."""
 
@@ -99,7 +103,10 @@ def write_heatmaps(
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     detector.step(request.step_mm)
-    files = named(files_in(images))
+    found, left_out = found_in(images)
+    files = named(_some(found, images))
+    if left_out:
+        say(f"left out: {len(left_out)} files that are no images, such as {left_out[0]}", sys.stderr)
     versions = storage.versions(file for file, _ in files)
     like = fingerprint([detector.name, detector.score, detector.aggregation, detector.provenance, request, written])
     made_of = {file: fingerprint([like, versions[file]]) for file, _ in files}
@@ -197,7 +204,9 @@ def opened(file: str, channels: int, request: Request) -> Source:
         ImageError: it cannot be read, is no mammogram of a whole breast, or nothing says its spacing.
         StorageError: the file cannot be read.
     """
-    if file.lower().endswith(raster.SUFFIXES):
+    if file.lower().endswith(raster.SUFFIXES) or (
+        not dicom.is_web(file) and raster.is_raster(storage.head(file, HEAD))
+    ):
         return _of_raster(raster.read(file), file, channels, request)
     if (unsuitable := dicom.header(file).unsuitable) and "kind" not in request.force:  # before a large file is read
         raise ImageError(f"{file}: {unsuitable}")
@@ -229,12 +238,15 @@ def _spacing(said: float, name: str, request: Request) -> float:
     return said or request.spacing_mm
 
 
-def files_in(images: Sequence[str]) -> list[str]:
-    """Every image file in folders and lists of files; ImageError where there is none."""
-    files = []
+def found_in(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The image files among files and in folders, and what else is in the folders; what a file is, its content says."""
+    files: list[str] = []
+    left_out: list[str] = []
     for place in images:
-        files += _below(place)
-    return _some(files, images)
+        below = None if place.lower().endswith(raster.SUFFIXES) else _below(place)
+        for file in [place] if below is None else below:
+            (files if below is None or _is_image(file) else left_out).append(file)
+    return files, left_out
 
 
 def files_below(prefix: str) -> list[str]:
@@ -283,12 +295,23 @@ def _stem(name: str) -> str:
     return name if suffix[1:].isdigit() else stem
 
 
-def _below(place: str) -> list[str]:
-    """The images in a folder; what is no folder is taken for a file, whose reading says what is wrong with it."""
+def _below(place: str) -> list[str] | None:
+    """The files in a folder; None where there is none: whatever reads it as a file says what is wrong with it."""
     try:
-        return [place] if place.lower().endswith(raster.SUFFIXES) else _listed(place)
+        return storage.listing(place)
     except StorageError:
-        return [place]
+        return None
+
+
+def _is_image(file: str) -> bool:
+    """Whether a file of a folder is an image, or called as one is and so may be a damaged one."""
+    if file.lower().endswith((*raster.SUFFIXES, ".dcm")):
+        return True
+    try:
+        head = storage.head(file, HEAD)
+    except StorageError:  # a link that leads nowhere
+        return False
+    return raster.is_raster(head) or (dicom.is_dicom(head) and not file.upper().endswith("/DICOMDIR"))
 
 
 def _listed(folder: str) -> list[str]:

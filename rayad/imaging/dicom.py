@@ -117,6 +117,16 @@ def is_candidate(url: str) -> bool:
     return suffix in SUFFIXES or suffix[1:].isdigit()
 
 
+def is_web(url: str) -> bool:
+    """Is it an instance on a DICOMweb server?"""
+    return dicomweb.is_web(url)
+
+
+def is_dicom(head: bytes) -> bool:
+    """Do the bytes of a file begin as DICOM does: with its mark, or at once with an element of group 2 or 8?"""
+    return head[128:132] == b"DICM" or (head[:2] in (b"\x02\0", b"\x08\0") and head[3:4] == b"\0" and len(head) > 132)
+
+
 def header(url: str) -> Header:
     """What the attributes say; the pixels are not read.
 

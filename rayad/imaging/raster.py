@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and PNM (PGM, PPM) files, each sample as it is stored, 8 to 16 bits."""
+"""PNG, JPEG, TIFF, PNM (PGM, PPM), BMP, GIF and WebP files, each sample as it is stored, 8 to 16 bits."""
 
 import io
 import math
@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tifffile
 from jaxtyping import Float, UInt8, UInt16
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from rayad import bounds, storage
 from rayad.arrays import Pixels
@@ -26,12 +29,15 @@ Samples = (
     UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
 )
 
-SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp")
 """Endings by which a folder's images are found; what a file is, its content says."""
 ORIENTATION = 274
 """Tag of EXIF and TIFF: how an image must be turned to be upright."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
+_GIF = (b"GIF87a", b"GIF89a")
+_JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_ARCHIVE = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNM = re.compile(rb"P([2356])" + rb"(?:\s++|#[^\n]*+\n)++(\d{1,9}+)" * 3 + rb"\s")
 """Possessive: a file of blanks takes no memory for ways to read them in another way."""
@@ -76,7 +82,17 @@ def read_bytes(url: str) -> bytes:
 
 def is_raster(data: bytes) -> bool:
     """Do the bytes of a file begin as one of these kinds does?"""
-    return data.startswith((_PNG, _JPEG, *_TIFF)) or _PNM.match(data) is not None
+    known = (_PNG, _JPEG, *_TIFF, *_GIF)
+    return data.startswith(known) or _is_bmp(data) or _is_webp(data) or _PNM.match(data) is not None
+
+
+def _is_bmp(data: bytes) -> bool:
+    """A bitmap's header has one of these sizes, in the formats of Windows and OS/2."""
+    return data[:2] == b"BM" and data[14:18] in {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 124)}
+
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def decode(data: bytes, name: str) -> Raster:
@@ -101,11 +117,26 @@ def _parsed(data: bytes, name: str) -> Raster:
             return _tiff(data, name)
         if _PNM.match(data):
             return _pnm(data, name)
+        if data.startswith(_GIF) or _is_bmp(data) or _is_webp(data):
+            return _of_the_web(data, name)
     except _DAMAGE as error:
         raise ImageError(f"{name}: damaged image: {_damage(error)}") from error
     if not data:
         raise ImageError(f"{name}: the file is empty")
-    raise ImageError(f"{name}: not a PNG, JPEG, TIFF or PGM image")
+    if data.startswith(_JPEG_2000):
+        raise ImageError(f"{name}: JPEG 2000 is read in DICOM alone; store it as PNG or TIFF")
+    if data.startswith(_ARCHIVE):
+        raise ImageError(f"{name}: an archive; unpack it, and name the folder of its images")
+    raise ImageError(f"{name}: not a PNG, JPEG, TIFF, PGM, BMP, GIF or WebP image")
+
+
+def _of_the_web(data: bytes, name: str) -> Raster:
+    """GIF, BMP and WebP, 8 bits deep."""
+    kind = GifImageFile if data.startswith(_GIF) else BmpImageFile if data[:2] == b"BM" else WebPImageFile
+    image = kind(io.BytesIO(data))
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ImageError(f"{name}: one image is wanted, the file holds {frames}")
+    return _with_pillow(image, name)
 
 
 def _damage(error: Exception) -> str:

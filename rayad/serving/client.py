@@ -61,12 +61,12 @@ class Offered:
     summary: str
     calibration_patients: int
     p_value_floor: float
-    step_mm: float
-    """Distance of the places that its p-values are for."""
     counterfactual: bool
     """Does it draw the image as if it were healthy?"""
     preprocessing: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    step_mm: float = 0.0
+    """Distance of the places that its p-values are for; 0: an older server does not say it."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class Answer:
     """The most unusual ones first."""
     findings_total: int
     """How many there are, listed or not."""
-    doubts: tuple[Doubt, ...]
-    """What may be wrong with the image, and so with its score."""
     seconds: Mapping[str, float]
     research_use_only: str
+    doubts: tuple[Doubt, ...] = ()
+    """What may be wrong with the image, and so with its score."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def _answer(content: bytes) -> Answer:
             detector=_made(Detector, said["detector"]),
             image=_made(ImageFacts, said["image"]),
             findings=tuple(_made(Finding, one) for one in said["findings"]),
-            doubts=tuple(_made(Doubt, one) for one in said["doubts"]),
+            doubts=tuple(_made(Doubt, one) for one in said.get("doubts", ())),
         )
 
 

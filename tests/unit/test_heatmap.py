@@ -15,10 +15,12 @@ from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.errors import ImageError, OptionError
 from rayad.evaluation import heatmap
-from rayad.evaluation.heatmap import Request, Written, files_in, named, write_heatmaps
+from rayad.evaluation.heatmap import Request, Written, found_in, named, write_heatmaps
 from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
+from tests.dicoms import mammogram
+from tests.dicoms import written as written_dicom
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +61,11 @@ def test_what_has_no_density_has_no_counterfactual(detector, tmp_path):
 
 
 @pytest.mark.parametrize("images", [[], ["empty"]])
-def test_no_images_are_said_to_be_none(images, tmp_path, monkeypatch):
+def test_no_images_are_said_to_be_none(detector, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=f"no image in {images[0] if images else 'an empty list'}; rayad reads .png"):
-        files_in(images)
+        next(write_heatmaps(detector, images, Request(0.8), "out"))
 
 
 def test_names_are_those_of_files_and_of_folders_where_two_have_the_same():
@@ -193,3 +195,20 @@ def test_p_values_are_for_the_places_of_the_calibration(detector, images):
     with pytest.raises(OptionError, match=r"places 3.2 mm apart, its p-values are not for places 1.6 mm"):
         again(known, images, request=Request(0.8, "MLO", 1.6))
     assert not (images.parent / "out").exists()
+
+
+def test_what_an_image_is_its_content_says(tmp_path):
+    grey, folder = Image.fromarray(np.full((8, 8), 9, np.uint8)), tmp_path / "cd/ST0"
+    folder.mkdir(parents=True)
+    for name, kind in (("a.png", "PNG"), ("b.bmp", "BMP"), ("c.webp", "WEBP"), ("d.gif", "GIF"), ("e", "JPEG")):
+        grey.save(folder / name, kind)
+    (folder / "IM000000").write_bytes(written_dicom(mammogram(np.zeros((8, 8), np.uint8))))
+    (folder / "broken.jpg").write_bytes(b"")
+    others = {"README": b"Hello", "DICOMDIR": b"\0" * 128 + b"DICM", "page.html": b"<p>", "in.zip": b"PK\x03\x04"}
+    for name, data in others.items():
+        (folder / name).write_bytes(data)
+    (folder / "nowhere").symlink_to("gone")
+    files, left_out = found_in([str(tmp_path / "cd")])
+    assert [Path(file).name for file in files] == ["IM000000", "a.png", "b.bmp", "broken.jpg", "c.webp", "d.gif", "e"]
+    assert sorted(Path(file).name for file in left_out) == sorted([*others, "nowhere"])
+    assert found_in([str(folder / "README")]) == ([str(folder / "README")], [])

@@ -132,8 +132,7 @@ def test_equal_channels_are_grey_and_others_are_not() -> None:
 
 REFUSED = {
     "empty": (b"", "is empty"),
-    "text": (b"REFNUM BG CLASS", "not a PNG, JPEG, TIFF or PGM"),
-    "gif": (pillow(RAMP8, "GIF"), "not a PNG, JPEG, TIFF or PGM"),
+    "text": (b"REFNUM BG CLASS", "not a PNG, JPEG, TIFF, PGM"),
     "transparent": (pillow(np.dstack([COLOUR8, RAMP8]), "PNG"), "transparent"),
     "transparent grey": (pillow(RAMP8, "PNG", transparency=7), "transparent"),
     "16-bit colour": (png_with(16, 2), "16-bit colour"),
@@ -227,3 +226,32 @@ def test_an_image_is_upright_as_viewers_show_it(kind: str, orientation: int) -> 
     image.save(buffer, kind.split()[0], exif=exif, **options)
     seen = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))))
     np.testing.assert_array_equal(raster.decode(buffer.getvalue(), "here").pixels, seen)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "WEBP"])
+def test_formats_of_the_web_are_read_and_refused_when_cut(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    buffer, image = io.BytesIO(), Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), np.uint8))
+    image.save(buffer, kind, **options)
+    data = buffer.getvalue()
+    assert raster.is_raster(data)
+    np.testing.assert_allclose(raster.grey(raster.decode(data, "here"), "here") * 255, np.asarray(image), atol=1e-4)
+    for share in (0.2, 0.6, 0.9):
+        with pytest.raises(ImageError):
+            raster.decode(data[: int(share * len(data))], "here")
+
+
+def test_an_animation_is_refused() -> None:
+    buffer, image = io.BytesIO(), Image.fromarray(np.zeros((8, 8), np.uint8))
+    image.save(buffer, "GIF", save_all=True, append_images=[Image.fromarray(np.full((8, 8), 9, np.uint8))])
+    with pytest.raises(ImageError, match="one image is wanted, the file holds 2"):
+        raster.decode(buffer.getvalue(), "here")
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [(b"PK\x03\x04rest", "an archive; unpack it"), (b"\0\0\0\x0cjP  \r\n", "JPEG 2000 is read in DICOM alone")],
+)
+def test_what_else_a_file_may_be_is_said(data: bytes, sentence: str) -> None:
+    with pytest.raises(ImageError, match=sentence):
+        raster.decode(data, "here")
