@@ -178,6 +178,13 @@ class IngestCommand:
             corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, out)
         said = corpus.manifest
         say(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
+        whose = corpus.index("exam_id", "patient_id").drop_duplicates()
+        if len(whose) > 1 and whose["patient_id"].is_unique:
+            say(
+                f"rayad: each of {len(whose)} images is a patient of its own; if some are of one patient, say it in a "
+                "column patient, or of a folder with patient_from=, since splits are by patient",
+                sys.stderr,
+            )
         for failure in said["failures"][:NAMED]:
             say(f"failed: {failure['reason']}")
         for row in reasons(Excluded(found["url"], found["sentence"]) for found in said.get("doubtful", ())):

@@ -1,12 +1,13 @@
 """Any folder of grey or colour images, with or without a table of what is in them (labels.py).
 
-Without a patient in the table an image is a patient of its own. ``export`` writes the exams of any data set as such a
-folder.
+Without a patient in the table or a pattern that finds one in the path, an image is a patient of its own. ``export``
+writes the exams of any data set as such a folder.
 """
 
 import csv
 import io
 import posixpath
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +20,7 @@ from rayad.arrays import Image, Mask
 from rayad.datasets import labels
 from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_colour, read_grey, read_mask, shortened
 from rayad.datasets.labels import ANOMALOUS, COLUMNS, LABELS, MALIGNANT, Row
-from rayad.errors import DatasetError
+from rayad.errors import DatasetError, OptionError
 from rayad.imaging import raster
 from rayad.options import SpacingOrNone
 
@@ -39,6 +40,9 @@ class Dataset:
     """Images without a label are healthy; otherwise nobody knows, and they neither train nor test."""
     colour: bool = False
     """Images have colours; where nothing says their spacing, a pixel counts as a mm."""
+    patient_from: str = ""
+    """Regular expression whose first group, or all of it, is the patient in an image's path below the folder, such as
+    ([^/]+)_[LR]_ for 0012_L_MLO.png; the column patient goes before."""
 
     def exams(self) -> list[Exam]:
         """An exam an image, called as its path without the ending.
@@ -68,6 +72,18 @@ class Dataset:
         height, width = self.pixels(exam).shape[:2]
         return read_mask(exam, lesion, (height, width))
 
+    def _patient(self, path: str) -> str:
+        """What `patient_from` finds in a path; DatasetError if it finds nothing."""
+        if not self.patient_from:
+            return ""
+        try:
+            found = re.search(self.patient_from, path)
+        except re.error as error:
+            raise OptionError(f"patient_from={self.patient_from!r} is no regular expression: {error}") from None
+        if not found or not (patient := found.group(min(1, found.re.groups)) or ""):
+            raise DatasetError(f"{path}: patient_from={self.patient_from!r} finds no patient in it")
+        return patient
+
     @property
     def _spacing_mm(self) -> float:
         return self.spacing_mm or float(self.colour)
@@ -77,7 +93,7 @@ class Dataset:
         healthy = False if self.healthy else None
         return Exam(
             exam_id=name,
-            patient_id=said.patient or name,
+            patient_id=said.patient or self._patient(path) or name,
             url=files[path],
             anomalous=healthy if said.anomalous is None else said.anomalous,
             view=said.view,

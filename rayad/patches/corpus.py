@@ -112,7 +112,8 @@ def plan(
         if split not in {splits[name] for name in by_id}:
             ill = sum(exam.anomalous is True for exam in exams)
             of = f"{len(exams)} images, of which {ill} are anomalous"
-            raise DatasetError(f"no image of a healthy patient in the {split} split, of {of}")
+            advice = "; images are healthy by a label (normal in labels.csv), or all of a folder with healthy=true"
+            raise DatasetError(f"no image of a healthy patient in the {split} split, of {of}{advice * (not ill)}")
         chosen = sorted(name for name in by_id if splits[name] == split and name not in placed)
         for start in range(0, len(chosen), per_shard):
             names = chosen[start : start + per_shard]

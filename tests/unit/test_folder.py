@@ -13,7 +13,7 @@ from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam, Images, Lesion
 from rayad.datasets.folder import Dataset, export
-from rayad.errors import DatasetError, ImageError, StorageError
+from rayad.errors import DatasetError, ImageError, OptionError, StorageError
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -291,3 +291,27 @@ def test_a_circle_outside_the_image_or_around_it_is_refused(tmp_path, circle, se
     (exam,) = dataset.exams()
     with pytest.raises(DatasetError, match=sentence):
         dataset.lesion_mask(exam, exam.lesions[0])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "patients"),
+    [
+        (r"([^/]+)_[LR]_", {"pat0", "pat1"}),
+        (r"pat\d", {"pat0", "pat1"}),
+        ("", {"pat0_L_MLO", "pat0_R_MLO", "pat1_L_MLO"}),
+    ],
+)
+def test_patients_are_found_in_names(tmp_path, pattern, patients):
+    for name in ("pat0_L_MLO", "pat0_R_MLO", "pat1_L_MLO"):
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / f"{name}.png")
+    found = Dataset(str(tmp_path), spacing_mm=0.4, patient_from=pattern).exams()
+    assert {exam.patient_id for exam in found} == patients
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"), [("(", "is no regular expression"), ("([^/]+)_CC", "finds no patient in it")]
+)
+def test_a_pattern_that_finds_no_patient_is_said(tmp_path, pattern, sentence):
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a_MLO.png")
+    with pytest.raises((DatasetError, OptionError), match=sentence):
+        Dataset(str(tmp_path), spacing_mm=0.4, patient_from=pattern).exams()
