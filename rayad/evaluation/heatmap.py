@@ -227,7 +227,8 @@ def _of_raster(image: raster.Raster, name: str, channels: int, request: Request)
 
 def _of_dicom(data: bytes, name: str, request: Request) -> Source:
     header, pixels = dicom.mammogram(data, name, "kind" in request.force)
-    doubts = (Doubt("kind", header.unsuitable),) if header.unsuitable else ()
+    said = {"kind": header.unsuitable, "side": header.contradiction}
+    doubts = tuple(Doubt(kind, sentence) for kind, sentence in said.items() if sentence)
     spacing_mm, view = _spacing(header.spacing_mm, name, request), header.view or request.view
     return Source(pixels, spacing_mm, view, force=request.force, doubts=doubts)
 

@@ -15,19 +15,27 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import imagecodecs
 import numpy as np
 import pydicom
 from pydicom import Dataset, config
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
+from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+)
 
 from rayad import bounds, storage
 from rayad.arrays import Pixels
@@ -74,6 +82,7 @@ _NO_STANDARD_VIEW = (
     ("ImageType", "^STEREO", "an image of a stereotactic biopsy"),
     ("BodyPartExamined", "SPECIMEN", "a specimen"),
     ("PaddleDescription", "SPOT|MAG", "spot compression"),
+    ("ViewPosition", "SPOT|MAG", "spot compression"),
 )
 """Attribute, words in it, and why such an image is none of a whole breast."""
 _DAMAGE = (
@@ -107,6 +116,8 @@ class Header:
     """Manufacturer and model, (0008,0070) and (0008,1090)."""
     rows: int
     columns: int
+    contradiction: str
+    """What the header says of the side in two ways that do not agree, or empty."""
     unsuitable: str
     """Why a mammogram of the whole breast is not to be had from this file; "" if it is one."""
 
@@ -220,12 +231,20 @@ def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: 
         dataset.PhotometricInterpretation = str(dataset.PhotometricInterpretation).upper()
         codestream.check(dataset)
         _check_length(dataset)
-        stored = pixel_array(dataset, raw=True)
+        stored = _stored(dataset)
         if stored.shape != (described.rows, described.columns):
             raise ImageError(f"{name}: pixels of {stored.shape} in a file of {described.rows} x {described.columns} px")
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated and int(stored.max()) >= 2 ** int(dataset.BitsStored):
             raise ImageError(f"{name}: values up to {stored.max()} in a file of {dataset.BitsStored} bits")
         return asdict(described), _scaled(dataset, stored, raw)
+
+
+def _stored(dataset: Dataset) -> np.ndarray:
+    """The stored values; of JPEG of 12 bits (PS3.5, A.4.1) by another decoder than pydicom's, which know 8."""
+    if dataset.file_meta.TransferSyntaxUID != JPEGExtended12Bit or int(dataset.BitsAllocated) <= 8:
+        return pixel_array(dataset, raw=True)
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    return np.asarray(imagecodecs.jpeg_decode(frame))
 
 
 def _check_length(dataset: Dataset) -> None:
@@ -281,9 +300,12 @@ def spacing_of(dataset: Dataset) -> float:
 
 def _distances(dataset: Dataset, keyword: str) -> list[float]:
     """Two distances, whatever their type of value; none where the attribute is not there, or zero."""
-    value = dataset.get(keyword)
-    texts = value.split("\\") if isinstance(value, str) else list(value or ())
-    found = [float(text) for text in texts]
+    value: Any = dataset.get(keyword)
+    if isinstance(value, str):
+        value = value.split("\\")
+    elif value is not None and not isinstance(value, Sequence | MultiValue):
+        value = [value]
+    found = [float(text) for text in value or ()]
     if len(found) == 2 and not any(found):
         return []
     if found and len(found) != 2:
@@ -316,6 +338,7 @@ def _header(dataset: Dataset) -> Header:
         scanner=" ".join(filter(None, (str(dataset.get(k) or "") for k in ("Manufacturer", "ManufacturerModelName")))),
         rows=int(dataset.get("Rows", 0) or 0),
         columns=int(dataset.get("Columns", 0) or 0),
+        contradiction=_contradiction(dataset, laterality),
         unsuitable=unsuitable,
     )
 
@@ -336,6 +359,10 @@ def _checked(dataset: Dataset, name: str) -> Dataset:
     """
     if "SOPClassUID" not in dataset:
         raise ImageError(f"{name}: not a DICOM file")
+    meta = getattr(dataset, "file_meta", None) or FileMetaDataset()
+    if "TransferSyntaxUID" not in meta:  # without a preamble: PS3.5, 10.1
+        meta.TransferSyntaxUID = ImplicitVRLittleEndian if dataset.original_encoding[0] else ExplicitVRLittleEndian
+        dataset.file_meta = meta
     for keyword in ("ViewCodeSequence", "ModalityLUTSequence"):
         value = getattr(dataset.get_item(keyword), "value", None)
         if isinstance(value, bytes) and len(value) > SEQUENCE_BYTES:
@@ -443,11 +470,23 @@ def _modifiers(view: Dataset) -> list[str]:
 
 
 def _side(dataset: Dataset) -> str:
+    return next((side for side in _sides(dataset).values() if side), "")
+
+
+def _sides(dataset: Dataset) -> dict[str, str]:
+    """The side by each attribute that says it."""
+    found = {}
     for keyword in ("ImageLaterality", "Laterality"):
         with contextlib.suppress(ValueError):  # B, U: of both or of none
-            if side := views.side(str(dataset.get(keyword, "") or "")):
-                return side
-    return ""
+            found[keyword] = views.side(str(dataset.get(keyword, "") or ""))
+    return found
+
+
+def _contradiction(dataset: Dataset, by_orientation: str) -> str:
+    said = {name: side for name, side in {**_sides(dataset), "PatientOrientation": by_orientation}.items() if side}
+    if len(set(said.values())) < 2:
+        return ""
+    return "the header contradicts itself about the side: " + ", ".join(f"{name} {side}" for name, side in said.items())
 
 
 def _view(dataset: Dataset) -> str:

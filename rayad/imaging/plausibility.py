@@ -19,6 +19,7 @@ KINDS = {
     "polarity": "air is bright: an inverted image, or none of a breast",
     "size": "the breast is larger or smaller than breasts are: another pixel spacing",
     "depth": "values end far below the full scale: fewer bits than the file says",
+    "side": "the header says two sides",
     "kind": "no standard view of a whole breast: implant, spot, magnification, synthetic, specimen, test",
 }
 BRIGHT_AIR, PALE_AIR = 0.3, 0.15

@@ -131,7 +131,7 @@ class Place(Closed):
     url: str = Field(max_length=2000)
 
 
-Doubted = Literal["polarity", "size", "depth", "kind"]
+Doubted = Literal["polarity", "size", "depth", "side", "kind"]
 FORCE = f"^(({'|'.join(get_args(Doubted))})(,|$))*$"
 
 

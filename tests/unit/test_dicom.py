@@ -1,5 +1,6 @@
 """DICOM against what was put in: values, sides, views, spacings, transfer syntaxes, damage."""
 
+import io
 from pathlib import Path
 
 import imagecodecs
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import config, uid
+from pydicom import config, dcmwrite, uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 
@@ -329,3 +330,41 @@ def test_zeros_say_nothing_and_distances_say_the_magnification(facts, spacing_mm
 def test_sides_and_views_in_other_words(side, view, found, odd_values):
     header = header_of(mammogram(RAMP, ImageLaterality=side, ViewPosition=view))
     assert (header.laterality, header.view) == found
+
+
+def test_a_file_without_preamble_and_meta_is_read():
+    buffer, dataset = io.BytesIO(), mammogram(RAMP)
+    del dataset.file_meta
+    dataset.preamble = None
+    dcmwrite(buffer, dataset, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    np.testing.assert_array_equal(dicom.mammogram(buffer.getvalue(), "here")[1], pixels_of(mammogram(RAMP)))
+
+
+def test_jpeg_of_12_bits_is_read():
+    """The truth is the lossy code of imagecodecs, at its best: a grey or two off."""
+    dataset, values = mammogram(RAMP.astype(np.uint16) % 4096, bits=12), RAMP.astype(np.uint16) % 4096
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.51"
+    dataset.PixelData = encapsulate([imagecodecs.jpeg8_encode(values, level=100, bitspersample=12)])
+    dataset["PixelData"].is_undefined_length = True
+    found = dicom.mammogram(written(dataset), "here")[1] * 4095
+    assert np.abs(found - values).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"ImageLaterality": "L", "Laterality": "R"}, "ImageLaterality L, Laterality R"),
+        ({"ImageLaterality": "R", "PatientOrientation": ["A", "FR"]}, "ImageLaterality R, PatientOrientation L"),
+        ({"ImageLaterality": "L", "PatientOrientation": ["A", "FR"]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_header_that_contradicts_itself_about_the_side_says_so(facts, sentence):
+    found = header_of(mammogram(RAMP, **facts)).contradiction
+    assert found.endswith(sentence)
+    assert bool(found) == bool(sentence)
+
+
+def test_a_single_distance_is_named():
+    with pytest.raises(ImageError, match="ImagerPixelSpacing has two distances, not 1"):
+        header_of(mammogram(RAMP, ImagerPixelSpacing=0.4))
