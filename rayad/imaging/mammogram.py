@@ -17,6 +17,8 @@ from rayad.imaging.picture import PATCH, Prepared, Source
 from rayad.imaging.spacing import resample
 from rayad.options import Spacing, Within
 
+LARGEST_MM = 200.0
+"""Of the surroundings."""
 WIDEST_PX = 1000
 """Standard deviation of the Gaussian over the surroundings, px of the working resolution."""
 
@@ -31,11 +33,13 @@ class Preprocessing:
     """Leave the pectoral muscle of MLO views out of the tissue, where its edge is found."""
     intensity: Literal["stored", "relative", "specks"] = "stored"
     """What models see: stored values; how much brighter a place is than its surroundings; or small bright specks."""
-    surround_mm: Annotated[float, Within(0.1, 200)] = 20.0
+    surround_mm: Annotated[float, Within(0.1, LARGEST_MM)] = 20.0
     """Standard deviation of the Gaussian that averages the surroundings, mm; only for "relative"."""
 
     def __post_init__(self) -> None:
-        if self.surround_mm / self.spacing_mm > WIDEST_PX:
+        if (
+            WIDEST_PX * self.spacing_mm < self.surround_mm <= LARGEST_MM and self.spacing_mm > 0
+        ):  # else `options` says it
             raise OptionError(
                 f"surroundings of {self.surround_mm:g} mm are {self.surround_mm / self.spacing_mm:.4g} px of "
                 f"{self.spacing_mm:g} mm, more than {WIDEST_PX}"
