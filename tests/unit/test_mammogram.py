@@ -90,5 +90,5 @@ def test_surroundings_of_very_many_pixels_are_refused():
 
 
 def test_an_image_that_is_larger_than_any_film_is_refused_before_it_is_resampled():
-    with pytest.raises(ImageError, match="a mammogram of 1000 x 5120 mm, 10 mm a pixel, is larger than 600 mm"):
+    with pytest.raises(ImageError, match="an image of 1000 x 5120 mm, 10 mm a pixel, is larger than any film"):
         Preprocessing().prepare(Source(np.ones((100, 512), np.float32), 10.0))
