@@ -526,3 +526,10 @@ def test_a_token_that_was_not_given_is_given_later(chromium, server):
         expect(page.locator("#detectors li")).to_have_count(2)
         expect(page.locator("#problem")).to_be_empty()
         expect(page.locator("#token-button")).to_be_hidden()
+
+
+def test_what_may_be_wrong_with_an_image_stands_beside_its_score(page, server):
+    for answer in server.answers.values():
+        answer.described["doubts"] = [{"kind": "depth", "sentence": f"values end at 4,095 {HOSTILE}"}]
+    scored(page)
+    expect(page.locator("#result .doubt")).to_have_text(f"Doubtful: values end at 4,095 {HOSTILE}.")
