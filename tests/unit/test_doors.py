@@ -31,7 +31,7 @@ def test_one_by_one_they_are_refused_by_name_and_in_time(files):
 
 def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
     for number, data in enumerate(files.values()):
-        (tmp_path / f"{number:02}").write_bytes(data)
+        (tmp_path / f"{number:02}.dcm").write_bytes(data)  # without an ending, what begins as no image is left out
     exams = list(PATIENTS.exams())[:2]
     for name, exam in zip(("00-first", "99-last"), exams, strict=True):
         (tmp_path / f"{name}.png").write_bytes(png(PATIENTS, exam))
