@@ -42,8 +42,6 @@ from rayad.terminal import print_error, say, writable
 T = TypeVar("T")
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
-
-
 Forced = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DOUBT ...")]
 
 
@@ -70,7 +68,7 @@ class Demo:
     """Where corpus, detectors and report go."""
     workers: Workers = Workers()
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -91,7 +89,7 @@ class Run:
     """Folder or URL of the recipe's data set; demo needs none."""
     workers: Workers = Workers()
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -123,7 +121,7 @@ class Benchmark:
     """test, or development for choices."""
     workers: Workers = Workers()
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -161,7 +159,7 @@ class IngestCommand:
     max_failures: Share = 0.01
     """Share of images that may fail before the corpus is refused."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -214,7 +212,7 @@ class Inspect:
     sheet: Amount = 48
     """Images that are shown."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -442,7 +440,7 @@ class Combine:
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -479,7 +477,7 @@ class Calibrate:
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -531,7 +529,7 @@ class Evaluate:
     streamed: bool = False
     """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -586,7 +584,7 @@ class Heatmap:
     counterfactual: bool = True
     """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind."""
+    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 from rayad import local, storage
 from rayad.errors import FormatError, OptionError, RayadError, StorageError
@@ -90,9 +90,9 @@ def _holds(url: str) -> str:
 
 
 def _read(where: str) -> dict[str, Any]:
-    """What a mark says; nothing where there is none, or one that was cut short."""
+    """What a mark says; nothing where there is none or it was cut short; StorageError of a link that leads away."""
     try:
-        return storage.read_json(where) if storage.exists(where) else {}
+        return storage.read_json(where, roots=(where.rpartition("/")[0],)) if storage.exists(where) else {}
     except FormatError:
         return {}
 
@@ -109,16 +109,15 @@ def _locked(url: str, kind: str) -> Iterator[None]:
     storage.make_folder(url)
     where = os.path.join(folder, MARK)
     with ExitStack() as held:
-        try:
-            file = held.enter_context(os.fdopen(os.open(where, os.O_RDWR | os.O_CREAT, 0o666 & ~local.umask()), "r+"))
-        except OSError as error:
-            raise StorageError(f"cannot write {where}: {error.strerror}") from error
+        file = held.enter_context(_opened(where))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _busy(url, _read(where).get("writer", {})) from None
         except OSError:
             pass  # the file system has no locks
+        if not os.path.exists(where):  # whoever had it came to nothing and removed it meanwhile
+            raise _busy(url, {})
         _put(file, {"holds": kind, "writer": _this()})
         try:
             yield
@@ -132,7 +131,16 @@ def _locked(url: str, kind: str) -> Iterator[None]:
                     _put(file, {"holds": kind})
 
 
-def _put(file: Any, said: dict[str, Any]) -> None:
+def _opened(where: str) -> TextIO:
+    """A mark, which is made if there is none; StorageError where it cannot be written, or is a link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        return os.fdopen(os.open(where, flags, 0o666 & ~local.umask()), "r+")
+    except OSError as error:
+        raise StorageError(f"cannot write {where}: {error.strerror}") from error
+
+
+def _put(file: TextIO, said: dict[str, Any]) -> None:
     """Replace the content of an open mark."""
     file.seek(0)
     file.write(json.dumps(said) + "\n")

@@ -112,7 +112,8 @@ def write_heatmaps(
     made_of = {file: fingerprint([like, versions[file]]) for file, _ in files}
     with Rows(url) as rows:
         rows.require_free(files)
-        done = [row for file, name in files if (row := rows.done(file, name, made_of[file]))]
+        endings = [".npz", *([".png"] if written.picture else [])]
+        done = [row for file, name in files if (row := rows.done(file, name, made_of[file], endings))]
         yield from done
         ready = {row["image"] for row in done}
         lacking = [image for image in files if image[0] not in ready]
@@ -175,11 +176,11 @@ class Rows:
             if names.get(name, file) != file and names[name] not in wanted:
                 raise OptionError(f"{self._url}: {name} is the heatmap of {names[name]} there; name another folder")
 
-    def done(self, file: str, name: str, made_of: str) -> Row | None:
-        """The row of an image that has its heatmap, made of the same."""
+    def done(self, file: str, name: str, made_of: str, endings: Sequence[str]) -> Row | None:
+        """The row of an image that has its files, made of the same."""
         row = self._rows.get(file, {})
         same = row.get("name") == name and row.get("made_of") == made_of
-        if not same or not storage.exists(storage.join(self._url, f"{name}.npz")):
+        if not same or not all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings):
             return None
         return {key: value for key, value in row.items() if key != "made_of"}
 

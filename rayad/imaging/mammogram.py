@@ -66,7 +66,7 @@ class Preprocessing:
             raise ImageError(f"a mammogram is a grey image, this one has {source.pixels.shape[2]} channels")
         doubts = [*source.doubts]
         doubts += plausibility.require_size(source.pixels.shape, source.spacing_mm, source.force)
-        pixels, depth = plausibility.true_depth(source.pixels)
+        pixels, depth = plausibility.true_depth(source.pixels, source.force)
         working = resample(pixels, source.spacing_mm, self.spacing_mm)
         if min(working.shape) < PATCH:
             h, w = source.pixels.shape

@@ -75,8 +75,14 @@ def refuse(doubt: Doubt, force: Sequence[str]) -> Doubt:
     return doubt
 
 
-def true_depth(pixels: Pixels) -> tuple[Pixels, list[Doubt]]:
-    """The pixels as a share of the full scale that they have, where a file of 16 bits holds values of fewer."""
+def true_depth(pixels: Pixels, force: Sequence[str]) -> tuple[Pixels, list[Doubt]]:
+    """The pixels as a share of the full scale that they have, where a file of 16 bits holds values of fewer.
+
+    Args:
+        force: kinds that are overruled; with "depth" the file is believed.
+    """
+    if "depth" in force:
+        return pixels, []
     highest = float(pixels.max(initial=0))
     if not 0 < highest < (2 ** max(DEPTHS) - 0.5) / 65535:
         return pixels, []

@@ -123,7 +123,7 @@ class Batches:
             later = {"Retry-After": "60"}
             return Refused(Problem(429, f"{MOST_RUNNING} batches run or wait, which is the most.", headers=later))
         try:
-            await asyncio.to_thread(_require_own, wanted["out"])
+            await asyncio.to_thread(_require_own, wanted["out"], self._writing.prefixes)
         except RayadError as error:
             return refused(error)
         said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
@@ -287,13 +287,13 @@ def _own(out: str) -> str:
     return storage.join(out, f"{OWN}.json")
 
 
-def _require_own(out: str) -> None:
+def _require_own(out: str, roots: Sequence[str]) -> None:
     """OptionError where the folder has what is no batch's, or a batch of another service."""
     require_own(out, "a batch")
-    said = storage.read_json(_own(out)) if storage.exists(_own(out)) else {}
-    if said.get("state") == "running":
+    there = storage.read_json(_own(out), roots=roots) if storage.exists(_own(out)) else {}
+    if there.get("state") == "running":
         raise OptionError(
-            f"{out}: batch {said.get('id')} of another service writes there; if that service is gone, remove {OWN}.json"
+            f"{out}: batch {there.get('id')} of another service writes there; if that is gone, remove {OWN}.json"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayad import cli, outputs, storage
-from rayad.errors import OptionError
+from rayad.errors import OptionError, StorageError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.outputs import MARK, SIGNS, claimed, require_apart
 from rayad.scoring import bundle
@@ -204,3 +204,12 @@ def test_a_mark_is_read_by_its_owner_alone_and_hidden_from_lists(tmp_path):
         assert said["writer"]["command"]
     assert (tmp_path / MARK).stat().st_mode & 0o077 == 0
     assert storage.listing(str(tmp_path)) == [str(tmp_path / "x")]
+
+
+def test_a_mark_that_is_a_link_writes_over_nothing(tmp_path):
+    (tmp_path / "thesis").write_text('{"holds": "a corpus"}')
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / MARK).symlink_to(tmp_path / "thesis")
+    with pytest.raises(StorageError), claimed(str(tmp_path / "out"), "a corpus"):
+        pytest.fail("it was let in")
+    assert (tmp_path / "thesis").read_text() == '{"holds": "a corpus"}'

@@ -104,3 +104,11 @@ def test_unknown_doubts_are_none_that_could_be_overruled(monkeypatch):
     assert plausibility.forced() == ()
     plausibility.use(["size", "polarity"])
     assert plausibility.forced() == ("size", "polarity")
+
+
+def test_a_file_that_is_right_about_its_depth_can_be_believed(image):
+    pixels = (np.rint(image * 4095) / 65535).astype(np.float32)
+    found = prepared(pixels, 0.8, "depth")
+    assert found.doubts == ()
+    np.testing.assert_array_equal(found.source.pixels, pixels)
+    assert found.stored.max() < 0.1
