@@ -1,4 +1,4 @@
-"""The README's table of detectors from a results.json: a row a detector, all kinds of lesion side by side.
+"""docs/benchmark.md's table of detectors from a results.json: a row a detector, all kinds of lesion side by side.
 
 python benchmarks/table.py out/report/results.json
 """

@@ -1,4 +1,4 @@
-"""Named runs: every row of the README's tables is one of these, whole and in one place."""
+"""Named runs: every row of docs/benchmark.md's tables is one of these, whole and in one place."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
