@@ -86,10 +86,10 @@ def while_wanted(check: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def within(seconds: float, name: str) -> Iterator[None]:
     """Let `go_on` raise an ImageError when so much time has passed; `name` is the bound's."""
-    until, wanted = time.monotonic() + seconds, _check.get()
+    until, outer_check = time.monotonic() + seconds, _check.get()
 
     def check() -> None:
-        wanted()
+        outer_check()
         if time.monotonic() > until:
             raise ImageError(f"it took longer than bounds.{name}={seconds:g} s")
 

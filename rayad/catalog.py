@@ -31,16 +31,16 @@ KINDS = {"imaging": "preprocessing"}
 def names(folder: str) -> list[str]:
     """Names of the plug-ins in a folder of rayad, sorted."""
     package = importlib.import_module(f"rayad.{folder}")
-    found = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
-    modules = {name: importlib.import_module(f"rayad.{folder}.{name}") for name in found}
+    plug_ins = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
+    modules = {name: importlib.import_module(f"rayad.{folder}.{name}") for name in plug_ins}
     return sorted(n for n, module in modules.items() if _defined(module, PLUGGED_IN[folder]))
 
 
 def find(folder: str, name: str) -> ModuleType:
     """The module of the plug-in; OptionError lists what there is if the name is unknown."""
-    known = names(folder)
-    if name not in known:
-        raise OptionError(f"no {KINDS.get(folder, folder.rstrip('s'))} {name!r}; rayad has {', '.join(known)}")
+    plug_ins = names(folder)
+    if name not in plug_ins:
+        raise OptionError(f"no {KINDS.get(folder, folder.rstrip('s'))} {name!r}; rayad has {', '.join(plug_ins)}")
     return importlib.import_module(f"rayad.{folder}.{name}")
 
 
@@ -102,8 +102,8 @@ def described(config: Any) -> dict[str, Any]:
 
 def _defined(module: ModuleType, name: str) -> bool:
     """Is this a dataclass of the module itself?"""
-    found = getattr(module, name, None)
-    return is_dataclass(found) and getattr(found, "__module__", "") == module.__name__
+    definition = getattr(module, name, None)
+    return is_dataclass(definition) and getattr(definition, "__module__", "") == module.__name__
 
 
 def _restored(field: str, kind: Any, value: Any) -> Any:

@@ -174,8 +174,9 @@ class IngestCommand:
         out = storage.absolute(self.out)
         with claimed(out, "a corpus", read_by(dataset)), cluster(self.address):
             corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, out)
-        said = corpus.manifest
-        say(f"{said['patches']} patches of {said['images']} images, {len(said['failures'])} failed: {self.out}")
+        manifest = corpus.manifest
+        patches, images, failed = manifest["patches"], manifest["images"], len(manifest["failures"])
+        say(f"{patches} patches of {images} images, {failed} failed: {self.out}")
         whose = corpus.index("exam_id", "patient_id").drop_duplicates()
         if len(whose) > 1 and whose["patient_id"].is_unique:
             say(
@@ -183,11 +184,11 @@ class IngestCommand:
                 "column patient, or of a folder with patient_from=, since splits are by patient",
                 sys.stderr,
             )
-        for failure in said["failures"][:NAMED]:
+        for failure in manifest["failures"][:NAMED]:
             say(f"failed: {failure['reason']}")
-        for row in reasons(Excluded(found["url"], found["sentence"]) for found in said.get("doubtful", ())):
+        for row in reasons(Excluded(entry["url"], entry["sentence"]) for entry in manifest.get("doubtful", ())):
             say(f"doubtful: {row['count']} x {row['reason']}, such as {row['example']}")
-        for row in reasons(Excluded(**found) for found in said.get("excluded", ())):
+        for row in reasons(Excluded(**entry) for entry in manifest.get("excluded", ())):
             say(f"left out: {row['count']} x {row['reason']}")
 
 
@@ -344,14 +345,16 @@ class Sweep:
             raise OptionError("a sweep is over a density (--detector) or over an image model (--model), one of both")
         inputs = [_place(self.corpus), _place(self.detector)]
         with claimed(storage.absolute(self.out), "a sweep", inputs), cluster(self.address):
-            found = self._of_density() if self.detector else self._of_model()
-        best, base = found["seeds"]["best"], found["seeds"]["base"]
-        said = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items())
-        means = ["-" if of["mean"] is None else f"{of['mean']:.4f}" for of in (best, base)]
-        say(f"best of {len(found['rows'])} trials: {said}: {means[0]}, without a search {means[1]}")
-        say(f"({found['objective']}, means of {len(best['values'])} seeds)")
-        for name, of in (("the best", best), ("without a search", base)):
-            for seed, why in enumerate(of["errors"]):
+            summary = self._of_density() if self.detector else self._of_model()
+        best, base = summary["seeds"]["best"], summary["seeds"]["base"]
+        settings = ", ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items()
+        )
+        means = ["-" if fitted["mean"] is None else f"{fitted['mean']:.4f}" for fitted in (best, base)]
+        say(f"best of {len(summary['rows'])} trials: {settings}: {means[0]}, without a search {means[1]}")
+        say(f"({summary['objective']}, means of {len(best['values'])} seeds)")
+        for name, fitted in (("the best", best), ("without a search", base)):
+            for seed, why in enumerate(fitted["errors"]):
                 if why:
                     say(f"{name}: seed {seed} failed and is not in the mean: {why}")
         say(f"The page is at {storage.join(self.out, 'index.html')}")
@@ -365,17 +368,17 @@ class Sweep:
         trained = bundle.load(storage.absolute(self.detector))
         if trained.model is None:
             raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
-        asked = Density(self.settings, self.density, classes=self.classes)
-        fit = Fit(self.density, stages.density_config(asked, trained.model), self.em, classes=self.classes)
+        density = Density(self.settings, self.density, classes=self.classes)
+        fit = Fit(self.density, stages.density_config(density, trained.model), self.em, classes=self.classes)
         latents = stages.latents_of(trained, corpus, out)
         task, data = trial.of_density(trained.model, fit, self.space, corpus.url, latents)
-        found = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
+        summary = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:
-            parts = search.applied(task.parts, task.space, found["best"]["settings"])
-            winner = replace(asked, fields=asdict(parts["density"]))
+            parts = search.applied(task.parts, task.space, summary["best"]["settings"])
+            winner = replace(density, fields=asdict(parts["density"]))
             url = storage.join(out, "detector")
-            stages.fit_detector(found["name"], corpus, trained, winner, parts["em"], self.workers, url, out)
-        return found
+            stages.fit_detector(summary["name"], corpus, trained, winner, parts["em"], self.workers, url, out)
+        return summary
 
     def _of_model(self) -> dict[str, Any]:
         from rayad import search
@@ -384,12 +387,12 @@ class Sweep:
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         config = catalog.configure("models", self.model, self.settings)
         task, data = trial.of_model(config, self.schedule, self.space, corpus.url)
-        found = sweep.sweep(self.name or self.model, task, data, self.search, out)
+        summary = sweep.sweep(self.name or self.model, task, data, self.search, out)
         if self.apply:
-            parts = search.applied(task.parts, task.space, found["best"]["settings"])
+            parts = search.applied(task.parts, task.space, summary["best"]["settings"])
             model, schedule, url = parts["model"], parts["schedule"], storage.join(out, "detector")
-            stages.train_detector(found["name"], corpus, self.model, model, schedule, self.workers, url)
-        return found
+            stages.train_detector(summary["name"], corpus, self.model, model, schedule, self.workers, url)
+        return summary
 
 
 @dataclass(frozen=True)
@@ -411,9 +414,9 @@ class Rescore:
 
         detector, out = storage.absolute(self.detector), storage.absolute(self.out)
         trained = bundle.load(detector)
-        asked = stages.asked(trained, self.name, self.score or trained.score)
+        rescored = stages.asked(trained, self.name, self.score or trained.score)
         with claimed(out, "a detector", [detector]):
-            bundle.save(stages.aggregated(asked, self.aggregation), out)
+            bundle.save(stages.aggregated(rescored, self.aggregation), out)
         say(f"The detector is at {self.out}")
 
 
@@ -559,8 +562,8 @@ def _print_streamed(rows: Sequence[dict[str, Any]]) -> None:
     say(f"{'detector':24}{'lesion':16}{'images':>8}{'AUROC':>8}{'AP':>8}{'Dice':>8}")
     for row in rows:
         values = [row[name]["value"] for name in ("pixel_auc", "pixel_ap", "best_dice")]
-        said = "".join(f"{value:8.3f}" if value is not None else f"{'-':>8}" for value in values)
-        say(f"{row['detector']:24}{row['lesion']:16}{row['images']:8}{said}")
+        cells = "".join(f"{value:8.3f}" if value is not None else f"{'-':>8}" for value in values)
+        say(f"{row['detector']:24}{row['lesion']:16}{row['images']:8}{cells}")
 
 
 @dataclass(frozen=True)
@@ -626,11 +629,11 @@ class Check:
 
         faulty = 0
         for url in self.detector:
-            found = faults(storage.absolute(url))
-            for fault in found:
+            bundle_faults = faults(storage.absolute(url))
+            for fault in bundle_faults:
                 say(f"{url}: {fault}", sys.stderr)
-            faulty += bool(found)
-            if not found:
+            faulty += bool(bundle_faults)
+            if not bundle_faults:
                 say(f"{url}: {bundle.load(storage.absolute(url)).summary()}")
         if faulty:
             raise RayadError(f"{faulty} of {len(self.detector)} detectors are not what docs/formats.md says")

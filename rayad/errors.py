@@ -62,7 +62,7 @@ class ServiceError(RayadError):
 
 def named(kind: str, message: str) -> RayadError:
     """The error of this class and with this message, from a process that could only say so in words."""
-    return {of.__name__: of for of in RayadError.__subclasses__()}[kind](message)
+    return {error.__name__: error for error in RayadError.__subclasses__()}[kind](message)
 
 
 def reason(error: BaseException) -> str:

@@ -62,8 +62,8 @@ def require_apart(url: str, inputs: Sequence[str]) -> None:
     """OptionError where a folder to write to is an input, or lies in, above or below one."""
     out = _resolved(url)
     for source in filter(None, inputs):
-        of = _resolved(source)
-        if f"{out}/".startswith(f"{of}/") or f"{of}/".startswith(f"{out}/"):
+        source_place = _resolved(source)
+        if f"{out}/".startswith(f"{source_place}/") or f"{source_place}/".startswith(f"{out}/"):
             raise OptionError(f"{url}: the output would lie in, above or below the input {source}; name another place")
 
 
@@ -82,9 +82,9 @@ def require_own(url: str, kind: str) -> None:
 
 def _holds(url: str) -> str:
     """What rayad wrote to a folder; empty: nothing that is known."""
-    found = _read(storage.join(url, MARK)).get("holds")
-    if isinstance(found, str):
-        return found
+    holds = _read(storage.join(url, MARK)).get("holds")
+    if isinstance(holds, str):
+        return holds
     signs = ((kind, name) for kind, names in SIGNS.items() for name in names)
     return next((kind for kind, name in signs if storage.exists(storage.join(url, name))), "")
 
@@ -226,5 +226,5 @@ def _line(path: str) -> str:
 
 def _busy(url: str, writer: dict[str, Any]) -> OptionError:
     names = {name: writer.get(name, "?") for name in ("command", "process", "host", "since")}
-    of = "{command}, process {process} on {host} since {since}".format(**names)
-    return OptionError(f"{url}: another command writes there ({of}); wait for its end, or name another place")
+    who = "{command}, process {process} on {host} since {since}".format(**names)
+    return OptionError(f"{url}: another command writes there ({who}); wait for its end, or name another place")

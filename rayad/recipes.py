@@ -108,14 +108,16 @@ class Recipe:
     @property
     def groups(self) -> dict[str, str]:
         """Detector -> heading under which the table has it."""
-        found: dict[str, str] = {}
+        headings: dict[str, str] = {}
         for line in self.lines:
             picture = "" if line is self.lines[0] else f", {line.name}"
             for name, row in line.rows.items():
-                found[name] = ("Latents" if row.density else "Image models") + picture
-            found |= dict.fromkeys(line.floors, f"Learn nothing{picture}")
+                headings[name] = ("Latents" if row.density else "Image models") + picture
+            headings |= dict.fromkeys(line.floors, f"Learn nothing{picture}")
         return (
-            found | dict.fromkeys(self.combined, "Combined") | dict.fromkeys(self.order, "As Dietrichstein et al. 2022")
+            headings
+            | dict.fromkeys(self.combined, "Combined")
+            | dict.fromkeys(self.order, "As Dietrichstein et al. 2022")
         )
 
 

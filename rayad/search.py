@@ -67,26 +67,26 @@ def parse(texts: Iterable[str], parts: Parts) -> dict[str, Dimension]:
     Raises:
         OptionError: an unknown or ambiguous field, values that are not of its type, an empty space.
     """
-    found: dict[str, Dimension] = {}
+    dimensions: dict[str, Dimension] = {}
     for text in texts:
         name, equals, values = text.partition("=")
         if not equals:
             raise OptionError(f"a field of a search is NAME=VALUES, not {text!r}")
-        if name in found:
+        if name in dimensions:
             raise OptionError(f"{name} is searched twice")
         part, field = _resolved(name, parts)
-        found[name] = _dimension(part, field, get_type_hints(type(parts[part]))[field], name, values)
-    if not found:
+        dimensions[name] = _dimension(part, field, get_type_hints(type(parts[part]))[field], name, values)
+    if not dimensions:
         raise OptionError(f"nothing to search: name fields, of {', '.join(_names(parts))}")
-    return found
+    return dimensions
 
 
 def applied(parts: Parts, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """The configurations with these values in them; OptionError where they refuse one."""
     changed = dict(parts)
     for part in parts:
-        of = {space[name].field: value for name, value in values.items() if space[name].part == part}
-        changed[part] = replace(parts[part], **of)
+        fields_of_part = {space[name].field: value for name, value in values.items() if space[name].part == part}
+        changed[part] = replace(parts[part], **fields_of_part)
         options.check(changed[part], f"{part}.{{}}".format)
     return changed
 
@@ -113,12 +113,16 @@ def _names(parts: Parts) -> list[str]:
 def _resolved(name: str, parts: Parts) -> tuple[str, str]:
     """The configuration and the field that a name means."""
     part, _, field = name.rpartition(".")
-    found = [known for known in _names(parts) if known == name or (not part and known.partition(".")[2] == field)]
-    if not found:
+    matches = [
+        candidate
+        for candidate in _names(parts)
+        if candidate == name or (not part and candidate.partition(".")[2] == field)
+    ]
+    if not matches:
         raise OptionError(f"no field {name!r} to search; there are {', '.join(_names(parts))}")
-    if len(found) > 1:
-        raise OptionError(f"{name!r} is a field of several: write {' or '.join(found)}")
-    part, _, field = found[0].partition(".")
+    if len(matches) > 1:
+        raise OptionError(f"{name!r} is a field of several: write {' or '.join(matches)}")
+    part, _, field = matches[0].partition(".")
     return part, field
 
 

@@ -56,10 +56,10 @@ def is_local(url: str) -> bool:
 
 def local_path(url: str) -> str:
     """The path of a local place; ValueError where it is none."""
-    found = _local(url)
-    if found is None:
+    path = _local(url)
+    if path is None:
         raise ValueError(f"{url} is no local path")
-    return found
+    return path
 
 
 def exists(url: str) -> bool:
@@ -97,17 +97,17 @@ def versions(urls: Iterable[str]) -> dict[str, str]:
     Raises:
         StorageError: it cannot be asked.
     """
-    found: dict[str, str] = {}
+    by_url: dict[str, str] = {}
     elsewhere: dict[str, list[str]] = defaultdict(list)
     for url in urls:
         path = _local(url)
         if path is None:
             elsewhere["/".join(url.split("/")[:3])].append(url)
         else:
-            found[url] = _local_version(url, path)
+            by_url[url] = _local_version(url, path)
     for place in elsewhere.values():
-        found |= _remote_versions(place)
-    return found
+        by_url |= _remote_versions(place)
+    return by_url
 
 
 def _local_version(url: str, path: str) -> str:
@@ -128,7 +128,10 @@ def _remote_versions(urls: Sequence[str]) -> dict[str, str]:
         filesystem, key = _remote(folder)
         there = cast(dict[str, dict[str, Any]], filesystem.find(key, detail=True))
         head = filesystem.unstrip_protocol(key).rstrip("/") + "/"
-        return {join(folder, filesystem.unstrip_protocol(name).removeprefix(head)): of for name, of in there.items()}
+        return {
+            join(folder, filesystem.unstrip_protocol(name).removeprefix(head)): details
+            for name, details in there.items()
+        }
 
     there = _patiently("list", folder, ask)
     return {url: _version(there.get(url, {})) for url in urls}
@@ -156,9 +159,9 @@ def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ())
     """
     path = _local(url)
     below = _patiently("list", url, lambda: _remote_names(url) if path is None else _local_names(path, roots))
-    wanted = tuple(suffix.lower() for suffix in suffixes)
+    endings = tuple(suffix.lower() for suffix in suffixes)
     shown = (name for name in below if not any(part.startswith(".") for part in name.split("/")))
-    return [join(url, name) for name in sorted(shown) if not wanted or name.lower().endswith(wanted)]
+    return [join(url, name) for name in sorted(shown) if not endings or name.lower().endswith(endings)]
 
 
 def any_file(url: str) -> str:
@@ -360,7 +363,7 @@ def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
     while True:
         try:
             with _explained(verb, url):
-                found = action()
+                result = action()
         except StorageError as error:
             out = isinstance(error.__cause__, UNREACHABLE) and (place in _answered or _elsewhere)
             if not out or time.monotonic() > until:
@@ -368,7 +371,7 @@ def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
             time.sleep(1)
         else:
             _answered.add(place)
-            return found
+            return result
 
 
 _answered: set[tuple[str, str]] = set()
@@ -452,8 +455,8 @@ def _remote_names(url: str) -> list[str]:
     """Names of the objects below a prefix, relative to it."""
     filesystem, key = _remote(url)
     head = filesystem.unstrip_protocol(key).rstrip("/") + "/"
-    found = [filesystem.unstrip_protocol(name) for name in filesystem.find(key)]
-    names = [name.removeprefix(head) for name in found if name.startswith(head)]
+    urls = [filesystem.unstrip_protocol(name) for name in filesystem.find(key)]
+    names = [name.removeprefix(head) for name in urls if name.startswith(head)]
     if not names and filesystem.info(key)["type"] != "directory":
         raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
     return names

@@ -53,7 +53,7 @@ class Run:
     @property
     def when(self) -> datetime:
         """When the last detector was written."""
-        return max(found.when for found in self.detectors)
+        return max(detector.when for detector in self.detectors)
 
     @property
     def lesions(self) -> list[str]:
@@ -67,7 +67,7 @@ class Run:
 
     def best(self, lesion: str) -> float:
         """The highest figure of a kind of lesion."""
-        return max(figure.value for (_, of), figure in self.figures.items() if of == lesion)
+        return max(figure.value for (_, kind), figure in self.figures.items() if kind == lesion)
 
 
 @dataclass(frozen=True)

@@ -54,16 +54,16 @@ def key(folder: str) -> str:
 
 def moment(when: datetime | str) -> str:
     """Such as 2026-11-26 05:04, UTC; what is no time stays as it is."""
-    found = _parsed(when)
-    return found.strftime("%Y-%m-%d %H:%M") if found else str(when)
+    parsed = _parsed(when)
+    return parsed.strftime("%Y-%m-%d %H:%M") if parsed else str(when)
 
 
 def ago(when: datetime | str, now: datetime) -> str:
     """Such as "3 h ago"; "" where it is no time."""
-    found = _parsed(when)
-    if found is None:
+    parsed = _parsed(when)
+    if parsed is None:
         return ""
-    seconds = max(0.0, (now - found).total_seconds())
+    seconds = max(0.0, (now - parsed).total_seconds())
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size or (size < 86400 and seconds >= size):
             return f"{seconds / size:.0f} {unit} ago"
@@ -77,7 +77,7 @@ def setting(value: object) -> str:
 
 def _parsed(when: datetime | str) -> datetime | None:
     try:
-        found = datetime.fromisoformat(when) if isinstance(when, str) else when
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+        parsed = datetime.fromisoformat(when) if isinstance(when, str) else when
+        return parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return None

@@ -90,12 +90,12 @@ class Reader:
         kept = self._kept.get(url)
         if kept is not None and kept[0] == when:
             return kept
-        said = storage.read_json(url, roots=self.roots)
+        content = storage.read_json(url, roots=self.roots)
         if url.endswith("/results.json"):
-            said = {name: said[name] for name in KEPT if name in said}
+            content = {name: content[name] for name in KEPT if name in content}
         if datetime.now(UTC) - when > SETTLED:
-            self._kept[url] = when, said
-        return when, said
+            self._kept[url] = when, content
+        return when, content
 
 
 class _Runs:
@@ -119,12 +119,14 @@ class _Runs:
 
     def sorted(self) -> list[Run]:
         """The newest first; their detectors in the order of the report, the others behind."""
-        for (home, _), (_, found) in self._bundles.items():
-            self.at(home).detectors.append(found)
+        for (home, _), (_, detector) in self._bundles.items():
+            self.at(home).detectors.append(detector)
         for run in self._at.values():
-            names, order = {found.name for found in run.detectors}, list(run.judged)
+            names, order = {detector.name for detector in run.detectors}, list(run.judged)
             run.detectors += [judged for name, judged in run.judged.items() if name not in names]
-            run.detectors.sort(key=lambda found: order.index(found.name) if found.name in order else len(order))
+            run.detectors.sort(
+                key=lambda detector: order.index(detector.name) if detector.name in order else len(order)
+            )
         return sorted((run for run in self._at.values() if run.detectors), key=lambda run: run.when, reverse=True)
 
 
@@ -143,13 +145,13 @@ class _Look:
             return None
         if folders[-1:] == ["faults"] and file.endswith(".json"):
             return self._lost
-        known = {
+        readers = {
             "detector.json": self._detector,
             "results.json": self._results,
             "manifest.json": self._corpus,
             "sweep.json": self._sweep,
         }
-        return known.get(file)
+        return readers.get(file)
 
     def done(self) -> Overview:
         """All of it, the newest first."""
@@ -165,11 +167,11 @@ class _Look:
         self._overview.faults.append(Fault(where, what, url, when))
 
     def _detector(self, document: _Document) -> None:
-        said, origin = document.said, document.said["provenance"]
+        content, origin = document.said, document.said["provenance"]
         minutes = None if origin.get("train_minutes") is None else _number(origin["train_minutes"])
-        name, commit = _text(said["name"]), _text(origin.get("commit", ""))
-        found = Found(name, _kind(said), document.when, commit, minutes, document.url)
-        self._runs.add(document, found)
+        name, commit = _text(content["name"]), _text(origin.get("commit", ""))
+        detector = Found(name, _kind(content), document.when, commit, minutes, document.url)
+        self._runs.add(document, detector)
         for fault in origin.get("faults", []):
             self._lost(replace(document, said=fault))
 
@@ -179,43 +181,48 @@ class _Look:
         self.fault(document.where, what, document.url, _text(fault["when"]))
 
     def _results(self, document: _Document) -> None:
-        run, said = self._runs.at(document.place[:-1] or document.place), document.said
-        run.dataset = run.dataset or _text(said["dataset"])
+        run, content = self._runs.at(document.place[:-1] or document.place), document.said
+        run.dataset = run.dataset or _text(content["dataset"])
         page = self._beside(document, "index.html")
         run.reports.append(page or document.url)
-        for row in said["rows"]:
+        for row in content["rows"]:
             name = _text(row["detector"])
-            commit = _text(said.get("row_provenance", {}).get(name, {}).get("commit", ""))
+            commit = _text(content.get("row_provenance", {}).get(name, {}).get("commit", ""))
             run.judged.setdefault(name, Found(name, "", document.when, commit, None, document.url))
             figure = _figure(row)
             if figure:
                 run.figures.setdefault((name, _text(row["lesion"])), figure)
 
     def _corpus(self, document: _Document) -> None:
-        said, when = document.said, document.when
-        counts = int(said["patches"]), int(said["images"]), len(said["failures"]), len(said.get("excluded", []))
-        self._overview.corpora.append(Corpus(document.where, document.url, when, _text(said["dataset"]), *counts))
-        for failure in said["failures"]:
+        manifest, when = document.said, document.when
+        counts = (
+            int(manifest["patches"]),
+            int(manifest["images"]),
+            len(manifest["failures"]),
+            len(manifest.get("excluded", [])),
+        )
+        self._overview.corpora.append(Corpus(document.where, document.url, when, _text(manifest["dataset"]), *counts))
+        for failure in manifest["failures"]:
             what = f"{failure['exam_id']}: {failure['reason']}"
             self.fault(document.where, what, document.url, when.isoformat(timespec="seconds"))
 
     def _sweep(self, document: _Document) -> None:
-        said = {name: document.said[name] for name in SWEEP}
+        summary = {name: document.said[name] for name in SWEEP}
         for name in ("name", "state", "began", "updated", "corpus", "objective"):
-            _text(said[name])
-        for of in (said["wanted"], *(said["trials"][how] for how in ("whole", "stopped", "failed"))):
-            _number(of)
-        for settings in (said["space"], said["best"]["settings"] if said["best"] else {}):
+            _text(summary[name])
+        for count in (summary["wanted"], *(summary["trials"][how] for how in ("whole", "stopped", "failed"))):
+            _number(count)
+        for settings in (summary["space"], summary["best"]["settings"] if summary["best"] else {}):
             dict.items(settings)
         database = self._beside(document, "optuna.db")
         path = "" if "://" in database else database
         self._overview.sweeps.append(
-            Sweep(document.where, document.url, said, self._beside(document, "index.html"), path)
+            Sweep(document.where, document.url, summary, self._beside(document, "index.html"), path)
         )
-        failed = said["trials"]["failed"]
+        failed = summary["trials"]["failed"]
         if failed:
-            what = f"{failed} of {sum(said['trials'].values())} trials of {said['name']} failed"
-            self.fault(document.where, what, document.url, said["updated"])
+            what = f"{failed} of {sum(summary['trials'].values())} trials of {summary['name']} failed"
+            self.fault(document.where, what, document.url, summary["updated"])
 
     def _beside(self, document: _Document, file: str) -> str:
         """The URL of a file in the same folder; "" where there is none."""
@@ -235,10 +242,10 @@ def _kind(said: dict[str, Any]) -> str:
 
 def _figure(row: dict[str, Any]) -> Figure | None:
     for name in ("pixel_auc", "exam_auc"):
-        of = row.get(name) or {}
-        if of.get("value") is not None:
-            low, high = (None if of.get(end) is None else _number(of[end]) for end in ("low", "high"))
-            return Figure(name.replace("_auc", " AUC"), _number(of["value"]), low, high)
+        estimate = row.get(name) or {}
+        if estimate.get("value") is not None:
+            low, high = (None if estimate.get(end) is None else _number(estimate[end]) for end in ("low", "high"))
+            return Figure(name.replace("_auc", " AUC"), _number(estimate["value"]), low, high)
     return None
 
 
@@ -264,5 +271,5 @@ def _linked(overview: Overview) -> Iterator[str]:
     """The URLs that the page leads to."""
     for run in overview.runs:
         yield from run.reports
-        yield from (found.url for found in run.detectors)
+        yield from (detector.url for detector in run.detectors)
     yield from (one.url for one in (*overview.sweeps, *overview.corpora, *overview.faults))

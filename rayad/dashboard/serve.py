@@ -72,12 +72,12 @@ class Site:
         return web.Response(text=text, content_type="text/html", headers=headers)
 
     async def _file(self, request: web.Request) -> web.Response:
-        wanted, name = request.match_info["key"], request.match_info["name"]
+        key, name = request.match_info["key"], request.match_info["name"]
         folders = {page.key(folder): folder for folder in self.overview.folders}
-        if wanted not in folders or not FILE.fullmatch(name):
+        if key not in folders or not FILE.fullmatch(name):
             raise web.HTTPNotFound(text="the page leads to no such file")
         try:
-            data = await asyncio.to_thread(storage.read_bytes, storage.join(folders[wanted], name), self.roots)
+            data = await asyncio.to_thread(storage.read_bytes, storage.join(folders[key], name), self.roots)
         except StorageError as error:
             raise web.HTTPNotFound(text=str(error)) from error
         kind = KINDS[name.rsplit(".", 1)[1]]
@@ -106,9 +106,11 @@ async def _show(site: Site, reader: Reader, tools: Tools, port: int) -> None:
         await runner.cleanup()
 
 
-async def _keep_up(site: Site, reader: Reader, tools: Tools, stop: asyncio.Event, said: list[page.Line]) -> None:
+async def _keep_up(
+    site: Site, reader: Reader, tools: Tools, stop: asyncio.Event, printed_lines: list[page.Line]
+) -> None:
     """Look again and again; print every line when it is new."""
-    _print(said)
+    _print(printed_lines)
     while not stop.is_set():
         starting = asyncio.create_task(tools.keep_up(site.overview))
         stopping = asyncio.create_task(stop.wait())
@@ -119,8 +121,8 @@ async def _keep_up(site: Site, reader: Reader, tools: Tools, stop: asyncio.Event
             return
         starting.result()
         site.lines = tools.lines
-        _print([line for line in site.lines if line not in said])
-        said += site.lines
+        _print([line for line in site.lines if line not in printed_lines])
+        printed_lines += site.lines
         await asyncio.wait([stopping], timeout=EVERY_S)
         try:
             site.overview, site.problem = await asyncio.to_thread(reader.look), ""

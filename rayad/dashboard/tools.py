@@ -29,10 +29,10 @@ def prometheus_configuration(discovery: str) -> dict:
     Args:
         discovery: the file in which a Ray cluster keeps the list of its nodes' metric ports.
     """
-    found = [{"files": [discovery], "refresh_interval": "10s"}]
+    targets = [{"files": [discovery], "refresh_interval": "10s"}]
     return {
         "global": {"scrape_interval": "5s"},
-        "scrape_configs": [{"job_name": "ray", "file_sd_configs": found}],
+        "scrape_configs": [{"job_name": "ray", "file_sd_configs": targets}],
     }
 
 
@@ -48,15 +48,15 @@ class Ports:
         Raises:
             OptionError: it was given and is taken, or there is no such port.
         """
-        wanted = self._next
-        self._next += bool(wanted)
+        port = self._next
+        self._next += bool(port)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", wanted))
+                probe.bind(("127.0.0.1", port))
             except (OSError, OverflowError) as error:
                 why = getattr(error, "strerror", None) or error
-                raise OptionError(f"port {wanted} of 127.0.0.1 cannot be had: {why}") from error
+                raise OptionError(f"port {port} of 127.0.0.1 cannot be had: {why}") from error
             return probe.getsockname()[1]
 
 
@@ -188,5 +188,5 @@ def _grafana(source: str) -> str:
     if not GRAFANA.is_dir():
         return "its dashboards are in the repository, not in the installed package"
     files = ", ".join(os.path.relpath(file) for file in sorted(GRAFANA.glob("*.json")))
-    said = f"import {files} with {source} as its Prometheus"
-    return said if there else f"is not installed; where it is: {said}"
+    instruction = f"import {files} with {source} as its Prometheus"
+    return instruction if there else f"is not installed; where it is: {instruction}"

@@ -91,12 +91,12 @@ class Dataset:
         for row in rows:
             mammograms[row["patient_id"], row["left or right breast"], row["image view"]].append(row)
         exams = []
-        for of in mammograms.values():
-            images = [file for row in of for file in series.get(_uid(row["image file path"]), [])]
+        for mammogram in mammograms.values():
+            images = [file for row in mammogram for file in series.get(_uid(row["image file path"]), [])]
             if images:
-                exams.append(self._exam(of, images[0], series))
+                exams.append(self._exam(mammogram, images[0], series))
             else:
-                excluded.append(Excluded(of[0]["image file path"], "the image is not there"))
+                excluded.append(Excluded(mammogram[0]["image file path"], "the image is not there"))
         if not exams:
             raise DatasetError(f"{self.source}: no image of the {len(mammograms):,} mammograms in the tables")
         if self.lesions == "paper":
@@ -172,26 +172,26 @@ def _parse(data: bytes, url: str) -> list[Row]:
             raise DatasetError(f"{url}: no column {', '.join(sorted(missing))}")
         if len(set(header)) < len(header):
             raise DatasetError(f"{url}: two columns have the same name: {', '.join(header)}")
-        found = []
+        rows = []
         for number, cells in enumerate(lines, start=1):
             values = list(cells.values())
             if None in cells or None in values:
                 raise DatasetError(f"{url}: row {number} has not the {len(header)} cells of the header")
-            found.append(_understood(dict(zip(header, (str(v).strip() for v in values), strict=True)), number, url))
-        return found
+            rows.append(_understood(dict(zip(header, (str(v).strip() for v in values), strict=True)), number, url))
+        return rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{url}: not a table of comma-separated UTF-8 text: {error}") from None
 
 
 def _understood(row: Row, number: int, url: str) -> Row:
-    for column, known in (
+    for column, meanings in (
         ("left or right breast", SIDES),
         ("image view", VIEWS),
         ("pathology", MALIGNANT),
         ("abnormality type", ("mass", "calcification")),
     ):
-        if row[column] not in known:
-            raise DatasetError(f"{url}: row {number}: {column} {row[column]!r} is not {', '.join(known)}")
+        if row[column] not in meanings:
+            raise DatasetError(f"{url}: row {number}: {column} {row[column]!r} is not {', '.join(meanings)}")
     for column in PATHS:
         if row[column].count("/") != 3:
             raise DatasetError(f"{url}: row {number}: {column} {row[column]!r} is not folder/study/series/file")
@@ -205,7 +205,7 @@ def _uid(path: str) -> str:
 
 def _series_of_files(source: str) -> tuple[dict[str, list[File]], list[Excluded]]:
     """Series UID -> its files; and the files that could not be read."""
-    found: dict[str, list[File]] = defaultdict(list)
+    series: dict[str, list[File]] = defaultdict(list)
     excluded = []
     urls = storage.listing(source, (".dcm",))
     with ThreadPoolExecutor(16) as pool:
@@ -213,8 +213,8 @@ def _series_of_files(source: str) -> tuple[dict[str, list[File]], list[Excluded]
             if isinstance(header, Excluded):
                 excluded.append(header)
             else:
-                found[header.series].append(File(url, (header.rows, header.columns)))
-    return found, excluded
+                series[header.series].append(File(url, (header.rows, header.columns)))
+    return series, excluded
 
 
 def _header(url: str) -> dicom.Header | Excluded:
@@ -229,10 +229,10 @@ def _lesion(row: Row, image: File, series: dict[str, list[File]]) -> Lesion:
     files = [file for path in PATHS[1:] for file in series.get(_uid(row[path]), [])]
     masks = [file.url for file in files if file.shape == image.shape]
     kind = row["abnormality type"]
-    said = ("mass shape", "mass margins") if kind == "mass" else ("calc type", "calc distribution")
+    columns = ("mass shape", "mass margins") if kind == "mass" else ("calc type", "calc distribution")
     return Lesion(
         kind=kind,
-        finding=" ".join(filter(None, (row.get(column, "") for column in said))),
+        finding=" ".join(filter(None, (row.get(column, "") for column in columns))),
         malignant=MALIGNANT[row["pathology"]],
         mask_url=masks[0] if masks else "",
     )

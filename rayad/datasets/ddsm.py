@@ -123,10 +123,10 @@ class Dataset:
         """The boundary and what it encloses; DatasetError if it cannot be followed."""
         url, _, number = lesion.mask_url.partition("#")
         shape = self._film(exam)[1].shape
-        found = read_overlay(storage.read_bytes(url).decode("latin-1"), shape)[int(number)] if url else None
-        if found is None or found.outline is None:
+        abnormality = read_overlay(storage.read_bytes(url).decode("latin-1"), shape)[int(number)] if url else None
+        if abnormality is None or abnormality.outline is None:
             raise DatasetError(f"{exam.exam_id}: the outline of this {lesion.kind} cannot be followed")
-        return filled(found.outline, shape)
+        return filled(abnormality.outline, shape)
 
     def _film(self, exam: Exam) -> tuple[Case, Film]:
         folder, name = posixpath.split(exam.url)
@@ -163,8 +163,8 @@ def optical_density(grey: np.ndarray, case: str, digitizer: str) -> Pixels:
     """
     calibration = _CALIBRATIONS.get((case[:1], digitizer.split(" ")[0]))
     if calibration is None:
-        known = ", ".join(f"{letter}-{scanner}" for letter, scanner in _CALIBRATIONS)
-        raise DatasetError(f"{case}: no calibration of its scanner {digitizer!r}, DDSM has {known}")
+        scanners = ", ".join(f"{letter}-{scanner}" for letter, scanner in _CALIBRATIONS)
+        raise DatasetError(f"{case}: no calibration of its scanner {digitizer!r}, DDSM has {scanners}")
     levels = calibration(np.arange(65536, dtype=np.float64))
     return np.clip(1 - levels / DARKEST, 0, 1).astype(np.float32)[grey]
 
@@ -175,10 +175,10 @@ def read_ics(text: str, url: str) -> Case:
     facts = {line.split(" ")[0]: line.partition(" ")[2] for line in lines if line}
     films = []
     for line in lines:
-        if found := _VIEW.fullmatch(line):
-            shape = int(found["lines"]), int(found["pixels"])
-            spacing = float(found["resolution"]) / 1000
-            films.append(Film(found["view"], shape, spacing, found["overlay"] == "OVERLAY"))
+        if match := _VIEW.fullmatch(line):
+            shape = int(match["lines"]), int(match["pixels"])
+            spacing = float(match["resolution"]) / 1000
+            films.append(Film(match["view"], shape, spacing, match["overlay"] == "OVERLAY"))
     if "filename" not in facts or not films:
         raise DatasetError(f"{url}: an .ics file of DDSM expected, with filename and lines such as LEFT_CC LINES ...")
     density = facts.get("DENSITY", "")
@@ -191,7 +191,7 @@ def read_overlay(text: str, shape: tuple[int, int]) -> list[Abnormality]:
     Args:
         shape: rows and columns of the film, which an outline must not leave.
     """
-    found = []
+    abnormalities = []
     for entry in re.split(r"^\s*ABNORMALITY\s+\d+\s*$", text, flags=re.MULTILINE)[1:]:
         types = [line.split() for line in re.findall(r"^\s*LESION_TYPE\s+(.+)$", entry, re.MULTILINE)]
         pathology = re.search(r"^\s*PATHOLOGY\s+(\S+)", entry, re.MULTILINE)
@@ -204,8 +204,8 @@ def read_overlay(text: str, shape: tuple[int, int]) -> list[Abnormality]:
         kinds = [KINDS[words[0]] for words in types if words[0] in KINDS]
         finding = ", ".join(" ".join(words[1:]) for words in types)
         malignant = MALIGNANT.get(pathology[1]) if pathology else None
-        found.append(Abnormality(kinds[0] if kinds else "other", finding, malignant, outline, defect))
-    return found
+        abnormalities.append(Abnormality(kinds[0] if kinds else "other", finding, malignant, outline, defect))
+    return abnormalities
 
 
 def follow(code: str, shape: tuple[int, int]) -> tuple[np.ndarray | None, str]:
@@ -267,15 +267,22 @@ def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excl
 
 def _lesions(url: str, film: Film, excluded: list[Excluded]) -> tuple[Lesion, ...]:
     if film.overlay != bool(url):
-        said = "OVERLAY" if film.overlay else "NON_OVERLAY"
-        excluded.append(Excluded(url or film.view, f"the .ics file says {said} of {film.view}"))
+        claim = "OVERLAY" if film.overlay else "NON_OVERLAY"
+        excluded.append(Excluded(url or film.view, f"the .ics file says {claim} of {film.view}"))
     if not url:
         return ()
-    found = read_overlay(storage.read_bytes(url).decode("latin-1"), film.shape)
-    excluded += [Excluded(f"{url}#{i}", of.defect) for i, of in enumerate(found) if of.defect]
+    abnormalities = read_overlay(storage.read_bytes(url).decode("latin-1"), film.shape)
+    excluded += [
+        Excluded(f"{url}#{i}", abnormality.defect) for i, abnormality in enumerate(abnormalities) if abnormality.defect
+    ]
     return tuple(
-        Lesion(of.kind, of.finding, of.malignant, mask_url=f"{url}#{i}" if of.outline is not None else "")
-        for i, of in enumerate(found)
+        Lesion(
+            abnormality.kind,
+            abnormality.finding,
+            abnormality.malignant,
+            mask_url=f"{url}#{i}" if abnormality.outline is not None else "",
+        )
+        for i, abnormality in enumerate(abnormalities)
     )
 
 

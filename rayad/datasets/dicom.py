@@ -71,10 +71,10 @@ class Dataset:
         shape = (header.rows, header.columns)
         url, _, number = lesion.mask_url.partition("#")
         if url:
-            found = segmentation.mask(url, int(number), header.instance)
-            if found.shape != shape:
-                raise DatasetError(f"{url}: a segment of {found.shape} px for {exam.url} of {shape} px")
-            return found
+            mask = segmentation.mask(url, int(number), header.instance)
+            if mask.shape != shape:
+                raise DatasetError(f"{url}: a segment of {mask.shape} px for {exam.url} of {shape} px")
+            return mask
         if lesion.circle is None:
             raise DatasetError(f"{exam.exam_id}: nothing says where this {lesion.kind} is")
         return circle_mask(shape, lesion.circle)
@@ -87,20 +87,20 @@ class Dataset:
         images: dict[str, tuple[str, Header]] = {}  # by instance
         segments: dict[str, list[Lesion]] = {}  # by instance of the image
         excluded: list[Excluded] = []
-        for path, found in headers.items():
+        for path, head in headers.items():
             url = files[path]
-            if isinstance(found, Excluded):
-                excluded.append(found)
-            elif found.sop_class == segmentation.STORAGE:
+            if isinstance(head, Excluded):
+                excluded.append(head)
+            elif head.sop_class == segmentation.STORAGE:
                 excluded += _add_segments(url, segments)
-            elif reason := self._unsuitable(found, table.get(path, [])):
+            elif reason := self._unsuitable(head, table.get(path, [])):
                 excluded.append(Excluded(url, reason))
-            elif found.instance in images:
-                excluded.append(Excluded(url, f"a copy of {files[images[found.instance][0]]}"))
+            elif head.instance in images:
+                excluded.append(Excluded(url, f"a copy of {files[images[head.instance][0]]}"))
             else:
-                images[found.instance] = path, found
+                images[head.instance] = path, head
         if not images:
-            why = shortened({of.reason.removeprefix(f"{of.url}: ") for of in excluded})
+            why = shortened({exclusion.reason.removeprefix(f"{exclusion.url}: ") for exclusion in excluded})
             raise DatasetError(f"{self.source}: no mammogram among {len(files):,} files" + f": {why}" * bool(excluded))
         exams = [
             self._exam(files[path], header, labels.facts(path, table.get(path, []), {}), segments.get(instance, []))
@@ -122,9 +122,9 @@ class Dataset:
         url = self.table or ("" if dicomweb.is_web(self.source) else storage.join(self.source, LABELS))
         if not url or not (self.table or storage.exists(url)):
             return {}
-        paths = {of.instance: path for path, of in headers.items() if isinstance(of, Header)}
-        found = labels.read(url, {*files, *paths})
-        return {paths.get(name, name): rows for name, rows in found.items()}
+        paths = {header.instance: path for path, header in headers.items() if isinstance(header, Header)}
+        labelled = labels.read(url, {*files, *paths})
+        return {paths.get(name, name): rows for name, rows in labelled.items()}
 
     def _unsuitable(self, header: Header, rows: list[labels.Row]) -> str:
         if header.unsuitable and not (header.unsuitable == dicom.RAW and self.for_processing == "convert"):
@@ -171,10 +171,10 @@ def _header(url: str) -> Header | Excluded:
 def _add_segments(url: str, segments: dict[str, list[Lesion]]) -> list[Excluded]:
     """The segments of a file to the lesions of their images; returns it if it cannot be read."""
     try:
-        found = segmentation.segments(url)
+        in_file = segmentation.segments(url)
     except ImageError as error:
         return [Excluded(url, str(error))]
-    for segment in (segment for segment in found if not segment.anatomy):
+    for segment in (segment for segment in in_file if not segment.anatomy):
         kind = next((kind for part, kind in KINDS.items() if part in segment.label.lower()), labels.UNNAMED)
         for instance in segment.images:
             lesion = Lesion(kind, segment.label, mask_url=f"{url}#{segment.number}")

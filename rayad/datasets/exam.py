@@ -108,11 +108,11 @@ def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
 
     What differs between files of one reason is N (a number) or a dash (a path) in it.
     """
-    found: dict[str, list[str]] = {}
-    for of in left_out:
-        text = re.sub(r"\d+", "N", re.sub(r"\S*/\S*", "-", of.reason)).removeprefix("- ")
-        found.setdefault(text, []).append(of.url)
-    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
+    urls_by_reason: dict[str, list[str]] = {}
+    for exclusion in left_out:
+        text = re.sub(r"\d+", "N", re.sub(r"\S*/\S*", "-", exclusion.reason)).removeprefix("- ")
+        urls_by_reason.setdefault(text, []).append(exclusion.url)
+    ordered = sorted(urls_by_reason.items(), key=lambda item: -len(item[1]))
     return [{"count": len(urls), "reason": text, "example": urls[0]} for text, urls in ordered]
 
 

@@ -77,10 +77,10 @@ class Dataset:
         if not self.patient_from:
             return ""
         try:
-            found = re.search(self.patient_from, path)
+            match = re.search(self.patient_from, path)
         except re.error as error:
             raise OptionError(f"patient_from={self.patient_from!r} is no regular expression: {error}") from None
-        if not found or not (patient := found.group(min(1, found.re.groups)) or ""):
+        if not match or not (patient := match.group(min(1, match.re.groups)) or ""):
             raise DatasetError(f"{path}: patient_from={self.patient_from!r} finds no patient in it")
         return patient
 
@@ -89,18 +89,18 @@ class Dataset:
         return self.spacing_mm or float(self.colour)
 
     def _exam(self, files: dict[str, str], path: str, rows: list[Row]) -> Exam:
-        name, said = posixpath.splitext(path)[0], labels.facts(path, rows, files)
+        name, facts = posixpath.splitext(path)[0], labels.facts(path, rows, files)
         healthy = False if self.healthy else None
         return Exam(
             exam_id=name,
-            patient_id=said.patient or self._patient(path) or name,
+            patient_id=facts.patient or self._patient(path) or name,
             url=files[path],
-            anomalous=healthy if said.anomalous is None else said.anomalous,
-            view=said.view,
-            laterality=said.laterality,
-            density=said.density,
-            spacing_mm=self._spacing_mm if said.spacing_mm is None else said.spacing_mm,
-            lesions=said.lesions,
+            anomalous=healthy if facts.anomalous is None else facts.anomalous,
+            view=facts.view,
+            laterality=facts.laterality,
+            density=facts.density,
+            spacing_mm=self._spacing_mm if facts.spacing_mm is None else facts.spacing_mm,
+            lesions=facts.lesions,
         )
 
 
@@ -147,7 +147,7 @@ def _described(lesion: Lesion) -> Row:
 
 
 def _word(meaning: Meaning, meanings: dict[str, Meaning]) -> str:
-    return next(word for word, known in meanings.items() if known is meaning)
+    return next(word for word, value in meanings.items() if value is meaning)
 
 
 def _write_png(url: str, pixels: np.ndarray) -> None:

@@ -75,27 +75,27 @@ class Dataset:
         excluded: list[Excluded] = []
         seen: set[str] = set()
         for url in storage.listing(self.source, (".dcm",)):
-            found = NAME.fullmatch(posixpath.basename(url))
-            if not found or found["number"] not in rows:
+            match = NAME.fullmatch(posixpath.basename(url))
+            if not match or match["number"] not in rows:
                 raise DatasetError(f"{url}: no row of {TABLE} is of this file, or its name is not one of INbreast's")
-            seen.add(found["number"])
+            seen.add(match["number"])
             try:
                 header = dicom.header(url)
-                lesions, unknown = _lesions(lists.get(found["number"], ""))
+                lesions, unknown = _lesions(lists.get(match["number"], ""))
             except (ImageError, DatasetError) as error:
                 excluded.append(Excluded(url, str(error)))
                 continue
             excluded += [Excluded(url, f"region of no known kind: {name}") for name in unknown]
-            row = rows[found["number"]]
+            row = rows[match["number"]]
             healthy = False if row["Bi-Rads"] == HEALTHY else None
             exams.append(
                 Exam(
-                    exam_id=found["number"],
-                    patient_id=found["patient"],
+                    exam_id=match["number"],
+                    patient_id=match["patient"],
                     url=url,
                     anomalous=True if lesions or unknown else healthy,
-                    view=VIEWS[found["view"]],
-                    laterality=found["side"],
+                    view=VIEWS[match["view"]],
+                    laterality=match["side"],
                     density=row["ACR"],
                     spacing_mm=header.spacing_mm,
                     lesions=lesions,
@@ -130,14 +130,14 @@ def read_table(url: str) -> dict[str, Row]:
         raise DatasetError(f"{url}: not a table of UTF-8 text between semicolons: {error}") from None
     if missing := set(COLUMNS) - set(header):
         raise DatasetError(f"{url}: no column {', '.join(sorted(missing))}")
-    found: dict[str, Row] = {}
+    table_rows: dict[str, Row] = {}
     for number, cells in enumerate(rows, start=1):
         if None in cells or None in cells.values():
             raise DatasetError(f"{url}: row {number} has not the {len(header)} cells of the header")
         row = {name.strip(): value.strip() for name, value in cells.items()}
         if row["File Name"]:  # the table ends in empty rows
-            found[row["File Name"]] = row
-    return found
+            table_rows[row["File Name"]] = row
+    return table_rows
 
 
 def read_regions(url: str) -> list[Region]:
@@ -171,10 +171,10 @@ def _rois(content: Any) -> Iterator[dict[str, Any]]:
 
 def _points(texts: list[str]) -> np.ndarray:
     """(n, 2) rows and columns, from "(column, row)"; ValueError if there is none."""
-    found = [POINT.fullmatch(text.strip()) for text in texts]
-    if not found or None in found:
+    matches = [POINT.fullmatch(text.strip()) for text in texts]
+    if not matches or None in matches:
         raise ValueError("a point is (column, row)")
-    return np.array([[float(of[2]), float(of[1])] for of in found if of])
+    return np.array([[float(match[2]), float(match[1])] for match in matches if match])
 
 
 def _lesions(url: str) -> tuple[tuple[Lesion, ...], list[str]]:

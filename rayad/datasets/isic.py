@@ -51,22 +51,22 @@ class Dataset:
         return read_mask(exam, lesion, (height, width))
 
     def _of_folders(self) -> list[Exam]:
-        found = []
+        exams = []
         for folder, malignant in FOLDERS.items():
             where = storage.join(self.source, folder)
             files = storage.listing(where, SUFFIXES) if storage.exists(where) else []
             if not files:
-                wanted = "labels.csv, or images in benign and malignant"
-                raise DatasetError(f"{self.source}: wanted {wanted}; {folder} has none")
-            found += [_exam(file, _name(file), "", malignant) for file in files]
-        return found
+                layouts = "labels.csv, or images in benign and malignant"
+                raise DatasetError(f"{self.source}: wanted {layouts}; {folder} has none")
+            exams += [_exam(file, _name(file), "", malignant) for file in files]
+        return exams
 
     def _of_table(self, labels: str) -> list[Exam]:
         rows = csv.DictReader(io.StringIO(storage.read_bytes(labels).decode("utf-8-sig"), newline=""))
         if missing := {"isic_id", "dx"} - set(rows.fieldnames or ()):
             raise DatasetError(f"{labels}: no column {', '.join(sorted(missing))}")
         files = {_name(file): file for file in storage.listing(storage.join(self.source, "images"), SUFFIXES)}
-        found, lost = [], []
+        exams, lost = [], []
         for row in rows:
             name, dx = row["isic_id"], row["dx"]
             if dx not in DIAGNOSES:
@@ -74,10 +74,10 @@ class Dataset:
             if name not in files:
                 lost.append(name)
                 continue
-            found.append(_exam(files[name], row.get("lesion_id") or name, dx, DIAGNOSES[dx]))
+            exams.append(_exam(files[name], row.get("lesion_id") or name, dx, DIAGNOSES[dx]))
         if lost:
             raise DatasetError(f"{labels}: names images that are not there: {shortened(lost)}")
-        return found
+        return exams
 
 
 def _name(url: str) -> str:

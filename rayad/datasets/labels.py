@@ -83,8 +83,8 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
         raise DatasetError(f"{url}: not a table of text separated by {separator!r}: {error}") from None
     header, rows = [name.strip().lower() for name in next(iter(cells), [])], [row for row in cells[1:] if row]
     if "image" not in header:
-        said = f"columns {', '.join(header)}, separated by {separator!r}"
-        raise DatasetError(f"{url}: {said}; wanted image and any of {', '.join(COLUMNS[1:])}")
+        columns = f"columns {', '.join(header)}, separated by {separator!r}"
+        raise DatasetError(f"{url}: {columns}; wanted image and any of {', '.join(COLUMNS[1:])}")
     if len(set(header)) < len(header):
         raise DatasetError(f"{url}: two columns have the same name: {', '.join(header)}")
     others = [name for name in header if name not in COLUMNS]
@@ -93,17 +93,17 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
             raise DatasetError(f"{url}: a column {name!r}; is {meant[0]} meant?")
     if others:
         say(f"{url}: columns that are not used: {', '.join(others)}", sys.stderr)
-    known = {file.lower(): file for file in files}
+    spellings = {file.lower(): file for file in files}
     table: dict[str, list[Row]] = defaultdict(list)
-    for number, of in enumerate(rows, start=1):
-        row = dict.fromkeys(COLUMNS, "") | dict(zip(header, map(str.strip, of), strict=False))
-        if len(of) != len(header) or not row["image"]:
+    for number, values in enumerate(rows, start=1):
+        row = dict.fromkeys(COLUMNS, "") | dict(zip(header, map(str.strip, values), strict=False))
+        if len(values) != len(header) or not row["image"]:
             raise DatasetError(
                 f"{url}: row {number} needs an image and {len(header)} cells; {separator!r} separates them"
             )
         for column in ("image", "mask"):
             path = posixpath.normpath(row[column].replace("\\", "/")) if row[column] else ""
-            row[column] = path if path in files else known.get(path.lower(), path)
+            row[column] = path if path in files else spellings.get(path.lower(), path)
         table[row["image"]].append({column: row[column] for column in COLUMNS})
     named = table.keys() | {row["mask"] for rows in table.values() for row in rows if row["mask"]}
     if missing := named - set(files):
@@ -132,19 +132,19 @@ def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
         DatasetError: a cell that cannot be understood, rows that contradict each other, or a normal image with a
             lesion.
     """
-    of = {column: _agreed(path, column, rows) for column in OF_IMAGE}
-    anomalous = _meaning(path, "label", of["label"], ANOMALOUS)
+    columns = {column: _agreed(path, column, rows) for column in OF_IMAGE}
+    anomalous = _meaning(path, "label", columns["label"], ANOMALOUS)
     lesions = tuple(_lesion(files, path, row) for row in rows if any(row[c] for c in OF_LESION))
     if lesions and anomalous is False:
         raise DatasetError(f"{LABELS}: {path} is normal and has a lesion")
-    view, side = _views(path, of["view"], of["laterality"])
-    spacing = of["spacing_mm"]
+    view, side = _views(path, columns["view"], columns["laterality"])
+    spacing = columns["spacing_mm"]
     return Facts(
-        patient=of["patient"],
+        patient=columns["patient"],
         anomalous=True if lesions else anomalous,
         view=view,
         laterality=side,
-        density=of["density"],
+        density=columns["density"],
         spacing_mm=_positive(path, "spacing_mm", spacing, zero=True) if spacing else None,
         lesions=lesions,
     )
@@ -153,21 +153,21 @@ def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
 def _views(path: str, view: str, laterality: str) -> tuple[str, str]:
     """View and side of an image; DatasetError where a word is none, or both columns name sides that differ."""
     try:
-        (found, side), other = views.view(view), views.side(laterality)
+        (view_name, side), other = views.view(view), views.side(laterality)
     except ValueError as error:
         raise DatasetError(f"{LABELS}: {path}: {error}") from None
     if side and other and side != other:
         raise DatasetError(f"{LABELS}: {path}: view {view!r} is of the other side than laterality {laterality!r}")
-    return found, side or other
+    return view_name, side or other
 
 
 def _agreed(path: str, column: str, rows: Sequence[Row]) -> str:
     """What the image's rows say in a column of the image, where they say something."""
-    said = sorted({row[column] for row in rows} - {""})
-    if len(said) > 1:
-        several = f"{len(said)} of them" if column == "patient" else " and ".join(said)
+    statements = sorted({row[column] for row in rows} - {""})
+    if len(statements) > 1:
+        several = f"{len(statements)} of them" if column == "patient" else " and ".join(statements)
         raise DatasetError(f"{LABELS}: {path} has one {column}, not {several}")
-    return said[0] if said else ""
+    return statements[0] if statements else ""
 
 
 def _lesion(files: Mapping[str, str], path: str, row: Row) -> Lesion:
@@ -187,8 +187,8 @@ def _lesion(files: Mapping[str, str], path: str, row: Row) -> Lesion:
 def _meaning(path: str, column: str, cell: str, meanings: dict[str, Meaning]) -> Meaning:
     if cell.lower() not in meanings:
         first = {meaning: word for word, meaning in reversed(meanings.items()) if word}
-        wanted = ", ".join(word for word in meanings if word in first.values())
-        raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not {wanted} or empty")
+        choices = ", ".join(word for word in meanings if word in first.values())
+        raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not {choices} or empty")
     return meanings[cell.lower()]
 
 

@@ -76,16 +76,16 @@ class Dataset:
 @lru_cache(maxsize=1)
 def _parts(url: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Part of the set -> images (n, h, w) or (n, h, w, 3), uint8, and labels (n,)."""
-    wanted = (
+    expected = (
         f"{url}: an npz of MedMNIST expected, with train_images (n, h, w) or (n, h, w, 3), train_labels (n, 1), ..."
     )
     try:
         arrays = bounded.load_npz(storage.read_bytes(url), url)
-        found = {part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in PARTS}
+        images_and_labels = {part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in PARTS}
     except (FormatError, KeyError) as error:
-        raise DatasetError(f"{wanted}: {error if isinstance(error, FormatError) else type(error).__name__}") from None
-    for images, labels in found.values():
+        raise DatasetError(f"{expected}: {error if isinstance(error, FormatError) else type(error).__name__}") from None
+    for images, labels in images_and_labels.values():
         shaped = images.dtype == np.uint8 and images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] == 3)
         if not shaped or labels.shape != (len(images), 1) or not np.issubdtype(labels.dtype, np.integer):
-            raise DatasetError(wanted)
-    return {part: (images, labels[:, 0]) for part, (images, labels) in found.items()}
+            raise DatasetError(expected)
+    return {part: (images, labels[:, 0]) for part, (images, labels) in images_and_labels.items()}

@@ -56,10 +56,10 @@ class Dataset:
         rows = _parse(storage.read_bytes(info).decode("latin-1"), info)
         if not rows:
             raise DatasetError(f"{info}: lists no image of mini-MIAS")
-        found = {_stem(url) for url in files}
-        if missing := rows.keys() - found:
+        stems = {_stem(url) for url in files}
+        if missing := rows.keys() - stems:
             raise DatasetError(f"{self.source}: no image for {shortened(missing)}, which Info.txt lists")
-        if unknown := found - rows.keys():
+        if unknown := stems - rows.keys():
             raise DatasetError(f"{info}: no line for {shortened(unknown)}, whose image is there")
         return in_order(_exam(url, rows[_stem(url)]) for url in files)
 

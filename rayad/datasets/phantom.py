@@ -85,8 +85,8 @@ class Dataset:
         """The pixels that the lesion changed; of a cluster also what lies between its specks."""
         number, side = self._parse(exam.exam_id)
         patient = self._patient(number)
-        for known, where in self._lesions(patient, side, self._breast(patient, side)):
-            if known == lesion:
+        for drawn_lesion, where in self._lesions(patient, side, self._breast(patient, side)):
+            if drawn_lesion == lesion:
                 mask = np.zeros((self.height, self.width), bool)
                 mask[where.window] = where.drawing.mask
                 return mask[:, MIRRORED[side]].copy()
@@ -122,8 +122,8 @@ class Dataset:
     def _parse(self, exam_id: str) -> tuple[int, str]:
         match = re.fullmatch(r"phantom-(\d+)-(\d{4,})-([LR])", exam_id)
         if match is None or int(match[1]) != self.seed or int(match[2]) >= self.patients:
-            known = f"phantom-{self.seed}-0000-L to phantom-{self.seed}-{self.patients - 1:04d}-R"
-            raise DatasetError(f"{exam_id}: this phantom has {known}")
+            id_range = f"phantom-{self.seed}-0000-L to phantom-{self.seed}-{self.patients - 1:04d}-R"
+            raise DatasetError(f"{exam_id}: this phantom has {id_range}")
         return int(match[2]), match[3]
 
     def _patient(self, number: int) -> Patient:
@@ -144,14 +144,14 @@ class Dataset:
 
     def _lesions(self, patient: Patient, side: str, breast: Breast) -> list[tuple[Lesion, Placed]]:
         rng = self._rng(patient.number, side, "lesions")
-        found = []
+        lesions = []
         for finding in patient.findings[side]:
             kind, draw = LESIONS[finding]
             where = phantom_lesions.place(rng, breast, draw(rng, breast.spacing_mm))
             col = range(self.width)[MIRRORED[side]][where.col]
             circle = (float(where.row), float(col), where.drawing.radius_px)
-            found.append((Lesion(kind, finding, malignant=finding == "SPICULATED", circle=circle), where))
-        return found
+            lesions.append((Lesion(kind, finding, malignant=finding == "SPICULATED", circle=circle), where))
+        return lesions
 
     def _rng(self, number: int, side: str, purpose: str) -> np.random.Generator:
         return np.random.default_rng(list(f"{self.seed} {number} {side} {purpose}".encode()))

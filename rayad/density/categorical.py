@@ -221,8 +221,8 @@ class CategoricalLeaves(nn.Module):
     def factors(self, x: Latents) -> Float[Tensor, "l i w n"]:
         """Log probability of every single code, in nats; 0 where one is missing and in unfilled places."""
         codes = self.features(x, missing=True)
-        found = _look_up(self.probabilities.flatten(0, 2), codes.places.flatten(1), missing=True)  # l wn i
-        return found.log_().unflatten(1, codes.places.shape[1:]).permute(0, 3, 1, 2)
+        looked_up = _look_up(self.probabilities.flatten(0, 2), codes.places.flatten(1), missing=True)  # l wn i
+        return looked_up.log_().unflatten(1, codes.places.shape[1:]).permute(0, 3, 1, 2)
 
     def modes(self) -> tuple[Float[Tensor, "l i w"], Float[Tensor, "l i w"]]:
         """The most probable code of every leaf's variable, and its log probability."""
@@ -272,8 +272,8 @@ class CategoricalLeaves(nn.Module):
 
 
 def _look_up(flat: Float[Tensor, "t i"], place: Int64[Tensor, "l n"], missing: bool) -> Float[Tensor, "l n i"]:
-    found = flat.index_select(0, (place.clamp_min(0) if missing else place).flatten()).view(*place.shape, -1)
-    return found.masked_fill_((place < 0)[..., None], 1) if missing else found
+    values = flat.index_select(0, (place.clamp_min(0) if missing else place).flatten()).view(*place.shape, -1)
+    return values.masked_fill_((place < 0)[..., None], 1) if missing else values
 
 
 def _log_products(flat: Float[Tensor, "t i"], codes: Codes) -> Float[Tensor, "l n i"]:

@@ -86,12 +86,12 @@ class Network(Learned):
 
     def _energies(self, z: Latents) -> Tensor:
         """n k: the free energy of each machine, given what those below make of standardized latents."""
-        found = []
+        energies = []
         for i in range(len(self.config.hidden)):
             machine = tuple(self.get_buffer(f"{kind}{i}") for kind in ("weight", "visible", "hidden"))
-            found.append(free_energy(z, *machine, gaussian=i == 0))
+            energies.append(free_energy(z, *machine, gaussian=i == 0))
             z = _upwards(z, *machine)
-        return torch.stack(found, 1)
+        return torch.stack(energies, 1)
 
 
 def free_energy(v: Tensor, weight: Tensor, visible: Tensor, hidden: Tensor, *, gaussian: bool) -> Tensor:

@@ -214,8 +214,8 @@ def _epoch(density: Density[S], train: Latents, em: EM, epoch: int, around: _Aro
     total, visits, sync, labels = 0.0, torch.zeros(()), around.sync, around.labels
     for number, rows in enumerate(_batches(len(train), em, epoch), 1):
         mine = rows[sync.rank :: sync.world]
-        known = () if labels is None else (labels[mine],)
-        statistics = density.statistics(train[mine], *known)
+        classes = () if labels is None else (labels[mine],)
+        statistics = density.statistics(train[mine], *classes)
         if sync.world > 1:  # of codes, a table is only made where it has to be added
             sync.sum_(statistics.tensors())
         log_likelihood = float(statistics.log_likelihood)

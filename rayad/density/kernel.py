@@ -55,21 +55,21 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        found = ctypes.CDLL(str(_built(compiler)))
+        compiled = ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        warnings.warn(f"the compiled kernel could not be built, torch does its work: {said[:300]}", stacklevel=2)
+        reason = getattr(error, "stderr", None) or str(error)
+        warnings.warn(f"the compiled kernel could not be built, torch does its work: {reason[:300]}", stacklevel=2)
         return None
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-    found.lanes.restype = ctypes.c_int32
-    for function in (found.log_prob, found.statistics, found.pack_leaves):
+    compiled.lanes.restype = ctypes.c_int32
+    for function in (compiled.log_prob, compiled.statistics, compiled.pack_leaves):
         function.restype = ctypes.c_int32
-    for function in (found.log_prob, found.statistics):
+    for function in (compiled.log_prob, compiled.statistics):
         function.argtypes = [address, address, size, address]
-    found.pack_leaves.argtypes = [*[address] * 3, *[size] * 4, *[address] * 2]
-    found.leaf_moments.argtypes = [*[address] * 4, *[size] * 4, *[address] * 3]
-    found.leaf_update.argtypes = [*[address] * 5, size, *[number] * 5]
-    return found
+    compiled.pack_leaves.argtypes = [*[address] * 3, *[size] * 4, *[address] * 2]
+    compiled.leaf_moments.argtypes = [*[address] * 4, *[size] * 4, *[address] * 3]
+    compiled.leaf_update.argtypes = [*[address] * 5, size, *[number] * 5]
+    return compiled
 
 
 def _built(compiler: str) -> Path:
@@ -78,9 +78,9 @@ def _built(compiler: str) -> Path:
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    known = "\n".join([SOURCE.read_text(), *FLAGS, version, platform.machine(), *processor])
+    inputs = "\n".join([SOURCE.read_text(), *FLAGS, version, platform.machine(), *processor])
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayad"
-    target = cache / f"kernel-{hashlib.sha256(known.encode()).hexdigest()[:16]}.so"
+    target = cache / f"kernel-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
@@ -185,8 +185,8 @@ class Packed:
         lp, roots, mass, raw, *visits = (functools.reduce(torch.add, same) for same in zip(*parts, strict=True))
         moments = Moments(*(torch.empty_like(self.leaves.mean, dtype=torch.float64) for _ in range(3)))
         mean, _, *rest = self._leaves()
-        found = [t.data_ptr() for t in moments.tensors()]
-        self.compiled.leaf_moments(mean, mass.data_ptr(), raw.data_ptr(), *rest, *found)
+        pointers = [t.data_ptr() for t in moments.tensors()]
+        self.compiled.leaf_moments(mean, mass.data_ptr(), raw.data_ptr(), *rest, *pointers)
         visits = [
             v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
             for v, shape in zip(visits, self.shapes, strict=True)

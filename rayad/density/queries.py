@@ -80,8 +80,8 @@ def log_conditional(circuit: SPN, z: Latents, given: Given) -> Scores:
     Raises:
         OptionError: another number of variables than the circuit was built for.
     """
-    known = z.masked_fill(~given.expand(z.shape), torch.nan)
-    both = (_log_prob(circuit, z), _log_prob(circuit, known))
+    evidence = z.masked_fill(~given.expand(z.shape), torch.nan)
+    both = (_log_prob(circuit, z), _log_prob(circuit, evidence))
     return (both[0] - both[1]).to(circuit.mixing.dtype)
 
 
@@ -106,7 +106,7 @@ def surprise(circuit: SPN, z: Latents) -> Surprises:
         )
     circuit = _exact(circuit)
     home = _homes(circuit)
-    found = []
+    surprises = []
     for x in _parts(circuit, z):
         factors = circuit.leaves.factors(x)
         flat = factors.transpose(1, 2).flatten(0, 1)  # lw i n
@@ -115,9 +115,9 @@ def surprise(circuit: SPN, z: Latents) -> Surprises:
         up = _upward(circuit, factors.sum(2), _log_sum)
         rest = _sums_of_others(factors).add_(_slopes(circuit, up)[:, :, None])
         without = rest.logsumexp(1).flatten(0, 1)[home].logsumexp(0)  # m n
-        found.append((without - up.roots.flatten(0, 1).logsumexp(0) - peak).T)
+        surprises.append((without - up.roots.flatten(0, 1).logsumexp(0) - peak).T)
     volume = circuit.standardization.scale.log()
-    return (torch.cat(found) + volume).masked_fill(z.isnan(), torch.nan).to(z.dtype)
+    return (torch.cat(surprises) + volume).masked_fill(z.isnan(), torch.nan).to(z.dtype)
 
 
 @torch.no_grad()
@@ -129,13 +129,13 @@ def conditional_mean(circuit: SPN, z: Latents) -> Latents:
     """
     circuit = _exact(circuit)
     mean, _ = circuit.leaves.expectations()
-    found = []
+    means = []
     for x in _parts(circuit, z):
         leaves = circuit.leaves.factors(x).sum(2)
         up = _upward(circuit, leaves, _log_sum)
         visits = (_slopes(circuit, up) + leaves - up.roots.flatten(0, 1).logsumexp(0)).exp()  # l i n
-        found.append(_gather(circuit, torch.einsum("liw,lin->lwn", mean, visits)))
-    return _filled(circuit, z, torch.cat(found))
+        means.append(_gather(circuit, torch.einsum("liw,lin->lwn", mean, visits)))
+    return _filled(circuit, z, torch.cat(means))
 
 
 @torch.no_grad()
@@ -164,12 +164,12 @@ def sample_given(circuit: SPN, z: Latents, seed: int) -> Latents:
         """One option in proportion to its exponential: the largest after Gumbel noise."""
         return (logits - torch.empty_like(logits).exponential_(generator=generator).log_()).argmax(2)
 
-    found = []
+    samples = []
     for x in _parts(circuit, z):
         up = _upward(circuit, circuit.leaves.factors(x).sum(2), _log_sum)
         region, node = _descend(circuit, up, draw)
-        found.append(_place(circuit, region, circuit.leaves.draw(region, node, generator)))
-    return _filled(circuit, z, torch.cat(found))
+        samples.append(_place(circuit, region, circuit.leaves.draw(region, node, generator)))
+    return _filled(circuit, z, torch.cat(samples))
 
 
 @torch.no_grad()
@@ -186,13 +186,13 @@ def mpe(circuit: SPN, z: Latents) -> Latents:
     """
     circuit = _exact(circuit)
     value, height = circuit.leaves.modes()
-    found = []
+    explanations = []
     for x in _parts(circuit, z):
         free = spread(circuit.leaves.scopes, x.isnan())[:, None]  # l 1 w n
         leaves = torch.where(free, height[..., None], circuit.leaves.factors(x)).sum(2)
         region, node = _descend(circuit, _upward(circuit, leaves, _log_max), lambda logits: logits.argmax(2))
-        found.append(_place(circuit, region, value[region, node]))
-    return _filled(circuit, z, torch.cat(found))
+        explanations.append(_place(circuit, region, value[region, node]))
+    return _filled(circuit, z, torch.cat(explanations))
 
 
 @torch.no_grad()

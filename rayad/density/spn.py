@@ -275,8 +275,8 @@ class SPN(nn.Module):
         leaves: Any = self.leaves.tally(missing)
         visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
         roots, log_likelihood = torch.zeros_like(self.mixing), x.new_zeros((), dtype=torch.float64)
-        for part, known in _blocks(x, labels, self._rows_at_once()):
-            up = self._pass_upward(self, part, missing, known)
+        for part, block_labels in _blocks(x, labels, self._rows_at_once()):
+            up = self._pass_upward(self, part, missing, block_labels)
             log_likelihood += up.log_prob.sum(dtype=torch.float64)
             shares = F.threshold(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf, inplace=True).exp_()  # r c n
             roots += shares.sum((0, 2))

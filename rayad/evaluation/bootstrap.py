@@ -80,8 +80,8 @@ def pooled(pool: Pool, measures: dict[str, Cumulated], weights: Float[np.ndarray
     """
     at = edges(pool.scores, pool.anomalous)
     tables = [
-        histograms(pool.scores, of.astype(float), pool.patient, len(pool.patients), at)
-        for of in (pool.anomalous, pool.share, ~pool.anomalous)
+        histograms(pool.scores, mask.astype(float), pool.patient, len(pool.patients), at)
+        for mask in (pool.anomalous, pool.share, ~pool.anomalous)
     ]
     values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     for rows in np.array_split(weights, max(1, len(weights) // 20)):
@@ -95,14 +95,14 @@ def sensitivities(marks: froc.Marks, weights: Float[np.ndarray, "r p"]) -> Float
     """FROC sensitivities of each draw; exact where the marks that matter have fewer than BINS distinct scores."""
     real = np.isfinite(marks.scores)
     at = np.unique(marks.scores[real])[-(BINS - 1) :]
-    found, alarms = (
-        histograms(marks.scores[of], np.ones(of.sum()), marks.patient[of], len(marks.patients), at)
-        for of in (real & marks.lesion, real & ~marks.lesion)
+    detected, alarms = (
+        histograms(marks.scores[mask], np.ones(mask.sum()), marks.patient[mask], len(marks.patients), at)
+        for mask in (real & marks.lesion, real & ~marks.lesion)
     )
     lesions = np.bincount(marks.patient[marks.lesion], minlength=len(marks.patients)).astype(float)
     parts = [
         froc.sensitivity(
-            np.cumsum(rows @ found, axis=1), np.cumsum(rows @ alarms, axis=1), rows @ marks.images, rows @ lesions
+            np.cumsum(rows @ detected, axis=1), np.cumsum(rows @ alarms, axis=1), rows @ marks.images, rows @ lesions
         )
         for rows in np.array_split(weights, max(1, len(weights) // 20))
     ]

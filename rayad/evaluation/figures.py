@@ -154,7 +154,7 @@ def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]], healthy: Seq
     figure = _figure(1.6 * columns + 0.9, (1.6 * tallest + 0.08) * len(views) + 0.5)
     grid = figure.subplots(len(views), columns, squeeze=False)
     for i, view in enumerate(views):
-        _fill_row(grid[i, : 2 + 2 * len(maps)], view, [found[i] for found in maps.values()])
+        _fill_row(grid[i, : 2 + 2 * len(maps)], view, [detector_maps[i] for detector_maps in maps.values()])
         if healthy:
             _gray(grid[i, -2], healthy[i].pixels)
             _change(grid[i, -1], healthy[i])

@@ -82,9 +82,9 @@ def sensitivity(
         images: number of images.
         lesions: number of lesions, also those without a peak.
     """
-    found = np.concatenate([np.zeros_like(tp[:, :1]), tp], axis=1)
+    detected = np.concatenate([np.zeros_like(tp[:, :1]), tp], axis=1)
     allowed = np.stack([(fp <= rate * images[:, None]).sum(axis=1) for rate in RATES], axis=1)  # r f
-    return np.take_along_axis(found, allowed, axis=1) / lesions[:, None]
+    return np.take_along_axis(detected, allowed, axis=1) / lesions[:, None]
 
 
 def _marks_of(image: Scored, kind: str) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:

@@ -103,8 +103,8 @@ def write_heatmaps(
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     detector.step(request.step_mm)
-    found, left_out = found_in(images)
-    files = named(_some(found, images))
+    image_files, left_out = found_in(images)
+    files = named(_some(image_files, images))
     if left_out:
         say(f"left out: {len(left_out)} files that are no images, such as {left_out[0]}", sys.stderr)
     versions = storage.versions(file for file, _ in files)
@@ -171,9 +171,9 @@ class Rows:
 
     def require_free(self, files: Sequence[tuple[str, str]]) -> None:
         """OptionError where a name is that of another image's heatmap."""
-        names, wanted = {row["name"]: file for file, row in self._rows.items() if "name" in row}, dict(files)
+        names, requested = {row["name"]: file for file, row in self._rows.items() if "name" in row}, dict(files)
         for file, name in files:
-            if names.get(name, file) != file and names[name] not in wanted:
+            if names.get(name, file) != file and names[name] not in requested:
                 raise OptionError(f"{self._url}: {name} is the heatmap of {names[name]} there; name another folder")
 
     def done(self, file: str, name: str, made_of: str, endings: Sequence[str]) -> Row | None:
@@ -228,8 +228,8 @@ def _of_raster(image: raster.Raster, name: str, channels: int, request: Request)
 
 def _of_dicom(data: bytes, name: str, request: Request) -> Source:
     header, pixels = dicom.mammogram(data, name, "kind" in request.force)
-    said = {"kind": header.unsuitable, "side": header.contradiction}
-    doubts = tuple(Doubt(kind, sentence) for kind, sentence in said.items() if sentence)
+    sentences = {"kind": header.unsuitable, "side": header.contradiction}
+    doubts = tuple(Doubt(kind, sentence) for kind, sentence in sentences.items() if sentence)
     spacing_mm, view = _spacing(header.spacing_mm, name, request), header.view or request.view
     return Source(pixels, spacing_mm, view, force=request.force, doubts=doubts)
 
@@ -273,7 +273,7 @@ def named(files: Sequence[str]) -> list[tuple[str, str]]:
     paths = [[part for part in _bare(file).replace("\\", "/").split("/") if part] or [""] for file in files]
     deep = [1] * len(paths)
     while True:
-        names = ["-".join([*path[-of:-1], _stem(path[-1])]) for path, of in zip(paths, deep, strict=True)]
+        names = ["-".join([*path[-depth:-1], _stem(path[-1])]) for path, depth in zip(paths, deep, strict=True)]
         often = Counter(names)
         alike = [i for i, name in enumerate(names) if often[name] > 1]
         growing = [i for i in alike if deep[i] < len(paths[i])]
@@ -351,8 +351,8 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
         OptionError: the detector is lacking a decoder or a density.
     """
     with bounds.within(bounds.current().score_seconds, "score_seconds"):
-        found = counterfactual.image(detector, prepared)
-    return Healthy(found.pixels, found.change, detector.preprocessing.intensity)
+        healthy = counterfactual.image(detector, prepared)
+    return Healthy(healthy.pixels, healthy.change, detector.preprocessing.intensity)
 
 
 def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, Map]:
@@ -360,7 +360,9 @@ def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, Ma
     nothing = np.zeros(prepared.stored.shape, bool)
     shown = prepared.stored if prepared.pixels.ndim == 2 else prepared.pixels
     scale = np.array(prepared.stored.shape) / np.array(judged.shape)
-    rows, columns = ((places + 0.5) * of - 0.5 for places, of in zip((judged.rows, judged.cols), scale, strict=True))
+    rows, columns = (
+        (places + 0.5) * factor - 0.5 for places, factor in zip((judged.rows, judged.cols), scale, strict=True)
+    )
     view = View(
         name, shown, prepared.spacing_mm, rows.round().astype(np.int64), columns.round().astype(np.int64), nothing
     )

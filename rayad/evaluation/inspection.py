@@ -58,7 +58,7 @@ def _outline(mask: Mask) -> Mask:
 
 def curves(intensities: Mapping[str, Sequence[float]]) -> Markup:
     """Histograms of tissue intensity, a line a scanner, as SVG."""
-    width, height, found = 640, 180, []
+    width, height, paths = 640, 180, []
     highest = max((max(shares) for shares in intensities.values()), default=1) or 1
     for number, (name, shares) in enumerate(intensities.items()):
         points = " ".join(
@@ -67,8 +67,8 @@ def curves(intensities: Mapping[str, Sequence[float]]) -> Markup:
         )
         colour = f"hsl({number * 360 / max(1, len(intensities)):.0f} 70% 45%)"
         label = escape(name or "not known")
-        found.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        found.append(f'<text x="{width + 12}" y="{18 + 18 * number}" fill="{colour}">{label}</text>')
+        paths.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        paths.append(f'<text x="{width + 12}" y="{18 + 18 * number}" fill="{colour}">{label}</text>')
     high = max(height + 24, 24 + 18 * len(intensities))
     axis = (
         f'<line x1="0" y1="{height}" x2="{width}" y2="{height}" stroke="currentColor"/>'
@@ -76,7 +76,7 @@ def curves(intensities: Mapping[str, Sequence[float]]) -> Markup:
         f'<text x="{width}" y="{height + 18}" fill="currentColor" text-anchor="end">1</text>'
     )
     head = f'<svg width="{width + 280}" height="{high}" role="img" aria-label="intensities of the tissue by scanner">'
-    return Markup(head + axis + "".join(found) + "</svg>")
+    return Markup(head + axis + "".join(paths) + "</svg>")
 
 
 def build(found: dict[str, Any], pictures: Sequence[tuple[str, bytes]], url: str) -> str:

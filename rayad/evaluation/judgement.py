@@ -72,7 +72,7 @@ class Judgement:
             "p_value": self.p,
             "p_value_floor": self.p_floor,
             "calibration_patients": self.patients,
-            "findings": [self._finding(found) for found in self.findings],
+            "findings": [self._finding(finding) for finding in self.findings],
             "findings_total": self.marked_regions,
             "doubts": [asdict(doubt) for doubt in self.doubts],
         }
@@ -96,7 +96,7 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Jud
     scale = np.array(shape[:2]) / np.array(prepared.stored.shape)
     quantile = calibration.healthy_quantile(heatmap.scores)
     step_mm = _step(heatmap) * prepared.spacing_mm
-    found, number = findings(heatmap.scores, quantile, ALARM, step_mm)
+    listed, number = findings(heatmap.scores, quantile, ALARM, step_mm)
     score = image_score(heatmap.scores)
     return Judgement(
         scores=heatmap.scores,
@@ -109,7 +109,7 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Jud
         p=calibration.image_p(score),
         p_floor=calibration.floor,
         patients=calibration.patients,
-        findings=tuple(found),
+        findings=tuple(listed),
         marked_regions=number,
         spacing_mm=prepared.source.spacing_mm,
         shape=(shape[0], shape[1]),

@@ -57,8 +57,8 @@ class Scored:
 
     def placed(self, kind: str) -> bool:
         """Whether the places of this kind, and of every other lesion in the image, are known."""
-        known = bool(self.truth) and all(mask.any() for mask in self.truth.values())
-        return known and (kind == ANY or kind in self.truth)
+        located = bool(self.truth) and all(mask.any() for mask in self.truth.values())
+        return located and (kind == ANY or kind in self.truth)
 
     def lesion(self, kind: str) -> GridMask:
         """The places of this kind of lesion, in or out of the tissue."""
@@ -236,8 +236,8 @@ def patient_scores(scored: Sequence[Scored], kind: str, top: float = 0.01) -> di
 def dice_counts(image: Scored, kind: str, threshold: float) -> tuple[int, int]:
     """Numerator and denominator of an image's Dice at a threshold, both to be summed over images."""
     counted, lesion = image.counted(kind), image.lesion(kind)
-    found = counted & (image.scores > threshold)
-    return 2 * int((found & lesion).sum()), int(found.sum()) + int((lesion & counted).sum())
+    marked = counted & (image.scores > threshold)
+    return 2 * int((marked & lesion).sum()), int(marked.sum()) + int((lesion & counted).sum())
 
 
 def components(mask: GridMask) -> tuple[Int[np.ndarray, "gh gw"], int]:

@@ -116,7 +116,7 @@ def webp(png: bytes) -> bytes:
 
 def drawings(results: dict) -> dict[str, list[tuple[str, Markup]]]:
     """Kind of lesion -> forest plots and ranks, with their titles; nothing where there are few detectors."""
-    rows, found = results["rows"], {}
+    rows, drawings_by_kind = results["rows"], {}
     spread = {(row["detector"], row["lesion"]): row for row in results.get("seeds", [])}
     for kind in dict.fromkeys(row["lesion"] for row in rows):
         of_kind, drawn = [row for row in rows if row["lesion"] == kind], []
@@ -134,8 +134,8 @@ def drawings(results: dict) -> dict[str, list[tuple[str, Markup]]]:
                 "join detectors that do not differ (Wilcoxon, adjusted by Holm, 0.05)"
             )
             drawn.append((title, Markup(svg.ranking(ranked))))
-        found[kind] = [(title, drawing) for title, drawing in drawn if drawing]
-    return {kind: drawn for kind, drawn in found.items() if drawn}
+        drawings_by_kind[kind] = [(title, drawing) for title, drawing in drawn if drawing]
+    return {kind: drawn for kind, drawn in drawings_by_kind.items() if drawn}
 
 
 def render(results: dict, figures: list[str]) -> str:

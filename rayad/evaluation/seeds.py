@@ -16,22 +16,22 @@ def spread(runs: Sequence[Sequence[Row]]) -> list[Row]:
     Args:
         runs: the rows of `table.rows` of every seed. A figure that some run does not define is left out of it.
     """
-    found: dict[tuple[object, object], list[Row]] = {}
+    rows_by_key: dict[tuple[object, object], list[Row]] = {}
     for row in (row for run in runs for row in run):
-        found.setdefault((row["detector"], row["lesion"]), []).append(row)
+        rows_by_key.setdefault((row["detector"], row["lesion"]), []).append(row)
     return [
         {"detector": detector, "lesion": lesion, "seeds": len(rows)}
         | {name: _figure([row[name][key] for row in rows if name in row]) for name, key in FIGURES.items()}  # type: ignore[reportIndexIssue]  figures are dicts
-        for (detector, lesion), rows in found.items()
+        for (detector, lesion), rows in rows_by_key.items()
     ]
 
 
 def _figure(values: Sequence[float | None]) -> Row:
-    known = [value for value in values if value is not None]
-    if not known:
+    defined = [value for value in values if value is not None]
+    if not defined:
         return {"mean": None, "std": None, "values": []}
     return {
-        "mean": float(np.mean(known)),
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "values": known,
+        "mean": float(np.mean(defined)),
+        "std": float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        "values": defined,
     }

@@ -105,7 +105,7 @@ def concordance(pool: Pool) -> Float[np.ndarray, "p p"]:
 def resampled_auc(pool: Pool, weights: Float[np.ndarray, "r p"]) -> Float[np.ndarray, " r"]:
     """The exact pooled AUROC of each draw of patients."""
     anomalous, normal = (
-        np.bincount(pool.patient[of], minlength=len(pool.patients)) for of in (pool.anomalous, ~pool.anomalous)
+        np.bincount(pool.patient[mask], minlength=len(pool.patients)) for mask in (pool.anomalous, ~pool.anomalous)
     )
     right = ((weights @ concordance(pool)) * weights).sum(axis=1)
     with np.errstate(invalid="ignore"):
@@ -180,11 +180,11 @@ def delong_variance(
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """Holm's adjusted p-values (1979), which control the family-wise error under any dependence; None stays None."""
-    known = sorted((value, index) for index, value in enumerate(p) if value is not None)
+    ranked = sorted((value, index) for index, value in enumerate(p) if value is not None)
     adjusted: list[float | None] = [None] * len(p)
     running = 0.0
-    for rank, (value, index) in enumerate(known):
-        running = max(running, min(1.0, (len(known) - rank) * value))
+    for rank, (value, index) in enumerate(ranked):
+        running = max(running, min(1.0, (len(ranked) - rank) * value))
         adjusted[index] = running
     return adjusted
 

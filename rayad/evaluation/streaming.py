@@ -50,7 +50,7 @@ class Histogram:
         counts = [int(self.anomalous.sum()), int(self.normal.sum())]
         if not all(counts):
             raise metrics.Undefined(f"AUROC needs both classes, got {counts[0]} anomalous and {counts[1]} normal")
-        tp, fp = (np.cumsum(of[::-1])[None].astype(float) for of in (self.anomalous, self.normal))
+        tp, fp = (np.cumsum(binned[::-1])[None].astype(float) for binned in (self.anomalous, self.normal))
         return tp, fp
 
 
@@ -67,8 +67,8 @@ def edges_of(levels: Float[np.ndarray, " q"], quantiles: Float[np.ndarray, " q"]
     if quantiles.size == 0 or not np.isfinite(quantiles).all():
         raise ValueError(f"edges need finite healthy scores, got {quantiles.size} of which not all are finite")
     half = (BINS - BEYOND) // 2
-    wanted = np.concatenate([np.linspace(0, 1, half), 1 - np.logspace(0, -6, half)])
-    inside = np.interp(np.unique(wanted), levels, quantiles)
+    grid_levels = np.concatenate([np.linspace(0, 1, half), 1 - np.logspace(0, -6, half)])
+    inside = np.interp(np.unique(grid_levels), levels, quantiles)
     low, high = float(quantiles[0]), float(quantiles[-1])
     beyond = high + np.linspace(0, 2 * (high - low), BEYOND)
     return np.unique(np.concatenate([inside, beyond]))
@@ -81,5 +81,5 @@ def count(
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are no numbers (nan)")
     at = np.searchsorted(edges, scores, side="left")
-    normal, lesion = (np.bincount(at[of], minlength=edges.size + 1) for of in (~anomalous, anomalous))
+    normal, lesion = (np.bincount(at[mask], minlength=edges.size + 1) for mask in (~anomalous, anomalous))
     return Histogram(edges, normal, lesion)

@@ -19,19 +19,19 @@ def forest(rows: Sequence[Mapping[str, Any]], figure: str, seeds: Mapping[str, S
         seeds: detector -> the figure of every seed.
     """
     key = "mean" if figure == "image_wise_auc" else "value"
-    known = [row for row in rows if row.get(figure, {}).get(key) is not None]
-    known.sort(key=lambda row: -row[figure][key])
-    if not known:
+    drawable = [row for row in rows if row.get(figure, {}).get(key) is not None]
+    drawable.sort(key=lambda row: -row[figure][key])
+    if not drawable:
         return ""
-    lows = [row[figure]["low"] if row[figure].get("low") is not None else row[figure][key] for row in known]
+    lows = [row[figure]["low"] if row[figure].get("low") is not None else row[figure][key] for row in drawable]
     low = min(0.5, int(10 * min(lows)) / 10)
 
     def x(value: float) -> float:
         return NAMES + PLOT * (value - low) / (1 - low)
 
-    height = LINE * len(known) + 34
+    height = LINE * len(drawable) + 34
     parts = list(_axis(low, x, height))
-    for i, row in enumerate(known):
+    for i, row in enumerate(drawable):
         y, cell = LINE * i + 14, row[figure]
         parts.append(f'<text x="{NAMES - 8}" y="{y + 4}" text-anchor="end">{escape(row["detector"])}</text>')
         text = f"{cell[key]:.2f}"
@@ -41,7 +41,7 @@ def forest(rows: Sequence[Mapping[str, Any]], figure: str, seeds: Mapping[str, S
         parts += [_line(x(value), y - 6, x(value), y + 6, 1) for value in seeds.get(row["detector"], ())]
         parts.append(f'<circle cx="{x(cell[key]):.1f}" cy="{y}" r="4"/>')
         parts.append(f'<text x="{NAMES + PLOT + 12}" y="{y + 4}">{text}</text>')
-    return _svg(height, parts, f"{figure} of {len(known)} detectors")
+    return _svg(height, parts, f"{figure} of {len(drawable)} detectors")
 
 
 def ranking(found: Mapping[str, Any]) -> str:

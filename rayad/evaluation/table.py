@@ -79,7 +79,7 @@ def group_rows(
     A detector that finds lesions less well in dense breasts has a lower image-wise AUROC there; the test is between
     the patients of two groups (those with images in both count in each).
     """
-    found: list[Row] = []
+    rows: list[Row] = []
     tested: list[Row] = []
     groups = sorted({image.group for image in scored} - {""})
     for kind in kinds:
@@ -90,14 +90,14 @@ def group_rows(
             figures = _place_figures(own, kind, options) | _image_wise(own, kind, options)
             named = {name: figures[name] for name in ("pixel_auc", "image_wise_auc")}
             head: Row = {"detector": detector, "lesion": kind, "group": group}
-            found.append(head | {name: counts[name] for name in ("images", "patients")} | named)
+            rows.append(head | {name: counts[name] for name in ("images", "patients")} | named)
         for a, b in combinations(groups, 2):
             head = {"detector": detector, "lesion": kind, "a": a, "b": b, "figure": "image_wise_auc"}
             try:
                 tested.append(head | vars(significance.unpaired(aucs[a], aucs[b], seed=options.seed)))
             except Undefined as reason:
                 tested.append(head | {"difference": None, "p": None, "note": str(reason)})
-    return found, tested
+    return rows, tested
 
 
 def _of_patients(scored: Sequence[Scored], kind: str) -> dict[str, float]:
@@ -128,17 +128,17 @@ def comparisons(
         options: resamples, shares.
     """
     tests = {"pixel_auc": _compare_pixels, "image_wise_auc": _compare_images, "exam_auc": _compare_exams}
-    found: list[Row] = []
+    rows: list[Row] = []
     for a, b in pairs or list(combinations(scored, 2)):
         for kind in kinds:
             for figure, test in tests.items():
                 head: Row = {"a": a, "b": b, "lesion": kind, "figure": figure}
                 try:
-                    found.append(head | vars(test(scored[a], scored[b], kind, options)))
+                    rows.append(head | vars(test(scored[a], scored[b], kind, options)))
                 except Undefined as reason:
-                    found.append(head | {"difference": None, "p": None, "note": str(reason)})
-    adjusted = significance.holm([row["p"] for row in found])  # type: ignore[reportArgumentType]  floats or None
-    return [row | {"p_holm": p} for row, p in zip(found, adjusted, strict=True)]
+                    rows.append(head | {"difference": None, "p": None, "note": str(reason)})
+    adjusted = significance.holm([row["p"] for row in rows])  # type: ignore[reportArgumentType]  floats or None
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def _counts(scored: Sequence[Scored], kind: str) -> Row:
@@ -296,7 +296,9 @@ def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options
 
 def _compare_exams(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
     of_a, of_b = (metrics.patient_scores(scored, kind, options.top) for scored in (a, b))
-    scores_a, scores_b = (np.array([of[patient][0] for patient in of_a], dtype=float) for of in (of_a, of_b))
+    scores_a, scores_b = (
+        np.array([scores_by_patient[patient][0] for patient in of_a], dtype=float) for scores_by_patient in (of_a, of_b)
+    )
     return significance.delong(scores_a, scores_b, np.array([held for _, held in of_a.values()], dtype=bool))
 
 

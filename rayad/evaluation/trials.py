@@ -58,7 +58,7 @@ def pictures(study: optuna.Study) -> dict[str, bytes]:
     if len(shown.trials) < FEW:
         return {}
     names = list(shown.trials[0].params)
-    wanted: dict[str, Callable[[], Any]] = {
+    plots: dict[str, Callable[[], Any]] = {
         "history": lambda: draw.plot_optimization_history(shown),
         "parallel": lambda: draw.plot_parallel_coordinate(shown),
         "importance": lambda: draw.plot_param_importances(shown),
@@ -66,8 +66,8 @@ def pictures(study: optuna.Study) -> dict[str, bytes]:
     if len(names) > 1:
         pair: list[str] = list(optuna.importance.get_param_importances(shown))[:2]
         pair = list(map(str, CONTOUR)) if set(CONTOUR) <= set(names) else pair
-        wanted["contour"] = lambda: draw.plot_contour(shown, params=pair)
-    return {name: _png(picture) for name, picture in wanted.items()}
+        plots["contour"] = lambda: draw.plot_contour(shown, params=pair)
+    return {name: _png(picture) for name, picture in plots.items()}
 
 
 def _ended(study: optuna.Study) -> optuna.Study:

@@ -23,13 +23,13 @@ def rules(calibration: Calibration) -> dict[str, Callable[[float], bool]]:
     scores, weights = calibration.image_scores, calibration.image_weights
     mean = float(np.average(scores, weights=weights))
     deviation = float(np.sqrt(np.average((scores - mean) ** 2, weights=weights)))
-    found: dict[str, Callable[[float], bool]] = {}
+    rules_by_name: dict[str, Callable[[float], bool]] = {}
     for k in DEVIATIONS:
-        found[f"mean + {k:g} sd"] = _above(mean + k * deviation)
-    found[f"quantile {QUANTILE:g}"] = _above(float(np.quantile(scores, QUANTILE)))
+        rules_by_name[f"mean + {k:g} sd"] = _above(mean + k * deviation)
+    rules_by_name[f"quantile {QUANTILE:g}"] = _above(float(np.quantile(scores, QUANTILE)))
     for rate in RATES:
-        found[f"p at most {rate:g}"] = lambda score, rate=rate: calibration.image_p(score) <= rate
-    return found
+        rules_by_name[f"p at most {rate:g}"] = lambda score, rate=rate: calibration.image_p(score) <= rate
+    return rules_by_name
 
 
 def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> list[Row]:
@@ -38,29 +38,29 @@ def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> l
     Intervals of sensitivity and specificity are Wilson's (1927), for single images. A figure whose class is missing is
     null, with the reason.
     """
-    known = [image for image in scored if image.diseased is not None]
-    scores = [image_score(image.scores, calibration.top) for image in known]
-    diseased = np.array([bool(image.diseased) for image in known], dtype=bool)
-    found = []
+    diagnosed = [image for image in scored if image.diseased is not None]
+    scores = [image_score(image.scores, calibration.top) for image in diagnosed]
+    diseased = np.array([bool(image.diseased) for image in diagnosed], dtype=bool)
+    verdict_rows = []
     for name, rule in rules(calibration).items():
         called = np.array([rule(score) for score in scores], dtype=bool)
         hits, alarms = int((called & diseased).sum()), int((called & ~diseased).sum())
         sensitivity = _share(hits, int(diseased.sum()), "anomalous")
         specificity = _share(int((~diseased).sum()) - alarms, int((~diseased).sum()), "healthy")
         both = [sensitivity["value"], specificity["value"]]
-        found.append(
+        verdict_rows.append(
             {
                 "detector": detector,
                 "rule": name,
                 "saw_labels": False,
-                "images": len(known),
+                "images": len(diagnosed),
                 "sensitivity": sensitivity,
                 "specificity": specificity,
                 "balanced_accuracy": None if None in both else float(np.mean(both)),  # type: ignore[reportArgumentType]
                 "f1": 2 * hits / (hits + alarms + int(diseased.sum())) if diseased.any() else None,
             }
         )
-    return found
+    return verdict_rows
 
 
 def _above(threshold: float) -> Callable[[float], bool]:

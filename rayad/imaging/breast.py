@@ -201,8 +201,8 @@ def _lines(tissue: Mask) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k
         axis.ravel() for axis in np.meshgrid(np.linspace(8, top, 32), np.linspace(20, 0.8 * len(tissue), 48))
     )
     steep = down / right
-    wanted = (steep > 0.7) & (steep < 7.5) & (right * down / 2 < _LARGEST_MUSCLE * tissue.sum())
-    return right[wanted], down[wanted]
+    plausible = (steep > 0.7) & (steep < 7.5) & (right * down / 2 < _LARGEST_MUSCLE * tissue.sum())
+    return right[plausible], down[plausible]
 
 
 def _inner(tissue: Mask) -> Mask:
@@ -221,10 +221,10 @@ def _mean_slope(
         ndimage.map_coordinates(gradient, places, order=1, mode="nearest") for gradient in np.gradient(smooth)
     )
     fall = -(by_row * right[:, None] + by_column * down[:, None]) / length
-    known = ndimage.map_coordinates(inner.astype(np.uint8), places, order=0, mode="constant") > 0
+    inside = ndimage.map_coordinates(inner.astype(np.uint8), places, order=0, mode="constant") > 0
     clipped = np.clip(fall / _CLEAR_EDGE, -1, 1)
-    mean = (clipped * known).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    return np.where(known.mean(axis=1) < 0.6, -1, mean)
+    mean = (clipped * inside).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
+    return np.where(inside.mean(axis=1) < 0.6, -1, mean)
 
 
 def _beyond_the_film(breast: Mask, margin: int) -> Mask:

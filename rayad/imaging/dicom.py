@@ -289,10 +289,10 @@ def spacing_of(dataset: Dataset) -> float:
     pixel, imager, film = (_distances(dataset, name) for name in names)
     at_detector = imager or film
     corrected = pixel and (not imager or "PixelSpacingCalibrationType" in dataset or pixel != imager)
-    found, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, _magnification(dataset))
-    if not found:
+    distances, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, _magnification(dataset))
+    if not distances:
         return 0.0
-    down, across = (value / divisor for value in found)
+    down, across = (value / divisor for value in distances)
     if not (0 < down < 10 and abs(down - across) <= 0.01 * down):
         raise ImageError(f"square pixels of less than 10 mm expected, not {down:g} by {across:g} mm")
     return down
@@ -305,22 +305,22 @@ def _distances(dataset: Dataset, keyword: str) -> list[float]:
         value = value.split("\\")
     elif value is not None and not isinstance(value, Sequence | MultiValue):
         value = [value]
-    found = [float(text) for text in value or ()]
-    if len(found) == 2 and not any(found):
+    distances = [float(text) for text in value or ()]
+    if len(distances) == 2 and not any(distances):
         return []
-    if found and len(found) != 2:
-        raise ImageError(f"{keyword} has two distances, not {len(found)}")
-    return found
+    if distances and len(distances) != 2:
+        raise ImageError(f"{keyword} has two distances, not {len(distances)}")
+    return distances
 
 
 def _magnification(dataset: Dataset) -> float:
     """How much larger the breast is at the detector."""
-    said = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 0)
+    stated = float(dataset.get("EstimatedRadiographicMagnificationFactor") or 0)
     detector, patient = (
         float(dataset.get(name) or 0) for name in ("DistanceSourceToDetector", "DistanceSourceToPatient")
     )
-    found = said or (detector / patient if patient else 1.0)
-    return found if 1 <= found < 10 else 1.0
+    factor = stated or (detector / patient if patient else 1.0)
+    return factor if 1 <= factor < 10 else 1.0
 
 
 def _header(dataset: Dataset) -> Header:
@@ -475,18 +475,20 @@ def _side(dataset: Dataset) -> str:
 
 def _sides(dataset: Dataset) -> dict[str, str]:
     """The side by each attribute that says it."""
-    found = {}
+    sides = {}
     for keyword in ("ImageLaterality", "Laterality"):
         with contextlib.suppress(ValueError):  # B, U: of both or of none
-            found[keyword] = views.side(str(dataset.get(keyword, "") or ""))
-    return found
+            sides[keyword] = views.side(str(dataset.get(keyword, "") or ""))
+    return sides
 
 
 def _contradiction(dataset: Dataset, by_orientation: str) -> str:
-    said = {name: side for name, side in {**_sides(dataset), "PatientOrientation": by_orientation}.items() if side}
-    if len(set(said.values())) < 2:
+    sides = {name: side for name, side in {**_sides(dataset), "PatientOrientation": by_orientation}.items() if side}
+    if len(set(sides.values())) < 2:
         return ""
-    return "the header contradicts itself about the side: " + ", ".join(f"{name} {side}" for name, side in said.items())
+    return "the header contradicts itself about the side: " + ", ".join(
+        f"{name} {side}" for name, side in sides.items()
+    )
 
 
 def _view(dataset: Dataset) -> str:
@@ -497,7 +499,7 @@ def _view(dataset: Dataset) -> str:
         except ValueError:
             return position  # whatever it is: `inspect` has a row for it
     codes = {str(view.get("CodeValue", "")) for view in dataset.get("ViewCodeSequence") or []}
-    return next((view for view, known in _VIEWS.items() if codes & set(known)), "")
+    return next((view for view, codes_of_view in _VIEWS.items() if codes & set(codes_of_view)), "")
 
 
 def _orientation(dataset: Dataset) -> tuple[str, str]:

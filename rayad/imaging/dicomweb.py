@@ -79,7 +79,7 @@ def instances(server: str) -> list[str]:
     Raises:
         StorageError: the server cannot be reached, refuses, or does not give all that it has.
     """
-    return sorted(found.url for modality in ("MG", "SEG") for found in search(server, modality))
+    return sorted(listed.url for modality in ("MG", "SEG") for listed in search(server, modality))
 
 
 def search(server: str, modality: str, since: str = "") -> list[Listed]:
@@ -134,9 +134,9 @@ def store(server: str, datasets: Sequence[Dataset]) -> None:
 
 def _listed(server: str, row: Mapping[str, Any]) -> Listed:
     study, series, instance = (_value(row, key) for key in ("0020000D", "0020000E", "00080018"))
-    said = json.dumps({key: value for key, value in row.items() if key not in _FLEETING}, sort_keys=True)
+    content = json.dumps({key: value for key, value in row.items() if key not in _FLEETING}, sort_keys=True)
     url = f"{server}/studies/{study}/series/{series}/instances/{instance}"
-    return Listed(url, study, instance, _value(row, "00080016"), said)
+    return Listed(url, study, instance, _value(row, "00080016"), content)
 
 
 def _value(row: Mapping[str, Any], key: str) -> str:

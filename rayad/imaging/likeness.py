@@ -34,9 +34,9 @@ def ranks(pixels: Pixels, body: Mask) -> Float[np.ndarray, "1024"]:
 
     Smooth images have few bits of a hash that say anything; rho tells two healthy breasts of one shape from a copy.
     """
-    found = rankdata(_box(pixels, body, (32, 32)))
-    found -= found.mean()
-    return (found / max(np.linalg.norm(found), 1e-9)).astype(np.float32)
+    ranked = rankdata(_box(pixels, body, (32, 32)))
+    ranked -= ranked.mean()
+    return (ranked / max(np.linalg.norm(ranked), 1e-9)).astype(np.float32)
 
 
 def _box(pixels: Pixels, body: Mask, size: tuple[int, int]) -> np.ndarray:
@@ -49,9 +49,9 @@ def _box(pixels: Pixels, body: Mask, size: tuple[int, int]) -> np.ndarray:
 def pairs(hashes: Sequence[int], bits: int = BANDS - 1) -> list[tuple[int, int, int]]:
     """Which two hashes differ in at most so many bits, and in how many; fewer than `BANDS`."""
     crowds: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, of in enumerate(hashes):
+    for number, code in enumerate(hashes):
         for band in range(BANDS):
-            crowds[band, of >> (16 * band) & 0xFFFF].append(number)
+            crowds[band, code >> (16 * band) & 0xFFFF].append(number)
     candidates = {pair for crowd in crowds.values() if len(crowd) <= CROWD for pair in combinations(crowd, 2)}
-    found = [(a, b, (hashes[a] ^ hashes[b]).bit_count()) for a, b in candidates]
-    return sorted(pair for pair in found if pair[2] <= bits)
+    distances = [(a, b, (hashes[a] ^ hashes[b]).bit_count()) for a, b in candidates]
+    return sorted(pair for pair in distances if pair[2] <= bits)

@@ -43,9 +43,9 @@ def parsed(data: bytes, name: str) -> tuple[dict[str, int], np.ndarray]:
 
 def _header(data: bytes, name: str) -> tuple[int, int, int]:
     """Rows, columns and predictor."""
-    wanted = f"{name}: a lossless JPEG of one component and 16 bits expected"
+    expected = f"{name}: a lossless JPEG of one component and 16 bits expected"
     if data[:2] != b"\xff\xd8":
-        raise ImageError(wanted)
+        raise ImageError(expected)
     at, shape = 2, (0, 0)
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
@@ -55,7 +55,7 @@ def _header(data: bytes, name: str) -> tuple[int, int, int]:
             shape = (down, across) if (bits, components) == (16, 1) else (0, 0)
         if marker == 0xDA and len(body) >= 4:
             if not shape[0] * shape[1]:
-                raise ImageError(wanted)
+                raise ImageError(expected)
             bounds.current().require_pixels(*shape, name)
             if shape[0] * shape[1] > 8 * len(data):  # a pixel takes a bit at least
                 raise ImageError(f"{name}: damaged lossless JPEG: too short for {shape[0]} x {shape[1]} px")
@@ -63,7 +63,7 @@ def _header(data: bytes, name: str) -> tuple[int, int, int]:
                 raise ImageError(f"{name}: the file is cut off, a lossless JPEG ends in its marker EOI")
             return shape[0], shape[1], body[3]
         at += 2 + length
-    raise ImageError(wanted)
+    raise ImageError(expected)
 
 
 def _differences(decoded: np.ndarray) -> np.ndarray:

@@ -62,10 +62,10 @@ def forced() -> tuple[str, ...]:
 
 def checked(kinds: Iterable[str]) -> tuple[str, ...]:
     """The kinds; OptionError where one is none."""
-    found = tuple(kinds)
-    if unknown := [kind for kind in found if kind not in KINDS]:
+    checked_kinds = tuple(kinds)
+    if unknown := [kind for kind in checked_kinds if kind not in KINDS]:
         raise OptionError(f"there is no doubt called {unknown[0]!r} that could be overruled, only {', '.join(KINDS)}")
-    return found
+    return checked_kinds
 
 
 def refuse(doubt: Doubt, force: Sequence[str]) -> Doubt:

@@ -82,8 +82,8 @@ def read_bytes(url: str) -> bytes:
 
 def is_raster(data: bytes) -> bool:
     """Do the bytes of a file begin as one of these kinds does?"""
-    known = (_PNG, _JPEG, *_TIFF, *_GIF)
-    return data.startswith(known) or _is_bmp(data) or _is_webp(data) or _PNM.match(data) is not None
+    signatures = (_PNG, _JPEG, *_TIFF, *_GIF)
+    return data.startswith(signatures) or _is_bmp(data) or _is_webp(data) or _PNM.match(data) is not None
 
 
 def _is_bmp(data: bytes) -> bool:
@@ -293,8 +293,8 @@ def _tiff(data: bytes, name: str) -> Raster:
             raise ImageError(f"{name}: damaged image: the file is truncated")
         if page.compression in (tifffile.COMPRESSION.LZW, tifffile.COMPRESSION.JPEG):
             return _tiff_with_pillow(data, page, name)
-        image, said = _tiff_samples(page, name), page.tags.get(ORIENTATION)
-        return replace(image, pixels=_upright(image.pixels, int(said.value) if said else 1))
+        image, tag = _tiff_samples(page, name), page.tags.get(ORIENTATION)
+        return replace(image, pixels=_upright(image.pixels, int(tag.value) if tag else 1))
 
 
 def _tiff_with_pillow(data: bytes, page: tifffile.TiffPage, name: str) -> Raster:

@@ -46,11 +46,18 @@ def segments(url: str) -> list[Segment]:
 def segments_in(data: bytes, name: str) -> tuple[dict[str, Any], Mask]:
     """What `segments` gives, read in this process."""
     with explained(name):
-        found = _open(data)
-        images = tuple(str(of[2]) for of in found.get_source_image_uids())
-        described = {number: found.get_segment_description(number) for number in found.segment_numbers}
-        people = {n: of for n, of in described.items() if of.get("SegmentAlgorithmType", "") != "AUTOMATIC"}
-        rows = [asdict(Segment(number, _label(of), images, _is_anatomy(of))) for number, of in people.items()]
+        seg = _open(data)
+        images = tuple(str(reference[2]) for reference in seg.get_source_image_uids())
+        described = {number: seg.get_segment_description(number) for number in seg.segment_numbers}
+        people = {
+            n: reference
+            for n, reference in described.items()
+            if reference.get("SegmentAlgorithmType", "") != "AUTOMATIC"
+        }
+        rows = [
+            asdict(Segment(number, _label(reference), images, _is_anatomy(reference)))
+            for number, reference in people.items()
+        ]
         return {"segments": rows}, np.zeros((0, 0), bool)
 
 

@@ -48,8 +48,8 @@ class Preprocessing:
     def prepare(self, source: Source) -> Prepared:
         """Resize; ImageError if the image has colours and none are wanted, or none and they are."""
         if (source.pixels.ndim == 3) != self.colour:
-            wanted = "in colour" if self.colour else "in grey"
-            raise ImageError(f"an image {wanted} expected, this one has {source.pixels.shape}")
+            expected = "in colour" if self.colour else "in grey"
+            raise ImageError(f"an image {expected} expected, this one has {source.pixels.shape}")
         seen = resize(source.pixels, self.side_px)
         stored = seen.mean(axis=2, dtype=np.float32) if self.colour else seen
         everything = np.ones(stored.shape, dtype=bool)

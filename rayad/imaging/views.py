@@ -42,10 +42,10 @@ def view(text: str) -> tuple[str, str]:
         return "", ""
     if word in _VIEW:
         return _VIEW[word], ""
-    for of, found in _SIDE.items():
-        for rest in (word.removeprefix(of), word.removesuffix(of)):
+    for word_of_side, letter in _SIDE.items():
+        for rest in (word.removeprefix(word_of_side), word.removesuffix(word_of_side)):
             if rest != word and rest in _VIEW:
-                return _VIEW[rest], found
+                return _VIEW[rest], letter
     raise ValueError(f"{text!r} is no view of a breast, such as {', '.join(WORDS)}")
 
 

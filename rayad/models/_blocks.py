@@ -57,12 +57,12 @@ class Encoder(nn.Module):
         One convolution a row of the window, not one for all: float32 loses digits in sums of 3,200 terms.
         """
         weight = self.head.weight.unflatten(1, (-1, WINDOW, WINDOW))  # m c 5 5
-        found = cells.new_zeros(1) if self.head.bias is None else self.head.bias[:, None, None]
+        sums = cells.new_zeros(1) if self.head.bias is None else self.head.bias[:, None, None]
         for row in range(WINDOW):
             line = weight[:, :, row : row + 1].contiguous(memory_format=torch.channels_last)
             below = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
-            found = found + functional.conv2d(below, line, stride=stride)
-        return found
+            sums = sums + functional.conv2d(below, line, stride=stride)
+        return sums
 
 
 class Decoder(nn.Module):

@@ -34,8 +34,8 @@ class Texture(nn.Module):
 
     def encode(self, x: Patches) -> Latents:
         """The features in healthy standard deviations from the healthy mean."""
-        found = self.features(x.double())  # a pattern is a comparison: rounding must not decide it
-        return ((found - self.mean) / self.deviation).to(x)
+        features = self.features(x.double())  # a pattern is a comparison: rounding must not decide it
+        return ((features - self.mean) / self.deviation).to(x)
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """ "distance": that of Mahalanobis, with a shrunk correlation."""
@@ -48,8 +48,8 @@ class Texture(nn.Module):
 
     def moments(self, x: Patches) -> list[Tensor]:
         """Number of patches, sums of their features and of products of features; they add over batches."""
-        found = self.features(x.double())
-        return [torch.tensor(float(len(found))).to(found), found.sum(0), found.T @ found]
+        features = self.features(x.double())
+        return [torch.tensor(float(len(features))).to(features), features.sum(0), features.T @ features]
 
     def learn(self, sums: list[Tensor]) -> Row:
         """Set mean, deviations and the inverse of the shrunk correlation; TrainingError with fewer than two patches."""

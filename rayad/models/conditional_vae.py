@@ -87,13 +87,13 @@ class ConditionalAutoencoder(nn.Module):
 
     def given(self, fact: str) -> "ConditionalAutoencoder":
         """The model for images of which this is known: it takes patches without planes, and scores whole images."""
-        known = copy.copy(self)
-        known._modules = dict(self._modules)
-        known.given_fact = torch.tensor(self.planes(fact)).to(like(self))
-        known.encoder = copy.deepcopy(self.encoder)
+        conditioned = copy.copy(self)
+        conditioned._modules = dict(self._modules)
+        conditioned.given_fact = torch.tensor(self.planes(fact)).to(like(self))
+        conditioned.encoder = copy.deepcopy(self.encoder)
         with torch.no_grad():
-            known.encoder.head.bias += self.shift(known.given_fact)[: self.latents]
-        return known
+            conditioned.encoder.head.bias += self.shift(conditioned.given_fact)[: self.latents]
+        return conditioned
 
     def encode(self, x: Shown) -> Latents:
         """The mean of q(z | x, c)."""

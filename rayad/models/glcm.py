@@ -54,14 +54,14 @@ class CoOccurrence(Texture):
 
     def _properties(self, x: Patches) -> Features:
         levels = (grey(x).clamp(0, 1) * self.config.levels).long().clamp_max(self.config.levels - 1)
-        found = []
+        measures = []
         for distance in self.config.distances:
             of_directions = [
                 properties(matrix(levels, self.config.levels, dy * distance, dx * distance).to(x))
                 for dy, dx in DIRECTIONS
             ]
-            found.append(torch.stack(of_directions).mean(0))
-        return torch.cat(found, 1)
+            measures.append(torch.stack(of_directions).mean(0))
+        return torch.cat(measures, 1)
 
 
 def matrix(levels: Tensor, number: int, dy: int, dx: int) -> Float[Tensor, "n k k"]:

@@ -53,8 +53,8 @@ class Patterns(Texture):
         self.config = config
 
     def _shares(self, x: Patches) -> Features:
-        found = [codes(grey(x), radius) for radius in self.config.radii]
-        return torch.cat([functional.one_hot(c.flatten(1), CODES).to(x).mean(1) for c in found], 1)
+        patterns = [codes(grey(x), radius) for radius in self.config.radii]
+        return torch.cat([functional.one_hot(c.flatten(1), CODES).to(x).mean(1) for c in patterns], 1)
 
 
 def codes(image: Float[Tensor, "n h w"], radius: int) -> Tensor:
@@ -78,5 +78,5 @@ def _neighbour(image: Float[Tensor, "n h w"], radius: int, k: int) -> Tensor:
         y, x = radius + top + dy, radius + left + dx
         return image[:, y : y + h, x : x + w]
 
-    found = (1 - down) * ((1 - right) * at(0, 0) + (right * at(0, 1) if right else 0))
-    return found + down * ((1 - right) * at(1, 0) + (right * at(1, 1) if right else 0)) if down else found
+    value = (1 - down) * ((1 - right) * at(0, 0) + (right * at(0, 1) if right else 0))
+    return value + down * ((1 - right) * at(1, 0) + (right * at(1, 1) if right else 0)) if down else value

@@ -186,8 +186,8 @@ class CodeEncoder(nn.Module):
 
     def windows(self, cells: Cells, stride: int) -> Float[Tensor, "n m gh gw"]:
         """The codes of every window of 5x5 cells, n 25 gh gw."""
-        found = cells[:, 0].unfold(1, WINDOW, stride).unfold(2, WINDOW, stride)  # n gh gw 5 5
-        return found.flatten(3).movedim(3, 1)
+        patches = cells[:, 0].unfold(1, WINDOW, stride).unfold(2, WINDOW, stride)  # n gh gw 5 5
+        return patches.flatten(3).movedim(3, 1)
 
     def nearest(self, cells: Cells) -> Numbers:
         """The code nearest to each cell."""
@@ -241,13 +241,13 @@ class CodeEncoder(nn.Module):
 
     def check(self, sums: list[Tensor]) -> Row:
         """Perplexity over all patches; TrainingError if next to one code is chosen."""
-        found = perplexity(sums[0])
-        if found < COLLAPSED:
+        measured = perplexity(sums[0])
+        if measured < COLLAPSED:
             raise TrainingError(
-                f"the book has collapsed: perplexity {found:.2f} of {len(self.book)} codes; learn it with book=ema, "
+                f"the book has collapsed: perplexity {measured:.2f} of {len(self.book)} codes; learn it with book=ema, "
                 "lower the learning rate or train longer"
             )
-        return {"perplexity": found}
+        return {"perplexity": measured}
 
     def _revive(self) -> float:
         """Put codes out of use beside the most used one, half of whose use they share; how many there were."""

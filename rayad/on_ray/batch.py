@@ -116,7 +116,7 @@ class Batches:
 
     async def _start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
         every = list(self._batches.values())
-        running = [of.said["out"].rstrip("/") for of in every if of.said["state"] == "running"]
+        running = [other.said["out"].rstrip("/") for other in every if other.said["state"] == "running"]
         if wanted["out"].rstrip("/") in running:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
         if len(running) >= MOST_RUNNING:
@@ -126,10 +126,10 @@ class Batches:
             await asyncio.to_thread(_require_own, wanted["out"], self._writing.prefixes)
         except RayadError as error:
             return refused(error)
-        said = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
-        said |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
-        said |= {"total": None, "done": 0, "failed": 0, "research_use_only": RESEARCH_USE}
-        batch = Batch(said | {"failures": [], "results": []}, wanted, card.url)
+        description = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
+        description |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
+        description |= {"total": None, "done": 0, "failed": 0, "research_use_only": RESEARCH_USE}
+        batch = Batch(description | {"failures": [], "results": []}, wanted, card.url)
         self._batches[batch.said["id"]] = batch
         try:
             await asyncio.to_thread(self._remember, batch, True)
@@ -141,7 +141,7 @@ class Batches:
 
     async def every(self) -> list[dict[str, Any]]:
         """All, the newest first, without what came of each image."""
-        short = [{k: v for k, v in of.said.items() if k not in LONG} for of in list(self._batches.values())]
+        short = [{k: v for k, v in batch.said.items() if k not in LONG} for batch in list(self._batches.values())]
         return sorted(short, key=lambda said: said["began"], reverse=True)
 
     async def one(self, number: str) -> dict[str, Any] | None:
@@ -194,8 +194,8 @@ class Batches:
         """Keep of one that has ended what is told of it; its rows lie in its folder. Of very many, the newest."""
         batch.said |= {name: [] for name in LONG}
         batch.wanted = {}
-        known = list(self._batches.items())  # other threads begin and end batches meanwhile
-        ended = sorted((of.said["began"], number) for number, of in known if of.said["state"] != "running")
+        batches = list(self._batches.items())  # other threads begin and end batches meanwhile
+        ended = sorted((other.said["began"], number) for number, other in batches if other.said["state"] != "running")
         for _, number in ended[:-MOST_KEPT]:
             self._batches.pop(number, None)
 
@@ -234,14 +234,14 @@ class Batches:
             return
         blocks = -(-len(images) // TOGETHER)
         rows = [{"image": image, "name": name} for image, name in images]
-        asked = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+        scored_rows = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             _Ask,
             fn_constructor_args=(wanted, card, self._places, self._limits),
             batch_size=TOGETHER,
             compute=ray.data.ActorPoolStrategy(size=min(ASKING, blocks)),
             num_cpus=0,
         )
-        for row in asked.iter_rows():
+        for row in scored_rows.iter_rows():
             yield json.loads(row["row"])
 
     def _remembered(self, batch: Batch) -> bool:
@@ -265,16 +265,18 @@ class Batches:
         for file in storage.listing(folder) if folder and storage.exists(folder) else []:
             try:
                 what = storage.read_json(file)
-                said = storage.read_json(_own(self._writing.check(what["wanted"]["out"])), roots=self._writing.prefixes)
-                if said["id"] != what["id"]:
+                status = storage.read_json(
+                    _own(self._writing.check(what["wanted"]["out"])), roots=self._writing.prefixes
+                )
+                if status["id"] != what["id"]:
                     continue  # another batch's results are there by now
-                told = {key: said[key] for key in TOLD} | {"out": what["wanted"]["out"]}
-                told |= {
+                description = {key: status[key] for key in TOLD} | {"out": what["wanted"]["out"]}
+                description |= {
                     "detector": what["detector"],
                     "asked": _asked(what["wanted"]),
                     "research_use_only": RESEARCH_USE,
                 }
-                yield Batch(told, what["wanted"], what["url"], resumed=True)
+                yield Batch(description, what["wanted"], what["url"], resumed=True)
             except (RayadError, KeyError, TypeError) as error:
                 LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
 
@@ -322,10 +324,10 @@ def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
         # object stores know the time to the second, as `began` does
         if storage.modified(place) < datetime.fromisoformat(batch.said["began"]):
             return None
-        said = storage.read_json(place, roots=(batch.said["out"],))
-        if said["detector"]["sha256"] != batch.said["detector"]["sha256"]:
+        answer = storage.read_json(place, roots=(batch.said["out"],))
+        if answer["detector"]["sha256"] != batch.said["detector"]["sha256"]:
             return None
-        return {"image": image, "name": name, "score": said["score"], "p_value": said["p_value"]}
+        return {"image": image, "name": name, "score": answer["score"], "p_value": answer["p_value"]}
     except (RayadError, KeyError, TypeError):
         return None
 

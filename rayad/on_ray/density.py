@@ -85,8 +85,8 @@ def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url
     state = Folder(result).load()
     assert state is not None  # rank 0 or the task saved it
     module.load_state_dict(state.tensors)
-    said = state.scalars | {"faults": [asdict(fault) for fault in faults]}
-    return Part(wanted.density, wanted.config, module.eval(), variables), said
+    history = state.scalars | {"faults": [asdict(fault) for fault in faults]}
+    return Part(wanted.density, wanted.config, module.eval(), variables), history
 
 
 def variables_of(corpus: Corpus, url: str, wanted: Fit, split: str) -> Latents:
@@ -113,9 +113,9 @@ def classes_of(corpus: Corpus, wanted: Fit, split: str) -> tuple[np.ndarray, tup
     index = corpus.index().set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
     if wanted.classes not in index:
         raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {wanted.classes!r}")
-    said = index.loc[index["split"] == split, wanted.classes].astype(str)
-    names = tuple(sorted(set(said) - {""}))
-    rows = said.map({name: number for number, name in enumerate(names)}).fillna(-1).to_numpy(np.int64)
+    labels = index.loc[index["split"] == split, wanted.classes].astype(str)
+    names = tuple(sorted(set(labels) - {""}))
+    rows = labels.map({name: number for number, name in enumerate(names)}).fillna(-1).to_numpy(np.int64)
     return (rows[_smoothest(corpus, split).numpy()] if wanted.smooth else rows), names
 
 
@@ -134,28 +134,30 @@ def _learn(task: dict[str, Any]) -> None:
 
 def _learn_here(task: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    corpus, wanted = Corpus.open(task["corpus"]), task["wanted"]
-    latents = {s: variables_of(corpus, task["latents"], wanted, s) for s in ("train", "validation")}
-    density = wanted.config.build(latents["train"].shape[1])
+    corpus, fit = Corpus.open(task["corpus"]), task["wanted"]
+    latents = {s: variables_of(corpus, task["latents"], fit, s) for s in ("train", "validation")}
+    density = fit.config.build(latents["train"].shape[1])
     assert isinstance(density, Learner)  # fit_density() asked
-    said = density.learn(latents["train"], latents["validation"], wanted.em.seed)
-    Folder(task["result"]).save(State(density.state_dict(), said))
+    history = density.learn(latents["train"], latents["validation"], fit.em.seed)
+    Folder(task["result"]).save(State(density.state_dict(), history))
 
 
 def _loop(task: dict[str, Any]) -> None:
     """One worker's part of `fit_density`: every worker holds all latents and sums over its share of the rows."""
     torch.set_num_threads(1)
     corpus, us, device = Corpus.open(task["corpus"]), sync(), ray.train.torch.get_device()
-    wanted: Fit = task["wanted"]
-    latents = {s: variables_of(corpus, task["latents"], wanted, s).to(device) for s in ("train", "validation")}
-    density = wanted.config.build(latents["train"].shape[1]).to(device)
-    rows, names = classes_of(corpus, wanted, "train")
-    labels = torch.from_numpy(rows).to(device) if names and getattr(wanted.config, "roots", 0) == len(names) else None
+    fit_settings: Fit = task["wanted"]
+    latents = {s: variables_of(corpus, task["latents"], fit_settings, s).to(device) for s in ("train", "validation")}
+    density = fit_settings.config.build(latents["train"].shape[1]).to(device)
+    rows, names = classes_of(corpus, fit_settings, "train")
+    labels = (
+        torch.from_numpy(rows).to(device) if names and getattr(fit_settings.config, "roots", 0) == len(names) else None
+    )
     history = fit(
         density,
         latents["train"],
         latents["validation"],
-        wanted.em,
+        fit_settings.em,
         labels=labels,
         sync=us,
         checkpoints=Folder(task["checkpoints"]),
@@ -163,5 +165,5 @@ def _loop(task: dict[str, Any]) -> None:
     )
     if us.rank == 0:
         rows = list(history.rows)
-        said = {"best": history.best, "epochs": len(rows), "rows": rows, "warnings": list(history.warnings)}
-        Folder(task["result"]).save(State(density.state_dict(), said))
+        summary = {"best": history.best, "epochs": len(rows), "rows": rows, "warnings": list(history.warnings)}
+        Folder(task["result"]).save(State(density.state_dict(), summary))

@@ -101,7 +101,7 @@ def evaluate(
         "rows": rows,
         "comparisons": table.comparisons(on_grid, kinds, pairs=options.compare or pairs(detectors)),
         "ranks": {kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
-        "group_rows": [row for of, _ in grouped for row in of],
+        "group_rows": [row for rows_of_detector, _ in grouped for row in rows_of_detector],
         "group_tests": [row for _, tests in grouped for row in tests],
         "seeds": _seeds(rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
         "verdicts": [row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
@@ -133,11 +133,11 @@ def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
 
 def counts(dataset: Images) -> dict[str, dict[str, int]]:
     """Split -> its images and patients."""
-    exams, found = dataset.exams(), defaultdict(list)
+    exams, patients = dataset.exams(), defaultdict(list)
     assigned = assign(exams)
     for exam in exams:
-        found[assigned[exam.exam_id]].append(exam.patient_id)
-    return {split: {"images": len(ids), "patients": len(set(ids))} for split, ids in sorted(found.items())}
+        patients[assigned[exam.exam_id]].append(exam.patient_id)
+    return {split: {"images": len(ids), "patients": len(set(ids))} for split, ids in sorted(patients.items())}
 
 
 def calibration_of(detector: Detector) -> Calibration:
@@ -154,12 +154,12 @@ def _by_preprocessing(
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:
         groups[detector.preprocessing].append(detector)
-    found = {}
+    images_of = {}
     for group in groups.values():
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
         images = stages.score(group, dataset, exams, options.step_mm, url, label, options.max_failures)
-        found |= {d.name: images for d in group}
-    return {d.name: found[d.name] for d in detectors}
+        images_of |= {d.name: images for d in group}
+    return {d.name: images_of[d.name] for d in detectors}
 
 
 def _grid(image: ScoredImage, detector: str, options: Evaluation) -> Scored:
@@ -173,8 +173,8 @@ def _rows(
 ) -> list[table.Row]:
     """The figures of every detector and kind, a task a detector."""
     arguments = ((d.name, on_grid[d.name], calibration_of(d).threshold(ALARM)) for d in detectors)
-    found = tasks(_figures, arguments, len(detectors), "figures", (kinds, table.Options(resamples=resamples)))
-    return [row for rows in found for row in rows]
+    figures = tasks(_figures, arguments, len(detectors), "figures", (kinds, table.Options(resamples=resamples)))
+    return [row for rows in figures for row in rows]
 
 
 def _figures(
@@ -208,14 +208,16 @@ def _main(detectors: Sequence[Detector]) -> Detector:
 
 
 def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, Any]:
-    said: dict[str, Any] = {"distance of places": f"{options.step_mm:g} mm"}
+    settings: dict[str, Any] = {"distance of places": f"{options.step_mm:g} mm"}
     if options.why:
-        said["how they were chosen"] = options.why
+        settings["how they were chosen"] = options.why
     for one in detectors:
         parts = [str(p.config) for p in (one.model, one.density) if p]
         how = [f"{k}={v}" for k, v in described(one.preprocessing).items()]
-        said[one.name] = "; ".join([", ".join(how), str(one.aggregation), *parts, one.provenance.get("settings", "")])
-    return said
+        settings[one.name] = "; ".join(
+            [", ".join(how), str(one.aggregation), *parts, one.provenance.get("settings", "")]
+        )
+    return settings
 
 
 def _cost(detector: Detector, images: Sequence[ScoredImage]) -> dict[str, float]:

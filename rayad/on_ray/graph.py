@@ -161,11 +161,11 @@ class Held:
     async def detector(self, key: str) -> Detector:
         """Load one; Problem where it cannot be, which is no fault of the image."""
         try:
-            found = await asyncio.to_thread(cards.load, key)
+            loaded = await asyncio.to_thread(cards.load, key)
         except RayadError as error:
             LOG.error("a detector cannot be loaded: %s", error)
             raise Problem(503, "The detector cannot be loaded now.", headers={"Retry-After": "30"}) from error
-        return found.on("cuda") if torch.cuda.is_available() else found
+        return loaded.on("cuda") if torch.cuda.is_available() else loaded
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,13 @@ class Scorer(Held):
     @_refusing
     async def judge(self, picture: Picture, request: heatmap.Request) -> Judged | Refused:
         """What the detector of this request says."""
-        asked = Asked(picture, request.step_mm)
+        waiting = Asked(picture, request.step_mm)
         async with self._turns.taken(picture.caller, picture.turns(request.step_mm)):
             try:
-                return await self._together(asked)
+                return await self._together(waiting)
             finally:
-                asked.gone.set()
-                for work in asked.work:
+                waiting.gone.set()
+                for work in waiting.work:
                     await ended(work)
 
     @batched(max_batch_size=SCORED_TOGETHER, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
@@ -242,7 +242,10 @@ def _judged(detector: Detector, images: Sequence[Asked], step_mm: float) -> list
         step = detector.step(step_mm)
         with bounds.while_wanted(lambda: unless_gone(waiting)), bounds.within(seconds, "score_seconds"):
             heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
-            judged = [judge(of.prepared, at, detector.calibration) for of, at in zip(pictures, heatmaps, strict=True)]
+            judged = [
+                judge(scored_picture.prepared, at, detector.calibration)
+                for scored_picture, at in zip(pictures, heatmaps, strict=True)
+            ]
     except Exception as error:
         if len(images) > 1:  # whichever it is, the others are scored
             return [one for image in images for one in _judged(detector, [image], step_mm)]
@@ -251,7 +254,8 @@ def _judged(detector: Detector, images: Sequence[Asked], step_mm: float) -> list
         return [Refused(problems.of(error))]
     took = (time.perf_counter() - began) / len(pictures)
     return [
-        Judged(of, {"prepare": picture.seconds, "score": took}) for of, picture in zip(judged, pictures, strict=True)
+        Judged(scored_picture, {"prepare": picture.seconds, "score": took})
+        for scored_picture, picture in zip(judged, pictures, strict=True)
     ]
 
 
@@ -289,24 +293,24 @@ class Drawer(Held):
 
 def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:
     usual = heatmap.Request()
-    asked = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
+    changed = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
     by = objects.Algorithm(card.name, card.sha256)
-    made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, by, asked)
+    made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, by, changed)
     return {kind: objects.to_bytes(dataset) for kind, dataset in made.items()}
 
 
 def _arrays(
     detector: Detector, prepared: Prepared, data: bytes, request: heatmap.Request, include: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    found = {}
+    arrays = {}
     if "pixels" in include:
         pixels = heatmap.decoded(data, NAME, detector.preprocessing.channels, request).pixels
         full, kind = (65535, np.uint16) if pixels.ndim == 2 else (255, np.uint8)
-        found["pixels"] = np.round(pixels * full).astype(kind)
+        arrays["pixels"] = np.round(pixels * full).astype(kind)
     if "counterfactual" in include:
         healthy = heatmap.if_healthy(detector, prepared)
-        found |= {"counterfactual": healthy.pixels, "change": healthy.change}
-    return found
+        arrays |= {"counterfactual": healthy.pixels, "change": healthy.change}
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -350,8 +354,8 @@ class Graph:
 
         async def ask() -> Scored:
             picture = self._picture(card, data, request, caller)
-            said = unless_refused(await self._for(self._scorer, card).judge.remote(picture, request))
-            return Scored(card, said.judged, said.seconds, _Under(picture, data, request, caller))
+            judged = unless_refused(await self._for(self._scorer, card).judge.remote(picture, request))
+            return Scored(card, judged.judged, judged.seconds, _Under(picture, data, request, caller))
 
         return await steadily(ask)
 
@@ -364,10 +368,10 @@ class Graph:
         if not include:
             return {}
         data, request = scored.picture.data, scored.picture.request
-        found = await self._drawn(
+        arrays = await self._drawn(
             scored, lambda drawer, picture: drawer.arrays.remote(picture, data, request, tuple(include))
         )
-        return dict(found)
+        return dict(arrays)
 
     async def objects(self, scored: Scored, data: bytes) -> dict[str, bytes]:
         """DICOM objects by kind; Problem where the image did not come as DICOM."""

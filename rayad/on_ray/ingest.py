@@ -51,15 +51,19 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
     for i in lost:  # which of its images it is, is seen when each has a process of its own
         _tell(write_shard(url, plans[i], dataset, settings, _patches_alone))
     records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
-    facts = {"request": request, "excluded": [asdict(found) for found in left_out]}
+    facts = {"request": request, "excluded": [asdict(exclusion) for exclusion in left_out]}
     return finish(url, records, settings, facts | provenance)
 
 
 def _changed(before: Sequence[dict[str, Any]], plans: Sequence[ShardPlan]) -> int:
     """How many exams are made of something else than when a corpus was planned."""
-    was = {name: of for shard in before for name, of in zip(shard["exams"], shard.get("contents", ()), strict=False)}
-    now = {exam.exam_id: of for shard in plans for exam, of in zip(shard.exams, shard.contents, strict=True)}
-    return sum(was[name] != of for name, of in now.items() if name in was)
+    was = {
+        name: content
+        for shard in before
+        for name, content in zip(shard["exams"], shard.get("contents", ()), strict=False)
+    }
+    now = {exam.exam_id: content for shard in plans for exam, content in zip(shard.exams, shard.contents, strict=True)}
+    return sum(was[name] != content for name, content in now.items() if name in was)
 
 
 def _patches_alone(dataset: Images, exam: Exam, settings: Ingest) -> Any:

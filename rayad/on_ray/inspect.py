@@ -55,15 +55,15 @@ def inspect(
     seen = [look for look in looks if not look.failure]
     twins = _twins(exams, splits, looks)
     problems = [_across(twins)] * any(twin["across"] for twin in twins)
-    said = ""
+    problem = ""
     if corpus:
         opened = Corpus.open(corpus)
-        said = (
+        problem = (
             f"The corpus {corpus} holds {opened.manifest['patches']:,} patches of {opened.manifest['images']:,} images."
         )
         problems += opened.problems()
     failures = [Excluded(exam.url, look.failure) for exam, look in zip(exams, looks, strict=True) if look.failure]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "dataset": name,
         "source": source,
         "counts": _counts(exams, splits),
@@ -73,7 +73,7 @@ def inspect(
         "looked_at": len(looks),
         "twins": twins,
         "intensities": _intensities(exams, looks),
-        "corpus": said,
+        "corpus": problem,
         "problems": problems,
     }
     middle = float(np.median([look.tissue for look in seen])) if seen else 0.0
@@ -84,7 +84,7 @@ def inspect(
     chosen = [(by_id[look.exam_id],) for look in shown]
     drawn = tasks(draw, chosen, len(chosen), "pictures", (dataset, preprocessing))
     return inspection.build(
-        found, [(exam.exam_id, of) for (exam,), of in zip(chosen, drawn, strict=True)], url
+        summary, [(exam.exam_id, png) for (exam,), png in zip(chosen, drawn, strict=True)], url
     ), problems
 
 
@@ -119,7 +119,7 @@ def draw(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> bytes:
 def _twins(exams: Sequence[Exam], splits: dict[str, str], looks: Sequence[Look]) -> list[dict[str, Any]]:
     """Images of different patients that look the same."""
     seen = [(exam, look) for exam, look in zip(exams, looks, strict=True) if not look.failure]
-    found = []
+    twins = []
     for i, j, bits in likeness.pairs([look.hash for _, look in seen]):
         (a, of_a), (b, of_b) = seen[i], seen[j]
         if of_a.ranks is None or of_b.ranks is None or a.patient_id == b.patient_id:
@@ -128,8 +128,8 @@ def _twins(exams: Sequence[Exam], splits: dict[str, str], looks: Sequence[Look])
         if rho > likeness.ALIKE:
             both = splits[a.exam_id], splits[b.exam_id]
             row = {"a": a.exam_id, "b": b.exam_id, "bits": bits, "rho": rho, "splits": " and ".join(both)}
-            found.append(row | {"across": both[0] != both[1]})
-    return found
+            twins.append(row | {"across": both[0] != both[1]})
+    return twins
 
 
 def _across(twins: Sequence[dict[str, Any]]) -> str:
@@ -138,16 +138,16 @@ def _across(twins: Sequence[dict[str, Any]]) -> str:
 
 
 def _counts(exams: Sequence[Exam], splits: dict[str, str]) -> dict[str, dict[str, int]]:
-    of: dict[str, list[Exam]] = defaultdict(list)
+    exams_of_split: dict[str, list[Exam]] = defaultdict(list)
     for exam in exams:
-        of[splits[exam.exam_id]].append(exam)
+        exams_of_split[splits[exam.exam_id]].append(exam)
     return {
         split: {
             "images": len(those),
             "patients": len({exam.patient_id for exam in those}),
             "anomalous": sum(exam.anomalous is True for exam in those),
         }
-        for split, those in sorted(of.items())
+        for split, those in sorted(exams_of_split.items())
     }
 
 
@@ -169,4 +169,4 @@ def _intensities(exams: Sequence[Exam], looks: Sequence[Look]) -> dict[str, list
     for exam, look in zip(exams, looks, strict=True):
         if not look.failure:
             sums[exam.scanner] += look.histogram
-    return {name: (of / max(1, of.sum())).tolist() for name, of in sorted(sums.items())}
+    return {name: (histogram / max(1, histogram.sum())).tolist() for name, histogram in sorted(sums.items())}

@@ -59,8 +59,8 @@ def observe(name: str, value: float) -> None:
 
 @cache
 def _histogram(name: str) -> Any:
-    said, bounds = HISTOGRAMS[name]
-    return metrics.Histogram(f"rayad_{name}", said, boundaries=list(bounds))
+    description, bounds = HISTOGRAMS[name]
+    return metrics.Histogram(f"rayad_{name}", description, boundaries=list(bounds))
 
 
 def tell(model: str, row: Row) -> None:

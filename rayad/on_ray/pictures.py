@@ -55,9 +55,9 @@ class Shown:
     def found(self) -> list[tuple[list[Finding], int]]:
         """Of each image the findings that are listed, and how many there are."""
         scores = [image.scores[self.main.name] for image in self.images]
-        quantiles = [self.calibration.healthy_quantile(of) for of in scores]
+        quantiles = [self.calibration.healthy_quantile(grid) for grid in scores]
         steps = [image.step_mm for image in self.images]
-        return [findings(of, q, ALARM, step) for of, q, step in zip(scores, quantiles, steps, strict=True)]
+        return [findings(grid, q, ALARM, step) for grid, q, step in zip(scores, quantiles, steps, strict=True)]
 
     def drawn(self) -> dict[str, bytes]:
         """Name -> PNG: the panel, the distributions of scores, a thumbnail an image with its findings numbered."""
@@ -81,7 +81,7 @@ class Shown:
         for image, score in zip(self.images, single, strict=True):
             highest[image.exam.patient_id] = max(highest[image.exam.patient_id], score)
         rows = []
-        for image, score, (found, number) in zip(self.images, single, self.found, strict=True):
+        for image, score, (shown, number) in zip(self.images, single, self.found, strict=True):
             exam = image.exam
             p = {"image": self.calibration.image_p(score), "exam": self.calibration.exam_p(highest[exam.patient_id])}
             rows.append(
@@ -91,8 +91,8 @@ class Shown:
                     "diseased": exam.anomalous,
                     "lesions": sorted({lesion.kind for lesion in exam.lesions}),
                     "thumbnail": f"image-{exam.exam_id}",
-                    "findings": [asdict(finding) for finding in found],
-                    "more_findings": number - len(found),
+                    "findings": [asdict(finding) for finding in shown],
+                    "more_findings": number - len(shown),
                     "p": {self.main.name: p},
                 }
             )
@@ -156,8 +156,10 @@ def _if_healthy(detector: Detector, dataset: Images, images: Sequence[ScoredImag
 
 def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:
     """Scores of healthy images' places and of places inside each kind of lesion, or of its images without places."""
-    found = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
+    scores_by_class = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
     for kind in kinds:
         placed = [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)]
-        found[kind] = placed or [i.scores[i.tissue] for i in scored if i.holds(kind)]  # a corpus may give no places
-    return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
+        scores_by_class[kind] = placed or [
+            i.scores[i.tissue] for i in scored if i.holds(kind)
+        ]  # a corpus may give no places
+    return {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in scores_by_class.items()}

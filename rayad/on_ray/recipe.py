@@ -56,15 +56,15 @@ class _Run:
 
     def detectors(self) -> list[Detector]:
         """All of them, calibrated and saved, in the order of the table."""
-        found: dict[str, Detector] = {}
+        by_name: dict[str, Detector] = {}
         for line in self.recipe.lines:
-            found |= {d.name: d for d in self._of_line(line)}
-        for name, of in self.recipe.combined.items():
-            found[name] = self._combined(name, of, found)
+            by_name |= {d.name: d for d in self._of_line(line)}
+        for name, combined in self.recipe.combined.items():
+            by_name[name] = self._combined(name, combined, by_name)
         groups = self.recipe.groups
-        headings = list(dict.fromkeys(groups[name] for name in [*self.recipe.order, *found]))
-        place = {name: i for i, name in enumerate(dict.fromkeys([*self.recipe.order, *found]))}
-        return [found[name] for name in sorted(found, key=lambda n: (headings.index(groups[n]), place[n]))]
+        headings = list(dict.fromkeys(groups[name] for name in [*self.recipe.order, *by_name]))
+        place = {name: i for i, name in enumerate(dict.fromkeys([*self.recipe.order, *by_name]))}
+        return [by_name[name] for name in sorted(by_name, key=lambda n: (headings.index(groups[n]), place[n]))]
 
     def _of_line(self, line: Line) -> list[Detector]:
         where = storage.join(self.url, "-".join(filter(None, ["corpus", line.name])))
@@ -89,10 +89,10 @@ class _Run:
         return stages.train_detector(label, corpus, plugin, config, schedule, self.workers, where)
 
     def _fitted(self, line: Line, corpus: Corpus, label: str, density: str, trained: Detector) -> Detector:
-        wanted = line.densities[density]
+        density_settings = line.densities[density]
         where, latents = self._at("densities", line.name, label, density), self._at("latents", line.name, label)
         return stages.fit_detector(
-            density, corpus, trained, wanted, replace(line.em, seed=self.seed), self.workers, where, latents
+            density, corpus, trained, density_settings, replace(line.em, seed=self.seed), self.workers, where, latents
         )
 
     def _combined(self, name: str, of: recipes.Combined, found: dict[str, Detector]) -> Detector:

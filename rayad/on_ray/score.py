@@ -131,15 +131,15 @@ class Kept:
 
     def known(self, detector: Detector, exam: Exam) -> dict[str, tuple[Heatmap, float]]:
         """What is kept of this image by the detector's members: their heatmaps, and the seconds that these took."""
-        found = {}
+        heatmaps = {}
         step_mm = self.step * detector.preprocessing.spacing_mm
         for member in detector.members:
             own = replace(self, detectors=(member,), step=step_px(member.preprocessing, step_mm))
             if storage.exists(own.places(exam)) and not own.missing(exam):
                 image = own.read(exam)
                 heatmap = Heatmap(image.scores[member.name], image.rows, image.columns, image.tissue)
-                found[member.name] = heatmap, image.seconds[member.name]
-        return found
+                heatmaps[member.name] = heatmap, image.seconds[member.name]
+        return heatmaps
 
     def missing(self, exam: Exam) -> list[Detector]:
         """The detectors that the image was not scored with."""
@@ -148,14 +148,14 @@ class Kept:
     def read(self, exam: Exam) -> ScoredImage:
         """The kept result of an image."""
         places = _load(self.places(exam))
-        found = {d.name: _load(self.scores(d, exam)) for d in self.detectors}
+        loaded = {d.name: _load(self.scores(d, exam)) for d in self.detectors}
         return ScoredImage(
             exam=exam,
             rows=places["rows"],
             columns=places["columns"],
             tissue=places["tissue"],
-            scores={name: arrays["scores"] for name, arrays in found.items()},
-            seconds={name: float(arrays["seconds"]) for name, arrays in found.items()},
+            scores={name: arrays["scores"] for name, arrays in loaded.items()},
+            seconds={name: float(arrays["seconds"]) for name, arrays in loaded.items()},
             truth={n.removeprefix("truth."): places[n] for n in places if n.startswith("truth.")},
             step_mm=float(places["step_mm"]),
             reflected=int(places["reflected"]),
@@ -165,14 +165,14 @@ class Kept:
 
 def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
     """Score one image with the detectors that it was not scored with; return why it failed, or an empty text."""
-    wanted = keep.missing(exam)
-    if not wanted and storage.exists(keep.places(exam)):
+    missing = keep.missing(exam)
+    if not missing and storage.exists(keep.places(exam)):
         return ""
     try:
         prepared = keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
         if not storage.exists(keep.places(exam)):
             _save(keep.places(exam), _places(dataset, exam, prepared, keep.step))
-        _score(prepared, keep, exam, wanted)
+        _score(prepared, keep, exam, missing)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
         metrics.count("scored_images", 1, result="failed")
         return reason(error)
@@ -183,12 +183,14 @@ def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
 def _score(prepared: Prepared, keep: Kept, exam: Exam, wanted: Sequence[Detector]) -> None:
     """Score the image with each detector; what members have found, those that combine them need not find again."""
     for detector in wanted:
-        known = keep.known(detector, exam)
+        member_heatmaps = keep.known(detector, exam)
         began = time.perf_counter()
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
-            found = detector.heatmap(prepared, keep.step, {name: heatmap for name, (heatmap, _) in known.items()})
-        seconds = time.perf_counter() - began + sum(taken for _, taken in known.values())
-        _save(keep.scores(detector, exam), {"scores": found.scores, "seconds": seconds})
+            result = detector.heatmap(
+                prepared, keep.step, {name: heatmap for name, (heatmap, _) in member_heatmaps.items()}
+            )
+        seconds = time.perf_counter() - began + sum(taken for _, taken in member_heatmaps.values())
+        _save(keep.scores(detector, exam), {"scores": result.scores, "seconds": seconds})
 
 
 def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[str, Any]:

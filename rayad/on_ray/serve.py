@@ -95,11 +95,11 @@ class Offered(Graph):
 
     async def offer(self, detectors: dict[str, str]) -> None:
         """Serve these from now on; until they are loaded, and if one cannot be, what is served stays."""
-        found = {}
+        offered = {}
         for name, url in detectors.items():
-            found[name] = await asyncio.to_thread(cards.card, name, url)
-            await self.warm(found[name])
-        self.cards = found
+            offered[name] = await asyncio.to_thread(cards.card, name, url)
+            await self.warm(offered[name])
+        self.cards = offered
 
     def check_room(self, caller: str) -> None:
         """Problem where there is no place for one more image of a caller."""
@@ -141,17 +141,17 @@ class Offered(Graph):
 
     async def metrics(self) -> str:
         """Of every node."""
-        found = []
+        series = []
         try:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
                 for node in ray.nodes():
                     if node["Alive"]:
                         where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
                         async with session.get(where) as answer:
-                            found.append(await answer.text())
+                            series.append(await answer.text())
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Problem(503, "A node does not tell its metrics now.", headers={"Retry-After": "5"}) from error
-        return "".join(found)
+        return "".join(series)
 
     async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any]:
         """Start a batch."""

@@ -48,8 +48,11 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         _keep_off_disk()
         _set_up_proxy(listening)
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
-    of = service.replicas
-    with cluster(address, of.pictures + of.scorers + of.drawers + 2), _door(listening, service.limits) as options:
+    replicas = service.replicas
+    with (
+        cluster(address, replicas.pictures + replicas.scorers + replicas.drawers + 2),
+        _door(listening, service.limits) as options,
+    ):
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says at which port Ray's proxy is ready

@@ -95,8 +95,8 @@ def fit_detector(
         return done
     began = time.perf_counter()
     latents = latents_of(trained, corpus, latents_url or url)
-    wanted = Fit(density.name, config, em, density.context, density.smooth, density.classes)
-    part, history = fit_density(corpus.url, trained.model, wanted, workers, latents)
+    fit = Fit(density.name, config, em, density.context, density.smooth, density.classes)
+    part, history = fit_density(corpus.url, trained.model, fit, workers, latents)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
     history.pop("rows", None)
@@ -121,8 +121,8 @@ def density_config(density: Density, model: Part) -> Any:
     """The density's configuration; where the latents are codes, it is told how many there are of each."""
     states: tuple[int, ...] = getattr(model.module, "states", ())
     each = states * (model.module.latents if len(states) == 1 else 1)
-    told = {"states": (*each, *[0] * len(density.context))} if states else {}
-    return catalog.configure("density", density.name, density.fields, **told)
+    states_of = {"states": (*each, *[0] * len(density.context))} if states else {}
+    return catalog.configure("density", density.name, density.fields, **states_of)
 
 
 def asked(detector: Detector, name: str, score: str) -> Detector:
@@ -159,8 +159,8 @@ def saved(detector: Detector, url: str) -> Detector:
     """What is at the URL, if that is this detector, calibrated; else the detector."""
     if not storage.exists(storage.join(url, "detector.json")):
         return detector
-    found = bundle.load(url)
-    return found if identity(found) == identity(detector) else detector
+    stored = bundle.load(url)
+    return stored if identity(stored) == identity(detector) else detector
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
@@ -189,13 +189,13 @@ def calibrate_detectors(
         for member in one.members:
             member.step(step_mm)
     exams = exams_of(dataset, split)
-    of = contents(dataset, exams)
-    wanted = [fingerprint([identity(d), step_mm, of]) for d in detectors]
-    if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, wanted, strict=True)):
+    exam_contents = contents(dataset, exams)
+    requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
+    if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, requests, strict=True)):
         return list(detectors)
     scored = score(detectors, dataset, exams, step_mm, url, split, max_failures)
     result = []
-    for one, made_of in zip(detectors, wanted, strict=True):
+    for one, made_of in zip(detectors, requests, strict=True):
         patients = defaultdict(list)
         for image in scored:
             patients[image.exam.patient_id].append(image.scores[one.name])
@@ -247,8 +247,8 @@ def _finished(url: str, request: str) -> Detector | None:
     """The detector at the URL if it was made of the same things."""
     if not storage.exists(storage.join(url, "detector.json")):
         return None
-    found = bundle.load(url)
-    return found if found.provenance.get("made_of") == request else None
+    stored = bundle.load(url)
+    return stored if stored.provenance.get("made_of") == request else None
 
 
 def _origin(corpus: Corpus, request: str, settings: Any) -> dict[str, Any]:

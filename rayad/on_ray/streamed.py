@@ -52,11 +52,11 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
         results = tasks(
             count_exam, [(e,) for e in exams], len(exams), label, (dataset, keep, kinds, edges), lost=_uncounted
         )
-        for exam, found in zip(exams, results, strict=True):
-            if isinstance(found, str):
-                failures[exam.exam_id] = found
+        for exam, outcome in zip(exams, results, strict=True):
+            if isinstance(outcome, str):
+                failures[exam.exam_id] = outcome
                 continue
-            for key, histogram in found.items():
+            for key, histogram in outcome.items():
                 images[key] += 1
                 counts[key] = counts[key] + histogram if key in counts else histogram
     if len(failures) > options.max_failures:
@@ -66,8 +66,8 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
             f"{exam_id}: {reason}"
         )
     rows = [_row(d.name, kind, images[d.name, kind], counts.get((d.name, kind))) for d in detectors for kind in kinds]
-    said = {"rows": rows, "failures": failures, "split": options.split, "step_mm": options.step_mm}
-    storage.write_json(storage.join(url, "streamed.json"), said | {"provenance": provenance.versions()})
+    content = {"rows": rows, "failures": failures, "split": options.split, "step_mm": options.step_mm}
+    storage.write_json(storage.join(url, "streamed.json"), content | {"provenance": provenance.versions()})
     return rows
 
 
@@ -78,14 +78,14 @@ def count_exam(
     reason = score_exam(dataset, keep, exam)
     if reason:
         return reason
-    image, found = keep.read(exam), {}
+    image, counts = keep.read(exam), {}
     for name, bins in edges.items():
         scored = image.of(name)
         for kind in kinds:
             if metrics.usable(scored, kind):
                 places = scored.counted(kind)
-                found[name, kind] = streaming.count(scored.scores[places], scored.lesion(kind)[places], bins)
-    return found
+                counts[name, kind] = streaming.count(scored.scores[places], scored.lesion(kind)[places], bins)
+    return counts
 
 
 def _uncounted(why: str, exam: Exam) -> str:

@@ -64,12 +64,12 @@ def _trial(values: dict[str, Any], task: Task, data: Data | None, device: str) -
 
 def _again(task: Task, data: Data | None, device: str, values: dict[str, Any], seed: int) -> tuple[float | None, str]:
     """The value that these settings end with, with this seed; where there is none, None and why."""
-    told: list[float] = []
+    losses: list[float] = []
     try:
-        learn(task, data, values, seed, lambda epoch, value: told.append(value), device)
+        learn(task, data, values, seed, lambda epoch, value: losses.append(value), device)
     except TrainingError as error:
         return None, str(error)
-    return (told[-1], "") if math.isfinite(told[-1]) else (None, f"the value is {told[-1]}")
+    return (losses[-1], "") if math.isfinite(losses[-1]) else (None, f"the value is {losses[-1]}")
 
 
 def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def _write(found: dict[str, Any], pictures: dict[str, bytes], url: str) -> None:
 def _require(how: Search) -> None:
     """OptionError if trials would wait for ever for what the cluster does not have."""
     if lacking := awaited(Workers(how.concurrent, how.gpu, wait_minutes=how.wait_minutes)):
-        said = " and ".join(f"{n:g} {kind}s of the cluster, it has {has:g}" for kind, (n, has) in lacking.items())
-        raise OptionError(f"{how.concurrent} trials at a time need {said}")
+        shortage = " and ".join(f"{n:g} {kind}s of the cluster, it has {has:g}" for kind, (n, has) in lacking.items())
+        raise OptionError(f"{how.concurrent} trials at a time need {shortage}")
 
 
 @contextmanager
@@ -139,16 +139,22 @@ class _Book:
     def __init__(self, name: str, task: Task, data: Data | None, how: Search, url: str, folder: str) -> None:
         self.url, self.folder = url, folder
         content = [Corpus.open(task.corpus).manifest["content"], data and data.fingerprint]
-        made_of = fingerprint([task.parts, {name: asdict(of) for name, of in task.space.items()}, content])
+        made_of = fingerprint(
+            [task.parts, {name: asdict(dimension) for name, dimension in task.space.items()}, content]
+        )
         where = storage.join(url, SUMMARY)
         self.found: dict[str, Any] = storage.read_json(where) if storage.exists(where) else {}
         if self.found and self.found["made_of"] != made_of:
-            fields = ", ".join(f"{name} {of}" for name, of in self.found["space"].items())
+            fields = ", ".join(f"{name} {dimension}" for name, dimension in self.found["space"].items())
             raise OptionError(f"{url}: another sweep is here (over {fields}, or of other settings, corpus or detector)")
         self.rows: list[dict[str, Any]] = self.found.get("rows", [])
         began = {"name": name, "began": _now(), "made_of": made_of, "rows": self.rows}
-        said = {"corpus": task.corpus, "objective": task.objective, "space": {k: str(v) for k, v in task.space.items()}}
-        self.found = began | self.found | said | {"base": search.base(task.parts, task.space), "wanted": how.trials}
+        facts = {
+            "corpus": task.corpus,
+            "objective": task.objective,
+            "space": {k: str(v) for k, v in task.space.items()},
+        }
+        self.found = began | self.found | facts | {"base": search.base(task.parts, task.space), "wanted": how.trials}
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -170,12 +176,16 @@ class _Book:
 
     def add(self, number: int, settings: dict[str, Any], result: dict[str, Any] | None) -> None:
         """A trial has ended."""
-        said = result or {"how": "failed", "value": math.inf, "error": "its worker was lost"}
-        value = float(said["value"])
+        outcome = result or {"how": "failed", "value": math.inf, "error": "its worker was lost"}
+        value = float(outcome["value"])
         row = {"number": number, "settings": settings, "value": value if math.isfinite(value) else None}
-        row |= {"epochs": said.get("epoch", 0), "seconds": round(said.get("time_total_s", 0.0), 1), "how": said["how"]}
-        self.rows.append(row | {"error": said.get("error", "")})
-        metrics.count("sweep_trials", 1, result=said["how"])
+        row |= {
+            "epochs": outcome.get("epoch", 0),
+            "seconds": round(outcome.get("time_total_s", 0.0), 1),
+            "how": outcome["how"],
+        }
+        self.rows.append(row | {"error": outcome.get("error", "")})
+        metrics.count("sweep_trials", 1, result=outcome["how"])
         if self.best:
             metrics.show("sweep_best", self.best["value"], sweep=self.found["name"])
         self.keep()
@@ -200,8 +210,8 @@ def _study(database: RDBStorage, task: Task, book: _Book) -> optuna.Study:
     study = optuna.create_study(storage=database, study_name=STUDY, direction="minimize", load_if_exists=True)
     _give_up_running(study)
     base = book.found["base"]
-    known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
-    tried = [trial.params or trial.system_attrs.get("fixed_params") for trial in known]
+    earlier = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
+    tried = [trial.params or trial.system_attrs.get("fixed_params") for trial in earlier]
     if base not in tried and all(base[name] in dimension for name, dimension in task.space.items()):
         study.enqueue_trial(base)  # what would be used without a search is the first trial
     return study
@@ -318,9 +328,9 @@ def _quiet() -> Iterator[None]:
 
 def _with_seeds(task: Task, data: Data | None, how: Search, best: dict[str, Any]) -> dict[str, Any]:
     """The best settings and those without a search, fitted again with several seeds: mean, deviation, all values."""
-    wanted = {"best": best, "base": search.base(task.parts, task.space)}
-    jobs = [(values, seed) for values in wanted.values() for seed in range(how.seeds)]
+    candidates = {"best": best, "base": search.base(task.parts, task.space)}
+    jobs = [(values, seed) for values in candidates.values() for seed in range(how.seeds)]
     shared = (task, data, how.device)
     ended = list(tasks(_again, jobs, len(jobs), "seeds", shared, gpus=int(how.gpu)))
     parts = (ended[start : start + how.seeds] for start in range(0, len(jobs), how.seeds))
-    return {name: trials.of_seeds(wanted[name], part) for name, part in zip(wanted, parts, strict=True)}
+    return {name: trials.of_seeds(candidates[name], part) for name, part in zip(candidates, parts, strict=True)}

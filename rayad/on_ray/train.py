@@ -201,8 +201,8 @@ def _loop(task: dict[str, Any]) -> None:
 
 def _watch(task: dict[str, Any], model: Any, validation: Callable[[], Iterable[torch.Tensor]]) -> _Watch | None:
     """Who draws the strips, if any are wanted."""
-    wanted: Strips = task["watch"]
-    if not (wanted.every or wanted.tensorboard):
+    strips: Strips = task["watch"]
+    if not (strips.every or strips.tensorboard):
         return None
-    x = next(iter(validation()))[: wanted.count]
-    return _Watch(wanted, task["checkpoints"].rsplit("/", 1)[0], model, x.to(like(model)))
+    x = next(iter(validation()))[: strips.count]
+    return _Watch(strips, task["checkpoints"].rsplit("/", 1)[0], model, x.to(like(model)))

@@ -64,7 +64,7 @@ class Data:
     def fingerprint(self) -> str:
         """A hash of all of it: another encoder has other latents."""
         arrays = (self.train, self.validation, self.classes)
-        parts = [hashlib.sha256(of.tobytes()).hexdigest() for of in arrays]
+        parts = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
         return fingerprint([parts, self.names])
 
 
@@ -83,8 +83,8 @@ def of_density(
     held = {split: variables_of(corpus, latents_url, wanted, split).numpy() for split in ("train", "validation")}
     search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
     rows, names = classes_of(corpus, wanted, "train")
-    said = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
-    return Task(parts, space, corpus_url, said), Data(**held, classes=rows, names=names)
+    objective = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
+    return Task(parts, space, corpus_url, objective), Data(**held, classes=rows, names=names)
 
 
 def of_model(config: Any, schedule: learning.Schedule, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
@@ -110,7 +110,7 @@ def learn(
     torch.set_num_threads(1)
     parts = search.applied(task.parts, task.space, values)
     if seed is not None:
-        parts = {name: replace(of, seed=seed) if hasattr(of, "seed") else of for name, of in parts.items()}
+        parts = {name: replace(part, seed=seed) if hasattr(part, "seed") else part for name, part in parts.items()}
     if data is None:
         _learn_model(task, parts, report, device)
     else:
@@ -118,7 +118,9 @@ def learn(
 
 
 def _learn_density(data: Data, parts: dict[str, Any], report: Report, device: str) -> None:
-    train, validation, classes = (torch.tensor(of).to(device) for of in (data.train, data.validation, data.classes))
+    train, validation, classes = (
+        torch.tensor(array).to(device) for array in (data.train, data.validation, data.classes)
+    )
     density, best = parts["density"].build(train.shape[1]).to(device), float("inf")
     labels = classes if data.names and parts["density"].roots == len(data.names) else None
 

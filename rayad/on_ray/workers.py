@@ -135,8 +135,8 @@ class _Faults(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
             when = datetime.now(UTC)
-            said = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_said(error)}"))
-            storage.write_json(storage.join(self.url, f"{when.timestamp():.6f}-{rank}.json"), said)
+            fault = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_said(error)}"))
+            storage.write_json(storage.join(self.url, f"{when.timestamp():.6f}-{rank}.json"), fault)
             metrics.count("faults", 1, stage=self.stage)
 
 
@@ -165,11 +165,11 @@ def run(
     require(workers)
     url = storage.absolute(url)
     storage.remove(url)
-    told = ray.remote(num_cpus=0, max_restarts=-1)(_Epochs).remote()
+    epochs_actor = ray.remote(num_cpus=0, max_restarts=-1)(_Epochs).remote()
     faults = storage.join(url, "faults")
     trainer = TorchTrainer(
         _Guarded(loop, url),
-        train_loop_config=config | {"epochs": told, "label": label},
+        train_loop_config=config | {"epochs": epochs_actor, "label": label},
         torch_config=_Meeting(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.least, workers.number) if workers.least else workers.number,
@@ -184,7 +184,7 @@ def run(
         ),
     )
     try:
-        with same_signal(signal.SIGINT), _shown(told, epochs, f"learning {label}"):
+        with same_signal(signal.SIGINT), _shown(epochs_actor, epochs, f"learning {label}"):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(url, error) from error
@@ -202,8 +202,8 @@ def require(workers: Workers) -> None:
         OptionError: the cluster does not have it.
     """
     if lacking := awaited(workers):
-        said = ", ".join(f"{wanted:g} {name}s, it has {has:g}" for name, (wanted, has) in lacking.items())
-        raise OptionError(f"{workers.counts[0]} workers need of the cluster: {said}")
+        shortage = ", ".join(f"{needed:g} {name}s, it has {has:g}" for name, (needed, has) in lacking.items())
+        raise OptionError(f"{workers.counts[0]} workers need of the cluster: {shortage}")
 
 
 def awaited(workers: Workers) -> dict[str, tuple[float, float]]:
@@ -222,8 +222,8 @@ def awaited(workers: Workers) -> dict[str, tuple[float, float]]:
 
 def _lacking(workers: Workers) -> dict[str, tuple[float, float]]:
     there = ray.cluster_resources()
-    wanted = {name: each * workers.counts[0] for name, each in workers.resources.items()}
-    return {name: (value, there.get(name, 0)) for name, value in wanted.items() if there.get(name, 0) < value}
+    needed = {name: each * workers.counts[0] for name, each in workers.resources.items()}
+    return {name: (value, there.get(name, 0)) for name, value in needed.items() if there.get(name, 0) < value}
 
 
 def _listed(url: str) -> list[str]:

@@ -111,23 +111,33 @@ def plan(
     for split in LEARNING_SPLITS:
         if split not in {splits[name] for name in by_id}:
             ill = sum(exam.anomalous is True for exam in exams)
-            of = f"{len(exams)} images, of which {ill} are anomalous"
+            population = f"{len(exams)} images, of which {ill} are anomalous"
             advice = "; images are healthy by a label (normal in labels.csv), or all of a folder with healthy=true"
-            raise DatasetError(f"no image of a healthy patient in the {split} split, of {of}{advice * (not ill)}")
+            raise DatasetError(
+                f"no image of a healthy patient in the {split} split, of {population}{advice * (not ill)}"
+            )
         chosen = sorted(name for name in by_id if splits[name] == split and name not in placed)
         for start in range(0, len(chosen), per_shard):
             names = chosen[start : start + per_shard]
             plans.append(ShardPlan(f"shard-{number:05d}", split, tuple(by_id[name] for name in names)))
             number += 1
-    known = contents or {}
-    return [replace(of, contents=tuple(known.get(exam.exam_id, "") for exam in of.exams)) for of in plans]
+    content_of = contents or {}
+    return [
+        replace(population, contents=tuple(content_of.get(exam.exam_id, "") for exam in population.exams))
+        for population in plans
+    ]
 
 
 def remember(url: str, plans: Sequence[ShardPlan], ingest: Ingest) -> None:
     """Write which exams are in which shard, so that a corpus that grows keeps its shards."""
     shards = [
-        {"name": of.name, "split": of.split, "exams": [exam.exam_id for exam in of.exams], "contents": of.contents}
-        for of in plans
+        {
+            "name": shard.name,
+            "split": shard.split,
+            "exams": [exam.exam_id for exam in shard.exams],
+            "contents": shard.contents,
+        }
+        for shard in plans
     ]
     storage.write_json(storage.join(url, PLAN), {"settings": fingerprint(ingest.described()), "shards": shards})
 
@@ -135,8 +145,8 @@ def remember(url: str, plans: Sequence[ShardPlan], ingest: Ingest) -> None:
 def remembered(url: str, ingest: Ingest) -> list[dict[str, Any]]:
     """The shards of the corpus that is there, if it was made with these settings."""
     where = storage.join(url, PLAN)
-    found = storage.read_json(where) if storage.exists(where) else {}
-    return found["shards"] if found.get("settings") == fingerprint(ingest.described()) else []
+    stored_plan = storage.read_json(where) if storage.exists(where) else {}
+    return stored_plan["shards"] if stored_plan.get("settings") == fingerprint(ingest.described()) else []
 
 
 def write_shard(
@@ -295,18 +305,18 @@ class Corpus:
         index = self.index("patient_id", "split")
         for patient, split in zip(index["patient_id"], index["split"], strict=True):
             splits.setdefault(patient, set()).add(split)
-        if several := [patient for patient, of in splits.items() if len(of) > 1]:
+        if several := [patient for patient, patient_splits in splits.items() if len(patient_splits) > 1]:
             raise DatasetError(f"{self.url}: {len(several)} patients stand in two splits: {shortened(several)}")
 
     def problems(self) -> list[str]:
         """What forbids to learn from it: patients in two splits, shards that are missing or altered."""
-        found = []
+        sentences = []
         for check in [self.require_disjoint, *(partial(self.read, shard["name"]) for shard in self.manifest["shards"])]:
             try:
                 check()
             except (DatasetError, FormatError, StorageError) as error:
-                found.append(str(error))
-        return found
+                sentences.append(str(error))
+        return sentences
 
     def index(self, *columns: str, shard: str = "") -> pd.DataFrame:
         """A row a patch: shard, row_in_shard, exam and place.
@@ -316,8 +326,8 @@ class Corpus:
             shard: only its rows; empty: those of all shards.
         """
         data = pa.BufferReader(storage.mapped(storage.join(self.url, "index.parquet")))
-        wanted = [("shard", "==", shard)] if shard else None
-        return pq.read_table(data, columns=list(columns) or None, filters=wanted).to_pandas()
+        filters = [("shard", "==", shard)] if shard else None
+        return pq.read_table(data, columns=list(columns) or None, filters=filters).to_pandas()
 
 
 def packed(patches: Stored) -> tuple[bytes, dict[str, Any]]:

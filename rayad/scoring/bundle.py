@@ -87,7 +87,7 @@ def save(detector: Detector, url: str) -> None:
 
 def _files(detector: Detector) -> dict[str, bytes]:
     """Name -> content of a bundle's files, each detector.json after all that it names."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     tensors = dict(_tensors(detector))
     sha256 = {kind: hashlib.sha256(data).hexdigest() for kind, data in tensors.items()}
     description = {
@@ -107,9 +107,9 @@ def _files(detector: Detector) -> dict[str, bytes]:
         of_member = _files(member)
         sha256[f"members/{member.name}"] = hashlib.sha256(of_member["detector.json"]).hexdigest()
         folder = files.member_folder(member.name, description)
-        found |= {f"{folder}/{name}": data for name, data in of_member.items()}
-    found |= {files.tensor_file(kind, description): data for kind, data in tensors.items()}
-    return found | {"detector.json": storage.json_bytes(description)}
+        contents |= {f"{folder}/{name}": data for name, data in of_member.items()}
+    contents |= {files.tensor_file(kind, description): data for kind, data in tensors.items()}
+    return contents | {"detector.json": storage.json_bytes(description)}
 
 
 def _tensors(detector: Detector) -> Iterator[tuple[str, bytes]]:
@@ -285,13 +285,15 @@ def _calibration(folder: Folder, description: dict[str, Any]) -> Calibration | N
 
 
 def _part(folder: Folder, kind: str, description: dict[str, Any]) -> Part | None:
-    of = description[kind]
-    if of is None:
+    part_description = description[kind]
+    if part_description is None:
         return None
     where, data = folder.tensors(kind, description)
     declared = files.header(data, where)
     with _explained(f"{folder.name}: {kind!r}"):
-        name, config, variables = _configuration(kind, of, sum(tensor.numel() for tensor in declared.values()))
+        name, config, variables = _configuration(
+            kind, part_description, sum(tensor.numel() for tensor in declared.values())
+        )
     build = partial(config.build, variables) if kind == "density" else config.build
     with _explained(f"{where}: does not fit {name} of detector.json"):
         _require_tensors(build, declared)
@@ -333,9 +335,12 @@ def _require_tensors(build: Callable[[], nn.Module], declared: dict[str, Tensor]
         raise FormatError(f"{shortened(others[0])} {fault}{more}")
     outline.load_state_dict(declared)
     for name, tensor in outline.state_dict().items():
-        found, wanted = declared[name].dtype, tensor.dtype
-        if found.itemsize < wanted.itemsize or found.is_floating_point != wanted.is_floating_point:
-            raise FormatError(f"{shortened(name)} is of {found}, not of {wanted}")
+        declared_type, expected_type = declared[name].dtype, tensor.dtype
+        if (
+            declared_type.itemsize < expected_type.itemsize
+            or declared_type.is_floating_point != expected_type.is_floating_point
+        ):
+            raise FormatError(f"{shortened(name)} is of {declared_type}, not of {expected_type}")
 
 
 @contextmanager

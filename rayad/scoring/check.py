@@ -45,17 +45,20 @@ def _of_bundle(url: str, description: dict[str, Any], one: Detector) -> Iterator
     for member in one.members:
         where = storage.join(url, member_folder(member.name, description))
         of_member = bundle.describe(where)
-        found = [*_unknown(of_member), *_of_bundle(where, of_member, member)]
-        yield from (f"member {member.name}: {fault}" for fault in found)
+        member_faults = [*_unknown(of_member), *_of_bundle(where, of_member, member)]
+        yield from (f"member {member.name}: {fault}" for fault in member_faults)
     yield from _of_parts(one)
 
 
 def _strangers(url: str, description: dict[str, Any]) -> Iterator[str]:
-    known = {"detector.json", *(tensor_file(kind, description) for kind in description["sha256"] if "/" not in kind)}
+    own_names = {
+        "detector.json",
+        *(tensor_file(kind, description) for kind in description["sha256"] if "/" not in kind),
+    }
     members = storage.join(url, "members", "")
     own = [file for file in storage.listing(url, roots=(url,)) if not file.startswith(members)]
     for name in (file.rsplit("/", 1)[-1] for file in own):
-        if name.endswith(".safetensors") and name not in known:
+        if name.endswith(".safetensors") and name not in own_names:
             yield name
 
 

@@ -119,6 +119,6 @@ RULES: dict[str, Callable[[Scored], Grid]] = {
 
 
 def _stacked(scored: Scored, rule: Callable[[np.ndarray], np.ndarray]) -> Grid:
-    found = np.stack([rarity(scores, calibration) for scores, calibration in scored])
-    everywhere = np.isnan(found).all(0)
-    return np.where(everywhere, np.nan, rule(np.where(everywhere, 0, found)))
+    rarities = np.stack([rarity(scores, calibration) for scores, calibration in scored])
+    everywhere = np.isnan(rarities).all(0)
+    return np.where(everywhere, np.nan, rule(np.where(everywhere, 0, rarities)))

@@ -120,8 +120,8 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     tissue = prepared.tissue[np.ix_(rows, columns)]
     bounds.current().require_places(int(tissue.sum()))
     z = dense.encode(cast(nn.Module, model), prepared.pixels, step, tissue)
-    found = [healthy(density, part, nats) for part in z.split(TOGETHER)]
-    better, number = torch.cat([latents for latents, _ in found]), torch.cat([count for _, count in found])
+    parts = [healthy(density, part, nats) for part in z.split(TOGETHER)]
+    better, number = torch.cat([latents for latents, _ in parts]), torch.cat([count for _, count in parts])
     replaced = np.full(tissue.shape, np.nan, np.float32)
     replaced[tissue] = number.numpy()
     k, j = np.nonzero(tissue)
@@ -163,8 +163,8 @@ def _blended(
     for start in range(0, len(corners), dense.BATCH):
         bounds.go_on()
         part = slice(start, start + dense.BATCH)
-        found = decode(z[part])[:, 0]
-        stack = torch.stack([found, torch.ones_like(found)], 1) * window
+        decoded = decode(z[part])[:, 0]
+        stack = torch.stack([decoded, torch.ones_like(decoded)], 1) * window
         for (row, column), patch in zip(corners[part].tolist(), stack, strict=True):
             total[:, row : row + PATCH, column : column + PATCH] += patch
     total = total[:, PATCH // 2 : -PATCH // 2, PATCH // 2 : -PATCH // 2]

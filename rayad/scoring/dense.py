@@ -76,8 +76,8 @@ def encode(model: nn.Module, pixels: Image, step: int, mask: GridMask | None = N
     Raises:
         ImageError: the image is smaller than a patch.
     """
-    wanted = _grid(pixels, step, mask)[2]
-    where, latents = zip(*_parts(model, pixels, step, wanted), strict=True)
+    selected = _grid(pixels, step, mask)[2]
+    where, latents = zip(*_parts(model, pixels, step, selected), strict=True)
     return torch.cat(latents)[_row_by_row(where)]
 
 
@@ -100,8 +100,8 @@ def latent_scores(
     Raises:
         ImageError: the image is smaller than a patch.
     """
-    wanted = _grid(pixels, step, mask)[2]
-    where, scores = zip(*((at, score(z)) for at, z in _parts(model, pixels, step, wanted)), strict=True)
+    selected = _grid(pixels, step, mask)[2]
+    where, scores = zip(*((at, score(z)) for at, z in _parts(model, pixels, step, selected)), strict=True)
     return torch.cat(scores)[_row_by_row(where)]
 
 
@@ -133,9 +133,9 @@ def _encode_together(
 ) -> list[Tensor]:
     """Latents of the wanted places of each image, row by row."""
     crops = []  # image, tile of its grid, pixels
-    for number, (pixels, (rows, columns, wanted)) in enumerate(zip(images, grids, strict=True)):
+    for number, (pixels, (rows, columns, selected)) in enumerate(zip(images, grids, strict=True)):
         whole = _continued(pixels, model)
-        for tile in _tiles(wanted, step):
+        for tile in _tiles(selected, step):
             (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
             crops.append((number, tile, whole[:, top : bottom + PATCH, left : right + PATCH]))
     parts: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in images]
@@ -149,16 +149,16 @@ def _encode_together(
         with torch.no_grad():
             latents = encoder.windows(encoder.cells(batch), step // STRIDE).permute(0, 2, 3, 1)
         for (number, tile, _), of_tile in zip(group, latents, strict=True):
-            wanted = grids[number][2]
-            held = wanted[tile]
-            index = np.arange(wanted.size).reshape(wanted.shape)[tile][held]
+            selected = grids[number][2]
+            held = selected[tile]
+            index = np.arange(selected.size).reshape(selected.shape)[tile][held]
             inside = of_tile[: held.shape[0], : held.shape[1]]
             parts[number].append((index, _full_precision(inside[torch.from_numpy(held)])))
     return [
-        torch.cat([z for _, z in of])[_row_by_row([index for index, _ in of])]
-        if of
-        else encode_patches(model, pixels, step, wanted)  # nothing is wanted of it
-        for of, pixels, (_, _, wanted) in zip(parts, images, grids, strict=True)
+        torch.cat([z for _, z in part])[_row_by_row([index for index, _ in part])]
+        if part
+        else encode_patches(model, pixels, step, selected)  # nothing is wanted of it
+        for part, pixels, (_, _, selected) in zip(parts, images, grids, strict=True)
     ]
 
 
@@ -198,8 +198,8 @@ def encode_patches(
     """
     scorer = cast(Scorer, model)
     with torch.no_grad():
-        found = [scorer.encode(x) for x in _patches(model, pixels, step, mask, batch)]
-    return _full_precision(torch.cat(found))
+        latents = [scorer.encode(x) for x in _patches(model, pixels, step, mask, batch)]
+    return _full_precision(torch.cat(latents))
 
 
 def patch_scores(
@@ -217,15 +217,15 @@ def patch_scores(
         ImageError: the image is smaller than a patch.
     """
     with torch.no_grad():
-        found = [score(x) for x in _patches(model, pixels, step, mask, batch)]
-    return _full_precision(torch.cat(found))
+        scores = [score(x) for x in _patches(model, pixels, step, mask, batch)]
+    return _full_precision(torch.cat(scores))
 
 
 def _patches(model: nn.Module, pixels: Image, step: int, mask: GridMask | None, batch: int) -> Iterator[Patches]:
     """The patches of the places in the mask in batches; at least one, maybe empty."""
-    rows, columns, wanted = _grid(pixels, step, mask)
+    rows, columns, selected = _grid(pixels, step, mask)
     windows = _continued(pixels, model).unfold(1, PATCH, 1).unfold(2, PATCH, 1)  # c h w 64 64, a view
-    k, j = np.nonzero(wanted)
+    k, j = np.nonzero(selected)
     top, left = torch.from_numpy(rows[k]), torch.from_numpy(columns[j])
     for start in range(0, max(len(top), 1), batch):
         bounds.go_on()
@@ -245,9 +245,9 @@ def _grid(pixels: Image, step: int, mask: GridMask | None) -> tuple[Rows, Column
     if min(h, w) < PATCH:
         raise ImageError(f"an image of at least {PATCH}x{PATCH} px is wanted to score patches, not {h}x{w}")
     rows, columns = places(h, w, step)
-    wanted = np.ones((len(rows), len(columns)), bool) if mask is None else mask
-    assert wanted.shape == (len(rows), len(columns))  # a mask is made for the grid of its image
-    return rows, columns, wanted
+    selected = np.ones((len(rows), len(columns)), bool) if mask is None else mask
+    assert selected.shape == (len(rows), len(columns))  # a mask is made for the grid of its image
+    return rows, columns, selected
 
 
 def _tiles(wanted: GridMask, step: int) -> Iterator[tuple[slice, slice]]:

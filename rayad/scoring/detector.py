@@ -99,9 +99,9 @@ class Detector:
             if self.model is None or self.density is None:
                 raise OptionError(f"detector {self.name!r}: the {self.score} score needs a trained model and density")
             return
-        known = [*floors.MAPS, *combine.RULES, *LATENT, *(scores_of(self.model) if self.model else ())]
-        if self.score not in known:
-            raise OptionError(f"no score {self.score!r}; {self.name!r} has {', '.join(known)}")
+        scores = [*floors.MAPS, *combine.RULES, *LATENT, *(scores_of(self.model) if self.model else ())]
+        if self.score not in scores:
+            raise OptionError(f"no score {self.score!r}; {self.name!r} has {', '.join(scores)}")
 
     def summary(self) -> str:
         """One line on what it is."""
@@ -126,12 +126,12 @@ class Detector:
         Raises:
             OptionError: another than the calibration's, which no p-value is for; or less than a pixel.
         """
-        of = self.provenance.get("step_mm", 0.0) if self.calibration else 0.0
-        step = step_px(self.preprocessing, step_mm or of or STEP_MM)
-        if of and step != step_px(self.preprocessing, of):
+        calibrated_mm = self.provenance.get("step_mm", 0.0) if self.calibration else 0.0
+        step = step_px(self.preprocessing, step_mm or calibrated_mm or STEP_MM)
+        if calibrated_mm and step != step_px(self.preprocessing, calibrated_mm):
             raise OptionError(
-                f"detector {self.name!r} was calibrated with places {of:g} mm apart, its p-values are not for places "
-                f"{step_mm:g} mm apart: leave step_mm out, or calibrate it again"
+                f"detector {self.name!r} was calibrated with places {calibrated_mm:g} mm apart, its p-values are not "
+                f"for places {step_mm:g} mm apart: leave step_mm out, or calibrate it again"
             )
         return step
 
@@ -179,10 +179,12 @@ class Detector:
         density = self.density.module
         score = density.novelty if self.score == "novelty" else lambda z: -density.log_prob(z)
         with torch.inference_mode():
-            found = dense.latent_scores_together(model, score, [of.pixels for of in prepared], step, tissues)
+            score_grids = dense.latent_scores_together(
+                model, score, [image.pixels for image in prepared], step, tissues
+            )
         return [
             self._mapped(values.cpu().numpy(), grid, tissue, step * one.spacing_mm)
-            for values, grid, tissue, one in zip(found, grids, tissues, prepared, strict=True)
+            for values, grid, tissue, one in zip(score_grids, grids, tissues, prepared, strict=True)
         ]
 
     def on(self, device: str) -> "Detector":
@@ -217,10 +219,10 @@ class Detector:
             model = model.given(getattr(prepared.source, model.condition))
         with torch.inference_mode():
             if self.score in LATENT:
-                found = self._of_latents(model, prepared, step, tissue)
+                scores = self._of_latents(model, prepared, step, tissue)
             else:
-                found = dense.patch_scores(model, _patch_score(model, self.score), prepared.pixels, step, tissue)
-        return found.cpu().numpy()
+                scores = dense.patch_scores(model, _patch_score(model, self.score), prepared.pixels, step, tissue)
+        return scores.cpu().numpy()
 
     def _of_latents(self, model: nn.Module, prepared: Prepared, step: int, tissue: GridMask) -> Scores:
         assert self.density is not None  # __post_init__ saw to it
@@ -241,7 +243,7 @@ class Detector:
 
     def _combined(self, prepared: Prepared, step: int, known: Mapping[str, Heatmap]) -> Grid:
         """The members' scores, combined; each sees its own picture of the image."""
-        found = []
+        scored = []
         for member in self.members:
             same = member.preprocessing == self.preprocessing
             heatmap = known.get(member.name)
@@ -250,8 +252,8 @@ class Detector:
                 heatmap = member.heatmap(own, step_px(member.preprocessing, step * prepared.spacing_mm), known)
             ratio = prepared.spacing_mm / member.preprocessing.spacing_mm
             assert member.calibration is not None  # __post_init__ saw to it
-            found.append((_onto(heatmap, _grid(prepared, step), ratio), member.calibration))
-        return combine.RULES[self.score](found)
+            scored.append((_onto(heatmap, _grid(prepared, step), ratio), member.calibration))
+        return combine.RULES[self.score](scored)
 
 
 STEP_MM = 3.2
@@ -331,8 +333,8 @@ def _onto(heatmap: Heatmap, grid: tuple[np.ndarray, np.ndarray], ratio: float) -
     """
     at = []
     for there, here in zip((heatmap.rows, heatmap.columns), grid, strict=True):
-        wanted = (here + 0.5) * ratio - 0.5
-        at.append(np.abs(there[None, :] - wanted[:, None]).argmin(1))
+        positions = (here + 0.5) * ratio - 0.5
+        at.append(np.abs(there[None, :] - positions[:, None]).argmin(1))
     return heatmap.scores[np.ix_(*at)]
 
 

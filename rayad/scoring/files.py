@@ -182,8 +182,8 @@ def check_hashes(hashes: dict[str, Any], where: str) -> None:
     """FormatError unless all of these are SHA-256 in hexadecimal digits."""
     for kind, sha256 in hashes.items():
         if not isinstance(sha256, str) or not _HASH.fullmatch(sha256):
-            found = f"{shortened(sha256)} for {shortened(kind)}"
-            raise FormatError(f"{where}: 'sha256' has 64 hexadecimal digits for each file, not {found}")
+            complaint = f"{shortened(sha256)} for {shortened(kind)}"
+            raise FormatError(f"{where}: 'sha256' has 64 hexadecimal digits for each file, not {complaint}")
 
 
 def check_members(names: Any, where: str) -> None:

@@ -197,8 +197,8 @@ class Guard:
         return caller.name
 
     def _check_host(self, scope: Scope) -> None:
-        found = values(scope, b"host")
-        name = found[0].decode("latin-1").lower() if len(found) == 1 else ""
+        hosts = values(scope, b"host")
+        name = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else ""
         match = _HOST.fullmatch(name)
         if match is None or not {name, match[1]} & self._hosts:
             raise Problem(421, "The service is not known by this name; its operator can add it to hosts.")

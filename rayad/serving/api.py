@@ -46,8 +46,8 @@ class Scored:
     def answer(self) -> dict[str, Any]:
         """As JSON."""
         detector = {"name": self.card.name, "sha256": self.card.sha256}
-        told = {"research_use_only": RESEARCH_USE, "detector": detector, **self.judged.described()}
-        return told | {"seconds": {name: round(value, 4) for name, value in self.seconds.items()}}
+        content = {"research_use_only": RESEARCH_USE, "detector": detector, **self.judged.described()}
+        return content | {"seconds": {name: round(value, 4) for name, value in self.seconds.items()}}
 
 
 class Backend(Protocol):
@@ -286,7 +286,7 @@ def _chosen(backend: Backend, name: str) -> Card:
 
 def _kind(accept: str) -> str:
     """The first of ours that the Accept header takes, by its weights (RFC 9110, 12.5.1)."""
-    wanted = []
+    preferences = []
     for position, part in enumerate(accept.lower().split(",")):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
@@ -295,8 +295,8 @@ def _kind(accept: str) -> str:
         except ValueError:
             weight = 0.0
         related = name == "multipart/related" and any(DICOM in parameter for parameter in parameters)
-        wanted.append((-weight, position, DICOM if related else name))
-    for weight, _, name in sorted(wanted):
+        preferences.append((-weight, position, DICOM if related else name))
+    for weight, _, name in sorted(preferences):
         for kind in KINDS:
             if weight and name in (kind, kind.split("/")[0] + "/*", "*/*", ""):
                 return kind

@@ -44,10 +44,10 @@ class Card:
         """For JSON; where the bundle lies and where its corpus came from stay inside."""
         calibrated = ("calibration_patients", "p_value_floor", "step_mm")
         names = ("name", "sha256", "score", "summary", *calibrated, "counterfactual")
-        told = {k: v for k, v in self.provenance.items() if k in TOLD}
+        provenance = {k: v for k, v in self.provenance.items() if k in TOLD}
         return {k: getattr(self, k) for k in names} | {
             "preprocessing": described(self.preprocessing),
-            "provenance": told,
+            "provenance": provenance,
         }
 
 
@@ -64,8 +64,8 @@ def load(key: str) -> Detector:
     """
     sha256, _, url = key.partition(" ")
     detector = bundle.load(url)
-    if (found := bundle.sha256(url)) != sha256:
-        raise OptionError(f"{url}: another detector is there by now ({found[:12]}, was {sha256[:12]})")
+    if (current := bundle.sha256(url)) != sha256:
+        raise OptionError(f"{url}: another detector is there by now ({current[:12]}, was {sha256[:12]})")
     return detector
 
 
@@ -104,14 +104,14 @@ def named(urls: Iterable[str]) -> dict[str, str]:
     Raises:
         OptionError: none, or two of one name.
     """
-    found: dict[str, str] = {}
+    urls_by_name: dict[str, str] = {}
     for text in urls:
         name, equals, url = text.partition("=")
         if not equals or "/" in name:
             name, url = text.rstrip("/").rsplit("/", 1)[-1], text
-        if name in found:
+        if name in urls_by_name:
             raise OptionError(f"two detectors are called {name!r}; give another name as NAME=URL")
-        found[name] = storage.absolute(url)
-    if not found:
+        urls_by_name[name] = storage.absolute(url)
+    if not urls_by_name:
         raise OptionError("a server needs at least one detector, as URL or NAME=URL")
-    return found
+    return urls_by_name

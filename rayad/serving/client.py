@@ -195,10 +195,10 @@ class Client:
 
     def detectors(self) -> tuple[Offered, ...]:
         """Those that are served, the default first."""
-        said = self._json("GET", "/v1/detectors")
+        content = self._json("GET", "/v1/detectors")
         with _understood("detectors"):
-            found = tuple(_made(Offered, card) for card in said["detectors"])
-            return tuple(sorted(found, key=lambda one: one.name != said["default"]))
+            offered = tuple(_made(Offered, card) for card in content["detectors"])
+            return tuple(sorted(offered, key=lambda one: one.name != content["default"]))
 
     def score(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> Answer:
         """Score an image.
@@ -229,8 +229,8 @@ class Client:
         answer = self._scored(NPZ, image, url, asked, include=",".join(include))
         with _understood("arrays"):
             arrays = bounded.load_npz(answer.content, "its arrays")
-            said = arrays.pop("answer").tobytes()
-        return Heatmap(_answer(said), arrays)
+            answer_bytes = arrays.pop("answer").tobytes()
+        return Heatmap(_answer(answer_bytes), arrays)
 
     def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> bytes:
         """The image under its heatmap, as PNG; arguments as of `score`."""
@@ -263,14 +263,14 @@ class Client:
             results: files of each image.
             asked: see `Asked`.
         """
-        wanted = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **asked}
-        return _batch(self._json("POST", "/v1/batches", json=wanted))
+        body = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **asked}
+        return _batch(self._json("POST", "/v1/batches", json=body))
 
     def batches(self) -> tuple[Batch, ...]:
         """All of them, the newest first."""
-        said = self._json("GET", "/v1/batches")
+        content = self._json("GET", "/v1/batches")
         with _understood("batches"):
-            return tuple(map(_batch, said["batches"]))
+            return tuple(map(_batch, content["batches"]))
 
     def batch(self, number: str) -> Batch:
         """One of them, by its id."""
@@ -312,8 +312,8 @@ class Client:
                 wait = PAUSE_S * 2 ** (attempt - 1)
             except ServiceError as problem:
                 # a batch may have begun where the answer is late (503), never where the guard refuses it (429)
-                told = problem.status in (BUSY if repeatable else BUSY[1:]) and 0 < problem.retry_after <= LONGEST_S
-                if attempt == self.attempts or not told:
+                busy = problem.status in (BUSY if repeatable else BUSY[1:]) and 0 < problem.retry_after <= LONGEST_S
+                if attempt == self.attempts or not busy:
                     raise
                 wait = problem.retry_after
             time.sleep(wait * random.uniform(1, 1.5))  # so that those who were refused together come back apart
@@ -376,14 +376,14 @@ def _made(kind: type[T], said: Mapping[str, Any], **parts: Any) -> T:
 
 def _answer(content: bytes) -> Answer:
     with _understood("answer"):
-        said = bounded.parse_json(content, "its JSON")
+        body = bounded.parse_json(content, "its JSON")
         return _made(
             Answer,
-            said,
-            detector=_made(Detector, said["detector"]),
-            image=_made(ImageFacts, said["image"]),
-            findings=tuple(_made(Finding, one) for one in said["findings"]),
-            doubts=tuple(_made(Doubt, one) for one in said.get("doubts", ())),
+            body,
+            detector=_made(Detector, body["detector"]),
+            image=_made(ImageFacts, body["image"]),
+            findings=tuple(_made(Finding, one) for one in body["findings"]),
+            doubts=tuple(_made(Doubt, one) for one in body.get("doubts", ())),
         )
 
 
@@ -403,8 +403,8 @@ def _problem(answer: requests.Response) -> ServiceError:
     after = answer.headers.get("Retry-After", "")
     title, detail = answer.reason or "", ""
     try:
-        said = bounded.parse_json(answer.content, "its JSON")
-        title, detail = str(said["title"]), str(said.get("detail", ""))
+        content = bounded.parse_json(answer.content, "its JSON")
+        title, detail = str(content["title"]), str(content.get("detail", ""))
     except (FormatError, KeyError, TypeError, AttributeError):
         pass  # a page of something in between
     return ServiceError(answer.status_code, title[:200], detail[:500], float(after) if after.isdecimal() else 0.0)

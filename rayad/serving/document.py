@@ -243,25 +243,25 @@ def complete(app: FastAPI, *models: type[BaseModel]) -> None:
 
 
 def _document(app: FastAPI, models: tuple[type[BaseModel], ...]) -> dict[str, Any]:
-    said = get_openapi(
+    openapi = get_openapi(
         title=app.title,
         version=app.version,
         summary=app.summary,
         description=app.description,
         routes=app.routes,
     )
-    parts = said.setdefault("components", {})
-    known = parts.setdefault("schemas", {})
+    parts = openapi.setdefault("components", {})
+    schemas = parts.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
-        known.pop(unused, None)
+        schemas.pop(unused, None)
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        known |= schema.pop("$defs", {}) | {model.__name__: schema}
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    for path, operations in said["paths"].items():
+    for path, operations in openapi["paths"].items():
         for operation in operations.values():
             operation["security"] = [] if path in OPEN else [{"token": []}]
-    return said
+    return openapi
 
 
 SCORED = {

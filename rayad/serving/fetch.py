@@ -284,8 +284,8 @@ async def _web(place: Place, largest: int, lookup: Lookup) -> bytes:
 
 def _check_answer(response: aiohttp.ClientResponse) -> None:
     if response.status != 200:
-        known = {401: 403, 403: 403, 404: 404, 410: 404}.get(response.status, 502)
-        raise Problem(known, f"The URL's host answers {response.status}; redirects are not followed.")
+        status = {401: 403, 403: 403, 404: 404, 410: 404}.get(response.status, 502)
+        raise Problem(status, f"The URL's host answers {response.status}; redirects are not followed.")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(502, "The URL's host sends a compressed answer, which was not asked for.")
 
@@ -317,10 +317,10 @@ class _Checked(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """All addresses of a name, of which none may be another than a public one."""
-        found = await self._lookup(host, port)
-        if not found:
+        addresses = await self._lookup(host, port)
+        if not addresses:
             raise OSError(f"no address of {host}")
-        if not self._local and not all(map(is_public, found)):
+        if not self._local and not all(map(is_public, addresses)):
             raise _NotPublicError
         return [
             ResolveResult(
@@ -331,7 +331,7 @@ class _Checked(AbstractResolver):
                 proto=0,
                 flags=socket.AI_NUMERICHOST,
             )
-            for address in found
+            for address in addresses
         ]
 
     async def close(self) -> None:
@@ -339,8 +339,8 @@ class _Checked(AbstractResolver):
 
 
 async def _system(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
+    addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in addresses]
 
 
 def _refusal(error: BaseException | None) -> Problem | None:

@@ -84,14 +84,14 @@ class Issuer:
 
     async def _key(self, kid: object) -> jwt.PyJWK | None:
         """The key of this name; one that is not known yet may have been published since."""
-        found, age = self._known(kid), time.monotonic() - self._loaded
-        if age > FRESH_S and not (found and age < STALE_S and self._one.locked()):  # one request waits, not all
+        key, age = self._known(kid), time.monotonic() - self._loaded
+        if age > FRESH_S and not (key and age < STALE_S and self._one.locked()):  # one request waits, not all
             await self._load()
-            found = self._known(kid)
-        if found is None:
+            key = self._known(kid)
+        if key is None:
             await self._load()
-            found = self._known(kid)
-        return found
+            key = self._known(kid)
+        return key
 
     def _known(self, kid: object) -> jwt.PyJWK | None:
         fitting = [key for key in self._keys if kid is None or key.key_id == kid]
@@ -126,12 +126,12 @@ def _plain(subject: str) -> str:
 async def _published(url: str) -> list[jwt.PyJWK]:
     """The keys for signatures that a provider publishes now."""
     async with aiohttp.ClientSession(timeout=PATIENCE, cookie_jar=aiohttp.DummyCookieJar()) as session:
-        said = await _document(session, url.rstrip("/") + "/.well-known/openid-configuration")
-        if said["issuer"] != url:
-            raise ValueError(f"its configuration is that of {said['issuer']!r}")
-        if not _private_enough(said["jwks_uri"]):
+        configuration = await _document(session, url.rstrip("/") + "/.well-known/openid-configuration")
+        if configuration["issuer"] != url:
+            raise ValueError(f"its configuration is that of {configuration['issuer']!r}")
+        if not _private_enough(configuration["jwks_uri"]):
             raise ValueError("its keys are not at an https:// URL")
-        keys = jwt.PyJWKSet.from_dict(await _document(session, said["jwks_uri"]))
+        keys = jwt.PyJWKSet.from_dict(await _document(session, configuration["jwks_uri"]))
     return [key for key in keys.keys if key.public_key_use in (None, "sig")]
 
 

@@ -271,8 +271,12 @@ def _finish(made: Dataset, source: Dataset, work: _Work, kind: Kind) -> None:
 
 def _orientation(source: Dataset) -> list[str] | None:
     """Where rows and columns lead to (0020,0020); none where old archives say CC or MLO instead."""
-    said = [str(value) for value in source.get("PatientOrientation") or []]
-    return said if len(said) == 2 and all(re.fullmatch("[LRAPHF]{1,3}", value) for value in said) else None
+    directions = [str(value) for value in source.get("PatientOrientation") or []]
+    return (
+        directions
+        if len(directions) == 2 and all(re.fullmatch("[LRAPHF]{1,3}", value) for value in directions)
+        else None
+    )
 
 
 def _capture(work: _Work, pixels: Image) -> Dataset:
@@ -386,16 +390,16 @@ def _map(work: _Work) -> Dataset:
 
 def _report(work: _Work) -> Dataset:
     """TID 1500, with a group of the whole image (TID 1501) and a group a finding, at its peak (TID 1410)."""
-    said = work.judged.described()
-    findings = [_finding(work, number, found) for number, found in enumerate(said["findings"], 1)]
+    answer = work.judged.described()
+    findings = [_finding(work, number, finding) for number, finding in enumerate(answer["findings"], 1)]
     context = hd.sr.ObservationContext(observer_device_context=_observer(work))
     report = hd.sr.MeasurementReport(
         observation_context=context,
         procedure_reported=_MAMMOGRAPHY,
-        imaging_measurements=[_whole(work, said), *findings],
+        imaging_measurements=[_whole(work, answer), *findings],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    for text in (RESEARCH_USE, _summary(said)):
+    for text in (RESEARCH_USE, _summary(answer)):
         report[0].ContentSequence.append(_comment(text))
     return hd.sr.ComprehensiveSR(
         evidence=[work.source],

@@ -68,8 +68,8 @@ class Tokens:
             Problem: 503, the list was changed to something that cannot be read; then no token of it is good.
         """
         digest = hashlib.sha256(plain.encode()).digest()
-        if found := _found(digest, self._listed):
-            return found
+        if caller := _found(digest, self._listed):
+            return caller
         if self.file:
             self._refresh()
         return _found(digest, self._filed)
@@ -98,11 +98,11 @@ class Tokens:
 
 
 def _found(digest: bytes, among: Mapping[bytes, Caller]) -> Caller | None:
-    found = None
-    for known, caller in among.items():
-        if hmac.compare_digest(known, digest):
-            found = caller
-    return found
+    match = None
+    for known_digest, caller in among.items():
+        if hmac.compare_digest(known_digest, digest):
+            match = caller
+    return match
 
 
 def from_environment() -> tuple[str, ...]:

@@ -61,7 +61,10 @@ class Unanswered:
             return
         scope = _without_trailers(scope) if self._secret else scope
         secrets = values(scope, HEADER.encode())
-        scope = {**scope, "headers": [of for of in scope["headers"] if of[0].lower().replace(b"_", b"-") not in ASIDE]}
+        scope = {
+            **scope,
+            "headers": [header for header in scope["headers"] if header[0].lower().replace(b"_", b"-") not in ASIDE],
+        }
         if scope["path"] == HEALTH:
             await self.app(scope, receive, send)
             return
@@ -210,7 +213,7 @@ class _Answer:
 def _once(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Headers with one id of the request: the proxy adds its own to that of the API, whose log has its own."""
     names = [name.lower() for name, _ in headers]
-    return [of for i, of in enumerate(headers) if names[i] != b"x-request-id" or names.index(names[i]) == i]
+    return [header for i, header in enumerate(headers) if names[i] != b"x-request-id" or names.index(names[i]) == i]
 
 
 def _problem(status: int, repeated: bool) -> Problem:

@@ -150,8 +150,8 @@ class _Scorer:
                 raise ImageError(problem.detail or problem.title) from problem
             if problem.status in CREDENTIALS:
                 raise OptionError(f"{self.client.url} answers {problem.status}: it wants another token") from problem
-            said = f"{problem.status}: {problem.detail or problem.title}"
-            raise StorageError(f"{self.client.url} answers {said}") from problem
+            sentence = f"{problem.status}: {problem.detail or problem.title}"
+            raise StorageError(f"{self.client.url} answers {sentence}") from problem
         except FormatError as error:
             raise StorageError(f"{self.client.url}: {error}") from error
 
