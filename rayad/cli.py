@@ -27,7 +27,7 @@ from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.imaging import plausibility
-from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private
+from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private, spread
 from rayad.options import Amount, Count, Millimetres, MillimetresOrNone, Port, Share, SpacingOrNone, Within
 from rayad.outputs import claimed, require_apart
 from rayad.patches.corpus import Corpus, Ingest
@@ -593,21 +593,20 @@ class Heatmap:
     """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.evaluation.heatmap import Request, Written, write_heatmaps
-        from rayad.on_ray.heatmaps import spread
+        from rayad.evaluation.heatmap import Request, Written, failed, write_heatmaps
 
         request = Request(self.spacing_mm, self.view, self.step_mm, self.force)
         written = Written(self.picture, self.counterfactual)
         images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
         one = bundle.load(storage.absolute(self.detector))
         _warn_of_few([one])
-        number = failed = 0
+        number = failures = 0
         with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
-            for row in write_heatmaps(one, images, request, out, written, spread(self.address)):
+            for row in write_heatmaps(one, images, request, out, written, spread(self.address, "heatmaps", failed)):
                 say(json.dumps(row))
-                number, failed = number + 1, failed + ("reason" in row)
-        if failed:
-            raise RayadError(f"{failed} of {number} images failed; the others' heatmaps are in {self.out}")
+                number, failures = number + 1, failures + ("reason" in row)
+        if failures:
+            raise RayadError(f"{failures} of {number} images failed; the others' heatmaps are in {self.out}")
 
 
 def _warn_of_few(detectors: Sequence[Detector]) -> None:

@@ -106,7 +106,8 @@ def write_heatmaps(
     image_files, left_out = found_in(images)
     files = named(_some(image_files, images))
     if left_out:
-        say(f"left out: {len(left_out)} files that are no images, such as {left_out[0]}", sys.stderr)
+        number = len(left_out) + len(files)
+        say(f"left out: {len(left_out)} of {number} files, which are no images, such as {left_out[0]}", sys.stderr)
     versions = storage.versions(file for file, _ in files)
     like = fingerprint([detector.name, detector.score, detector.aggregation, detector.provenance, request, written])
     made_of = {file: fingerprint([like, versions[file]]) for file, _ in files}

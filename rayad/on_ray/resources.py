@@ -2,8 +2,9 @@
 
 import os
 import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rayad.errors import OptionError
 from rayad.options import Amount, Count, Minutes, Port, Seed, Share, Within
@@ -17,6 +18,8 @@ PRIVATE = {
     "NCCL_SOCKET_IFNAME": "lo",
 }
 """Environment of a Ray that a command starts for itself, with a token in RAY_AUTH_TOKEN besides."""
+FEW = 8
+"""Pieces of work that are done in this process before a Ray of many would have started."""
 _own_token = secrets.token_hex(32)
 """Of every Ray that this process starts; its children find it in their environment, and nobody else does."""
 
@@ -165,6 +168,26 @@ def given(address: str) -> str:
     """Address of the cluster that an option or RAY_ADDRESS names; "" where a command starts a Ray of its own."""
     address = address or os.environ.get("RAY_ADDRESS", "")
     return "" if address == "local" else address
+
+
+def spread(address: str, label: str, lost: Callable[..., Any]) -> Callable[..., Iterator[Any]]:
+    """A function that calls another for each of some arguments, as `tasks` of cluster.py, wherever that is quickest.
+
+    Args:
+        address: of a cluster; "": many are done on a Ray that is started for them, few in this process.
+        lost: as of `tasks`.
+    """
+
+    def run(function: Callable[..., Any], shared: tuple, arguments: Sequence[tuple]) -> Iterator[Any]:
+        if not arguments or (len(arguments) <= FEW and not given(address)):
+            yield from (function(*shared, *own) for own in arguments)
+            return
+        from rayad.on_ray.cluster import cluster, tasks  # which takes seconds
+
+        with cluster(address):
+            yield from tasks(function, arguments, len(arguments), label, shared, lost=lost)
+
+    return run
 
 
 def keep_private() -> None:
