@@ -648,9 +648,7 @@ class Report:
     def __call__(self) -> None:
         from rayad.evaluation import report
 
-        where = storage.absolute(self.results)
-        with claimed(where, "a report"):
-            say(f"The report is at {report.rebuild(where)}")
+        say(f"The report is at {report.rebuild(storage.absolute(self.results))}")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ findings; without scripts everything else is the same.
 
 import base64
 import io
+import posixpath
 from collections.abc import Mapping
 from importlib import resources
 
@@ -31,6 +32,7 @@ from PIL import Image
 from rayad import storage
 from rayad.errors import FormatError
 from rayad.evaluation import svg
+from rayad.terminal import shortened
 
 QUALITY = 85
 """Of the pictures, 0 to 100."""
@@ -100,6 +102,8 @@ def rebuild(url: str) -> str:
 
 def _write(results: dict, page: str, url: str) -> str:
     for name, text in results.get("pictures", {}).items():
+        if posixpath.normpath(name) != name or name.startswith(("/", "..")):
+            raise FormatError(f"{url}: results.json has a picture {shortened(name)}, which would lie elsewhere")
         storage.write_bytes(storage.join(url, f"{name}.webp"), base64.b64decode(text))
     storage.write_json(storage.join(url, "results.json"), results)
     index = storage.join(url, "index.html")

@@ -264,3 +264,15 @@ def test_incomplete_results_are_refused_before_anything_is_written(tmp_path, cha
 def test_numbers_read_well():
     assert [number(0.005), number(1.0), number(None), number(12.345, 1)] == ["0.01", "1.00", "–", "12.3"]  # noqa: RUF001
     assert [p_value(p) for p in (1.0, 0.999, 0.0385, 2e-5, None)] == ["1", "> 0.99", "0.038", "< 0.0001", "–"]  # noqa: RUF001
+
+
+@pytest.mark.parametrize("name", ["../stolen", "/tmp/stolen", "a/../../stolen", "..", "./a"])
+def test_no_picture_of_a_strangers_results_lies_elsewhere(tmp_path, name):
+    build(results(), FIGURES, str(tmp_path / "in"))
+    file = tmp_path / "in/results.json"
+    stranger = json.loads(file.read_text())
+    stranger["pictures"] = {name: next(iter(stranger["pictures"].values()))}
+    file.write_text(json.dumps(stranger))
+    with pytest.raises(FormatError, match="which would lie elsewhere"):
+        rebuild(str(tmp_path / "in"))
+    assert not (tmp_path / "stolen.webp").exists()
