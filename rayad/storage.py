@@ -92,7 +92,8 @@ def versions(urls: Iterable[str]) -> dict[str, str]:
     """What tells the content of files from that of others that had their names: size and time of change, or the ETag.
 
     Returns:
-        URL -> version, empty where there is no such file.
+        URL -> version, empty where there is no such file, and of what a web server has, which is not asked: an archive's
+        instances keep their content as long as their UIDs.
 
     Raises:
         StorageError: it cannot be asked.
@@ -101,10 +102,12 @@ def versions(urls: Iterable[str]) -> dict[str, str]:
     elsewhere: dict[str, list[str]] = defaultdict(list)
     for url in urls:
         path = _local(url)
-        if path is None:
-            elsewhere["/".join(url.split("/")[:3])].append(url)
-        else:
+        if path is not None:
             by_url[url] = _local_version(url, path)
+        elif url.startswith(("http://", "https://")):
+            by_url[url] = ""
+        else:
+            elsewhere["/".join(url.split("/")[:3])].append(url)
     for place in elsewhere.values():
         by_url |= _remote_versions(place)
     return by_url

@@ -112,7 +112,7 @@ class Kept:
         """How many of these exams were scored when they were made of something else, and not since."""
         folder = self.places(exams[0]).rpartition("/")[0] if exams else ""
         files = storage.listing(folder, (".npz",)) if folder and storage.exists(folder) else []
-        there = [file.rpartition("/")[2] for file in files]
+        there = {file.rpartition("/")[2] for file in files}
         was = {name.rpartition("-")[0] for name in there}
         return sum(file_name(exam.exam_id) in was and self._file(exam) not in there for exam in exams)
 

@@ -9,6 +9,7 @@ from pydicom import dcmread
 from pydicom.uid import RLELossless
 
 from rayad.datasets import dicom
+from rayad.datasets.content import contents
 from rayad.datasets.identity import KEY
 from rayad.errors import StorageError
 from rayad.imaging import dicomweb
@@ -57,6 +58,9 @@ def test_an_archive_gives_what_its_files_give(folder, orthanc):
     assert [[getattr(e, f) for f in facts] for e in exams] == [[getattr(e, f) for f in facts] for e in files]
     for exam, file in zip(exams, files, strict=True):
         np.testing.assert_array_equal(of_web.pixels(exam), of_files.pixels(file))
+    made_of = contents(of_web, exams)
+    assert len(set(made_of.values())) == len(exams)
+    assert made_of == contents(of_web, exams)
     (exam,) = [exam for exam in exams if exam.lesions]
     (file,) = [file for file in files if file.lesions]
     np.testing.assert_array_equal(

@@ -78,7 +78,8 @@ def test_versions_of_objects_are_those_of_their_content(tmp_path):
     urls = [f"memory://{tmp_path.name}/in/a/x.png", f"memory://{tmp_path.name}/in/b/y.png"]
     for url in urls:
         storage.write_bytes(url, b"1")
-    before = storage.versions([*urls, f"memory://{tmp_path.name}/in/none.png", "phantom:1-L", "/no/such/file"])
+    web = "http://127.0.0.1:1/dicom-web/studies/1/series/2/instances/3"
+    before = storage.versions([*urls, web, f"memory://{tmp_path.name}/in/none.png", "phantom:1-L", "/no/such/file"])
     assert [url for url in before if before[url]] == urls
     storage.write_bytes(urls[0], b"2")
     after = storage.versions(urls)
