@@ -92,8 +92,8 @@ def versions(urls: Iterable[str]) -> dict[str, str]:
     """What tells the content of files from that of others that had their names: size and time of change, or the ETag.
 
     Returns:
-        URL -> version, empty where there is no such file, and of what a web server has, which is not asked: an archive's
-        instances keep their content as long as their UIDs.
+        URL -> version, empty where there is no such file, and of what a web server has, which is not asked: instances
+        of an archive keep their content as long as their UIDs.
 
     Raises:
         StorageError: it cannot be asked.

@@ -44,6 +44,7 @@ def file_name(exam_id: str) -> str:
 
 
 def _files(exam: Exam) -> list[str]:
-    """The URLs of image and masks; of a part of a file (a segment, an entry of a table) that of the file."""
+    """The URLs of image and masks, and of the files that they are a part of (a segment, an entry of a table): URL#part."""
     urls = [exam.url, *(lesion.mask_url for lesion in exam.lesions)]
-    return [url.partition("#")[0] if "#" in url.rpartition("/")[2] else url for url in urls if url]
+    whole = (url.rpartition("#")[0] for url in urls if "#" in url)
+    return [url for url in (*urls, *whole) if url]

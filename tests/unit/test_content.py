@@ -1,6 +1,7 @@
 """A hash of all that an exam is made of: any change of it changes the hash, and nothing else does."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,13 @@ def test_no_two_ids_are_one_file(tmp_path):
     for name in names:
         (tmp_path / f"{file_name(name)}.npz").write_bytes(b"")
     assert len(list(tmp_path.iterdir())) == len(names)
+
+
+def test_a_part_of_a_file_changes_with_it_and_a_name_may_have_a_hash(tmp_path):
+    (tmp_path / "a#1.png").write_bytes(b"1")
+    (tmp_path / "a").write_bytes(b"1")
+    exams = [replace(phantom.Dataset().exams()[0], url=str(tmp_path / name)) for name in ("a#1.png", "a#2")]
+    for file, changed in (("a#1.png", [True, False]), ("a", [True, True])):  # the first could be a part of a, too
+        before = [contents(phantom.Dataset(), [exam]) for exam in exams]
+        os.utime(tmp_path / file, (1, 1))
+        assert [contents(phantom.Dataset(), [exam]) != was for exam, was in zip(exams, before, strict=True)] == changed
