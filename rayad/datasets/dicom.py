@@ -23,6 +23,7 @@ from rayad.datasets.labels import LABELS, Facts
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import dicom, dicomweb, segmentation
 from rayad.imaging.dicom import ForProcessing, Header
+from rayad.imaging.plausibility import forced
 from rayad.options import SpacingOrNone
 
 KINDS = {"mass": "mass", "calcif": "calcification", "distort": "distortion", "asymm": "asymmetry"}
@@ -127,7 +128,8 @@ class Dataset:
         return {paths.get(name, name): rows for name, rows in labelled.items()}
 
     def _unsuitable(self, header: Header, rows: list[labels.Row]) -> str:
-        if header.unsuitable and not (header.unsuitable == dicom.RAW and self.for_processing == "convert"):
+        converted = header.unsuitable == dicom.RAW and self.for_processing == "convert"
+        if header.unsuitable and not converted and "kind" not in forced():
             return header.unsuitable
         named = header.patient_id or any(row["patient"] for row in rows)
         return "" if named else f"no patient, in (0010,0020) or {LABELS}"

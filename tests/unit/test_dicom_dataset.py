@@ -15,6 +15,7 @@ from rayad.datasets import dicom
 from rayad.datasets.exam import Images
 from rayad.datasets.identity import KEY, pseudonym
 from rayad.errors import DatasetError, OptionError
+from rayad.imaging import plausibility
 from rayad.imaging.segmentation import segments
 from tests.dicoms import code, mammogram, written
 
@@ -216,3 +217,12 @@ def test_the_real_mammograms_of_cbis_ddsm(real_data):
     dataset = dicom.Dataset(str(real_data / "cbis-ddsm-dicom"), spacing_mm=0.05, healthy=True)
     assert sorted((exam.laterality, exam.view) for exam in dataset.exams()) == [("L", "CC"), ("R", "CC")]
     assert len({exam.patient_id for exam in dataset.exams()}) == 2
+
+
+def test_images_of_no_standard_view_can_be_wanted(tmp_path, monkeypatch):
+    (tmp_path / "1.dcm").write_bytes(written(mammogram(PIXELS, BreastImplantPresent="YES")))
+    dataset = dicom.Dataset(str(tmp_path), patient_ids="plain")
+    with pytest.raises(DatasetError, match="a breast with an implant"):
+        dataset.exams()
+    monkeypatch.setenv(plausibility.VARIABLE, "kind")
+    assert len(dataset.exams()) == 1
