@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -53,6 +54,12 @@ def say(text: str, stream: Stream | None = None) -> None:
     """
     with writable():
         print(printable(text), file=stream, flush=True)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Print a line on standard error, the first time that this process has it to say."""
+    say(f"rayad: {text}", sys.stderr)
 
 
 @contextmanager

@@ -17,17 +17,20 @@ from typing import Literal
 from rayad import storage
 from rayad.arrays import Mask, Pixels
 from rayad.datasets import labels
-from rayad.datasets.exam import Exam, Excluded, Lesion, circle_mask, in_order, shortened
-from rayad.datasets.identity import pseudonym
+from rayad.datasets.exam import Exam, Excluded, Lesion, in_order, marked, plausible, shortened
+from rayad.datasets.identity import pseudonym, warn_of_odd
 from rayad.datasets.labels import LABELS, Facts
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import dicom, dicomweb, segmentation
 from rayad.imaging.dicom import ForProcessing, Header
+from rayad.imaging.files import kind_of
 from rayad.imaging.plausibility import forced
 from rayad.options import SpacingOrNone
 
 KINDS = {"mass": "mass", "calcif": "calcification", "distort": "distortion", "asymm": "asymmetry"}
 """Part of a segment's name -> kind of the lesion."""
+OTHER = {"raster": "an image of another kind", "text or else": "neither image nor label"}
+"""What a file may be that is no DICOM, in other words."""
 READERS = 16
 """Threads that read headers: on s3:// they wait, most of the time."""
 
@@ -67,7 +70,7 @@ class Dataset:
         return dicom.read(exam.url, self.for_processing)
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
-        """The lesion's segment or circle; DatasetError if it has neither, or one of another size."""
+        """The lesion's segment, outline or circle; DatasetError if it has none, or one of another size."""
         header = dicom.header(exam.url)
         shape = (header.rows, header.columns)
         url, _, number = lesion.mask_url.partition("#")
@@ -76,18 +79,15 @@ class Dataset:
             if mask.shape != shape:
                 raise DatasetError(f"{url}: a segment of {mask.shape} px for {exam.url} of {shape} px")
             return mask
-        if lesion.circle is None:
-            raise DatasetError(f"{exam.exam_id}: nothing says where this {lesion.kind} is")
-        return circle_mask(shape, lesion.circle)
+        return plausible(marked(exam, lesion, shape), f"{exam.exam_id}: the outline of this {lesion.kind}")
 
     def listed(self) -> tuple[list[Exam], list[Excluded]]:
         """Both, with every header read once."""
-        files = self._files()
+        files, excluded = self._files()
         headers = dict(_headers(files))
         table = self._table(files, headers)
         images: dict[str, tuple[str, Header]] = {}  # by instance
         segments: dict[str, list[Lesion]] = {}  # by instance of the image
-        excluded: list[Excluded] = []
         for path, head in headers.items():
             url = files[path]
             if isinstance(head, Excluded):
@@ -103,20 +103,25 @@ class Dataset:
         if not images:
             why = shortened({exclusion.reason.removeprefix(f"{exclusion.url}: ") for exclusion in excluded})
             raise DatasetError(f"{self.source}: no mammogram among {len(files):,} files" + f": {why}" * bool(excluded))
+        described = {instance: labels.facts(path, table.get(path, []), {}) for instance, (path, _) in images.items()}
         exams = [
-            self._exam(files[path], header, labels.facts(path, table.get(path, []), {}), segments.get(instance, []))
+            self._exam(files[path], header, described[instance], segments.get(instance, []))
             for instance, (path, header) in images.items()
         ]
+        warn_of_odd([described[i].patient or header.patient_id for i, (_, header) in images.items()])
         if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
             raise DatasetError(f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm")
         return in_order(exams), excluded
 
-    def _files(self) -> dict[str, str]:
-        """Path below the source -> URL, of all that may be DICOM."""
-        web = dicomweb.is_web(self.source)
-        urls = dicomweb.instances(self.source) if web else storage.listing(self.source)
+    def _files(self) -> tuple[dict[str, str], list[Excluded]]:
+        """Path below the source -> URL, of all that may be DICOM; and what else is there."""
         folder = storage.join(self.source, "")
-        return {url.removeprefix(folder): url for url in urls if web or dicom.is_candidate(url)}
+        if dicomweb.is_web(self.source):
+            return {url.removeprefix(folder): url for url in dicomweb.instances(self.source)}, []
+        urls = [url for url in storage.listing(self.source) if url not in (storage.join(folder, LABELS), self.table)]
+        kinds = {url: "dicom" if dicom.is_candidate(url) else kind_of(url) for url in urls}
+        others = [Excluded(url, f"no DICOM: {OTHER.get(k, k)}") for url, k in kinds.items() if k != "dicom"]
+        return {url.removeprefix(folder): url for url, kind in kinds.items() if kind == "dicom"}, others
 
     def _table(self, files: dict[str, str], headers: dict[str, Header | Excluded]) -> dict[str, list[labels.Row]]:
         """Path -> what the table says of it, under its path or its instance."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from skimage.draw import polygon, polygon_perimeter
 
 from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import DatasetError
@@ -30,14 +31,16 @@ class Lesion:
     malignant: bool | None = None
     """None: not known."""
     circle: tuple[float, float, float] | None = None
-    """Row, column and radius in px of a circle around it; None where the corpus gives no place."""
+    """Row, column and radius in px of a circle around it; None where the corpus gives none."""
     mask_url: str = ""
-    """Image whose pixels above 0 are the lesion; goes before the circle."""
+    """Image of two values, the higher is the lesion; goes before the outline."""
+    outline: tuple[tuple[float, float], ...] = ()
+    """Row and column in px of each corner of its outline, in their order; goes before the circle."""
 
     @property
     def located(self) -> bool:
         """Does the corpus say where it is? Only then is there a mask."""
-        return self.circle is not None or bool(self.mask_url)
+        return bool(self.mask_url or self.outline or self.circle)
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,34 @@ def circle_mask(shape: tuple[int, int], circle: tuple[float, float, float]) -> M
     return np.asarray(np.hypot(rows, cols) <= radius)
 
 
+def outline_mask(shape: tuple[int, int], points: np.ndarray) -> Mask:
+    """Pixels of an image that an outline of points (n, 2) encloses, with the outline; one or two are themselves."""
+    mask = np.zeros(shape, dtype=bool)
+    if len(points) > 2:
+        mask[polygon(points[:, 0], points[:, 1], shape)] = True
+        rows, columns = polygon_perimeter(*np.round(points).astype(int).T, shape=shape, clip=False)
+    else:
+        rows, columns = np.round(points).astype(int).T
+    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    mask[rows[inside], columns[inside]] = True
+    return mask
+
+
+def marked(exam: Exam, lesion: Lesion, shape: tuple[int, int]) -> Mask:
+    """What the lesion's outline or else its circle encloses; DatasetError if it has neither.
+
+    Args:
+        shape: rows and columns of the exam's image.
+    """
+    if lesion.outline:
+        return outline_mask(shape, np.array(lesion.outline))
+    if lesion.circle is None:
+        raise DatasetError(f"{exam.exam_id}: no mask for this {lesion.kind}, the data set gives no place")
+    return circle_mask(shape, lesion.circle)
+
+
 def read_mask(exam: Exam, lesion: Lesion, shape: tuple[int, int]) -> Mask:
-    """The lesion's mask from its file or else its circle; DatasetError if it has neither or does not fit.
+    """The lesion's mask from its file, else its outline or its circle; DatasetError if it has none or does not fit.
 
     Args:
         shape: rows and columns of the exam's image.
@@ -160,9 +189,7 @@ def read_mask(exam: Exam, lesion: Lesion, shape: tuple[int, int]) -> Mask:
         if pixels.shape != shape:
             raise DatasetError(f"{lesion.mask_url}: mask of {pixels.shape} px for {exam.url} of {shape} px")
         return plausible(two_valued(pixels, lesion.mask_url), lesion.mask_url)
-    if lesion.circle is None:
-        raise DatasetError(f"{exam.exam_id}: no mask for this {lesion.kind}, the data set gives no place")
-    return plausible(circle_mask(shape, lesion.circle), f"{exam.exam_id}: the circle of this {lesion.kind}")
+    return plausible(marked(exam, lesion, shape), f"{exam.exam_id}: the outline of this {lesion.kind}")
 
 
 def two_valued(pixels: np.ndarray, name: str) -> Mask:

@@ -1,4 +1,4 @@
-"""Any folder of grey or colour images, with or without a table of what is in them (labels.py).
+"""Any folder of grey or colour images, with or without a table of what is in them (labels.py, layout.py).
 
 Without a patient in the table or a pattern that finds one in the path, an image is a patient of its own. ``export``
 writes the exams of any data set as such a folder.
@@ -17,14 +17,36 @@ from PIL import Image as Pillow
 
 from rayad import storage
 from rayad.arrays import Image, Mask
-from rayad.datasets import labels
-from rayad.datasets.exam import Exam, Images, Lesion, in_order, read_colour, read_grey, read_mask, shortened
+from rayad.datasets import labels, layout
+from rayad.datasets.exam import (
+    Exam,
+    Excluded,
+    Images,
+    Lesion,
+    in_order,
+    read_colour,
+    read_grey,
+    read_mask,
+    reasons,
+    shortened,
+)
+from rayad.datasets.identity import warn_of_odd
 from rayad.datasets.labels import ANOMALOUS, COLUMNS, LABELS, MALIGNANT, Row
 from rayad.errors import DatasetError, OptionError
 from rayad.imaging import raster
+from rayad.imaging.files import Kind
+from rayad.imaging.files import by_kind as files_by_kind
 from rayad.options import SpacingOrNone
 
 SUFFIXES = raster.SUFFIXES
+NO_IMAGE: dict[Kind, str] = {
+    "dicom": "a DICOM file: the data set dicom reads it",
+    "a DICOMDIR": "a directory of DICOM files: the data set dicom reads these",
+    "an archive": "an archive: unpack it here",
+    "text or else": "neither image nor label",
+    "a link that leads nowhere": "a link that leads nowhere",
+}
+"""Why a file is left out."""
 Meaning = TypeVar("Meaning")
 
 
@@ -51,17 +73,29 @@ class Dataset:
             DatasetError: there is no image, labels.csv names a file that is not there or cannot be
                 understood, two images differ in their ending only, or a spacing is missing.
         """
+        return self.listed()[0]
+
+    def listed(self) -> tuple[list[Exam], list[Excluded]]:
+        """The exams, and the files that are neither image nor label, by what they contain."""
         folder, table_url = storage.join(self.source, ""), storage.join(self.source, LABELS)
-        files = {url.removeprefix(folder): url for url in storage.listing(self.source, SUFFIXES)}
-        table = labels.read(table_url, files) if storage.exists(table_url) else {}
-        masks = {row["mask"] for rows in table.values() for row in rows} - table.keys()
-        images = files.keys() - masks
-        if not images:
-            raise DatasetError(f"{self.source}: no image in this folder, wanted {', '.join(SUFFIXES)}")
-        exams = in_order(self._exam(files, path, table.get(path, [])) for path in images)
+        by_kind = files_by_kind(url for url in storage.listing(self.source) if url != table_url)
+        files = {url.removeprefix(folder): url for url in by_kind.pop("raster", [])}
+        excluded = [Excluded(url, NO_IMAGE[kind]) for kind, urls in by_kind.items() for url in urls]
+        if not files:
+            why = f": {reasons(excluded)[0]['reason']}" if excluded else ""
+            raise DatasetError(f"{self.source}: no image in this folder, wanted {', '.join(SUFFIXES)}{why}")
+        if storage.exists(table_url):
+            table, masks = labels.read(table_url, files), set[str]()
+        else:
+            table, masks = layout.read(files)
+        used = {row["mask"] for rows in table.values() for row in rows} - table.keys()
+        excluded += [Excluded(files[path], "a mask of no anomalous image") for path in sorted(masks - used)]
+        masks |= used
+        exams = in_order(self._exam(files, path, table.get(path, [])) for path in files.keys() - masks)
+        warn_of_odd([exam.patient_id for exam in exams if exam.patient_id != exam.exam_id])
         if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
-            raise DatasetError(f"{shortened(bare)}: no spacing_mm, in the options or in {LABELS}")
-        return exams
+            raise DatasetError(f"{shortened(bare)}: no spacing_mm, in --settings or in {LABELS}")
+        return exams, excluded
 
     def pixels(self, exam: Exam) -> Image:
         """The image in the file; ImageError if it has colours and none are wanted, or none and they are."""

@@ -7,12 +7,17 @@ The key must stay the same, because the splits are made from what it gives.
 import hashlib
 import hmac
 import os
+import re
+from collections.abc import Sequence
 
 from rayad.errors import OptionError
+from rayad.terminal import warn_once
 
 KEY = "RAYAD_PATIENT_KEY"
 """Environment variable that holds the key."""
 SHORTEST = 16
+USUAL = 8
+"""Images that a patient has at most, mostly."""
 
 
 def pseudonym(identifier: str, digits: int = 16) -> str:
@@ -28,3 +33,25 @@ def pseudonym(identifier: str, digits: int = 16) -> str:
             "the same for this archive; patient_ids=plain keeps the ids as they are"
         )
     return hmac.new(key.encode(), identifier.encode(), hashlib.sha256).hexdigest()[:digits]
+
+
+def warn_of_odd(patients: Sequence[str]) -> None:
+    """Say where identifiers seem not to tell patients apart, or to tell one from itself; none is named.
+
+    Args:
+        patients: whose each image is, before identifiers are hashed.
+    """
+    ids = set(patients)
+    if len(ids) == 1 and len(patients) > USUAL:
+        warn_once(f"all {len(patients)} images are of one patient; splits are by patient")
+    alike = len(ids) - len({_spelling(one) for one in ids})
+    if alike:
+        warn_once(
+            f"{alike} of {len(ids)} patients are called as another one but for zeros, case, blanks or separators; if "
+            "they are one patient, write one name for it, since splits are by patient"
+        )
+
+
+def _spelling(identifier: str) -> tuple[str, ...]:
+    """Equal for identifiers that differ in what people write now so, now otherwise."""
+    return tuple(part.lstrip("0") for part in re.findall(r"[^\W\d_]+|\d+", identifier.lower()))

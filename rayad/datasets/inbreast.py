@@ -19,11 +19,10 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 import numpy as np
-from skimage.draw import polygon, polygon_perimeter
 
 from rayad import storage
 from rayad.arrays import Mask, Pixels
-from rayad.datasets.exam import Exam, Excluded, Lesion, in_order, shortened
+from rayad.datasets.exam import Exam, Excluded, Lesion, in_order, outline_mask, shortened
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import dicom
 
@@ -117,7 +116,7 @@ class Dataset:
         """The region's outline and what it encloses; one or two points are themselves."""
         header = dicom.header(exam.url)
         url, _, number = lesion.mask_url.partition("#")
-        return drawn(read_regions(url)[int(number)][1], (header.rows, header.columns))
+        return outline_mask((header.rows, header.columns), read_regions(url)[int(number)][1])
 
 
 def read_table(url: str) -> dict[str, Row]:
@@ -149,19 +148,6 @@ def read_regions(url: str) -> list[Region]:
         raise DatasetError(
             f"{url}: a property list with Images, ROIs, Name and Point_px expected: {type(error).__name__}"
         ) from None
-
-
-def drawn(points: np.ndarray, shape: tuple[int, int]) -> Mask:
-    """What an outline of points (n, 2) encloses, with the outline, as far as it lies in the image."""
-    mask = np.zeros(shape, dtype=bool)
-    if len(points) > 2:
-        mask[polygon(points[:, 0], points[:, 1], shape)] = True
-        rows, columns = polygon_perimeter(*np.round(points).astype(int).T, shape=shape, clip=False)
-    else:
-        rows, columns = np.round(points).astype(int).T
-    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
-    mask[rows[inside], columns[inside]] = True
-    return mask
 
 
 def _rois(content: Any) -> Iterator[dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 It has at least the column ``image``, the file's path below the folder. The other columns may be missing or empty:
 ``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``, ``spacing_mm``, and of a
-lesion ``kind``, ``finding``, ``malignant`` (yes or no), ``row``, ``col`` and ``radius`` of a circle in px, ``mask``
-(path of an image of two values, the higher is the lesion). No message quotes the column ``patient``.
+lesion ``kind``, ``finding``, ``malignant`` (yes or no), and where it is: ``mask`` (path of an image of two values, the
+higher is the lesion), ``polygon`` (column and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``),
+``left``, ``top``, ``right`` and ``bottom`` of a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes
+the column ``patient``.
 
 Tables come from many programs: columns are separated by commas, semicolons or tabs, the text is UTF-8, UTF-16 or
 Windows-1252, numbers may have a decimal comma, names of columns and files any case; words for labels, views and sides
@@ -15,7 +17,7 @@ import csv
 import io
 import math
 import posixpath
-import sys
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +28,12 @@ from rayad import storage
 from rayad.datasets.exam import Lesion, shortened
 from rayad.errors import DatasetError
 from rayad.imaging import views
-from rayad.terminal import say
+from rayad.terminal import warn_once
 
 LABELS = "labels.csv"
 OF_IMAGE = ("patient", "label", "view", "laterality", "density", "spacing_mm")
-OF_LESION = ("kind", "finding", "malignant", "row", "col", "radius", "mask")
+CIRCLE, BOX = ("row", "col", "radius"), ("left", "top", "right", "bottom")
+OF_LESION = ("kind", "finding", "malignant", *CIRCLE, *BOX, "polygon", "mask")
 COLUMNS = ("image", *OF_IMAGE, *OF_LESION)
 ANOMALOUS = {
     "": None,
@@ -45,6 +48,9 @@ MALIGNANT = {
 ALIKE = 0.75
 """How alike the name of a column must be to a known one to be taken for a slip of the pen."""
 SEPARATORS = (",", ";", "\t")
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
+FARTHEST_PX = 100_000
+"""Of a polygon's corners from the first pixel."""
 UNNAMED = "lesion"
 """Kind of a lesion whose row names none."""
 
@@ -92,7 +98,7 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
         if meant := get_close_matches(name, [column for column in COLUMNS if column not in header], 1, ALIKE):
             raise DatasetError(f"{url}: a column {name!r}; is {meant[0]} meant?")
     if others:
-        say(f"{url}: columns that are not used: {', '.join(others)}", sys.stderr)
+        warn_once(f"{url}: columns that are not used: {', '.join(others)}")
     spellings = {file.lower(): file for file in files}
     table: dict[str, list[Row]] = defaultdict(list)
     for number, values in enumerate(rows, start=1):
@@ -172,16 +178,38 @@ def _agreed(path: str, column: str, rows: Sequence[Row]) -> str:
 
 def _lesion(files: Mapping[str, str], path: str, row: Row) -> Lesion:
     circle = None
-    if row["row"] or row["col"] or row["radius"]:
+    if any(row[column] for column in CIRCLE):
         centre = _number(path, "row", row["row"]), _number(path, "col", row["col"])
         circle = (*centre, _positive(path, "radius", row["radius"]))
+    if row["polygon"]:
+        outline = _polygon(path, row["polygon"])
+    else:
+        outline = _box(path, row) if any(row[column] for column in BOX) else ()
     return Lesion(
         kind=row["kind"].lower() or UNNAMED,
         finding=row["finding"],
         malignant=_meaning(path, "malignant", row["malignant"], MALIGNANT),
         circle=circle,
+        outline=outline,
         mask_url=files[row["mask"]] if row["mask"] else "",
     )
+
+
+def _box(path: str, row: Row) -> tuple[tuple[float, float], ...]:
+    """The corners of a box; DatasetError where its sides are not in their order."""
+    left, top, right, bottom = (_number(path, side, row[side]) for side in BOX)
+    if left > right or top > bottom:
+        raise DatasetError(f"{LABELS}: {path}: a box from left {left:g} to right {right:g}, top {top:g} to {bottom:g}")
+    return (top, left), (top, right), (bottom, right), (bottom, left)
+
+
+def _polygon(path: str, cell: str) -> tuple[tuple[float, float], ...]:
+    """The corners that a cell has, column and row of each, whatever stands between the numbers."""
+    numbers = [float(number) for number in NUMBER.findall(cell)]
+    rest = NUMBER.sub("", cell).translate(str.maketrans("", "", " ,;()[]\t\n"))
+    if rest or len(numbers) < 6 or len(numbers) % 2 or max(map(abs, numbers)) > FARTHEST_PX:
+        raise DatasetError(f"{LABELS}: {path}: a polygon is column and row of three corners or more, not {cell[:60]!r}")
+    return tuple(zip(numbers[1::2], numbers[::2], strict=True))
 
 
 def _meaning(path: str, column: str, cell: str, meanings: dict[str, Meaning]) -> Meaning:

@@ -22,6 +22,7 @@ from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
 from rayad.evaluation.judgement import Judgement, judge
 from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
+from rayad.imaging.files import kind_of
 from rayad.imaging.picture import Prepared, Source
 from rayad.imaging.plausibility import Doubt
 from rayad.scoring import counterfactual
@@ -30,8 +31,6 @@ from rayad.terminal import say
 
 Row = dict[str, Any]
 """What came of an image."""
-HEAD = 4096
-"""Bytes of a file by which one knows what it is."""
 EVERY_S = 2.0
 """How often rows are written down."""
 
@@ -206,9 +205,7 @@ def opened(file: str, channels: int, request: Request) -> Source:
         ImageError: it cannot be read, is no mammogram of a whole breast, or nothing says its spacing.
         StorageError: the file cannot be read.
     """
-    if file.lower().endswith(raster.SUFFIXES) or (
-        not dicom.is_web(file) and raster.is_raster(storage.head(file, HEAD))
-    ):
+    if not dicom.is_web(file) and kind_of(file) == "raster":
         return _of_raster(raster.read(file), file, channels, request)
     if (unsuitable := dicom.header(file).unsuitable) and "kind" not in request.force:  # before a large file is read
         raise ImageError(f"{file}: {unsuitable}")
@@ -243,13 +240,14 @@ def _spacing(said: float, name: str, request: Request) -> float:
 
 def found_in(images: Sequence[str]) -> tuple[list[str], list[str]]:
     """The image files among files and in folders, and what else is in the folders; what a file is, its content says."""
-    files: list[str] = []
+    image_files: list[str] = []
     left_out: list[str] = []
     for place in images:
         below = None if place.lower().endswith(raster.SUFFIXES) else _below(place)
         for file in [place] if below is None else below:
-            (files if below is None or _is_image(file) else left_out).append(file)
-    return files, left_out
+            is_image = below is None or kind_of(file) in ("raster", "dicom")
+            (image_files if is_image else left_out).append(file)
+    return image_files, left_out
 
 
 def files_below(prefix: str) -> list[str]:
@@ -304,17 +302,6 @@ def _below(place: str) -> list[str] | None:
         return storage.listing(place)
     except StorageError:
         return None
-
-
-def _is_image(file: str) -> bool:
-    """Whether a file of a folder is an image, or called as one is and so may be a damaged one."""
-    if file.lower().endswith((*raster.SUFFIXES, ".dcm")):
-        return True
-    try:
-        head = storage.head(file, HEAD)
-    except StorageError:  # a link that leads nowhere
-        return False
-    return raster.is_raster(head) or (dicom.is_dicom(head) and not file.upper().endswith("/DICOMDIR"))
 
 
 def _listed(folder: str) -> list[str]:

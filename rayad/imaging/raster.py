@@ -86,6 +86,11 @@ def is_raster(data: bytes) -> bool:
     return data.startswith(signatures) or _is_bmp(data) or _is_webp(data) or _PNM.match(data) is not None
 
 
+def is_archive(data: bytes) -> bool:
+    """Do the bytes of a file begin as an archive of files does?"""
+    return data.startswith(_ARCHIVE)
+
+
 def _is_bmp(data: bytes) -> bool:
     """A bitmap's header has one of these sizes, in the formats of Windows and OS/2."""
     return data[:2] == b"BM" and data[14:18] in {struct.pack("<I", size) for size in (12, 40, 52, 56, 64, 108, 124)}
@@ -125,7 +130,7 @@ def _parsed(data: bytes, name: str) -> Raster:
         raise ImageError(f"{name}: the file is empty")
     if data.startswith(_JPEG_2000):
         raise ImageError(f"{name}: JPEG 2000 is read in DICOM alone; store it as PNG or TIFF")
-    if data.startswith(_ARCHIVE):
+    if is_archive(data):
         raise ImageError(f"{name}: an archive; unpack it, and name the folder of its images")
     raise ImageError(f"{name}: not a PNG, JPEG, TIFF, PGM, BMP, GIF or WebP image")
 

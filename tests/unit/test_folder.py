@@ -315,3 +315,89 @@ def test_a_pattern_that_finds_no_patient_is_said(tmp_path, pattern, sentence):
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a_MLO.png")
     with pytest.raises((DatasetError, OptionError), match=sentence):
         Dataset(str(tmp_path), spacing_mm=0.4, patient_from=pattern).exams()
+
+
+def test_what_is_neither_image_nor_label_is_listed_by_its_content(folder):
+    (folder / "b" / "IMG7").write_bytes((folder / "a.png").read_bytes())  # no ending, an image all the same
+    (folder / "more.zip").write_bytes(b"PK\x03\x04" + b"\0" * 100)
+    (folder / "CD001").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 100)
+    (folder / "gone").symlink_to(folder / "nowhere")
+    found, left_out = Dataset(str(folder), spacing_mm=0.1).listed()
+    assert "b/IMG7" in {exam.exam_id for exam in found}
+    assert {Path(one.url).name: one.reason for one in left_out} == {
+        "CD001": "a DICOM file: the data set dicom reads it",
+        "gone": "a link that leads nowhere",
+        "more.zip": "an archive: unpack it here",
+        "notes.txt": "neither image nor label",
+    }
+
+
+def test_a_folder_of_an_archive_alone_says_so(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK\x03\x04" + b"\0" * 100)
+    with pytest.raises(DatasetError, match=r"no image in this folder, .*: an archive: unpack it here"):
+        Dataset(str(tmp_path), spacing_mm=0.1).exams()
+
+
+IMAGE, TRUTH = np.full((6, 8), 7, np.uint8), np.pad(np.full((2, 3), 255, np.uint8), ((1, 3), (4, 1)))
+CATEGORIES = {
+    "MVTec AD": (
+        ("train/good/000", "test/good/000", "test/crack/000", "test/crack/001"),
+        ("ground_truth/crack/000_mask",),
+        {"train/good/000": False, "test/good/000": False, "test/crack/000": True, "test/crack/001": True},
+        {"test/crack/000": "crack"},
+    ),
+    "BMAD": (
+        ("train/good/1", "valid/Ungood/img/1", "test/good/img/1", "test/Ungood/img/1"),
+        ("valid/Ungood/label/1", "test/Ungood/label/1", "test/good/label/1"),
+        {"train/good/1": False, "valid/Ungood/img/1": True, "test/good/img/1": False, "test/Ungood/img/1": True},
+        {"valid/Ungood/img/1": "ungood", "test/Ungood/img/1": "ungood"},
+    ),
+}
+
+
+@pytest.mark.parametrize("within", ["", "bottle/"])
+@pytest.mark.parametrize(("images", "masks", "labels", "located"), CATEGORIES.values(), ids=CATEGORIES)
+def test_folders_of_good_and_bad_images_with_masks_are_read_as_such(tmp_path, within, images, masks, labels, located):
+    for names, pixels in ((images, IMAGE), (masks, TRUTH)):
+        for name in names:
+            path = tmp_path / f"{within}{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(pixels))
+    dataset = Dataset(str(tmp_path), spacing_mm=0.1)
+    found = exams(dataset)
+    assert {name: exam.anomalous for name, exam in found.items()} == {within + name: of for name, of in labels.items()}
+    lesions = {name: exam.lesions[0] for name, exam in found.items() if exam.lesions and exam.lesions[0].located}
+    assert {name: lesion.kind for name, lesion in lesions.items()} == {within + name: k for name, k in located.items()}
+    for name, lesion in lesions.items():
+        np.testing.assert_array_equal(dataset.lesion_mask(found[name], lesion), TRUTH > 0)
+
+
+def test_boxes_and_polygons_are_lesions(folder):
+    dataset = labels(
+        folder,
+        'image,kind,left,top,right,bottom,polygon\na.png,mass,3,1,5,2,\na.png,mass,,,,,"[[1, 1], [6, 1], [1, 4.0]]"\n',
+    )
+    exam = exams(dataset)["a"]
+    box, triangle = (dataset.lesion_mask(exam, lesion) for lesion in exam.lesions)
+    rows, columns = np.indices((6, 8))
+    np.testing.assert_array_equal(box, (rows >= 1) & (rows <= 2) & (columns >= 3) & (columns <= 5))
+    inside = (columns >= 1) & (rows >= 1) & ((columns - 1) / 5 + (rows - 1) / 3 <= 1)  # by the three lines
+    assert (triangle | ~inside).all()
+    near = (columns >= 1) & (rows >= 1) & ((columns - 1.5) / 5 + (rows - 1.5) / 3 <= 1)  # its outline is drawn too
+    assert (near | ~triangle).all()
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("5,1,3,2,", "a.png: a box from left 5 to right 3, top 1 to 2"),
+        ("5,1,,2,", "right '' is not a number"),
+        (",,,,1 2 3 4", "a polygon is column and row of three corners or more, not '1 2 3 4'"),
+        (",,,,1 2 3 4 5", "three corners or more"),
+        (",,,,1 2 3 4 x 6", "three corners or more"),
+        (",,,,1 2 3 4 5 1e9", "three corners or more"),
+    ],
+)
+def test_an_outline_that_is_none_is_explained(folder, cells, message):
+    with pytest.raises(DatasetError, match=message):
+        labels(folder, f"image,left,top,right,bottom,polygon\na.png,{cells}\n").exams()
