@@ -1,9 +1,9 @@
 """The page of `rayad inspect`: what a data set holds, before one learns from it.
 
 `found` holds "dataset", "source"; "counts": split -> {"images", "patients", "anomalous"}; "facts": name (view, side,
-density, scanner, lesions) -> value -> count; "excluded", "failures": [{"reason", "count", "example"}]; "twins":
-[{"a", "b", "bits", "rho", "splits", "across"}]; "intensities": scanner -> [share of a bin]; "corpus": what was checked
-in it; "problems": [sentence], what forbids to learn from it.
+density, scanner, lesions) -> value -> count; "excluded", "failures", "doubtful": [{"reason", "count", "example"}];
+"twins": [{"a", "b", "bits", "rho", "splits", "across"}]; "intensities": scanner -> [share of a bin]; "corpus": what was
+checked in it; "problems": [sentence], what forbids to learn from it.
 """
 
 import base64
@@ -73,6 +73,9 @@ def curves(intensities: Mapping[str, Sequence[float]]) -> Markup:
     axis = (
         f'<line x1="0" y1="{height}" x2="{width}" y2="{height}" stroke="currentColor"/>'
         f'<text x="0" y="{height + 18}" fill="currentColor">0</text>'
+        f'<text x="{width / 2}" y="{height + 18}" fill="currentColor" text-anchor="middle">'
+        "brightness, share of full scale</text>"
+        f'<text x="4" y="14" fill="currentColor">{highest:.1%} of the tissue in a 64th of the scale</text>'
         f'<text x="{width}" y="{height + 18}" fill="currentColor" text-anchor="end">1</text>'
     )
     head = f'<svg width="{width + 280}" height="{high}" role="img" aria-label="intensities of the tissue by scanner">'

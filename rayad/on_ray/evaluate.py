@@ -9,7 +9,7 @@ import numpy as np
 
 from rayad import provenance, storage
 from rayad.datasets.content import contents
-from rayad.datasets.exam import Exam, Images
+from rayad.datasets.exam import Exam, Excluded, Images, reasons
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
@@ -234,10 +234,17 @@ def _origin(detector: Detector, options: Evaluation) -> dict[str, Any]:
 
 def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
     reflected, places = sum(i.reflected for i in images), sum(int(i.tissue.sum()) for i in images)
-    between = sum(i.between for i in images)
+    between, outside = sum(i.between for i in images), sum(i.outside for i in images)
+    located = sum(lesion.located for i in images for lesion in i.exam.lesions)
+    doubtful = reasons(
+        Excluded(i.exam.exam_id, f"{doubt.kind}: {doubt.sentence}") for i in images for doubt in i.doubts
+    )
     return [
         f"{reflected} of {places} places have a patch that reaches over the image's border, as at the chest wall; "
         "there the image is continued by reflection.",
         f"{between} lesions hold no centre of the grid and took their nearest place.",
+        f"{outside} of {located} lesions with a known place lie outside the tissue that was found, in no figure over "
+        "places.",
         f"Places are {options.step_mm:g} mm apart.",
+        *(f"Doubtful, {row['count']} x {row['reason']}, such as {row['example']}." for row in doubtful),
     ]

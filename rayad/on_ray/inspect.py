@@ -18,6 +18,8 @@ from rayad.on_ray.cluster import tasks
 from rayad.patches.corpus import Corpus
 from rayad.patches.sample import Sampling, choose
 
+ALWAYS = ("view", "side")
+"""Facts that are told though none is known."""
 BINS = 64
 """Of a histogram of intensities."""
 
@@ -34,6 +36,8 @@ class Look:
     histogram: tuple[int, ...] = ()
     """Pixels of the tissue, in bins of [0, 1]."""
     failure: str = ""
+    doubts: tuple[str, ...] = ()
+    """What may be wrong with it."""
 
 
 def inspect(
@@ -63,6 +67,7 @@ def inspect(
         )
         problems += opened.problems()
     failures = [Excluded(exam.url, look.failure) for exam, look in zip(exams, looks, strict=True) if look.failure]
+    doubtful = [Excluded(e.url, doubt) for e, look in zip(exams, looks, strict=True) for doubt in look.doubts]
     summary: dict[str, Any] = {
         "dataset": name,
         "source": source,
@@ -70,6 +75,7 @@ def inspect(
         "facts": _facts(exams),
         "excluded": by_reason(left_out),
         "failures": by_reason(failures),
+        "doubtful": by_reason(doubtful),
         "looked_at": len(looks),
         "twins": twins,
         "intensities": _intensities(exams, looks),
@@ -101,6 +107,7 @@ def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
         likeness.ranks(prepared.stored, prepared.body),
         float(prepared.tissue.mean()),
         tuple(counts.tolist()),
+        doubts=tuple(f"{doubt.kind}: {doubt.sentence}" for doubt in prepared.doubts),
     )
 
 
@@ -152,6 +159,7 @@ def _counts(exams: Sequence[Exam], splits: dict[str, str]) -> dict[str, dict[str
 
 
 def _facts(exams: Sequence[Exam]) -> dict[str, dict[str, int]]:
+    """Fact -> value -> how many; what is known of no image too, where detectors use it or splits need it."""
     columns = {
         "view": [exam.view for exam in exams],
         "side": [exam.laterality for exam in exams],
@@ -160,7 +168,9 @@ def _facts(exams: Sequence[Exam]) -> dict[str, dict[str, int]]:
         "scanner": [exam.scanner for exam in exams],
         "lesions": [lesion.kind for exam in exams for lesion in exam.lesions],
     }
-    return {name: dict(Counter(values).most_common()) for name, values in columns.items() if any(values)}
+    return {
+        name: dict(Counter(values).most_common()) for name, values in columns.items() if any(values) or name in ALWAYS
+    }
 
 
 def _intensities(exams: Sequence[Exam], looks: Sequence[Look]) -> dict[str, list[float]]:

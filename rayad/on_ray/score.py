@@ -1,6 +1,7 @@
 """Images of a data set to score grids, an image a Ray task; what is scored is kept and not scored again."""
 
 import io
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from rayad.errors import reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, described, step_px
+from rayad.imaging.plausibility import Doubt
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import tasks
@@ -23,6 +25,9 @@ from rayad.patches.sample import leaves_image
 from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
 from rayad.terminal import say
+
+PLACES = 2
+"""Version of what is kept of an image's places."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class ScoredImage:
     """Tissue places whose patch reaches over the image's border."""
     between: int
     """Lesions that hold no place's centre and took the nearest place."""
+    outside: int = 0
+    """Lesions of which no place lies in the tissue."""
+    doubts: tuple[Doubt, ...] = ()
+    """What may be wrong with the image."""
 
     def of(self, detector: str, group: str = "") -> Scored:
         """The image under one detector, as figures are computed of it; a group of images to which it belongs."""
@@ -118,7 +127,7 @@ class Kept:
 
     def places(self, exam: Exam) -> str:
         """URL of the image's places, which follow from the preprocessing and the step."""
-        made_of = fingerprint([described(self.detectors[0].preprocessing), self.step])
+        made_of = fingerprint([PLACES, described(self.detectors[0].preprocessing), self.step])
         return storage.join(self.url, f"places-{made_of}", self._file(exam))
 
     def scores(self, detector: Detector, exam: Exam) -> str:
@@ -160,6 +169,8 @@ class Kept:
             step_mm=float(places["step_mm"]),
             reflected=int(places["reflected"]),
             between=int(places["between"]),
+            outside=int(places["outside"]),
+            doubts=tuple(Doubt(*doubt) for doubt in json.loads(places["doubts"].tobytes())),
         )
 
 
@@ -201,7 +212,9 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[
     inside = np.argwhere(tissue)
     arrays: dict[str, Any] = {"rows": rows, "columns": columns, "tissue": tissue, "step_mm": step * prepared.spacing_mm}
     arrays["reflected"] = leaves_image(prepared.stored.shape, rows[inside[:, 0]], columns[inside[:, 1]]).sum()
-    arrays["between"] = 0
+    doubts = json.dumps([[doubt.kind, doubt.sentence] for doubt in prepared.doubts])
+    arrays["doubts"] = np.frombuffer(doubts.encode(), np.uint8)
+    arrays["between"] = arrays["outside"] = 0
     for lesion in exam.lesions:
         truth, moved = np.zeros_like(tissue), False  # stays empty where the corpus gives no place
         if lesion.located:
@@ -210,6 +223,7 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[
         name = f"truth.{lesion.kind}"
         arrays[name] = arrays.get(name, np.zeros_like(tissue)) | truth
         arrays["between"] += int(moved)
+        arrays["outside"] += int(lesion.located and not (truth & tissue).any())
     return arrays
 
 

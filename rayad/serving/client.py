@@ -157,6 +157,10 @@ class Scored:
     """Of its files below `out`, without their endings."""
     score: float
     p_value: float
+    p_value_floor: float = 0.0
+    calibration_patients: int = 0
+    doubts: tuple[Doubt, ...] = ()
+    """What may be wrong with the image."""
 
 
 @dataclass(frozen=True)
@@ -383,8 +387,12 @@ def _answer(content: bytes) -> Answer:
             detector=_made(Detector, body["detector"]),
             image=_made(ImageFacts, body["image"]),
             findings=tuple(_made(Finding, one) for one in body["findings"]),
-            doubts=tuple(_made(Doubt, one) for one in body.get("doubts", ())),
+            doubts=_doubts(body),
         )
+
+
+def _doubts(said: Mapping[str, Any]) -> tuple[Doubt, ...]:
+    return tuple(_made(Doubt, one) for one in said.get("doubts", ()))
 
 
 def _batch(said: Mapping[str, Any]) -> Batch:
@@ -394,7 +402,7 @@ def _batch(said: Mapping[str, Any]) -> Batch:
             said,
             detector=_made(Detector, said["detector"]),
             failures=tuple(_made(Failure, one) for one in said.get("failures", ())),
-            results=tuple(_made(Scored, one) for one in said.get("results", ())),
+            results=tuple(_made(Scored, one, doubts=_doubts(one)) for one in said.get("results", ())),
         )
 
 

@@ -34,6 +34,15 @@ BATCH = {
     "updated": "2026-11-26T10:00:09+00:00",
     "research_use_only": RESEARCH_USE,
 }
+RESULT = {
+    "image": "s3://hospital/inbox/1.dcm",
+    "name": "1",
+    "score": 12.5,
+    "p_value": 0.05,
+    "p_value_floor": 0.05,
+    "calibration_patients": 19,
+    "doubts": [],
+}
 CARD = DETECTOR | {
     "score": "likelihood",
     "summary": "a sum-product network over the latents of an autoencoder",
@@ -162,6 +171,9 @@ class Result(BaseModel):
     name: str
     score: float
     p_value: float
+    p_value_floor: float = 0.0
+    calibration_patients: int = 0
+    doubts: list[DoubtTold] = []
 
 
 class Asked(BaseModel):
@@ -198,7 +210,7 @@ class BatchWhole(BatchShort):
         BATCH
         | {
             "failures": [{"image": "s3://hospital/inbox/2.dcm", "reason": "the image is empty"}],
-            "results": [{"image": "s3://hospital/inbox/1.dcm", "name": "1", "score": 12.5, "p_value": 0.05}],
+            "results": [RESULT],
         }
     )
     failures: list[Failure]

@@ -26,7 +26,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image as Picture
 from PIL import ImageDraw, ImageFont
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.sr.codedict import codes
+from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 from scipy import ndimage
 
@@ -37,6 +41,7 @@ from rayad.evaluation.judgement import Judgement
 from rayad.imaging.dicom import explained
 from rayad.serving import RESEARCH_USE
 
+Element = DataElement | RawDataElement
 Kind = Literal["sc", "seg", "sr", "pm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """A report (sr) comes last: where it is stored, the others are."""
@@ -78,6 +83,9 @@ _PATIENT = (
     *("StudyTime", "ReferringPhysicianName"),
 )
 """Of patient and study what every object has, empty where the source has none (type 2)."""
+_CHARACTERS = "SpecificCharacterSet"
+_TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
+"""Kinds of value that it is said for (PS3.5, 6.1.2)."""
 _GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness")
 
 
@@ -121,6 +129,7 @@ def objects(
     name = f"DICOM instance {source.get('SOPInstanceUID', 'without UID')}"
     with explained(name):
         _check(source, judged)
+        texts = _texts(source)
         work = _Work(_plain(source, judged), judged, by, MappingProxyType(dict(asked)))
         made: dict[Kind, Dataset] = {"sc": _capture(work, pixels)}
         if (mask := work.mask).any():
@@ -129,6 +138,7 @@ def objects(
             made["pm"] = _map(work)
         made["sr"] = _report(work)
         for kind, dataset in made.items():
+            _carry(texts, work.source, dataset)
             _finish(dataset, source, work, kind)
         return made
 
@@ -136,7 +146,8 @@ def objects(
 def to_bytes(dataset: Dataset) -> bytes:
     """The file (PS3.10): preamble, file meta information, data set."""
     buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
+    with explained(f"DICOM instance {dataset.get('SOPInstanceUID', 'without UID')}"):
+        dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
@@ -231,6 +242,36 @@ def _check(source: Dataset, judged: Judgement) -> None:
         raise ImageError(f"an image of {judged.shape[0]} x {judged.shape[1]} px was scored, not of {rows} x {columns}")
 
 
+def _texts(source: Dataset) -> dict[BaseTag, Element]:
+    """Patient, study and other texts with their character set, as the bytes of the file where none was looked at.
+
+    Decoded and encoded again, a name or an id of bytes that its character set does not have would be another one.
+    """
+    always = [tag_for_keyword(keyword) for keyword in (*_PATIENT, _CHARACTERS)]
+    elements = {tag: source.get_item(tag) for tag in tuple(source.keys())}
+    return {tag: copy.deepcopy(one) for tag, one in elements.items() if tag in always or _vr(one) in _TEXTS}
+
+
+def _vr(element: Element) -> str:
+    """A file of implicit VR does not say it; "" where nobody knows it."""
+    return element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "")
+
+
+def _carry(texts: Mapping[BaseTag, Element], plain: Dataset, made: Dataset) -> None:
+    """Patient and study of the source into an object, and again what else it has from there.
+
+    What rayad writes itself is ASCII, and so the same in every character set.
+    """
+    made.pop(_CHARACTERS, None)
+    correct_ambiguous_vr(made, True)  # which writing would do, and encode every text again
+    for tag, element in texts.items():
+        if keyword_for_tag(tag) not in (*_PATIENT, _CHARACTERS) and made.get(tag) != plain.get(tag):
+            continue
+        raw = isinstance(element, RawDataElement)
+        made[tag] = element._replace(VR=_vr(element)) if raw else element
+    made.set_original_encoding(False, True, made._character_set)  # so that bytes are written as they are
+
+
 def _plain(source: Dataset, judged: Judgement) -> Dataset:
     """The source as highdicom takes it: without pixels, with patient and study left empty, in space or not.
 
@@ -239,6 +280,7 @@ def _plain(source: Dataset, judged: Judgement) -> Dataset:
     plain = Dataset({element.tag: copy.deepcopy(element) for element in source if element.tag.group < 0x7FE0})
     for keyword in _PATIENT:
         setattr(plain, keyword, "")
+    plain.pop(_CHARACTERS, None)  # `_carry` brings it, whatever it is
     if _in_space(source):
         plain.PixelSpacing = [judged.spacing_mm] * 2  # mammograms call it ImagerPixelSpacing
     else:
@@ -253,10 +295,8 @@ def _in_space(source: Dataset) -> bool:
 
 
 def _finish(made: Dataset, source: Dataset, work: _Work, kind: Kind) -> None:
-    """Patient and study as they are in the source, side and orientation, and that this is research."""
+    """Side and orientation as they are in the source, and that this is research."""
     made.preamble = b"\0" * 128
-    for keyword in (k for k in _PATIENT if k in source):
-        made[keyword] = copy.deepcopy(source[keyword])
     if kind == "sr":
         return
     if work.side and kind != "seg":  # a segment has its own (PS3.3, C.7.3.1, Laterality)

@@ -9,7 +9,8 @@ import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.datadict import tag_for_keyword
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from rayad.errors import ImageError
 from rayad.evaluation.judgement import Judgement, judge
@@ -241,3 +242,45 @@ def test_what_is_written_is_a_file():
     data = objects.to_bytes(made(complete(with_lesion()))["sr"])
     assert data[128:132] == b"DICM"
     assert dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+
+
+CHARACTERS = {
+    "UTF-8 that says Latin-1": (b"ISO_IR 100", "Müller".encode(), "Größe^Ärztin".encode()),
+    "Latin-1 that says nothing": (b"", "Müller".encode("latin-1"), "Größe^Ärztin".encode("latin-1")),
+    "no character set": (b"ISO_IR 9999", b"abc\xff", b"x^\xfe"),
+    "Japanese with escapes": (
+        b"\\ISO 2022 IR 87",
+        b"\x1b$B;3ED\x1b(B",
+        b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B",
+    ),
+    "Chinese": (b"GB18030", "王 7".encode("gb18030"), "王^小东".encode("gb18030")),
+    "UTF-8": (b"ISO_IR 192", "山 7".encode(), "山田^太郎".encode()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Unknown encoding")
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(("characters", "patient", "name"), CHARACTERS.values(), ids=CHARACTERS)
+def test_who_the_patient_is_is_carried_over_byte_by_byte(characters, patient, name, implicit):
+    source = complete(with_lesion(), PatientID="I" * 16, PatientName="N" * 40, SpecificCharacterSet="ISO_IR 6")
+    source.StudyDescription = "D" * 16
+    source.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    file = io.BytesIO()
+    source.save_as(file, enforce_file_format=True)
+    head = b"\x08\0\x05\0" + (b"" if implicit else b"CS")
+    length = 4 if implicit else 2
+    data = file.getvalue().replace(b"I" * 16, patient.ljust(16)).replace(b"N" * 40, name.ljust(40))
+    data = data.replace(b"D" * 16, patient.ljust(16))
+    padded = characters + b" " * (len(characters) % 2)
+    data = data.replace(
+        head + (8).to_bytes(length, "little") + b"ISO_IR 6", head + len(padded).to_bytes(length, "little") + padded
+    )
+    attributes = dicom.attributes(data, "source")
+    pixels = dicom.decode(data, "source")
+    for kind, dataset in objects.objects(attributes, pixels, judged(pixels, alarmed=True), BY).items():
+        found = dcmread(io.BytesIO(objects.to_bytes(dataset)))
+        assert found.get("SpecificCharacterSet") == attributes.get("SpecificCharacterSet")
+        for keyword, expected in (("PatientID", patient.ljust(16)), ("PatientName", name.ljust(40))):
+            assert found.get_item(tag_for_keyword(keyword)).value == expected, (kind, keyword)
+        if "StudyDescription" in found:
+            assert found.get_item("StudyDescription").value == patient.ljust(16), kind
