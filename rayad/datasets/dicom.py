@@ -110,7 +110,10 @@ class Dataset:
         ]
         warn_of_odd([described[i].patient or header.patient_id for i, (_, header) in images.items()])
         if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
-            raise DatasetError(f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm")
+            fault = next((f"; {header.spacing_fault}" for _, header in images.values() if header.spacing_fault), "")
+            raise DatasetError(
+                f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm{fault}"
+            )
         return in_order(exams), excluded
 
     def _files(self) -> tuple[dict[str, str], list[Excluded]]:
@@ -159,6 +162,8 @@ class Dataset:
             spacing_mm=header.spacing_mm or said.spacing_mm or self.spacing_mm,
             lesions=lesions,
             scanner=header.scanner,
+            doubts=() if header.unsuitable == dicom.RAW else dicom.doubts(header),
+            wall=header.wall,
         )
 
 

@@ -17,7 +17,7 @@ from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import DatasetError
 from rayad.imaging import raster
 from rayad.imaging.picture import Source
-from rayad.imaging.plausibility import forced
+from rayad.imaging.plausibility import Doubt, forced
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ class Exam:
     lesions: tuple[Lesion, ...] = ()
     scanner: str = ""
     """What made the image, or empty: intensities of different scanners differ."""
+    doubts: tuple[Doubt, ...] = ()
+    """What its header has against it."""
+    wall: str = ""
+    """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
 
 def source_of(dataset: Images, exam: Exam) -> Source:
     """The exam's image, and what is known of it."""
-    return Source(dataset.pixels(exam), exam.spacing_mm, exam.view, exam.density, forced())
+    return Source(dataset.pixels(exam), exam.spacing_mm, exam.view, exam.density, forced(), exam.doubts, exam.wall)
 
 
 def in_order(exams: Iterable[Exam]) -> list[Exam]:

@@ -24,7 +24,6 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
 from rayad.imaging.files import kind_of
 from rayad.imaging.picture import Prepared, Source
-from rayad.imaging.plausibility import Doubt
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
 from rayad.terminal import say
@@ -226,15 +225,14 @@ def _of_raster(image: raster.Raster, name: str, channels: int, request: Request)
 
 def _of_dicom(data: bytes, name: str, request: Request) -> Source:
     header, pixels = dicom.mammogram(data, name, "kind" in request.force)
-    sentences = {"kind": header.unsuitable, "side": header.contradiction}
-    doubts = tuple(Doubt(kind, sentence) for kind, sentence in sentences.items() if sentence)
-    spacing_mm, view = _spacing(header.spacing_mm, name, request), header.view or request.view
-    return Source(pixels, spacing_mm, view, force=request.force, doubts=doubts)
+    spacing_mm = _spacing(header.spacing_mm, name, request, header.spacing_fault)
+    view = header.view or request.view
+    return Source(pixels, spacing_mm, view, force=request.force, doubts=dicom.doubts(header), wall=header.wall)
 
 
-def _spacing(said: float, name: str, request: Request) -> float:
+def _spacing(said: float, name: str, request: Request, fault: str = "") -> float:
     if not (said or request.spacing_mm):
-        raise ImageError(f"{name}: no pixel spacing, in the file or the option spacing_mm")
+        raise ImageError(f"{name}: no pixel spacing, in the file or the option spacing_mm" + f"; {fault}" * bool(fault))
     return said or request.spacing_mm
 
 

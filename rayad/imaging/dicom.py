@@ -42,6 +42,7 @@ from rayad.arrays import Pixels
 from rayad.errors import ImageError
 from rayad.imaging import codestream, dicomweb, raster, views
 from rayad.imaging.decoder import apart
+from rayad.imaging.plausibility import Doubt
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima", "")
 """Endings by which a folder's files are looked into; many archives give none, or call files by their UID."""
@@ -59,6 +60,9 @@ ROWS = 256
 RAW = "raw image (FOR PROCESSING)"
 """Why a raw image is unsuitable, unless it is converted."""
 
+LARGEST_SPACING_MM = 10.0
+
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _VIEWS = {
@@ -112,14 +116,24 @@ class Header:
     """CC, MLO, ML, ... or ""; (0018,5101), (0054,0220) or from the patient's orientation."""
     spacing_mm: float
     """At the breast, mm a pixel; 0 where no attribute says it. See `spacing_of`."""
+    spacing_fault: str
+    """Which attribute should say it and does not, or empty."""
     scanner: str
     """Manufacturer and model, (0008,0070) and (0008,1090)."""
     rows: int
     columns: int
+    wall: str
+    """At which edge of the picture the chest wall is by the patient's orientation: left, right or ""."""
     contradiction: str
     """What the header says of the side in two ways that do not agree, or empty."""
     unsuitable: str
     """Why a mammogram of the whole breast is not to be had from this file; "" if it is one."""
+
+
+def doubts(header: Header) -> tuple[Doubt, ...]:
+    """What a header has against its image, see rayad/imaging/plausibility.py."""
+    sentences = {"kind": header.unsuitable, "side": header.contradiction}
+    return tuple(Doubt(kind, sentence) for kind, sentence in sentences.items() if sentence)
 
 
 def is_candidate(url: str) -> bool:
@@ -280,37 +294,44 @@ def spacing_of(dataset: Dataset) -> float:
 
     PixelSpacing (0028,0030), if it was corrected or calibrated; ImagerPixelSpacing (0018,1164) at the detector is
     divided by EstimatedRadiographicMagnificationFactor (0018,1114), or by the distance of the source to the detector
-    (0018,1110) over that to the patient (0018,1111); NominalScannedPixelSpacing (0018,2010) of a film. 0 says nothing.
+    (0018,1110) over that to the patient (0018,1111); NominalScannedPixelSpacing (0018,2010) of a film. What is no two
+    distances, as 0 and 0, says nothing.
 
     Raises:
-        ImageError: pixels that are not squares, or not positive.
+        ImageError: pixels that are not squares.
     """
-    names = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-    pixel, imager, film = (_distances(dataset, name) for name in names)
+    pixel, imager, film = (_distances(dataset, name) for name in _SPACINGS)
     at_detector = imager or film
     corrected = pixel and (not imager or "PixelSpacingCalibrationType" in dataset or pixel != imager)
     distances, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, _magnification(dataset))
     if not distances:
         return 0.0
     down, across = (value / divisor for value in distances)
-    if not (0 < down < 10 and abs(down - across) <= 0.01 * down):
-        raise ImageError(f"square pixels of less than 10 mm expected, not {down:g} by {across:g} mm")
+    if abs(down - across) > 0.01 * down:
+        name = next(name for name in _SPACINGS if _distances(dataset, name) == distances)
+        raise ImageError(f"{name}: square pixels expected, not {down:g} by {across:g} mm")
     return down
 
 
+def _spacing_fault(dataset: Dataset) -> str:
+    """Which attribute should say the spacing, and what it says instead; empty: none is there that does not."""
+    wrong = (name for name in _SPACINGS if dataset.get(name) is not None and not _distances(dataset, name))
+    return next((f"{name} is no two distances between 0 and {LARGEST_SPACING_MM:g} mm" for name in wrong), "")
+
+
 def _distances(dataset: Dataset, keyword: str) -> list[float]:
-    """Two distances, whatever their type of value; none where the attribute is not there, or zero."""
+    """Two distances in mm, whatever their type of value; none where the attribute is not there, or says others."""
     value: Any = dataset.get(keyword)
     if isinstance(value, str):
         value = value.split("\\")
     elif value is not None and not isinstance(value, Sequence | MultiValue):
         value = [value]
-    distances = [float(text) for text in value or ()]
-    if len(distances) == 2 and not any(distances):
+    try:
+        distances = [float(text) for text in value or ()]
+    except (TypeError, ValueError):
         return []
-    if distances and len(distances) != 2:
-        raise ImageError(f"{keyword} has two distances, not {len(distances)}")
-    return distances
+    possible = len(distances) == 2 and all(0 < distance < LARGEST_SPACING_MM for distance in distances)
+    return distances if possible else []
 
 
 def _magnification(dataset: Dataset) -> float:
@@ -335,9 +356,11 @@ def _header(dataset: Dataset) -> Header:
         laterality=_side(dataset) or laterality,
         view=_view(dataset) or view,
         spacing_mm=spacing_of(dataset),
+        spacing_fault=_spacing_fault(dataset),
         scanner=" ".join(filter(None, (str(dataset.get(k) or "") for k in ("Manufacturer", "ManufacturerModelName")))),
         rows=int(dataset.get("Rows", 0) or 0),
         columns=int(dataset.get("Columns", 0) or 0),
+        wall=_wall(dataset),
         contradiction=_contradiction(dataset, laterality),
         unsuitable=unsuitable,
     )
@@ -513,6 +536,13 @@ def _orientation(dataset: Dataset) -> tuple[str, str]:
     if "H" in down:  # upside down
         laterality = towards
     return laterality, ("MLO" if "F" in down or "H" in down else "CC") if down else ""
+
+
+def _wall(dataset: Dataset) -> str:
+    """The edge that rows come from, if they lead to the front (A), or lead to, if that is the back (P)."""
+    orientation = dataset.get("PatientOrientation") or []
+    across = str(orientation[0]).upper()[:1] if len(orientation) == 2 else ""
+    return {"A": "left", "P": "right"}.get(across, "")
 
 
 def _range(dataset: Dataset) -> tuple[float, float]:

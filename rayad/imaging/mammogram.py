@@ -75,7 +75,7 @@ class Preprocessing:
                 f"{self.spacing_mm} mm, smaller than a {PATCH}-px patch"
             )
         breast = find_breast(working, self.spacing_mm)
-        doubts += [*depth, *plausibility.of_mammogram(working, breast, self.spacing_mm, source.force)]
+        doubts += [*depth, *plausibility.of_mammogram(working, breast, self.spacing_mm, source.force, source.wall)]
         tissue = breast
         if self.remove_pectoral and source.view == "MLO":
             tissue = breast & ~find_pectoral(working, breast, self.spacing_mm)

@@ -32,6 +32,8 @@ class Source:
     """Doubts that are overruled; see rayad/imaging/plausibility.py."""
     doubts: tuple[Doubt, ...] = ()
     """What is known to be wrong with it already."""
+    wall: str = ""
+    """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
 
 
 @dataclass(frozen=True)

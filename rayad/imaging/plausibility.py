@@ -19,7 +19,7 @@ KINDS = {
     "polarity": "air is bright: an inverted image, or none of a breast",
     "size": "the breast is larger or smaller than breasts are: another pixel spacing",
     "depth": "values end far below the full scale: fewer bits than the file says",
-    "side": "the header says two sides",
+    "side": "the header says two sides, or its chest wall is not where that of the picture is",
     "kind": "no standard view of a whole breast: implant, spot, magnification, synthetic, specimen, test",
 }
 BRIGHT_AIR, PALE_AIR = 0.3, 0.15
@@ -33,6 +33,9 @@ DEPTHS = (10, 12, 14)
 """Bits that detectors have, in files that say 16."""
 ENOUGH = 250_000
 """Pixels of which the brightest are looked for."""
+OUTERMOST, CLEAR = 0.05, 0.3
+"""Share of the breast's width that its ends are; and by how much more of its height one must have than the other, to be
+the chest wall: of 302 films 0.4 at least."""
 BORDER = 0.02
 """Width of the border, as a share of the shorter side."""
 
@@ -104,17 +107,38 @@ def require_size(shape: tuple[int, ...], spacing_mm: float, force: Sequence[str]
     return [refuse(Doubt("size", sentence), force)]
 
 
-def of_mammogram(pixels: Pixels, breast: Mask, spacing_mm: float, force: Sequence[str]) -> list[Doubt]:
+def of_mammogram(pixels: Pixels, breast: Mask, spacing_mm: float, force: Sequence[str], wall: str = "") -> list[Doubt]:
     """What may be wrong with a mammogram in which a breast was found.
 
     Args:
         pixels: at working resolution.
         force: kinds that are overruled.
+        wall: where its header says that the chest wall is, left or right; empty: nothing.
 
     Raises:
         ImageError: it cannot be one.
     """
-    return [*_polarity(pixels, force), *_breast_size(breast, spacing_mm, force)]
+    return [*_polarity(pixels, force), *_breast_size(breast, spacing_mm, force), *_wall(breast, wall)]
+
+
+def chest_wall(breast: Mask) -> str:
+    """Where the chest wall is in the picture, left or right: the side at which the breast is higher; empty: unclear."""
+    columns = np.flatnonzero(breast.any(axis=0))
+    if not columns.size:
+        return ""
+    width = max(1, round(OUTERMOST * (columns[-1] - columns[0] + 1)))
+    ends = breast[:, columns[:width]], breast[:, columns[-width:]]
+    left, right = (float(end.mean(axis=1).sum()) / np.count_nonzero(breast.any(axis=1)) for end in ends)
+    if abs(left - right) < CLEAR:
+        return ""
+    return "left" if left > right else "right"
+
+
+def _wall(breast: Mask, told: str) -> list[Doubt]:
+    seen = chest_wall(breast)
+    if not told or not seen or seen == told:
+        return []
+    return [Doubt("side", f"by the header the chest wall is at the {told} edge, in the picture at the {seen} one")]
 
 
 def _polarity(pixels: Pixels, force: Sequence[str]) -> list[Doubt]:

@@ -14,6 +14,7 @@ from rayad.errors import reason
 from rayad.evaluation import inspection
 from rayad.imaging import likeness
 from rayad.imaging.picture import Preprocessing
+from rayad.imaging.plausibility import chest_wall
 from rayad.on_ray.cluster import tasks
 from rayad.patches.corpus import Corpus
 from rayad.patches.sample import Sampling, choose
@@ -38,6 +39,8 @@ class Look:
     failure: str = ""
     doubts: tuple[str, ...] = ()
     """What may be wrong with it."""
+    wall: str = ""
+    """At which edge the picture has the chest wall, left or right; empty: unclear, or nothing of a breast."""
 
 
 def inspect(
@@ -72,7 +75,7 @@ def inspect(
         "dataset": name,
         "source": source,
         "counts": _counts(exams, splits),
-        "facts": _facts(exams),
+        "facts": _facts(exams) | _walls(exams, looks),
         "excluded": by_reason(left_out),
         "failures": by_reason(failures),
         "doubtful": by_reason(doubtful),
@@ -108,6 +111,7 @@ def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
         float(prepared.tissue.mean()),
         tuple(counts.tolist()),
         doubts=tuple(f"{doubt.kind}: {doubt.sentence}" for doubt in prepared.doubts),
+        wall=chest_wall(prepared.body) if prepared.pixels.ndim == 2 else "",
     )
 
 
@@ -171,6 +175,16 @@ def _facts(exams: Sequence[Exam]) -> dict[str, dict[str, int]]:
     return {
         name: dict(Counter(values).most_common()) for name, values in columns.items() if any(values) or name in ALWAYS
     }
+
+
+def _walls(exams: Sequence[Exam], looks: Sequence[Look]) -> dict[str, dict[str, int]]:
+    """How often which side of the body has its chest wall at which edge: what is rare may be of the other side."""
+    pairs = [
+        f"{exam.laterality}, chest wall {look.wall}"
+        for exam, look in zip(exams, looks, strict=True)
+        if exam.laterality and look.wall
+    ]
+    return {"side and picture": dict(Counter(pairs).most_common())} if pairs else {}
 
 
 def _intensities(exams: Sequence[Exam], looks: Sequence[Look]) -> dict[str, list[float]]:

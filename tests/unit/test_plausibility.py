@@ -112,3 +112,26 @@ def test_a_file_that_is_right_about_its_depth_can_be_believed(image):
     assert found.doubts == ()
     np.testing.assert_array_equal(found.source.pixels, pixels)
     assert found.stored.max() < 0.1
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_the_chest_wall_is_where_the_breast_is_highest(image, flipped):
+    body = prepared(image[:, ::-1] if flipped else image).body
+    columns = np.flatnonzero(body.any(axis=0))
+    heights = body.sum(axis=0)
+    truth = "left" if heights[columns[0]] > heights[columns[-1]] else "right"
+    assert plausibility.chest_wall(body) == truth
+    assert plausibility.chest_wall(np.rot90(body)) in ("", "left", "right")
+
+
+def test_where_no_edge_is_the_chest_wall_nothing_is_said():
+    assert plausibility.chest_wall(np.zeros((9, 9), bool)) == ""
+    assert plausibility.chest_wall(np.ones((9, 9), bool)) == ""
+
+
+def test_a_picture_that_is_turned_against_its_header_is_doubted(image):
+    wall = plausibility.chest_wall(prepared(image).body)
+    other = {"left": "right", "right": "left"}[wall]
+    for told, pixels, expected in ((wall, image, []), (other, image, ["side"]), (wall, image[:, ::-1], ["side"])):
+        doubts = PREPROCESSING.prepare(Source(pixels.astype(np.float32), 0.8, wall=told)).doubts
+        assert [doubt.kind for doubt in doubts] == expected
