@@ -21,6 +21,8 @@ from rayad import local, storage
 from rayad.errors import FormatError, OptionError, RayadError, StorageError
 
 MARK = ".rayad.json"
+IGNORE = ".rayignore"
+"""What Ray does not upload with a job's working folder: nothing of a local folder that rayad writes to."""
 BEAT_S = 5.0
 """How often a command counts, in an object store."""
 BEATS = 4
@@ -119,11 +121,15 @@ def _locked(url: str, kind: str) -> Iterator[None]:
         if not os.path.exists(where):  # whoever had it came to nothing and removed it meanwhile
             raise _busy(url, {})
         _put(file, {"holds": kind, "writer": _this()})
+        if not os.path.lexists(ignore := os.path.join(folder, IGNORE)):
+            storage.write_bytes(ignore, b"*\n")
         try:
             yield
         finally:
-            if os.listdir(folder) == [MARK]:  # it came to nothing
-                os.unlink(where)
+            if {*os.listdir(folder)} <= {MARK, IGNORE}:  # it came to nothing
+                for name in (MARK, IGNORE):
+                    with suppress(FileNotFoundError):
+                        os.unlink(os.path.join(folder, name))
                 if is_new:
                     os.rmdir(folder)
             else:

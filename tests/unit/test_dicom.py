@@ -383,9 +383,7 @@ def test_a_header_that_contradicts_itself_about_the_side_says_so(facts, sentence
     ],
 )
 @pytest.mark.parametrize("keyword", ["PixelSpacing", "ImagerPixelSpacing"])
-def test_a_spacing_of_any_type_is_read_and_an_impossible_one_named(
-    odd_values, keyword, vr, value, spacing_mm
-):
+def test_a_spacing_of_any_type_is_read_and_an_impossible_one_named(odd_values, keyword, vr, value, spacing_mm):
     dataset = mammogram(RAMP, ImagerPixelSpacing=None)
     dataset[keyword] = DataElement(tag_for_keyword(keyword), vr, value)
     found = header_of(dataset)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray._private.runtime_env.packaging import get_uri_for_directory
 
 from rayad import cli, outputs, storage
 from rayad.errors import OptionError, StorageError
@@ -213,3 +214,28 @@ def test_a_mark_that_is_a_link_writes_over_nothing(tmp_path):
     with pytest.raises(StorageError), claimed(str(tmp_path / "out"), "a corpus"):
         pytest.fail("it was let in")
     assert (tmp_path / "thesis").read_text() == '{"holds": "a corpus"}'
+
+
+def test_results_are_no_part_of_a_job_that_is_submitted_beside_them(tmp_path):
+    """By what Ray itself would upload."""
+    (tmp_path / "job.py").write_text("pass")
+    before = uri_of_directory(tmp_path)
+    with claimed(str(tmp_path / "out"), "a corpus"):
+        (tmp_path / "out" / "parts").mkdir()
+        (tmp_path / "out" / "parts" / "shard").write_bytes(b"1" * 1000)
+    assert uri_of_directory(tmp_path) == before
+    (tmp_path / "job.py").write_text("1")
+    assert uri_of_directory(tmp_path) != before
+
+
+def uri_of_directory(folder) -> str:
+    return get_uri_for_directory(str(folder), include_gitignore=True, excludes=[])
+
+
+def test_a_place_that_came_to_nothing_is_as_it_was(tmp_path):
+    with claimed(str(tmp_path / "new"), "a corpus"):
+        pass
+    (tmp_path / "empty").mkdir()
+    with claimed(str(tmp_path / "empty"), "a corpus"):
+        pass
+    assert [file.name for file in tmp_path.rglob("*")] == ["empty"]
