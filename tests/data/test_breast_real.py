@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from rayad.arrays import Mask
-from rayad.imaging import raster
+from rayad.imaging import dicom, raster
 from rayad.imaging.breast import find_breast, find_pectoral, skin_distance
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import Source
@@ -77,3 +77,12 @@ def test_burnt_in_text_is_not_in_the_tissue_and_painted_over(real_data: Path, na
         assert not seen.body[text].any()
         assert (seen.body & breast).sum() > 0.99 * (seen.body | breast).sum()
         assert np.ptp(seen.stored[text]) == 0
+
+
+def test_the_glow_along_the_edge_of_a_film_is_no_breast(real_data: Path) -> None:
+    """The breast lies from 29 to 195 mm; the strip beside it goes on to both ends of the film, at 222 mm."""
+    (file,) = (real_data / "cbis-ddsm-dicom" / "sfm-benign-0").glob("*.dcm")
+    body = find_breast(dicom.read(str(file)), 0.05)
+    rows = np.flatnonzero(body.any(axis=1)) * 0.05
+    assert 20 < rows[0] < 36
+    assert 188 < rows[-1] < 204

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from served import PATIENTS, made, png
 
-from rayad import storage
+from rayad import outputs, storage
 from rayad.leftovers import MARK
 from rayad.scoring import bundle
 
@@ -45,8 +45,9 @@ def killed(words: tuple[str, ...], number: signal.Signals, begun: Callable[[], b
 
 
 def hidden(folder: Path) -> list[Path]:
-    """Files that are no result."""
-    return [file for file in folder.rglob(".*") if file.is_file()]
+    """Files that are neither result nor mark of a folder."""
+    marks = (outputs.MARK, outputs.IGNORE)
+    return [file for file in folder.rglob(".*") if file.is_file() and file.name not in marks]
 
 
 def from_tomorrow(folder: Path) -> None:
@@ -137,4 +138,4 @@ def test_a_run_that_is_killed_three_times(tmp_path):
         from_tomorrow(out)
     assert start("run", "demo", "--out", str(out)).wait(1500) == 0
     one, other = (storage.read_json(str(folder / "report/results.json")) for folder in (whole, out))
-    assert one["table"] == other["table"]
+    assert one["rows"] == other["rows"]

@@ -56,6 +56,26 @@ def test_the_mask_has_the_shape_of_the_image_whatever_its_spacing(spacing_mm: fl
     assert dice(mask, truth) > 0.97
 
 
+@MIRRORED
+def test_the_glow_along_the_edge_of_the_film_is_cut_off_above_and_below_the_breast(mirrored: bool) -> None:
+    """As on a film of CBIS-DDSM: from half the breast's brightness to nothing within 15 mm, over the whole film."""
+    truth = half_disc()
+    glow = 0.16 * np.exp(-np.arange(WIDTH, dtype=np.float32) * SPACING_MM / 6)
+    pixels = np.maximum(0.5 * film(truth, 0.01), glow)
+    if mirrored:
+        truth, pixels = truth[:, ::-1], pixels[:, ::-1]
+    mask = find_breast(pixels, SPACING_MM)
+    assert not mask[: HEIGHT // 2 - RADIUS - 12].any()  # 6 mm
+    assert not mask[HEIGHT // 2 + RADIUS + 12 :].any()
+    assert dice(mask, truth) > 0.96
+
+
+def test_a_breast_with_a_thin_end_keeps_it() -> None:
+    """Its end is as bright as the rest, and ends in skin."""
+    truth = half_disc() | (np.indices((HEIGHT, WIDTH))[1] < 20)
+    assert dice(find_breast(film(truth), SPACING_MM), truth) > 0.97
+
+
 def test_labels_stripes_tape_and_film_edges_are_left_out() -> None:
     truth = half_disc()
     pixels = film(truth)
