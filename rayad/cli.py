@@ -68,7 +68,7 @@ class Demo:
     """Where corpus, detectors and report go."""
     workers: Workers = Workers()
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -89,7 +89,7 @@ class Run:
     """Folder or URL of the recipe's data set; demo needs none."""
     workers: Workers = Workers()
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -121,7 +121,7 @@ class Benchmark:
     """test, or development for choices."""
     workers: Workers = Workers()
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -159,7 +159,7 @@ class IngestCommand:
     max_failures: Share = 0.01
     """Share of images that may fail before the corpus is refused."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -213,7 +213,7 @@ class Inspect:
     sheet: Amount = 48
     """Images that are shown."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -443,7 +443,7 @@ class Combine:
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -480,7 +480,7 @@ class Calibrate:
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -532,7 +532,7 @@ class Evaluate:
     streamed: bool = False
     """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
@@ -587,7 +587,7 @@ class Heatmap:
     counterfactual: bool = True
     """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
     force: Forced = ()
-    """Doubts about an image that are overruled: polarity, size, depth, kind (docs/data.md)."""
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
     address: str = ""
     """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""

@@ -114,7 +114,7 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Jud
         spacing_mm=prepared.source.spacing_mm,
         shape=(shape[0], shape[1]),
         step_mm=step_mm,
-        doubts=prepared.doubts,
+        doubts=(*prepared.doubts, *([Doubt("far", far)] if (far := calibration.far(heatmap.scores)) else ())),
     )
 
 

@@ -7,6 +7,7 @@ wrong is told beside the result. The limits are those of real images: `docs/data
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,16 +16,21 @@ from rayad.errors import ImageError, OptionError
 
 VARIABLE = "RAYAD_FORCE"
 """Of the environment: the kinds that are overruled, with commas."""
-KINDS = {
+Kind = Literal["polarity", "frame", "size", "depth", "side", "far", "kind"]
+KINDS: dict[Kind, str] = {
     "polarity": "air is bright: an inverted image, or none of a breast",
+    "frame": "a bright frame around the picture, as of a picture of a screen",
     "size": "the breast is larger or smaller than breasts are: another pixel spacing",
     "depth": "values end far below the full scale: fewer bits than the file says",
     "side": "the header says two sides, or its chest wall is not where that of the picture is",
+    "far": "as a whole it is unlike the healthy images that a detector was calibrated on; told, never refused",
     "kind": "no standard view of a whole breast: implant, spot, magnification, synthetic, specimen, test",
 }
 BRIGHT_AIR, PALE_AIR = 0.3, 0.15
 """What 40 of 100 places along the border are darker than, as a share of the brightest: of 829 real images 0.06 at most,
 of the same inverted 0.52 at least."""
+ALIKE = 0.1
+"""How much of the highest brightness lies between the pixels of a frame."""
 SMALLEST_MM, LARGEST_MM = 40.0, 350.0
 """Height of a breast with its muscle in the image."""
 LARGEST_SIDE_MM = 600.0
@@ -118,7 +124,10 @@ def of_mammogram(pixels: Pixels, breast: Mask, spacing_mm: float, force: Sequenc
     Raises:
         ImageError: it cannot be one.
     """
-    return [*_polarity(pixels, force), *_breast_size(breast, spacing_mm, force), *_wall(breast, wall)]
+    every = max(1, int((pixels.size / ENOUGH) ** 0.5))
+    highest = max(float(np.percentile(pixels[::every, ::every], 99.5)), 1e-6)
+    doubts = [*_frame(pixels, highest, force), *_polarity(pixels, highest, force)]
+    return [*doubts, *_breast_size(breast, spacing_mm, force), *_wall(breast, wall)]
 
 
 def chest_wall(breast: Mask) -> str:
@@ -141,13 +150,22 @@ def _wall(breast: Mask, told: str) -> list[Doubt]:
     return [Doubt("side", f"by the header the chest wall is at the {told} edge, in the picture at the {seen} one")]
 
 
-def _polarity(pixels: Pixels, force: Sequence[str]) -> list[Doubt]:
+def _frame(pixels: Pixels, highest: float, force: Sequence[str]) -> list[Doubt]:
+    """The outermost pixels of a mammogram are of air and of the chest wall, and not all alike."""
+    ring = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+    level = float(ring.mean())
+    if level < PALE_AIR * highest or float(np.ptp(ring)) > ALIKE * highest:
+        return []
+    sentence = f"all pixels at the edge have {level / highest:.0%} of the highest brightness: a frame, or no mammogram"
+    return [refuse(Doubt("frame", sentence), force)]
+
+
+def _polarity(pixels: Pixels, highest: float, force: Sequence[str]) -> list[Doubt]:
     width = max(1, round(BORDER * min(pixels.shape)))
     inner = pixels[width:-width]
     border = np.concatenate([pixels[:width], pixels[-width:]], axis=None)
     border = np.concatenate([border, inner[:, :width].ravel(), inner[:, -width:].ravel()])
-    every = max(1, int((pixels.size / ENOUGH) ** 0.5))
-    air = float(np.percentile(border, 40)) / max(float(np.percentile(pixels[::every, ::every], 99.5)), 1e-6)
+    air = float(np.percentile(border, 40)) / highest
     sentence = f"the air beside the breast has {air:.0%} of the highest brightness"
     if air >= BRIGHT_AIR:
         return [refuse(Doubt("polarity", f"{sentence}: the image seems to be inverted, or to show no breast"), force)]

@@ -115,7 +115,7 @@ def evaluate(
         "costs": {d.name: _cost(d, scored[d.name]) for d in detectors},
         "row_provenance": {d.name: _origin(d, options) for d in detectors},
         "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
-        "notes": _notes(next(iter(scored.values())), options),
+        "notes": [*_notes(next(iter(scored.values())), options), *_doubtful(main, calibrations[main.name], scored)],
     }
     return report.build(results, shown.drawn(), url)
 
@@ -236,9 +236,6 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
     reflected, places = sum(i.reflected for i in images), sum(int(i.tissue.sum()) for i in images)
     between, outside = sum(i.between for i in images), sum(i.outside for i in images)
     located = sum(lesion.located for i in images for lesion in i.exam.lesions)
-    doubtful = reasons(
-        Excluded(i.exam.exam_id, f"{doubt.kind}: {doubt.sentence}") for i in images for doubt in i.doubts
-    )
     return [
         f"{reflected} of {places} places have a patch that reaches over the image's border, as at the chest wall; "
         "there the image is continued by reflection.",
@@ -246,5 +243,14 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
         f"{outside} of {located} lesions with a known place lie outside the tissue that was found, in no figure over "
         "places.",
         f"Places are {options.step_mm:g} mm apart.",
-        *(f"Doubtful, {row['count']} x {row['reason']}, such as {row['example']}." for row in doubtful),
     ]
+
+
+def _doubtful(detector: Detector, calibration: Calibration, scored: dict[str, list[ScoredImage]]) -> list[str]:
+    """What may be wrong with the images, a sentence a kind."""
+    doubts = [(i.exam.exam_id, doubt.sentence) for i in scored[detector.name] for doubt in i.doubts]
+    doubts += [
+        (i.exam.exam_id, far) for i in scored[detector.name] if (far := calibration.far(i.scores[detector.name]))
+    ]
+    told = reasons(Excluded(name, sentence) for name, sentence in doubts)
+    return [f"Doubtful: {row['count']} x {row['reason']}, such as {row['example']}." for row in told]

@@ -12,7 +12,8 @@ p = (1 + #{k: s_k >= s}) / (K + 1): valid where patients have about as many imag
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -61,6 +62,8 @@ class Calibration:
     """The healthy score at each level; every patient weighs the same."""
     top: float = 0.01
     """Share of an image's places that its score is the mean of; see `image_score`."""
+    image_means: Float[np.ndarray, " i"] = field(default_factory=lambda: np.zeros(0))
+    """The mean over each image's places, ascending; none in bundles that were made before it was kept."""
 
     @property
     def patients(self) -> int:
@@ -79,6 +82,22 @@ class Calibration:
     def floor(self) -> float:
         """The smallest p-value that K patients can give, 1 / (K + 1)."""
         return 1 / (self.patients + 1)
+
+    def far(self, scores: Grid) -> str:
+        """A sentence where an image as a whole is unlike the healthy ones; empty: it is not, or nobody knows.
+
+        It is where the mean over its places is above the highest healthy one by more than that is above the median. A
+        lesion is too small a part of an image for that.
+        """
+        if not self.image_means.size:
+            return ""
+        mean, middle, highest = float(np.nanmean(scores)), float(np.median(self.image_means)), self.image_means[-1]
+        if mean <= highest + (highest - middle):
+            return ""
+        return (
+            f"places score {mean:.4g} on average, those of {self.image_means.size} healthy images {middle:.4g} and at "
+            f"most {highest:.4g}: it is unlike what was learned from"
+        )
 
     def exam_p(self, score: float) -> float:
         """p of an exam whose highest image score this is."""
@@ -117,6 +136,8 @@ class Calibration:
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Plain arrays for a safetensors file; `top` and K are arrays of one element."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "top"}
+        if not self.image_means.size:
+            del arrays["image_means"]
         return arrays | {"top": np.array([self.top]), "patients": np.array([self.patients])}
 
     @classmethod
@@ -126,14 +147,16 @@ class Calibration:
         Raises:
             FormatError: an array is missing, is not what its name says, or their sizes do not fit together.
         """
-        names = [f.name for f in fields(cls)]
+        names = [f.name for f in fields(cls) if f.name != "image_means" or f.name in tensors]
         missing = sorted({*names, "patients"} - tensors.keys())
         if missing:
             raise FormatError(f"calibration: arrays {', '.join(missing)} are missing")
         for name in (*names, "patients"):
             _require_numbers(name, tensors[name])
         _require_shares(tensors)
-        calibration = cls(*(tensors[name] for name in names[:-1]), top=float(tensors["top"][0]))
+        arrays: dict[str, Any] = {name: tensors[name] for name in names}
+        arrays["top"] = float(tensors["top"][0])
+        calibration = cls(**arrays)
         patients = int(tensors["patients"][0])
         if patients != calibration.patients or calibration.survival.size != patients * SURVIVAL_POINTS:
             raise FormatError(
@@ -172,6 +195,7 @@ def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01) -> Cali
         levels=levels,
         quantiles=_quantiles(list(pooled.values()), levels),
         top=top,
+        image_means=np.sort([image.mean() for of_patient in places.values() for image in of_patient]),
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from importlib.resources import files
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -22,6 +22,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from rayad.errors import OptionError
 from rayad.evaluation import heatmap
 from rayad.evaluation.judgement import Judgement
+from rayad.imaging import plausibility
 from rayad.outputs import require_apart
 from rayad.serving import RESEARCH_USE, document, problems
 from rayad.serving.access import Limits
@@ -131,8 +132,7 @@ class Place(Closed):
     url: str = Field(max_length=2000)
 
 
-Doubted = Literal["polarity", "size", "depth", "side", "kind"]
-FORCE = f"^(({'|'.join(get_args(Doubted))})(,|$))*$"
+FORCE = f"^(({'|'.join(plausibility.KINDS)})(,|$))*$"
 
 
 class Wanted(Closed):
@@ -148,7 +148,9 @@ class Wanted(Closed):
     spacing_mm: float = Field(default=0.0, ge=0, le=10, description="mm a pixel of images that do not say it")
     view: Literal["", "MLO", "CC"] = ""
     step_mm: float = Field(default=0.0, ge=0, le=100)
-    force: list[Doubted] = Field(default=[], max_length=4, description="doubts about images that are overruled")
+    force: list[plausibility.Kind] = Field(
+        default=[], max_length=7, description="doubts about images that are overruled"
+    )
     results: list[Literal["json", "npz", "png", "dicom"]] = Field(default=["json", "npz", "png"], max_length=4)
 
 

@@ -105,7 +105,7 @@ class Doubt:
     """What may be wrong with an image."""
 
     kind: str
-    """By which it is overruled: polarity, size, depth, kind."""
+    """By which it is overruled: polarity, frame, size, depth, kind."""
     sentence: str
 
 

@@ -175,3 +175,19 @@ def test_what_cannot_calibrate_is_named(patients, message):
 def test_a_quantile_outside_the_unit_interval_is_refused():
     with pytest.raises(ValueError, match="must be in"):
         of(healthy(2, 1, 9)).threshold(99.0)
+
+
+def test_an_image_that_is_unlike_all_healthy_ones_is_told_and_a_lesion_is_not():
+    calibration = of(healthy(30, 2, 400))
+    rng = np.random.default_rng(5)
+    usual = rng.normal(size=(20, 20))
+    with_lesion = usual.copy()
+    with_lesion[5:8, 5:8] += 20
+    assert calibration.far(usual) == calibration.far(with_lesion) == ""
+    assert calibration.far(usual + 5).endswith("it is unlike what was learned from")
+    assert calibration.far(np.where(np.arange(400).reshape(20, 20) < 99, np.nan, usual + 5))
+    assert calibration.far(usual - 5) == ""  # nothing stands out
+    before = {name: array for name, array in calibration.to_tensors().items() if name != "image_means"}
+    old = type(calibration).from_tensors(before)
+    assert old.far(usual + 5) == ""
+    assert old.to_tensors().keys() == before.keys()

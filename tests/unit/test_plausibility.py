@@ -1,5 +1,7 @@
 """What is refused and what is doubted of an image; tests/data has the real ones."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -98,7 +100,7 @@ def test_a_full_depth_stays_and_so_does_a_dark_image_of_8_or_12_bits(image, leve
 
 
 def test_unknown_doubts_are_none_that_could_be_overruled(monkeypatch):
-    with pytest.raises(OptionError, match="no doubt called 'colour' that could be overruled, only polarity, size"):
+    with pytest.raises(OptionError, match="no doubt called 'colour' that could be overruled, only polarity, frame"):
         plausibility.use(["colour"])
     monkeypatch.setenv(plausibility.VARIABLE, "")
     assert plausibility.forced() == ()
@@ -135,3 +137,16 @@ def test_a_picture_that_is_turned_against_its_header_is_doubted(image):
     for told, pixels, expected in ((wall, image, []), (other, image, ["side"]), (wall, image[:, ::-1], ["side"])):
         doubts = PREPROCESSING.prepare(Source(pixels.astype(np.float32), 0.8, wall=told)).doubts
         assert [doubt.kind for doubt in doubts] == expected
+
+
+@pytest.mark.parametrize(("width", "value"), [(2, 1.0), (4, 0.5), (30, 0.8)])
+def test_a_bright_frame_is_refused_and_a_dark_one_is_not(image, width, value):
+    framed = np.pad(image, width, constant_values=value * image.max())
+    with pytest.raises(ImageError, match="a frame, or no mammogram"):
+        prepared(framed)
+    assert "frame" in kinds(framed, 0.8, "frame", "polarity", "size")
+    assert kinds(np.pad(image, width)) == []
+
+
+def test_the_service_knows_every_doubt():
+    assert get_args(plausibility.Kind) == tuple(plausibility.KINDS)
