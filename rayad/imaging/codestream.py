@@ -8,6 +8,7 @@ asked, never what looks like one elsewhere in the file.
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pydicom import Dataset, uid
 from pydicom.encaps import generate_frames, parse_basic_offsets
@@ -39,17 +40,32 @@ def check(dataset: Dataset) -> None:
     if syntax not in (*_JPEG_2000, *_JPEG):
         return  # the decoder of RLE takes the size from Rows and Columns
     codestream = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    sizes = set(_of_jpeg_2000(codestream) if syntax in _JPEG_2000 else _of_jpeg(codestream))
+    heads = heads_of_jpeg_2000(codestream) if syntax in _JPEG_2000 else ()
+    sizes = {(head.rows, head.columns) for head in heads} if syntax in _JPEG_2000 else set(_of_jpeg(codestream))
     if sizes != {(dataset.Rows, dataset.Columns)}:
         claims = ", ".join(f"{rows} x {columns} px" for rows, columns in sorted(sizes)) or "unknown size"
         raise ImageError(f"a compressed image of {claims} in a file of {dataset.Rows} x {dataset.Columns} px")
 
 
-def _of_jpeg_2000(codestream: bytes) -> Iterator[tuple[int, int]]:
-    """Rows and columns of every header that a decoder might take, also of a JP2 file around it."""
+@dataclass(frozen=True)
+class Head:
+    """What a JPEG 2000 codestream says of its image (ISO 15444-1, A.5.1)."""
+
+    rows: int
+    columns: int
+    channels: int
+    bits: int
+    """Of the first channel."""
+    signed: bool
+
+
+def heads_of_jpeg_2000(codestream: bytes) -> Iterator[Head]:
+    """Every header that a decoder might take, also of a JP2 file around it."""
     for start in re.finditer(re.escape(_SIZ), codestream):
-        right, bottom, left, top = struct.unpack_from(">4I", codestream, start.start() + 8)
-        yield bottom - top, right - left
+        at = start.start()
+        right, bottom, left, top = struct.unpack_from(">4I", codestream, at + 8)
+        channels, depth = struct.unpack_from(">HB", codestream, at + 40)
+        yield Head(bottom - top, right - left, channels, (depth & 0x7F) + 1, bool(depth & 0x80))
 
 
 def _of_jpeg(codestream: bytes) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, PNM (PGM, PPM), BMP, GIF and WebP files, each sample as it is stored, 8 to 16 bits."""
+"""PNG, JPEG, JPEG 2000, TIFF, PNM (PGM, PPM), BMP, GIF and WebP files, each sample as it is stored, 8 to 16 bits."""
 
 import io
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import imagecodecs
 import numpy as np
 import tifffile
 from jaxtyping import Float, UInt8, UInt16
@@ -23,13 +24,17 @@ from PIL.WebPImagePlugin import WebPImageFile
 from rayad import bounds, storage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
+from rayad.imaging import codestream
 from rayad.imaging.decoder import apart
 
 Samples = (
     UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
 )
 
-SUFFIXES = (".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp")
+SUFFIXES = (
+    *(".png", ".pgm", ".ppm", ".tif", ".tiff", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k"),
+    *(".bmp", ".gif", ".webp"),
+)
 """Endings by which a folder's images are found; what a file is, its content says."""
 ORIENTATION = 274
 """Tag of EXIF and TIFF: how an image must be turned to be upright."""
@@ -37,6 +42,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _GIF = (b"GIF87a", b"GIF89a")
 _JPEG_2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_YCC, _BOXES = b"colr\x01\0\0\0\0\0\x12", 4096
+"""A JP2 box that says that colours are sYCC (I.5.3.3), and before which byte it stands."""
 _ARCHIVE = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNM = re.compile(rb"P([2356])" + rb"(?:\s++|#[^\n]*+\n)++(\d{1,9}+)" * 3 + rb"\s")
@@ -82,7 +89,7 @@ def read_bytes(url: str) -> bytes:
 
 def is_raster(data: bytes) -> bool:
     """Do the bytes of a file begin as one of these kinds does?"""
-    signatures = (_PNG, _JPEG, *_TIFF, *_GIF)
+    signatures = (_PNG, _JPEG, *_JPEG_2000, *_TIFF, *_GIF)
     return data.startswith(signatures) or _is_bmp(data) or _is_webp(data) or _PNM.match(data) is not None
 
 
@@ -120,6 +127,8 @@ def _parsed(data: bytes, name: str) -> Raster:
             return _jpeg(data, name)
         if data.startswith(_TIFF):
             return _tiff(data, name)
+        if data.startswith(_JPEG_2000):
+            return _jpeg_2000(data, name)
         if _PNM.match(data):
             return _pnm(data, name)
         if data.startswith(_GIF) or _is_bmp(data) or _is_webp(data):
@@ -128,11 +137,9 @@ def _parsed(data: bytes, name: str) -> Raster:
         raise ImageError(f"{name}: damaged image: {_damage(error)}") from error
     if not data:
         raise ImageError(f"{name}: the file is empty")
-    if data.startswith(_JPEG_2000):
-        raise ImageError(f"{name}: JPEG 2000 is read in DICOM alone; store it as PNG or TIFF")
     if is_archive(data):
         raise ImageError(f"{name}: an archive; unpack it, and name the folder of its images")
-    raise ImageError(f"{name}: not a PNG, JPEG, TIFF, PGM, BMP, GIF or WebP image")
+    raise ImageError(f"{name}: not a PNG, JPEG, JPEG 2000, TIFF, PGM, BMP, GIF or WebP image")
 
 
 def _of_the_web(data: bytes, name: str) -> Raster:
@@ -239,6 +246,25 @@ def _check_scans(data: bytes, name: str) -> None:
                 left -= set(range(first, last + 1))
     if not missing or any(missing.values()):
         raise ImageError(f"{name}: damaged image: scans of a progressive JPEG are missing")
+
+
+def _jpeg_2000(data: bytes, name: str) -> Raster:
+    """JPEG 2000 (ISO 15444-1), with or without the boxes of a JP2 file; Pillow cuts 16-bit colour to 8 bits."""
+    heads = set(codestream.heads_of_jpeg_2000(data))
+    if len(heads) != 1:
+        raise ImageError(f"{name}: damaged image: {len(heads)} sizes in a file of one image")
+    (head,) = heads
+    _check_size(head.rows, head.columns, name, head.channels)
+    if head.signed or not 1 <= head.bits <= 16:
+        raise ImageError(f"{name}: JPEG 2000 of {head.bits} bits is read up to 16, without signs")
+    if _YCC in data[:_BOXES]:
+        raise ImageError(f"{name}: JPEG 2000 in YCC is not read; store it as RGB or grey")
+    samples, full_scale = imagecodecs.jpeg2k_decode(data), (1 << head.bits) - 1
+    if samples.shape[:2] != (head.rows, head.columns):
+        raise ImageError(f"{name}: damaged image: {samples.shape[:2]} samples in an image of {head.rows, head.columns}")
+    if samples.ndim == 3 and samples.shape[-1] in (2, 4):
+        samples = _without_alpha(samples, full_scale, name)
+    return Raster(samples.astype(np.uint8 if full_scale < 256 else np.uint16), full_scale)
 
 
 def _with_pillow(image: ImageFile, name: str) -> Raster:
