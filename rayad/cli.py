@@ -22,7 +22,7 @@ import tyro
 
 from rayad import bounds, catalog, local, log, options, storage
 from rayad.bounds import Bounds
-from rayad.datasets.exam import Excluded, read_by, reasons
+from rayad.datasets.exam import Excluded, Images, read_by, reasons
 from rayad.density.em import EM
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
@@ -40,6 +40,8 @@ from rayad.serving.access import Access, Limits
 from rayad.terminal import print_error, say, writable
 
 T = TypeVar("T")
+OWN = "own"
+"""The recipe for a data set that an option names."""
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
 Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
 Forced = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DOUBT ...")]
@@ -50,6 +52,19 @@ class Command(Protocol):
     """A subcommand: its options, and what it does."""
 
     def __call__(self) -> None: ...
+
+
+class OnDataset(Protocol):
+    """The options of a command that reads a data set."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def settings(self) -> tuple[str, ...]: ...
+    @property
+    def spacing_mm(self) -> float: ...
 
 
 STOPPED = 128 + signal.SIGINT
@@ -82,11 +97,17 @@ class Run:
     """All stages of a recipe; stages that are done are not run again."""
 
     recipe: tyro.conf.Positional[str]
-    """demo or mias."""
+    """demo, mias, detectors, isic, ham10000; or own, for any data set of mammograms."""
     out: str
     """Where corpus, detectors and report go."""
     source: str = ""
     """Folder or URL of the recipe's data set; demo needs none."""
+    dataset: str = ""
+    """Of the recipe own: folder (which it takes if nothing is said), dicom, cbis_ddsm, ..."""
+    settings: Settings = ()
+    """Of the recipe own: fields of the data set, such as healthy=true."""
+    spacing_mm: SpacingOrNone = 0.0
+    """Of the recipe own: mm a pixel of images that do not say it."""
     workers: Workers = Workers()
     force: Forced = ()
     """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
@@ -100,9 +121,18 @@ class Run:
         from rayad.on_ray.recipe import run_recipe
 
         recipe, source, out = recipes.find(self.recipe), _place(self.source), storage.absolute(self.out)
+        if self.recipe == OWN:
+            pairs = [text.partition("=") for text in _settings(self)]
+            fields = {name: value for name, _, value in pairs}
+            recipe = replace(recipe, dataset=self.dataset or recipe.dataset, dataset_fields=fields)
+        elif self.dataset or _settings(self):
+            raise OptionError(f"recipe {self.recipe} has a data set and settings of its own; {OWN} takes any")
         with claimed(out, "a run", [source]), cluster(self.address):
             report = run_recipe(recipe, source, out, self.workers)
-        say(f"The report is at {report}")
+        if report:
+            say(f"The report is at {report}")
+        else:
+            say(f"No test image has a finding, so there is no report; the detectors are at {self.out}/detectors")
 
 
 @dataclass(frozen=True)
@@ -149,6 +179,8 @@ class IngestCommand:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set, such as spacing_mm=0.05 or healthy=true."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
     preprocessing: str = "mammogram"
     """What happens to an image before patches are cut from it: mammogram, dermoscopy."""
     picture: Settings = ()
@@ -168,7 +200,7 @@ class IngestCommand:
         from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
 
-        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        dataset = _dataset(self)
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
         out = storage.absolute(self.out)
@@ -204,6 +236,8 @@ class Inspect:
     """Folder or URL of the images."""
     settings: Settings = ()
     """Fields of the data set, such as spacing_mm=0.05 or healthy=true."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
     preprocessing: str = "mammogram"
     """What happens to an image before patches are cut from it: mammogram, dermoscopy, square."""
     picture: Settings = ()
@@ -219,11 +253,10 @@ class Inspect:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
         from rayad.on_ray.inspect import inspect
 
-        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        dataset = _dataset(self)
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         out, corpus = storage.absolute(self.out), _place(self.corpus)
         with claimed(out, "an inspection", [*read_by(dataset), corpus]), cluster(self.address):
@@ -440,6 +473,8 @@ class Combine:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
     force: Forced = ()
@@ -455,7 +490,7 @@ class Combine:
         urls = [storage.absolute(url) for url in self.detector]
         out, scores = storage.absolute(self.out), storage.absolute(self.scores)
         members = [bundle.load(url) for url in urls]
-        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        dataset = _dataset(self)
         inputs = [*urls, *read_by(dataset)]
         require_apart(scores, inputs)
         with claimed(out, "a detector", inputs), cluster(self.address):
@@ -477,6 +512,8 @@ class Calibrate:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
     force: Forced = ()
@@ -490,7 +527,7 @@ class Calibrate:
         from rayad.on_ray.cluster import cluster
 
         urls = [storage.absolute(url) for url in self.detector]
-        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        dataset = _dataset(self)
         scores = storage.absolute(self.scores)
         require_apart(scores, [*urls, *read_by(dataset)])
         with ExitStack() as held:
@@ -521,6 +558,8 @@ class Evaluate:
     """Folder or URL of the images; phantom needs none."""
     settings: Settings = ()
     """Fields of the data set."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
     split: str = "test"
     """test, or development for choices."""
     dense: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS ...")] = ()
@@ -538,12 +577,11 @@ class Evaluate:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
         from rayad.on_ray.cluster import cluster
         from rayad.on_ray.evaluate import Evaluation, evaluate
         from rayad.on_ray.streamed import streamed
 
-        dataset = stages.open_dataset(self.dataset, _place(self.source), self.settings)
+        dataset = _dataset(self)
         urls, out = [storage.absolute(url) for url in self.detector], storage.absolute(self.out)
         detectors = [bundle.load(url) for url in urls]
         step_mm = self.step_mm or detectors[0].provenance.get("step_mm", STEP_MM)
@@ -881,6 +919,19 @@ def _parsed(argv: list[str]) -> Command:
         raise
     options.check(command, lambda name: f"--{name.replace('_', '-')}")
     return command
+
+
+def _settings(command: OnDataset) -> tuple[str, ...]:
+    """The data set's settings, the spacing among them."""
+    spacing = (f"spacing_mm={command.spacing_mm!r}",) if command.spacing_mm else ()
+    return (*spacing, *command.settings)
+
+
+def _dataset(command: OnDataset) -> Images:
+    """The data set that a command reads."""
+    from rayad.on_ray import stages
+
+    return stages.open_dataset(command.dataset, _place(command.source), _settings(command))
 
 
 def _place(source: str) -> str:

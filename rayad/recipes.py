@@ -88,7 +88,7 @@ class Recipe:
     name: str
     dataset: str
     kinds: tuple[str, ...]
-    """Kinds of lesion, a row of the table each."""
+    """Kinds of lesion, a row of the table each; none: those of the test images."""
     lines: tuple[Line, ...]
     combined: dict[str, Combined] = field(default_factory=dict)
     dataset_fields: dict[str, Any] = field(default_factory=dict)
@@ -198,6 +198,20 @@ _MIAS = Recipe(
         "everything but the picture (relative: how much brighter a place is than its surroundings; specks: what a "
         "top-hat leaves) and the learning rate."
     ),
+)
+
+_OWN = Recipe(
+    name="own",
+    dataset="folder",
+    kinds=(),
+    lines=(
+        replace(
+            _MIAS.lines[0],
+            models={"cae": Model()},
+            rows={"cae": Row("cae"), "cae-spn": Row("cae", "likelihood", "spn", SMOOTH)},
+        ),
+    ),
+    why="The settings of mini-MIAS's recipe; nothing was chosen on these images.",
 )
 
 _LATENT_DETECTORS = {
@@ -353,5 +367,5 @@ def _dermoscopy(name: str, epochs: int) -> Recipe:
 
 _RECIPES = {
     recipe.name: recipe
-    for recipe in (_DEMO, _MIAS, _DETECTORS, _dermoscopy("isic", epochs=60), _dermoscopy("ham10000", epochs=20))
+    for recipe in (_DEMO, _OWN, _MIAS, _DETECTORS, _dermoscopy("isic", epochs=60), _dermoscopy("ham10000", epochs=20))
 }

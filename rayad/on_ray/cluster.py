@@ -205,16 +205,17 @@ def tasks(
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said)`` moves it and shows what is said."""
+    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said, by)`` moves it and says something."""
     bar = tqdm(total=total, desc=printable(label), disable=not sys.stderr.isatty(), leave=False)
     done = 0
 
-    def step(said: str = "") -> None:
+    def step(said: str = "", by: int = 1) -> None:
         nonlocal done
-        done += 1
+        done += by
         bar.set_postfix_str(printable(said), refresh=False)
-        bar.update()
-        if bar.disable and (done == total or done % max(1, total // 10) == 0):
+        bar.update(by)
+        tenth = max(1, total // 10)
+        if bar.disable and (done == total or done // tenth > (done - by) // tenth):
             say(f"{label}: {done} of {total} {said}".rstrip(), sys.stderr)
 
     try:

@@ -14,7 +14,7 @@ from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.findings import ALARM
-from rayad.evaluation.metrics import Scored
+from rayad.evaluation.metrics import ANY, Scored
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, described
 from rayad.on_ray import pictures, stages
@@ -37,7 +37,7 @@ class Evaluation:
     step_mm: float = 3.2
     max_failures: int = 0
     kinds: tuple[str, ...] = ()
-    """Kinds of lesion, a row of the table each; empty: those of the images."""
+    """Kinds of lesion, a row of the table each; empty: those of the images, or one row where labels name none."""
     recipe: str = "evaluate"
     why: str = ""
     """How the settings were chosen."""
@@ -85,6 +85,7 @@ def evaluate(
     if storage.exists(page) and storage.read_json(written).get("request") == request:
         return page
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
+    kinds = kinds or (ANY,) * any(exam.anomalous for exam in exams)
     if not kinds:
         raise OptionError(f"no lesion in the {len(exams)} images of the {options.split} split: nothing to evaluate")
     scored = _by_preprocessing(detectors, dataset, exams, options, scores_url or storage.join(url, "scores"))

@@ -5,6 +5,7 @@ from typing import Any
 
 from rayad import catalog, recipes, storage
 from rayad.datasets.exam import Images
+from rayad.datasets.splits import assign
 from rayad.on_ray import stages
 from rayad.on_ray.evaluate import Evaluation, evaluate
 from rayad.on_ray.resources import Workers
@@ -17,7 +18,9 @@ from rayad.scoring.detector import Detector
 def run_recipe(
     recipe: recipes.Recipe, source: str, url: str, workers: Workers, seeds: int = 1, split: str = "test"
 ) -> str:
-    """Run all stages that are not done; return the URL of the report's page.
+    """Run all stages that are not done; return the URL of the report's page, "" if there is nothing to report.
+
+    There is nothing where the recipe names no kind of lesion and no image of the split has a finding.
 
     Args:
         source: folder or URL of the recipe's data set.
@@ -28,6 +31,10 @@ def run_recipe(
     """
     dataset = catalog.configure("datasets", recipe.dataset, {"source": source, **recipe.dataset_fields})
     runs = [_Run(recipe, dataset, source, url, workers, seed).detectors() for seed in range(seeds)]
+    exams = dataset.exams()
+    assigned = assign(exams)
+    if not recipe.kinds and not any(exam.anomalous and assigned[exam.exam_id] == split for exam in exams):
+        return ""
     options = Evaluation(
         recipe.dataset,
         source,

@@ -4,6 +4,7 @@ A stage whose result is there and was made of the same things is not run again: 
 fingerprint of what it was made of.
 """
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, Part, scores_of
+from rayad.terminal import say
 
 
 def write_corpus(name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
@@ -97,6 +99,8 @@ def fit_detector(
     latents = latents_of(trained, corpus, latents_url or url)
     fit = Fit(density.name, config, em, density.context, density.smooth, density.classes)
     part, history = fit_density(corpus.url, trained.model, fit, workers, latents)
+    for warning in history.get("warnings", ()):
+        say(f"rayad: {name}: {warning}", sys.stderr)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
     history.pop("rows", None)

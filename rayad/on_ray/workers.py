@@ -250,12 +250,15 @@ def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
+        first = True
         with progress(epochs, label) as step:
             while True:
                 last = over.wait(1)
                 with suppress(RayActorError):  # it is lost, and another comes
                     for row in ray.get(told.take.remote()):
-                        step(f"validation {row['validation']:.5g}" if "validation" in row else "")
+                        done = int(row["epoch"]) if first else 1  # what an interrupted call did counts too
+                        step(f"validation {row['validation']:.5g}" if "validation" in row else "", done)
+                        first = False
                 if last:
                     return
 
