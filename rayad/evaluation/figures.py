@@ -20,6 +20,7 @@ from matplotlib.colors import Colormap, FuncNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from rayad.arrays import Grid, GridMask, Image, Mask, Pixels
 from rayad.evaluation import RESEARCH_USE
@@ -34,6 +35,8 @@ LINES = (("#d55e00", "-"), ("#0072b2", "--"), ("#009e73", "-."), ("#cc79a7", ":"
 CHANGE = 0.5
 """Difference to the healthy version where its color is strongest, share of the full scale; the same everywhere."""
 DPI = 110
+ROW = 0.085
+"""Height of a legend's row, as a share of the histogram under it."""
 LONGEST = 4.0
 """Width of a picture over its height, or height over width, up to which it fills its figure."""
 
@@ -239,8 +242,9 @@ def _histograms(axes: Axes, classes: Mapping[str, Float[np.ndarray, " n"]]) -> N
         else:
             color, style = next(lines)
             axes.plot((bins[1:] + bins[:-1]) / 2, density, color=color, linestyle=style, linewidth=1.8, label=label)
-    axes.legend(fontsize=7, frameon=False)
-    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # more labels of five digits touch each other
+    legend = axes.legend(fontsize=7, frameon=False, loc="upper left")
+    axes.set_ylim(0, (1.05 + ROW * len(legend.get_texts())) * axes.get_ylim()[1])
 
 
 def _ratio(pixels: np.ndarray) -> float:
