@@ -292,7 +292,7 @@ class Drawer(Held):
 
 
 def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:
-    usual = heatmap.Request()
+    usual = heatmap.Request(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
     changed = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
     by = objects.Algorithm(card.name, card.sha256)
     made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, by, changed)

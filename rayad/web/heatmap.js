@@ -69,36 +69,47 @@ export class Heatmap {
 
   /** Draw the border of the cells that the detector marks and whose p is at most `limit`. */
   outline(canvas, view, limit) {
+    const marked = (cell) => this.healthy_quantile[cell] > ALARM && atMost(this.p_values[cell], limit);
+    this.border(canvas, view, marked, [["#222", 3], ["#fff", 1.25]]);
+  }
+
+  /** Draw the border of what was scored, dotted. */
+  outlineTissue(canvas, view) {
+    const context = canvas.getContext("2d");
+    context.setLineDash([devicePixelRatio, 4 * devicePixelRatio]);
+    this.border(canvas, view, (cell) => this.tissue[cell], [["#7cc4f0", 1.5]]);
+    context.setLineDash([]);
+  }
+
+  /** Draw lines of these colours and widths between the cells inside and those outside. */
+  border(canvas, view, inside, lines) {
     const context = canvas.getContext("2d");
     const { scale, left, top } = place(view, canvas);
     const x = (column) => left + (this.left + column * this.across) * scale;
     const y = (row) => top + (this.top + row * this.down) * scale;
     context.beginPath();
-    for (const [fromRow, fromColumn, toRow, toColumn] of this.borders(limit)) {
+    for (const [fromRow, fromColumn, toRow, toColumn] of this.edges(inside)) {
       context.moveTo(x(fromColumn), y(fromRow));
       context.lineTo(x(toColumn), y(toRow));
     }
     context.lineCap = "square";
-    for (const [color, width] of [["#222", 3], ["#fff", 1.25]]) {
+    for (const [color, width] of lines) {
       context.strokeStyle = color;
       context.lineWidth = width * devicePixelRatio;
       context.stroke();
     }
   }
 
-  /** Edges between marked cells and others: row and column of both ends, in cells. */
-  *borders(limit) {
+  /** Edges between cells inside and others: row and column of both ends, in cells. */
+  *edges(inside) {
     const [rows, columns] = this.shape;
-    const marked = (row, column) => {
-      if (row < 0 || column < 0 || row >= rows || column >= columns) return false;
-      const cell = row * columns + column;
-      return this.healthy_quantile[cell] > ALARM && atMost(this.p_values[cell], limit);
-    };
+    const within = (row, column) =>
+      row >= 0 && column >= 0 && row < rows && column < columns && Boolean(inside(row * columns + column));
     for (let row = 0; row <= rows; row += 1) {
       for (let column = 0; column <= columns; column += 1) {
-        const here = marked(row, column);
-        if (here !== marked(row - 1, column)) yield [row, column, row, column + 1];
-        if (here !== marked(row, column - 1)) yield [row, column, row + 1, column];
+        const here = within(row, column);
+        if (here !== within(row - 1, column)) yield [row, column, row, column + 1];
+        if (here !== within(row, column - 1)) yield [row, column, row + 1, column];
       }
     }
   }

@@ -85,6 +85,7 @@ export class Pane {
     if (!result) return;
     if (state.heat[state.base]) result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
     if (state.marks) {
+      result.heatmap.outlineTissue(canvas, state.view);
       result.heatmap.outline(canvas, state.view, state.limit);
       this.number(state, result.answer.findings);
     }

@@ -71,11 +71,11 @@ function renderResult() {
 export function renderFindings(centre) {
   const { findings = [], findings_total: total = 0, image } = result()?.answer ?? {};
   const item = (found, i) => {
-    const where = [found.column, found.row].map((px) => (px * image.spacing_mm).toFixed(0)).join(", ");
+    const [x, y] = [found.column, found.row].map((px) => (px * image.spacing_mm).toFixed(0));
     const shown = { type: "button", id: `finding-${i}`, onclick: () => centre(i) };
     const p = pText(found.p_value, result().answer.p_value_floor);
-    const cells = [String(i + 1), `${where} mm`, `${digits(found.size_mm2, 2)} mm²`, p];
-    const title = `score ${digits(found.score)}, healthy quantile ${digits(found.healthy_quantile, 4)}`;
+    const cells = [String(i + 1), `x ${x}, y ${y} mm`, `${digits(found.size_mm2, 2)} mm²`, p];
+    const title = `${x} mm from the left, ${y} mm from the top; score ${digits(found.score)}, healthy quantile ${digits(found.healthy_quantile, 4)}`;
     const button = h("button", { ...shown, title, "aria-current": String(i === state.finding) });
     button.append(...cells.map((cell) => h("span", {}, cell)));
     return h("li", { className: atMost(found.p_value, state.limit) ? "" : "hidden-place" }, button);

@@ -25,8 +25,6 @@ from tests.pacs.test_scored_archive import count, held, put
 from tests.served import ME, PATIENTS, TOKEN, Served, serving
 from tests.unit.test_objects import points
 
-pytestmark = pytest.mark.long
-
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
@@ -106,6 +104,7 @@ def test_objects_are_stored_once_and_lie_where_the_server_says(archive, served, 
     assert not any(word in said for word in ("Made", "MADE-UP", "19600102"))
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_and_started_again_loses_no_image(archive, served, tmp_path):
     sources = images(6)
     put(archive, *sources)
@@ -132,6 +131,7 @@ def test_a_server_that_is_killed_and_started_again_loses_no_image(archive, serve
     assert count(archive) == after
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "done"), [(signal.SIGKILL, 0), (signal.SIGTERM, 1), (signal.SIGINT, 3)])
 def test_a_watch_that_is_killed_goes_on_and_stores_nothing_twice(archive, served, tmp_path, number, done):
     sources = images(6)
