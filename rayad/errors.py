@@ -7,6 +7,7 @@ RayadError
  ├── DatasetError    a data set's files, labels and images do not fit together
  ├── FormatError     a corpus or bundle is of a newer schema, damaged or altered
  ├── TrainingError   learning failed: a loss that is not a number, a collapse
+ ├── ClusterError    Ray did not start, cannot be reached, or was lost
  └── ServiceError    a rayad server refuses what it is asked for, or cannot give it
 
 A message is one sentence: what was wanted, what came, which file.
@@ -39,6 +40,10 @@ class FormatError(RayadError):
 
 class TrainingError(RayadError):
     """Learning failed: a loss that is not a number, a collapse."""
+
+
+class ClusterError(RayadError):
+    """Ray did not start, cannot be reached, or was lost."""
 
 
 class ServiceError(RayadError):

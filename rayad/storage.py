@@ -32,6 +32,11 @@ from rayad import bounded, local
 from rayad.errors import FormatError, StorageError
 
 T = TypeVar("T")
+KEYS = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"),
+)
+"""Variables of the environment by which s3:// is opened."""
 PATIENCE_S = 120.0
 """How long storage that has answered before is waited for."""
 UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError, ConnectionRefusedError)

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -13,12 +15,24 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import worker
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ActorUnavailableError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayError,
+    RaySystemError,
+    RayTaskError,
+    RpcError,
+    WorkerCrashedError,
+)
 from tqdm import tqdm
 
-from rayad import bounds, errors
-from rayad.errors import RayadError
+from rayad import bounds, errors, storage
+from rayad.errors import ClusterError, RayadError
 from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
 from rayad.on_ray.resources import given, keep_private
@@ -28,6 +42,12 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
 """Of the object store of a cluster that is made here."""
+STARTS, STARTING_S = 2, 120
+"""How often, and how long each time, a Ray of a command's own is waited for."""
+REACHED_S = 15.0
+"""How long an address is tried at which nobody listens."""
+LOST = (LocalRayletDiedError, RaySystemError, RpcError, ActorUnavailableError, OwnerDiedError, NodeDiedError)
+"""What Ray raises when the head or this node is gone."""
 RETRIES = 3
 """Of a task whose process ended."""
 WAITING = 16
@@ -50,19 +70,100 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
     with nullcontext() if address else private_folder() as folder:
         with same_signal(signal.SIGTERM):
             if address:
-                environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
-                environment[plausibility.VARIABLE] = ",".join(plausibility.forced())
-                ray.init(address=address, runtime_env={"env_vars": environment}, **QUIET)
+                _connect(address)
             else:
                 _start(f"{folder}/ray", cpus)
         quiet_data()
+        _brief()
         try:
-            yield
+            with _told_if_lost(address):
+                yield
         finally:
             ray.shutdown()
 
 
+def _connect(address: str) -> None:
+    """To a running cluster, whose workers get this command's settings; ClusterError where none answers."""
+    _await(address)
+    environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
+    environment[plausibility.VARIABLE] = ",".join(plausibility.forced())
+    runtime: dict[str, Any] = {"env_vars": environment}
+    if keys := {name: os.environ[name] for name in storage.KEYS if name in os.environ}:
+        runtime["worker_process_setup_hook"] = _handing_over(keys)
+    try:
+        ray.init(address=address, runtime_env=runtime, **QUIET)
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        ray.shutdown()
+        raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
+
+
+def _await(address: str) -> None:
+    """Wait a while for whoever listens at HOST:PORT; Ray asks for minutes, and says so line by line."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + REACHED_S
+    while port.isdigit() and "/" not in host:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until or isinstance(error, OverflowError | socket.gaierror):
+                raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+        time.sleep(1)
+
+
+def _handing_over(keys: dict[str, str]) -> Callable[[], None]:
+    """Gives workers that have nothing to open object stores with what this process has; no page of Ray shows it."""
+
+    def hand_over() -> None:
+        if not any(name in os.environ for name in keys):
+            os.environ.update(keys)
+
+    return hand_over
+
+
+@contextmanager
+def _told_if_lost(address: str) -> Iterator[None]:
+    """What Ray raises when it is lost is a ClusterError."""
+    try:
+        yield
+    except LOST as error:
+        whose = f"at {address}" if address else "of this command"
+        raise ClusterError(
+            f"the Ray cluster {whose} was lost: {_first_line(error)}; the same command goes on where it stopped"
+        ) from error
+
+
+def _brief() -> None:
+    """Let Ray say of a node that died what happened, without the last twenty lines of its log."""
+    told = worker.print_to_stdstream
+    if getattr(told, "brief", False):
+        return
+
+    def brief(data: dict[str, Any], **options: Any) -> None:
+        told(data | {"lines": [line.partition("Last 20 lines")[0].rstrip() for line in data["lines"]]}, **options)
+
+    brief.brief = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = brief
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _start(folder: str, cpus: int) -> None:
+    """Start a Ray, and again if that takes too long, as on a machine that is busy or has just been switched on."""
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(STARTING_S))
+    for attempt in range(STARTS):
+        try:
+            return _start_once(f"{folder}{attempt or ''}", cpus)
+        except Exception as error:
+            ray.shutdown()
+            if attempt + 1 == STARTS:
+                raise ClusterError(
+                    f"Ray did not start, {STARTS} times: {_first_line(error)}; are there memory, disk and cores for it?"
+                ) from error
+
+
+def _start_once(folder: str, cpus: int) -> None:
     """A Ray that this process alone uses; Ray lets everybody enter its folder, so it lies in a private one."""
     keep_private()
     Config.initialize("")  # Ray may have been imported before

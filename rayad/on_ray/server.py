@@ -15,7 +15,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from rayad.errors import OptionError, RayadError
+from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
 from rayad.on_ray.resources import Listening, given
@@ -48,13 +48,17 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
         _keep_off_disk()
         _set_up_proxy(listening)
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine 5 s start it anew for ever
     replicas = service.replicas
     with (
         cluster(address, replicas.pictures + replicas.scorers + replicas.drawers + 2),
         _door(listening, service.limits) as options,
     ):
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+        try:
+            serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
+        except TimeoutError as error:
+            raise ClusterError(f"Ray Serve did not start: {error}") from error
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says at which port Ray's proxy is ready
         try:
             _until_interrupted(service, listening, again, quiet)

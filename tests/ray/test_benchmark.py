@@ -125,7 +125,7 @@ def test_heatmaps_of_a_combined_detector_and_of_one_in_context(place, tmp_path):
     for name in ("both", "cae-context", "codes-spn", "conditional"):
         arguments = ["--images", str(tmp_path / "new"), "--out", str(tmp_path / name), "--spacing-mm", "0.4"]
         assert cli.run(["heatmap", "--detector", f"{place}/detectors/{name}", *arguments]) == 0
-        assert len(storage.listing(str(tmp_path / name))) == 2
+        assert len(storage.listing(str(tmp_path / name))) == 3  # the arrays, the picture, and the rows
 
 
 def test_the_page_can_be_made_again_and_detectors_asked_and_combined_by_command(place, tmp_path, capsys):

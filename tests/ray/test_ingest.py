@@ -84,6 +84,7 @@ class Grown(phantom.Dataset):
     """The same phantoms without those of some patients, which are not there yet or no more."""
 
     without: tuple[str, ...] = ()
+    CHOOSES = ("patients", "without")
 
     def exams(self) -> list[Exam]:
         return [exam for exam in super().exams() if exam.patient_id not in self.without]
