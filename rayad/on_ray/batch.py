@@ -46,7 +46,7 @@ MOST_RUNNING = 32
 """Batches that run, or wait for their turn."""
 MOST_KEPT = 1000
 """Batches that have ended and are still told of."""
-TOLD = ("score", "p_value", "p_value_floor", "calibration_patients", "doubts")
+OF_IMAGE = ("score", "p_value", "p_value_floor", "calibration_patients", "doubts")
 """What a batch tells of an image, of all that its answer says."""
 OWN = "batch"
 """Name of the file that a batch keeps among its results."""
@@ -329,7 +329,7 @@ def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
         answer = storage.read_json(place, roots=(batch.said["out"],))
         if answer["detector"]["sha256"] != batch.said["detector"]["sha256"]:
             return None
-        return {"image": image, "name": name} | {key: answer[key] for key in TOLD}
+        return {"image": image, "name": name} | {key: answer[key] for key in OF_IMAGE}
     except (RayadError, KeyError, TypeError):
         return None
 
@@ -366,7 +366,7 @@ class _Ask:
                 LOG.exception("an image of a batch failed")
             return {"image": image, "reason": _sentence(error)}
         answer = scored.judged.described()
-        return {"image": image, "name": name} | {key: answer[key] for key in TOLD}
+        return {"image": image, "name": name} | {key: answer[key] for key in OF_IMAGE}
 
     async def _files(self, scored: Scored, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
