@@ -145,6 +145,8 @@ def test_a_batch_is_started_waited_for_and_cancelled(client, served, image):
     ended = client.wait(batch.id, timeout_s=120, poll_s=0.2)
     assert (ended.state, ended.total, ended.done, ended.failed) == ("done", 2, 1, 1)
     (result,), (failure,) = ended.results, ended.failures
+    assert result.p_value_floor == 1 / (result.calibration_patients + 1) <= result.p_value
+    assert result.doubts == ()
     assert (result.name, result.score) == ("a", client.score(image, **ASKED).score)
     assert failure.image.endswith("b.png")
     assert failure.reason
