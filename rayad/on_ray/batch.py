@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -86,6 +87,12 @@ class Batch:
         row = {key: _encodable(value) if isinstance(value, str) else value for key, value in row.items()}
         self.said["failures" if "reason" in row else "results"].append(row)
         self.said |= {"done": len(self.said["results"]), "failed": len(self.said["failures"]), "updated": _now()}
+
+    def forget(self, images: set[str]) -> None:
+        """What came of these images, as far as anything did."""
+        names = {_encodable(image) for image in images}
+        for name in LONG:
+            self.said[name] = [row for row in self.said[name] if row["image"] not in names]
 
     def end(self, state: str, error: Exception | None = None) -> None:
         """It is over, because of an error or without one."""
@@ -190,6 +197,9 @@ class Batches:
                 batch.end("failed", error)
         while not self._remembered(batch):
             time.sleep(AGAIN_S)
+        with suppress(RayadError):
+            if self._state:
+                storage.remove(storage.join(self._state, "images", f"{batch.said['id']}.json"))
         self._forget(batch)
 
     def _forget(self, batch: Batch) -> None:
@@ -204,9 +214,11 @@ class Batches:
     def _through(self, batch: Batch) -> bool:
         """Send what is lacking through the graph; whether all were sent before the batch was stopped."""
         card, images = self._card(batch), _images(batch)
+        changed = self._changed(batch, [image for image, _ in images])
+        batch.forget(changed)
         if batch.resumed:
             for image, name in batch.lacking(images):
-                if row := _there(batch, image, name):
+                if image not in changed and (row := _there(batch, image, name)):
                     batch.add(row)
         lacking, written, pause = batch.lacking(images), time.monotonic(), EVERY_S
         batch.said["total"] = len(images)
@@ -220,6 +232,22 @@ class Batches:
             if batch.stop.is_set():
                 break
         return not batch.lacking(images)
+
+    def _changed(self, batch: Batch, images: Sequence[str]) -> set[str]:
+        """The images that are others than when a service before this one began the batch; remembers what they are now.
+
+        Of the web's nobody knows, and of none where storage is away.
+        """
+        if not self._state:
+            return set()
+        place = storage.join(self._state, "images", f"{batch.said['id']}.json")
+        try:
+            now = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
+            before = storage.read_json(place) if storage.exists(place) else {}
+            storage.write_json(place, {_encodable(image): version for image, version in now.items()})
+        except RayadError:
+            return set()
+        return {image for image, version in now.items() if before.get(_encodable(image), version) != version}
 
     def _card(self, batch: Batch) -> Card:
         """The detector that it was begun with; RayadError where it is gone, or images may not be read any more."""

@@ -21,6 +21,8 @@ from malicious import BAD
 from PIL import Image
 from served import ME, PATIENTS, TOKEN, Served, png, serving
 
+from rayad.serving.client import Client
+
 pytestmark = pytest.mark.long
 HEAD = f"Authorization: Bearer {TOKEN}\r\nHost: 127.0.0.1\r\n"
 MEANT = (502, 503, 504)
@@ -330,6 +332,31 @@ def test_a_killed_keeper_of_batches_is_asked_again(served):
     os.kill(next(pid for pid, name in names.items() if "ServeReplica:rayad:Batches" in name), signal.SIGKILL)
     answer = served.get("/v1/batches")
     assert answer.status_code == 200, answer.text
+
+
+def test_an_image_that_changes_while_the_keeper_of_batches_is_away_is_scored_anew(served, image, truth):
+    folder, asked = served.folder / "in" / "changing", {"spacing_mm": 0.8, "view": "MLO"}
+    folder.mkdir(parents=True)
+    files = [folder / f"{number:02}.png" for number in range(60)]
+    for file in files:
+        file.write_bytes(image)
+    other = png(PATIENTS, list(PATIENTS.exams())[1])
+    client = Client(served.url, TOKEN)
+    batch = client.start_batch(f"file://{served.folder}/out/changing", prefix=f"file://{folder}/", **asked)
+    until = time.monotonic() + 60
+    while not (done := client.batch(batch.id).results):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    names = {of.pid: " ".join(of.cmdline()) for of in served.process.children(recursive=True)}
+    os.kill(next(pid for pid, name in names.items() if "ServeReplica:rayad:Batches" in name), signal.SIGKILL)
+    changed = folder / f"{done[0].name}.png"
+    changed.write_bytes(other)
+    ended = client.wait(batch.id, timeout_s=200, poll_s=0.5)
+    assert (ended.state, ended.done, ended.failed) == ("done", 60, 0)
+    scores = {row.name: row.score for row in ended.results}
+    assert scores[changed.stem] == client.score(other, **asked).score
+    assert {score for name, score in scores.items() if name != changed.stem} == {client.score(image, **asked).score}
+    assert not list((served.folder / "state" / "images").glob("*"))
 
 
 def test_who_is_no_operator_gives_the_proxy_no_orders(served, image):
