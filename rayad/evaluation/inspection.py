@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from rayad import storage
 from rayad.arrays import Mask
+from rayad.evaluation import images_of
 from rayad.imaging.picture import Prepared
 from rayad.patches.sample import PATCH, Places
 
@@ -62,7 +63,7 @@ def curves(intensities: Mapping[str, Sequence[float]]) -> Markup:
     highest = max((max(shares) for shares in intensities.values()), default=1) or 1
     for number, (name, shares) in enumerate(intensities.items()):
         points = " ".join(
-            f"{width * (i + 0.5) / len(shares):.1f},{height * (1 - share / highest):.1f}"
+            f"{width * (i + 0.5) / len(shares):.1f},{4 + (height - 4) * (1 - share / highest):.1f}"
             for i, share in enumerate(shares)
         )
         colour = f"hsl({number * 360 / max(1, len(intensities)):.0f} 70% 45%)"
@@ -92,7 +93,12 @@ def build(found: dict[str, Any], pictures: Sequence[tuple[str, bytes]], url: str
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resources.files("rayad.evaluation").joinpath("inspection.html.j2").read_text("utf-8")
     shown = [(name, base64.b64encode(data).decode()) for name, data in pictures]
-    page = environment.from_string(template).render(found=found, shown=shown, curves=curves(found["intensities"]))
+    page = environment.from_string(template).render(
+        found=found,
+        called=images_of(found["dataset"], found["source"]),
+        shown=shown,
+        curves=curves(found["intensities"]),
+    )
     storage.write_json(storage.join(url, "inspection.json"), found)
     index = storage.join(url, "index.html")
     storage.write_bytes(index, page.encode())

@@ -31,7 +31,7 @@ from PIL import Image
 
 from rayad import storage
 from rayad.errors import FormatError
-from rayad.evaluation import svg
+from rayad.evaluation import images_of, svg
 from rayad.terminal import shortened
 
 QUALITY = 85
@@ -160,7 +160,7 @@ def render(results: dict, figures: list[str]) -> str:
     template = resources.files("rayad.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         results=results,
-        images_of=_images_of(results),
+        images_of=images_of(results["dataset"], str(results.get("provenance", {}).get("source", ""))),
         rows=results["rows"],
         kinds=list(dict.fromkeys(row["lesion"] for row in results["rows"])),
         detectors=list(dict.fromkeys(row["detector"] for row in results["rows"])),
@@ -172,13 +172,6 @@ def render(results: dict, figures: list[str]) -> str:
         costs=results.get("costs", {}),
         drawings=drawings(results),
     )
-
-
-def _images_of(results: dict) -> str:
-    """What the images are called: their data set, or if that is any folder, the folder."""
-    source = str(results.get("provenance", {}).get("source", "")).rstrip("/")
-    of_a_folder = results["dataset"] in ("folder", "dicom") and source
-    return posixpath.basename(source) if of_a_folder else results["dataset"]
 
 
 def number(value: float | None, digits: int = 2) -> str:
