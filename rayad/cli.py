@@ -209,13 +209,6 @@ class IngestCommand:
         manifest = corpus.manifest
         patches, images, failed = manifest["patches"], manifest["images"], len(manifest["failures"])
         say(f"{patches} patches of {images} images, {failed} failed: {self.out}")
-        whose = corpus.index("exam_id", "patient_id").drop_duplicates()
-        if len(whose) > 1 and whose["patient_id"].is_unique:
-            say(
-                f"rayad: each of {len(whose)} images is a patient of its own; if some are of one patient, say it in a "
-                "column patient, or of a folder with patient_from=, since splits are by patient",
-                sys.stderr,
-            )
         for failure in manifest["failures"][:NAMED]:
             say(f"failed: {failure['reason']}")
         for row in reasons(Excluded(entry["url"], entry["sentence"]) for entry in manifest.get("doubtful", ())):

@@ -92,7 +92,7 @@ class Dataset:
         excluded += [Excluded(files[path], "a mask of no anomalous image") for path in sorted(masks - used)]
         masks |= used
         exams = in_order(self._exam(files, path, table.get(path, [])) for path in files.keys() - masks)
-        warn_of_odd([exam.patient_id for exam in exams if exam.patient_id != exam.exam_id])
+        warn_of_odd([exam.patient_id for exam in exams])
         if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
             raise DatasetError(f"{shortened(bare)}: no spacing_mm, in --settings or in {LABELS}")
         return exams, excluded

@@ -13,6 +13,7 @@ from rayad.patches.corpus import Corpus
 from rayad.recipes import Line
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
+from rayad.terminal import warn_once
 
 
 def run_recipe(
@@ -115,6 +116,9 @@ class _Run:
         for before, after in zip(ready, done, strict=True):
             if before is not after:
                 bundle.save(after, self._at("detectors", after.name))
+        for one in done:
+            if one.calibration and one.calibration.few:
+                warn_once(f"detectors are {one.calibration.few}")
         return done
 
     def _at(self, kind: str, *names: Any) -> str:

@@ -36,3 +36,8 @@ def test_one_patient_of_many_images_is_said(capsys):
     assert capsys.readouterr().err == "rayad: all 9 images are of one patient; splits are by patient\n"
     warn_of_odd(["other"] * 8)
     assert capsys.readouterr().err == ""
+
+
+def test_images_that_are_a_patient_each_are_said(capsys):
+    warn_of_odd([f"scan {letter}" for letter in "abcdefghi"])
+    assert capsys.readouterr().err.startswith("rayad: each of 9 images is a patient of its own; if some are of one")
