@@ -46,7 +46,7 @@ def warn_of_odd(patients: Sequence[str]) -> None:
         warn_once(f"all {len(patients)} images are of one patient; splits are by patient")
     if len(ids) == len(patients) > USUAL:
         warn_once(
-            f"each of {len(ids)} images is a patient of its own; if some are of one patient, say it in a column patient "
+            f"each of {len(ids)} images is a patient of its own; if some are of one, say so in a column patient "
             "or of a folder with patient_from=, since splits are by patient"
         )
     alike = len(ids) - len({_spelling(one) for one in ids})

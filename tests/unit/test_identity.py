@@ -40,4 +40,4 @@ def test_one_patient_of_many_images_is_said(capsys):
 
 def test_images_that_are_a_patient_each_are_said(capsys):
     warn_of_odd([f"scan {letter}" for letter in "abcdefghi"])
-    assert capsys.readouterr().err.startswith("rayad: each of 9 images is a patient of its own; if some are of one")
+    assert capsys.readouterr().err.startswith("rayad: each of 9 images is a patient of its own; if some are of one,")
