@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -239,18 +240,14 @@ def each(function: Callable[[int], Any], number: int, label: str) -> list[int]:
     left = set(range(number))
     with progress(number, label) as step, _errors_allowed():  # a Dataset keeps the context that it was made in
         numbers = ray.data.range(number, override_num_blocks=number)
-        mapped = numbers.map_batches(_Mapped(function), batch_size=1, ray_remote_args_fn=_retried)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ray has no other way to say it
+            mapped = numbers.map_batches(_Mapped(function), batch_size=1, max_retries=RETRIES)
         for row in mapped.iter_rows():
             if row["kind"]:
                 raise errors.named(row["kind"], row["message"])
             left.discard(row["id"])
             step()
     return sorted(left)
-
-
-def _retried() -> dict[str, Any]:
-    """What Ray Data asks of Ray for each task; of its own it would try again for ever."""
-    return {"max_retries": RETRIES}
 
 
 @contextmanager
