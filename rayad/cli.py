@@ -54,6 +54,7 @@ class Command(Protocol):
     def __call__(self) -> None: ...
 
 
+@runtime_checkable
 class OnDataset(Protocol):
     """The options of a command that reads a data set."""
 
