@@ -840,6 +840,8 @@ def _code(argv: list[str]) -> int | str | None:
     """The exit code of a command, however it ends."""
     try:
         os.umask(local.umask())
+        if cache := local.cache():  # else torch makes a temporary folder that stays
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "torch"))
         return run(argv)
     except OptionError as error:
         say(f"rayad: {error}", sys.stderr)
