@@ -40,7 +40,7 @@ below 0.10 are no edges, the four from 0.13 to 0.17 are three edges and a bright
 _STRIP_MM, _SHORTEST_STRIP_MM = 12.0, 15.0
 """Widest and shortest strip of glow at the film's edge."""
 
-_UNEVEN, _FALLING, _DARK = 0.13, 0.2, 0.65
+_UNEVEN, _FALLING, _DARK = 0.13, 0.5, 0.65
 """A strip's rows differ by less, relative to their mean; its last column is darker than its first by more; and its
 first is darker than this share of the breast's median. Chosen on the ends of 19 breasts of film that are as thin and
 as long, ten of them with a mask that was drawn by hand."""
@@ -190,15 +190,19 @@ def _without_flares(mask: Mask) -> Mask:
 def _without_strips(small: Pixels, breast: Mask) -> Mask:
     """Cut off the glow along the film's edge at the chest wall that goes on above and below some breasts.
 
-    It is thin and long, dark, the same in every row, and falls from the edge; a breast's thin end is not.
+    It is thin and long, dark, the same in every row, and falls from the edge. The fold below a breast can look so too,
+    but there is none above: what is at one end alone stays.
     """
     mirrored = not _chest_wall_is_left(breast)
     pixels, kept = (small[:, ::-1], breast[:, ::-1]) if mirrored else (small, breast)
     kept = kept.copy()
     rows = np.flatnonzero(kept.any(axis=1))
+    strips = []
     for inward in (rows, rows[::-1]):
         wide = kept[inward].sum(axis=1) * _WORKING_MM > _STRIP_MM
-        kept[_strip(pixels, kept, inward[: int(np.argmax(wide))])] = False
+        strips.append(_strip(pixels, kept, inward[: int(np.argmax(wide))]))
+    if all(strip.size for strip in strips):
+        kept[np.concatenate(strips)] = False
     return _largest(kept[:, ::-1] if mirrored else kept)
 
 

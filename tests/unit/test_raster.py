@@ -133,7 +133,7 @@ def test_equal_channels_are_grey_and_others_are_not() -> None:
 
 REFUSED = {
     "empty": (b"", "is empty"),
-    "text": (b"REFNUM BG CLASS", "not a PNG, JPEG, TIFF, PGM"),
+    "text": (b"REFNUM BG CLASS", "not a PNG, JPEG, JPEG 2000, TIFF, PGM"),
     "transparent": (pillow(np.dstack([COLOUR8, RAMP8]), "PNG"), "transparent"),
     "transparent grey": (pillow(RAMP8, "PNG", transparency=7), "transparent"),
     "16-bit colour": (png_with(16, 2), "16-bit colour"),
