@@ -158,11 +158,13 @@ class Batches:
         batch = self._batches.get(number)
         if batch is None or batch.said["state"] == "running":
             return batch and batch.said
+        said = dict(batch.said)  # with its rows, if they are not written down yet
         try:
             written = await asyncio.to_thread(self._written, batch)
         except RayadError:
             written = {}
-        return batch.said | {name: written.get(name, batch.said[name]) for name in LONG}
+        rows = said if written.get("state", "running") == "running" else written
+        return said | {name: rows[name] for name in LONG}
 
     def _written(self, batch: Batch) -> dict[str, Any]:
         """What its folder says of it; nothing where another batch's results are there by now."""
