@@ -60,7 +60,7 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
     """
     kind = getattr(find(folder, name), PLUGGED_IN[folder])
     types = get_type_hints(kind)
-    pairs = settings.items() if isinstance(settings, Mapping) else [_pair(text) for text in settings]
+    pairs = settings.items() if isinstance(settings, Mapping) else [pair(text) for text in settings]
     values = dict(instead)
     for field, value in pairs:
         if field not in {f.name for f in fields(kind)}:
@@ -130,7 +130,8 @@ def _called(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Field and value of NAME=VALUE; OptionError if the text is none."""
     field, equals, value = text.partition("=")
     if not equals:
         raise OptionError(f"a setting is NAME=VALUE, not {text!r}")

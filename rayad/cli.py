@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from types import FrameType
@@ -24,6 +24,7 @@ from rayad import bounds, catalog, local, log, options, storage
 from rayad.bounds import Bounds
 from rayad.datasets.exam import Excluded, Images, read_by, reasons
 from rayad.density.em import EM
+from rayad.density.kernel import cache
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.imaging import plausibility
@@ -123,8 +124,7 @@ class Run:
 
         recipe, source, out = recipes.find(self.recipe), _place(self.source), storage.absolute(self.out)
         if self.recipe == OWN:
-            pairs = [text.partition("=") for text in _settings(self)]
-            fields = {name: value for name, _, value in pairs}
+            fields = dict(map(catalog.pair, _settings(self)))
             recipe = replace(recipe, dataset=self.dataset or recipe.dataset, dataset_fields=fields)
         elif self.dataset or _settings(self):
             raise OptionError(f"recipe {self.recipe} has a data set and settings of its own; {OWN} takes any")
@@ -840,8 +840,7 @@ def _code(argv: list[str]) -> int | str | None:
     """The exit code of a command, however it ends."""
     try:
         os.umask(local.umask())
-        if cache := local.cache():  # else torch makes a temporary folder that stays
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "torch"))
+        _keep_torch_cache()
         return run(argv)
     except OptionError as error:
         say(f"rayad: {error}", sys.stderr)
@@ -850,6 +849,14 @@ def _code(argv: list[str]) -> int | str | None:
         return end.code
     except KeyboardInterrupt:  # again, while it ended
         return STOPPED
+
+
+def _keep_torch_cache() -> None:
+    """Let torch keep its cache in the user's: it would make a temporary folder, which stays after a kill."""
+    with suppress(OSError):  # a home that cannot be written
+        folder = cache() / "torch"
+        folder.mkdir(exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _interrupt(received: list[int], number: int, frame: FrameType | None) -> None:

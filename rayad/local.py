@@ -38,17 +38,6 @@ def umask() -> int:
     return int(text, 8)
 
 
-def cache() -> str:
-    """The folder of the user's for what rayad can make again; "" where it cannot be written."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = os.path.join(home, "rayad")
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    except OSError:
-        return ""
-    return folder if os.access(folder, os.W_OK) else ""
-
-
 def make_folders(path: str) -> None:
     """Make a folder and those on the way to it; those that are there keep their permissions."""
     missing: list[str] = []

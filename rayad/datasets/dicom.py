@@ -29,8 +29,6 @@ from rayad.options import SpacingOrNone
 
 KINDS = {"mass": "mass", "calcif": "calcification", "distort": "distortion", "asymm": "asymmetry"}
 """Part of a segment's name -> kind of the lesion."""
-OTHER = {"raster": "an image of another kind", "text or else": "neither image nor label"}
-"""What a file may be that is no DICOM, in other words."""
 READERS = 16
 """Threads that read headers: on s3:// they wait, most of the time."""
 
@@ -123,7 +121,11 @@ class Dataset:
             return {url.removeprefix(folder): url for url in dicomweb.instances(self.source)}, []
         urls = [url for url in storage.listing(self.source) if url not in (storage.join(folder, LABELS), self.table)]
         kinds = {url: "dicom" if dicom.is_candidate(url) else kind_of(url) for url in urls}
-        others = [Excluded(url, f"no DICOM: {OTHER.get(k, k)}") for url, k in kinds.items() if k != "dicom"]
+        others = [
+            Excluded(url, "an image, not DICOM" if kind == "raster" else kind)
+            for url, kind in kinds.items()
+            if kind != "dicom"
+        ]
         return {url.removeprefix(folder): url for url, kind in kinds.items() if kind == "dicom"}, others
 
     def _table(self, files: dict[str, str], headers: dict[str, Header | Excluded]) -> dict[str, list[labels.Row]]:

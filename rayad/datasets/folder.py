@@ -34,19 +34,11 @@ from rayad.datasets.identity import warn_of_odd
 from rayad.datasets.labels import ANOMALOUS, COLUMNS, LABELS, MALIGNANT, Row
 from rayad.errors import DatasetError, OptionError
 from rayad.imaging import raster
-from rayad.imaging.files import Kind
-from rayad.imaging.files import by_kind as files_by_kind
+from rayad.imaging.files import kind_of
 from rayad.options import SpacingOrNone
 
 SUFFIXES = raster.SUFFIXES
-NO_IMAGE: dict[Kind, str] = {
-    "dicom": "a DICOM file: the data set dicom reads it",
-    "a DICOMDIR": "a directory of DICOM files: the data set dicom reads these",
-    "an archive": "an archive: unpack it here",
-    "text or else": "neither image nor label",
-    "a link that leads nowhere": "a link that leads nowhere",
-}
-"""Why a file is left out."""
+OF_DICOM = "DICOM: the data set dicom reads it"
 Meaning = TypeVar("Meaning")
 
 
@@ -78,9 +70,11 @@ class Dataset:
     def listed(self) -> tuple[list[Exam], list[Excluded]]:
         """The exams, and the files that are neither image nor label, by what they contain."""
         folder, table_url = storage.join(self.source, ""), storage.join(self.source, LABELS)
-        by_kind = files_by_kind(url for url in storage.listing(self.source) if url != table_url)
-        files = {url.removeprefix(folder): url for url in by_kind.pop("raster", [])}
-        excluded = [Excluded(url, NO_IMAGE[kind]) for kind, urls in by_kind.items() for url in urls]
+        kinds = {url: kind_of(url) for url in storage.listing(self.source) if url != table_url}
+        files = {url.removeprefix(folder): url for url, kind in kinds.items() if kind == "raster"}
+        excluded = [
+            Excluded(url, OF_DICOM if kind == "dicom" else kind) for url, kind in kinds.items() if kind != "raster"
+        ]
         if not files:
             why = f": {reasons(excluded)[0]['reason']}" if excluded else ""
             raise DatasetError(f"{self.source}: no image in this folder, wanted {', '.join(SUFFIXES)}{why}")

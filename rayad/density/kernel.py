@@ -72,6 +72,13 @@ def library() -> ctypes.CDLL | None:
     return compiled
 
 
+def cache() -> Path:
+    """The user's folder for what can be made again; it is made if need be. OSError where it cannot be."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayad"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
 def _built(compiler: str) -> Path:
     """The shared library, compiled unless it is there; two that build it at once do not disturb each other."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
@@ -79,11 +86,9 @@ def _built(compiler: str) -> Path:
     lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
     inputs = "\n".join([SOURCE.read_text(), *FLAGS, version, platform.machine(), *processor])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayad"
-    target = cache / f"kernel-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
+    target = cache() / f"kernel-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
     if not target.exists():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
+        with tempfile.TemporaryDirectory(dir=cache()) as folder:
             made = Path(folder) / "kernel.so"
             subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, text=True, check=True)
             made.replace(target)

@@ -40,8 +40,10 @@ def check(dataset: Dataset) -> None:
     if syntax not in (*_JPEG_2000, *_JPEG):
         return  # the decoder of RLE takes the size from Rows and Columns
     codestream = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    heads = heads_of_jpeg_2000(codestream) if syntax in _JPEG_2000 else ()
-    sizes = {(head.rows, head.columns) for head in heads} if syntax in _JPEG_2000 else set(_of_jpeg(codestream))
+    if syntax in _JPEG_2000:
+        sizes = {(head.rows, head.columns) for head in heads_of_jpeg_2000(codestream)}
+    else:
+        sizes = set(_of_jpeg(codestream))
     if sizes != {(dataset.Rows, dataset.Columns)}:
         claims = ", ".join(f"{rows} x {columns} px" for rows, columns in sorted(sizes)) or "unknown size"
         raise ImageError(f"a compressed image of {claims} in a file of {dataset.Rows} x {dataset.Columns} px")

@@ -1,7 +1,6 @@
 """What a file is: its content says it, not its name."""
 
 import posixpath
-from collections.abc import Iterable
 from typing import Literal
 
 from rayad import storage
@@ -10,7 +9,8 @@ from rayad.imaging import dicom, raster
 
 HEAD = 4096
 """Bytes of a file by which one knows what it is."""
-Kind = Literal["raster", "dicom", "an archive", "a DICOMDIR", "text or else", "a link that leads nowhere"]
+Kind = Literal["raster", "dicom", "an archive: unpack it", "a DICOMDIR", "neither image nor label", "a dead link"]
+"""What a file is; what is no image is called by why it is left out."""
 
 
 def kind_of(url: str) -> Kind:
@@ -30,17 +30,9 @@ def kind_of(url: str) -> Kind:
     except StorageError:
         if not storage.is_local(url):
             raise
-        return "a link that leads nowhere"
+        return "a dead link"
     if raster.is_raster(head):
         return "raster"
     if dicom.is_dicom(head):
         return "dicom"
-    return "an archive" if raster.is_archive(head) else "text or else"
-
-
-def by_kind(urls: Iterable[str]) -> dict[Kind, list[str]]:
-    """The files of each kind, in their order."""
-    files: dict[Kind, list[str]] = {}
-    for url in urls:
-        files.setdefault(kind_of(url), []).append(url)
-    return files
+    return "an archive: unpack it" if raster.is_archive(head) else "neither image nor label"

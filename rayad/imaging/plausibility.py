@@ -13,6 +13,7 @@ import numpy as np
 
 from rayad.arrays import Mask, Pixels
 from rayad.errors import ImageError, OptionError
+from rayad.imaging.breast import chest_wall
 
 VARIABLE = "RAYAD_FORCE"
 """Of the environment: the kinds that are overruled, with commas."""
@@ -39,9 +40,6 @@ DEPTHS = (10, 12, 14)
 """Bits that detectors have, in files that say 16."""
 ENOUGH = 250_000
 """Pixels of which the brightest are looked for."""
-OUTERMOST, CLEAR = 0.05, 0.3
-"""Share of the breast's width that its ends are; and by how much more of its height one must have than the other, to be
-the chest wall: of 302 films 0.4 at least."""
 BORDER = 0.02
 """Width of the border, as a share of the shorter side."""
 
@@ -130,22 +128,9 @@ def of_mammogram(pixels: Pixels, breast: Mask, spacing_mm: float, force: Sequenc
     return [*doubts, *_breast_size(breast, spacing_mm, force), *_wall(breast, wall)]
 
 
-def chest_wall(breast: Mask) -> str:
-    """Where the chest wall is in the picture, left or right: the side at which the breast is higher; empty: unclear."""
-    columns = np.flatnonzero(breast.any(axis=0))
-    if not columns.size:
-        return ""
-    width = max(1, round(OUTERMOST * (columns[-1] - columns[0] + 1)))
-    ends = breast[:, columns[:width]], breast[:, columns[-width:]]
-    left, right = (float(end.mean(axis=1).sum()) / np.count_nonzero(breast.any(axis=1)) for end in ends)
-    if abs(left - right) < CLEAR:
-        return ""
-    return "left" if left > right else "right"
-
-
 def _wall(breast: Mask, told: str) -> list[Doubt]:
-    seen = chest_wall(breast)
-    if not told or not seen or seen == told:
+    seen = chest_wall(breast) if told else ""
+    if seen in ("", told):
         return []
     return [Doubt("side", f"by the header the chest wall is at the {told} edge, in the picture at the {seen} one")]
 

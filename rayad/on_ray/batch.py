@@ -164,7 +164,7 @@ class Batches:
         except RayadError:
             written = {}
         rows = said if written.get("state", "running") == "running" else written
-        return said | {name: rows[name] for name in LONG}
+        return said | {name: rows.get(name, said[name]) for name in LONG}
 
     def _written(self, batch: Batch) -> dict[str, Any]:
         """What its folder says of it; nothing where another batch's results are there by now."""

@@ -84,7 +84,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
-    """To a running cluster, whose workers get this command's settings; ClusterError where none answers."""
+    """To a running cluster, whose workers get this command's settings; ClusterError where that fails."""
     _await(address)
     environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
     environment[plausibility.VARIABLE] = ",".join(plausibility.forced())
@@ -95,7 +95,7 @@ def _connect(address: str) -> None:
         ray.init(address=address, runtime_env=runtime, **QUIET)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         ray.shutdown()
-        raise ClusterError(f"no Ray cluster answers at {address}: {_first_line(error)}") from error
+        raise ClusterError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}") from error
 
 
 def _await(address: str) -> None:

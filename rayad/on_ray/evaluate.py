@@ -116,7 +116,10 @@ def evaluate(
         "costs": {d.name: _cost(d, scored[d.name]) for d in detectors},
         "row_provenance": {d.name: _origin(d, options) for d in detectors},
         "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
-        "notes": [*_notes(next(iter(scored.values())), options), *_doubtful(main, calibrations[main.name], scored)],
+        "notes": [
+            *_notes(next(iter(scored.values())), options),
+            *_doubtful(main.name, calibrations[main.name], scored[main.name]),
+        ],
     }
     return report.build(results, shown.drawn(), url)
 
@@ -247,11 +250,12 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
     ]
 
 
-def _doubtful(detector: Detector, calibration: Calibration, scored: dict[str, list[ScoredImage]]) -> list[str]:
-    """What may be wrong with the images, a sentence a kind."""
-    doubts = [(i.exam.exam_id, doubt.sentence) for i in scored[detector.name] for doubt in i.doubts]
-    doubts += [
-        (i.exam.exam_id, far) for i in scored[detector.name] if (far := calibration.far(i.scores[detector.name]))
+def _doubtful(name: str, calibration: Calibration, images: Sequence[ScoredImage]) -> list[str]:
+    """What may be wrong with the images that a detector scored, a sentence a kind."""
+    told = [
+        Excluded(image.exam.exam_id, sentence)
+        for image in images
+        for sentence in (*(doubt.sentence for doubt in image.doubts), calibration.far(image.scores[name]))
+        if sentence
     ]
-    told = reasons(Excluded(name, sentence) for name, sentence in doubts)
-    return [f"Doubtful: {row['count']} x {row['reason']}, such as {row['example']}." for row in told]
+    return [f"Doubtful: {row['count']} x {row['reason']}, such as {row['example']}." for row in reasons(told)]

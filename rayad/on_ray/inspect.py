@@ -13,8 +13,8 @@ from rayad.datasets.splits import assign
 from rayad.errors import reason
 from rayad.evaluation import inspection
 from rayad.imaging import likeness
+from rayad.imaging.breast import chest_wall
 from rayad.imaging.picture import Preprocessing
-from rayad.imaging.plausibility import chest_wall
 from rayad.on_ray.cluster import tasks
 from rayad.patches.corpus import Corpus
 from rayad.patches.sample import Sampling, choose

@@ -325,16 +325,16 @@ def test_what_is_neither_image_nor_label_is_listed_by_its_content(folder):
     found, left_out = Dataset(str(folder), spacing_mm=0.1).listed()
     assert "b/IMG7" in {exam.exam_id for exam in found}
     assert {Path(one.url).name: one.reason for one in left_out} == {
-        "CD001": "a DICOM file: the data set dicom reads it",
-        "gone": "a link that leads nowhere",
-        "more.zip": "an archive: unpack it here",
+        "CD001": "DICOM: the data set dicom reads it",
+        "gone": "a dead link",
+        "more.zip": "an archive: unpack it",
         "notes.txt": "neither image nor label",
     }
 
 
 def test_a_folder_of_an_archive_alone_says_so(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK\x03\x04" + b"\0" * 100)
-    with pytest.raises(DatasetError, match=r"no image in this folder, .*: an archive: unpack it here"):
+    with pytest.raises(DatasetError, match=r"no image in this folder, .*: an archive: unpack it"):
         Dataset(str(tmp_path), spacing_mm=0.1).exams()
 
 

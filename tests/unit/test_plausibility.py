@@ -8,6 +8,7 @@ import pytest
 from rayad.datasets import phantom
 from rayad.errors import ImageError, OptionError
 from rayad.imaging import plausibility
+from rayad.imaging.breast import chest_wall
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import Prepared, Source
 
@@ -122,17 +123,17 @@ def test_the_chest_wall_is_where_the_breast_is_highest(image, flipped):
     columns = np.flatnonzero(body.any(axis=0))
     heights = body.sum(axis=0)
     truth = "left" if heights[columns[0]] > heights[columns[-1]] else "right"
-    assert plausibility.chest_wall(body) == truth
-    assert plausibility.chest_wall(np.rot90(body)) in ("", "left", "right")
+    assert chest_wall(body) == truth
+    assert chest_wall(np.rot90(body)) in ("", "left", "right")
 
 
 def test_where_no_edge_is_the_chest_wall_nothing_is_said():
-    assert plausibility.chest_wall(np.zeros((9, 9), bool)) == ""
-    assert plausibility.chest_wall(np.ones((9, 9), bool)) == ""
+    assert chest_wall(np.zeros((9, 9), bool)) == ""
+    assert chest_wall(np.ones((9, 9), bool)) == ""
 
 
 def test_a_picture_that_is_turned_against_its_header_is_doubted(image):
-    wall = plausibility.chest_wall(prepared(image).body)
+    wall = chest_wall(prepared(image).body)
     other = {"left": "right", "right": "left"}[wall]
     for told, pixels, expected in ((wall, image, []), (other, image, ["side"]), (wall, image[:, ::-1], ["side"])):
         doubts = PREPROCESSING.prepare(Source(pixels.astype(np.float32), 0.8, wall=told)).doubts
