@@ -29,11 +29,12 @@ from rayad.evaluation.metrics import Scored
 from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
-from rayad.on_ray import stages
-from rayad.on_ray.cluster import cluster
-from rayad.on_ray.resources import Workers, keep_private
+from rayad.on_ray.pool import connected
+from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline import stages
+from rayad.pool import Pool, Workers
 from rayad.recipes import Density, Line, Model, Row
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector
@@ -126,13 +127,13 @@ def main(options: Options) -> None:
         "pasted": catalog.configure("datasets", "pasted", {"source": options.source}),
     }
     asked = []
-    with cluster():
+    with connected(workers=options.workers) as pool:
         for question, candidates in QUESTIONS[options.kind].items():
             lines = {name: change(line) for name, change in candidates.items()}
             figures = {}
             for name, candidate in lines.items():
                 print(f"{options.kind}, {question}: {name}", flush=True)
-                figures[name] = figure(candidate, options, sets)
+                figures[name] = figure(pool, candidate, options, sets)
             standing = chosen({name: found["figure"] for name, found in figures.items()})
             line = lines[standing]
             asked.append({"question": question, "candidates": figures, "chosen": standing})
@@ -147,38 +148,38 @@ def chosen(figures: Mapping[str, float]) -> str:
     return best if figures[best] > figures[first] + MARGIN else first
 
 
-def figure(line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str, float]:
+def figure(pool: Pool, line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str, float]:
     """The figures of a line's likelihood on both sets, and their mean."""
-    detector = stages.aggregated(learned(line, options, sets["development"]), line.rows["spn"].aggregation)
+    detector = stages.aggregated(learned(pool, line, options, sets["development"]), line.rows["spn"].aggregation)
     found = {}
     for name, dataset in sets.items():
         split = "development" if name == "development" else "test"  # where lesions pasted into healthy patients stand
-        images = scored(detector, dataset, split, storage.join(options.out, "scores", name))
-        pool = metrics.pool(images, options.kind)
-        found[f"{name} pixel AUC"] = metrics.auroc(pool.scores, pool.anomalous)
+        images = scored(pool, detector, dataset, split, storage.join(options.out, "scores", name))
+        places = metrics.pool(images, options.kind)
+        found[f"{name} pixel AUC"] = metrics.auroc(places.scores, places.anomalous)
         found[f"{name} image-wise AUC"] = mean(metrics.image_wise_auc(images, options.kind).values())
     found["figure"] = mean(found.values())
     print(json.dumps(found), flush=True)
     return found
 
 
-def learned(line: Line, options: Options, dataset: Images) -> Detector:
+def learned(pool: Pool, line: Line, options: Options, dataset: Images) -> Detector:
     """The line's model and circuit, trained as a recipe trains them."""
     at = partial(storage.join, storage.absolute(options.out))
-    config, workers, density = catalog.configure("models", options.model), options.workers, line.densities["spn"]
+    config, density = catalog.configure("models", options.model), line.densities["spn"]
     corpus = stages.write_corpus(
-        "mias", options.source, dataset, line.ingest, at(f"corpus-{fingerprint(asdict(line.ingest))}")
+        pool, "mias", options.source, dataset, line.ingest, at(f"corpus-{fingerprint(asdict(line.ingest))}")
     )
     name = fingerprint([corpus.manifest["content"], asdict(line.schedule)])
-    trained = stages.train_detector("model", corpus, options.model, config, line.schedule, workers, at(f"model-{name}"))
+    trained = stages.train_detector(pool, "model", corpus, options.model, config, line.schedule, at(f"model-{name}"))
     name = fingerprint([name, density])
-    return stages.fit_detector("spn", corpus, trained, density, line.em, workers, at(f"spn-{name}"))
+    return stages.fit_detector(pool, "spn", corpus, trained, density, line.em, at(f"spn-{name}"))
 
 
-def scored(detector: Detector, dataset: Images, split: str, url: str) -> Sequence[Scored]:
+def scored(pool: Pool, detector: Detector, dataset: Images, split: str, url: str) -> Sequence[Scored]:
     """The split's images under the detector."""
     exams = stages.exams_of(dataset, split)
-    images = stages.score([detector], dataset, exams, STEP_MM, url, f"{split} images")
+    images = stages.score(pool, [detector], dataset, exams, STEP_MM, url, f"{split} images")
     return [
         Scored(
             i.exam.exam_id, i.exam.patient_id, i.exam.anomalous, i.scores[detector.name], i.tissue, i.truth, i.step_mm

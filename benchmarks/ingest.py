@@ -24,11 +24,13 @@ import tyro
 from rayad import catalog, provenance, storage
 from rayad.fit import Schedule
 from rayad.on_ray.cluster import quiet_data
-from rayad.on_ray.ingest import ingest
-from rayad.on_ray.resources import Workers, keep_private
-from rayad.on_ray.train import train
+from rayad.on_ray.pool import OnRay
+from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline.ingest import ingest
+from rayad.pipeline.train import train
+from rayad.pool import Workers
 
 RESULTS = Path(__file__).parent / "results" / "ingest.json"
 STORE = 80_000_000
@@ -132,7 +134,9 @@ def measured(options: Options, images: int) -> dict[str, Any]:
     try:
         began = time.perf_counter()
         with watched() as making:
-            manifest = ingest(dataset, url, Ingest(sampling=Sampling(options.patches)), {"dataset": options.dataset})
+            manifest = ingest(
+                OnRay(), dataset, url, Ingest(sampling=Sampling(options.patches)), {"dataset": options.dataset}
+            )
         seconds = time.perf_counter() - began
     finally:
         ray.shutdown()
@@ -140,7 +144,7 @@ def measured(options: Options, images: int) -> dict[str, Any]:
     try:
         config = catalog.configure("models", "cae", {"width": 4, "latents": 8})
         with watched() as learning:
-            train(url, "cae", config, Schedule(epochs=1, batch=256), Workers(1), f"{url}/model")
+            train(OnRay(Workers(1)), url, "cae", config, Schedule(epochs=1, batch=256), f"{url}/model")
     finally:
         ray.shutdown()
     stored = manifest["patches"] * 64 * 64 * 2

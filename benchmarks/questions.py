@@ -33,11 +33,12 @@ from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.spacing import resample_mask
-from rayad.on_ray import stages
-from rayad.on_ray.cluster import cluster
-from rayad.on_ray.resources import Workers, keep_private
+from rayad.on_ray.pool import connected
+from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import FULL_SCALE, SHARD, Corpus, Ingest, packed
 from rayad.patches.sample import cut, generator
+from rayad.pipeline import stages
+from rayad.pool import Pool, Workers
 from rayad.recipes import Density
 from rayad.scoring.detector import Detector
 
@@ -89,28 +90,28 @@ class Learning:
 class Bench:
     """Trains and scores one variation after the other."""
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.url = options, storage.absolute(options.out)
+    def __init__(self, options: Options, pool: Pool) -> None:
+        self.options, self.pool, self.url = options, pool, storage.absolute(options.out)
         self.dataset: Images = catalog.configure("datasets", "mias", {"source": options.source})
 
     def corpus(self, preprocessing: Preprocessing, dataset: Images | None = None) -> Corpus:
         ingest, images = Ingest(preprocessing, shard_patches=2048), dataset or self.dataset
         name = fingerprint([asdict(ingest), [e.exam_id for e in images.exams()]])
-        return stages.write_corpus("mias", self.options.source, images, ingest, self._at(f"corpus-{name}"))
+        return stages.write_corpus(self.pool, "mias", self.options.source, images, ingest, self._at(f"corpus-{name}"))
 
     def learned(self, corpus: Corpus, seed: int = 0) -> list[Detector]:
         """A CAE by reconstruction, and by the likelihood of its latents."""
-        name, workers = fingerprint([corpus.manifest["content"], seed]), self.options.workers
+        name = fingerprint([corpus.manifest["content"], seed])
         config = catalog.configure("models", "cae")
         schedule, em = Schedule(epochs=6, seed=seed), EM(seed=seed)
-        trained = stages.train_detector("cae", corpus, "cae", config, schedule, workers, self._at(f"cae-{name}"))
-        fitted = stages.fit_detector("cae-spn", corpus, trained, Density(), em, workers, self._at(f"cae-spn-{name}"))
+        trained = stages.train_detector(self.pool, "cae", corpus, "cae", config, schedule, self._at(f"cae-{name}"))
+        fitted = stages.fit_detector(self.pool, "cae-spn", corpus, trained, Density(), em, self._at(f"cae-spn-{name}"))
         return [trained, fitted]
 
     def rows(self, detectors: Sequence[Detector], **said: Any) -> list[dict[str, Any]]:
         """Pixel and image-wise AUC of the test half, with what was varied."""
         exams = stages.exams_of(self.dataset, "test")
-        images = stages.score(detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
+        images = stages.score(self.pool, detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
         found = []
         for d in detectors:
             found += [
@@ -168,7 +169,7 @@ def uncertainty(bench: Bench) -> list[dict[str, Any]]:
     corpus = bench.corpus(Preprocessing(intensity="relative"))
     seeds = [replace(bench.learned(corpus, seed)[1], name=f"cae-spn-{seed}") for seed in range(3)]
     combined = [
-        stages.combined(rule, rule, seeds, bench.dataset, STEP_MM, storage.join(bench.url, "scores"))
+        stages.combined(bench.pool, rule, rule, seeds, bench.dataset, STEP_MM, storage.join(bench.url, "scores"))
         for rule in ("mean", "fisher", "spread")
     ]
     return bench.rows([*seeds, *combined])
@@ -232,8 +233,8 @@ def main(options: Options) -> None:
         for name, rows in json.loads(RESULTS.read_text()).items():
             print(f"{name}\n\n{shown(rows)}\n")
         return
-    bench = Bench(options)
-    with cluster():
+    with connected(workers=options.workers) as pool:
+        bench = Bench(options, pool)
         for name in options.only or QUESTIONS:
             rows = QUESTIONS[name](bench)
             known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -24,9 +24,9 @@ import tyro
 
 from rayad import provenance, storage
 from rayad.fingerprint import fingerprint
-from rayad.on_ray.train import pixels
 from rayad.patches.corpus import SCHEMA, SHARD, Corpus, packed
 from rayad.patches.order import Order
+from rayad.pipeline.train import pixels
 
 RESULTS = Path(__file__).parent / "results" / "reading.json"
 BATCH, WINDOW = 64, 4

@@ -29,14 +29,16 @@ from rayad import catalog, provenance, storage
 from rayad.checkpoints import Folder
 from rayad.density.em import EM
 from rayad.fit import Schedule, fit
-from rayad.on_ray import stages
 from rayad.on_ray.cluster import quiet_data
-from rayad.on_ray.density import Fit, fit_density
-from rayad.on_ray.encode import encode
-from rayad.on_ray.resources import Workers, keep_private
-from rayad.on_ray.score import score_exams
-from rayad.on_ray.train import order_of, pixels, train, validation_batches
+from rayad.on_ray.pool import OnRay
+from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Corpus
+from rayad.pipeline import stages
+from rayad.pipeline.encode import encode
+from rayad.pipeline.fit_density import Fit, fit_density
+from rayad.pipeline.score import score_exams
+from rayad.pipeline.train import order_of, pixels, train, validation_batches
+from rayad.pool import Workers
 from rayad.progress import Row
 from rayad.scoring.detector import Detector, Part
 
@@ -89,9 +91,8 @@ def trained(corpus: Corpus, options: Options, workers: int) -> tuple[Part, dict[
     """Train on Ray; what the first worker told."""
     schedule = Schedule(epochs=options.epochs, patience=options.epochs)
     with tempfile.TemporaryDirectory(dir=options.out) as folder, own_ray(workers + 1):  # one leads
-        part, _ = train(
-            corpus.url, options.model, catalog.configure("models", options.model), schedule, Workers(workers), folder
-        )
+        pool, config = OnRay(Workers(workers)), catalog.configure("models", options.model)
+        part, _ = train(pool, corpus.url, options.model, config, schedule, folder)
         state = Folder(folder).load()
     assert state is not None
     return part, told(state.scalars["rows"])
@@ -118,8 +119,8 @@ def learned(corpus: Corpus, options: Options, part: Part, workers: int) -> dict[
     wanted = Fit("spn", catalog.configure("density", "spn"), em)
     latents = f"{options.out}/latents"
     with own_ray(workers + 1):
-        encode(corpus, part, latents)
-        _, said = fit_density(corpus.url, part, wanted, Workers(workers), latents)
+        encode(OnRay(), corpus, part, latents)
+        _, said = fit_density(OnRay(Workers(workers)), corpus.url, part, wanted, latents)
     return told(said["rows"])
 
 
@@ -128,7 +129,7 @@ def encoded(corpus: Corpus, options: Options, part: Part, cpus: int) -> dict[str
     with own_ray(cpus):
         for name in ("warm", "timed"):
             began = time.perf_counter()
-            encode(corpus, part, f"{options.out}/{name}")
+            encode(OnRay(), corpus, part, f"{options.out}/{name}")
             seconds = time.perf_counter() - began
             storage.remove(f"{options.out}/{name}")
     return {"samples_per_s": corpus.manifest["patches"] / seconds}
@@ -141,7 +142,7 @@ def scored(options: Options, detector: Detector, cpus: int) -> dict[str, float]:
     with own_ray(cpus):
         for name in ("warm", "timed"):
             began = time.perf_counter()
-            score_exams(dataset, exams, [detector], STEP_PX, f"{options.out}/{name}", "images")
+            score_exams(OnRay(), dataset, exams, [detector], STEP_PX, f"{options.out}/{name}", "images")
             seconds = time.perf_counter() - began
             storage.remove(f"{options.out}/{name}")
     return {"samples_per_s": len(exams) / seconds}

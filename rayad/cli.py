@@ -28,16 +28,20 @@ from rayad.density.kernel import cache
 from rayad.errors import DatasetError, OptionError, RayadError
 from rayad.fit import Schedule
 from rayad.imaging import plausibility
-from rayad.on_ray.resources import Listening, Replicas, Search, Strips, Workers, given, keep_private, spread
-from rayad.options import Amount, Count, Millimetres, MillimetresOrNone, Port, Share, SpacingOrNone, Within
+from rayad.on_ray.few import ForMany
+from rayad.on_ray.private import given, keep_private
+from rayad.options import Amount, Count, GPUs, Millimetres, MillimetresOrNone, Port, Share, SpacingOrNone, Within
 from rayad.outputs import claimed, require_apart
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline.requests import Search, Strips
+from rayad.pool import Pool, Workers
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import STEP_MM, Detector
 from rayad.serving.access import Access, Limits
+from rayad.serving.settings import Listening, Replicas
 from rayad.terminal import print_error, say, writable
 
 T = TypeVar("T")
@@ -119,8 +123,8 @@ class Run:
 
     def __call__(self) -> None:
         from rayad import recipes
-        from rayad.on_ray.cluster import cluster
-        from rayad.on_ray.recipe import run_recipe
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.run import run_recipe
 
         recipe, source, out = recipes.find(self.recipe), _place(self.source), storage.absolute(self.out)
         if self.recipe == OWN:
@@ -128,8 +132,8 @@ class Run:
             recipe = replace(recipe, dataset=self.dataset or recipe.dataset, dataset_fields=fields)
         elif self.dataset or _settings(self):
             raise OptionError(f"recipe {self.recipe} has a data set and settings of its own; {OWN} takes any")
-        with claimed(out, "a run", [source]), cluster(self.address):
-            report = run_recipe(recipe, source, out, self.workers)
+        with claimed(out, "a run", [source]), connected(self.address, self.workers) as pool:
+            report = run_recipe(pool, recipe, source, out)
         if report:
             say(f"The report is at {report}")
         else:
@@ -159,12 +163,12 @@ class Benchmark:
 
     def __call__(self) -> None:
         from rayad import recipes
-        from rayad.on_ray.cluster import cluster
-        from rayad.on_ray.recipe import run_recipe
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.run import run_recipe
 
         recipe, source, out = recipes.find(self.recipe), _place(self.source), storage.absolute(self.out)
-        with claimed(out, "a run", [source]), cluster(self.address):
-            report = run_recipe(recipe, source, out, self.workers, self.seeds, self.split)
+        with claimed(out, "a run", [source]), connected(self.address, self.workers) as pool:
+            report = run_recipe(pool, recipe, source, out, self.seeds, self.split)
         say(f"The report is at {report}")
 
 
@@ -198,15 +202,15 @@ class IngestCommand:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
-        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
 
         dataset = _dataset(self)
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
         out = storage.absolute(self.out)
-        with claimed(out, "a corpus", read_by(dataset)), cluster(self.address):
-            corpus = stages.write_corpus(self.dataset, self.source, dataset, settings, out)
+        with claimed(out, "a corpus", read_by(dataset)), connected(self.address) as pool:
+            corpus = stages.write_corpus(pool, self.dataset, self.source, dataset, settings, out)
         manifest = corpus.manifest
         patches, images, failed = manifest["patches"], manifest["images"], len(manifest["failures"])
         say(f"{patches} patches of {images} images, {failed} failed: {self.out}")
@@ -247,14 +251,14 @@ class Inspect:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray.cluster import cluster
-        from rayad.on_ray.inspect import inspect
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.inspect import inspect
 
         dataset = _dataset(self)
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         out, corpus = storage.absolute(self.out), _place(self.corpus)
-        with claimed(out, "an inspection", [*read_by(dataset), corpus]), cluster(self.address):
-            page, problems = inspect(self.dataset, self.source, dataset, preprocessing, out, self.sheet, corpus)
+        with claimed(out, "an inspection", [*read_by(dataset), corpus]), connected(self.address) as pool:
+            page, problems = inspect(pool, self.dataset, self.source, dataset, preprocessing, out, self.sheet, corpus)
         say(f"The page is at {page}")
         if problems:
             raise DatasetError(" ".join(problems))
@@ -281,14 +285,14 @@ class Train:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
-        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
 
         config = catalog.configure("models", self.model, self.settings)
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        with claimed(out, "a detector", [corpus.url]), cluster(self.address):
+        with claimed(out, "a detector", [corpus.url]), connected(self.address, self.workers) as pool:
             name = self.name or self.model
-            stages.train_detector(name, corpus, self.model, config, self.schedule, self.workers, out, self.strips)
+            stages.train_detector(pool, name, corpus, self.model, config, self.schedule, out, self.strips)
         say(f"The detector is at {self.out}")
 
 
@@ -320,16 +324,16 @@ class FitDensity:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
-        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
 
         density = Density(self.settings, self.density, self.context, self.smooth, self.classes)
         detector = storage.absolute(self.detector)
         trained = bundle.load(detector)
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        with claimed(out, "a detector", [detector, corpus.url]), cluster(self.address):
-            stages.fit_detector(name, corpus, trained, density, self.em, self.workers, out)
+        with claimed(out, "a detector", [detector, corpus.url]), connected(self.address, self.workers) as pool:
+            stages.fit_detector(pool, name, corpus, trained, density, self.em, out)
         say(f"The detector is at {self.out}")
 
 
@@ -366,13 +370,13 @@ class Sweep:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.pool import connected
 
         if bool(self.detector) == bool(self.model):
             raise OptionError("a sweep is over a density (--detector) or over an image model (--model), one of both")
         inputs = [_place(self.corpus), _place(self.detector)]
-        with claimed(storage.absolute(self.out), "a sweep", inputs), cluster(self.address):
-            summary = self._of_density() if self.detector else self._of_model()
+        with claimed(storage.absolute(self.out), "a sweep", inputs), connected(self.address, self.workers) as pool:
+            summary = self._of_density(pool) if self.detector else self._of_model(pool)
         best, base = summary["seeds"]["best"], summary["seeds"]["base"]
         settings = ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items()
@@ -386,10 +390,11 @@ class Sweep:
                     say(f"{name}: seed {seed} failed and is not in the mean: {why}")
         say(f"The page is at {storage.join(self.out, 'index.html')}")
 
-    def _of_density(self) -> dict[str, Any]:
+    def _of_density(self, pool: Pool) -> dict[str, Any]:
         from rayad import search
-        from rayad.on_ray import stages, sweep, trial
-        from rayad.on_ray.density import Fit
+        from rayad.on_ray import sweep
+        from rayad.pipeline import stages, trial
+        from rayad.pipeline.fit_density import Fit
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         trained = bundle.load(storage.absolute(self.detector))
@@ -398,18 +403,19 @@ class Sweep:
         density = Density(self.settings, self.density, classes=self.classes)
         fit = Fit(self.density, stages.density_config(density, trained.model), self.em, classes=self.classes)
         latents = stages.latents_of(trained, corpus, out)
-        task, data = trial.of_density(trained.model, fit, self.space, corpus.url, latents)
+        task, data = trial.of_density(pool, trained.model, fit, self.space, corpus.url, latents)
         summary = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
             winner = replace(density, fields=asdict(parts["density"]))
             url = storage.join(out, "detector")
-            stages.fit_detector(summary["name"], corpus, trained, winner, parts["em"], self.workers, url, out)
+            stages.fit_detector(pool, summary["name"], corpus, trained, winner, parts["em"], url, out)
         return summary
 
-    def _of_model(self) -> dict[str, Any]:
+    def _of_model(self, pool: Pool) -> dict[str, Any]:
         from rayad import search
-        from rayad.on_ray import stages, sweep, trial
+        from rayad.on_ray import sweep
+        from rayad.pipeline import stages, trial
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         config = catalog.configure("models", self.model, self.settings)
@@ -418,7 +424,7 @@ class Sweep:
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
             model, schedule, url = parts["model"], parts["schedule"], storage.join(out, "detector")
-            stages.train_detector(summary["name"], corpus, self.model, model, schedule, self.workers, url)
+            stages.train_detector(pool, summary["name"], corpus, self.model, model, schedule, url)
         return summary
 
 
@@ -437,7 +443,7 @@ class Rescore:
     aggregation: Aggregation = Aggregation()
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
+        from rayad.pipeline import stages
 
         detector, out = storage.absolute(self.detector), storage.absolute(self.out)
         trained = bundle.load(detector)
@@ -471,6 +477,8 @@ class Combine:
     """mm a pixel of images that do not say it: the data set's setting of this name."""
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    gpu: GPUs = 0.0
+    """GPUs of each process that scores, such as 1, or 0.25 where four share one; 0: CPUs alone."""
     force: Forced = ()
     """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
@@ -478,8 +486,8 @@ class Combine:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
-        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
 
         urls = [storage.absolute(url) for url in self.detector]
         out, scores = storage.absolute(self.out), storage.absolute(self.scores)
@@ -487,8 +495,8 @@ class Combine:
         dataset = _dataset(self)
         inputs = [*urls, *read_by(dataset)]
         require_apart(scores, inputs)
-        with claimed(out, "a detector", inputs), cluster(self.address):
-            bundle.save(stages.combined(self.name, self.rule, members, dataset, self.step_mm, scores), out)
+        with claimed(out, "a detector", inputs), connected(self.address, Workers(gpu=self.gpu)) as pool:
+            bundle.save(stages.combined(pool, self.name, self.rule, members, dataset, self.step_mm, scores), out)
         say(f"The detector is at {self.out}")
 
 
@@ -510,6 +518,8 @@ class Calibrate:
     """mm a pixel of images that do not say it: the data set's setting of this name."""
     step_mm: Millimetres = 3.2
     """Distance of the scored places, mm."""
+    gpu: GPUs = 0.0
+    """GPUs of each process that scores, such as 1, or 0.25 where four share one; 0: CPUs alone."""
     force: Forced = ()
     """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
@@ -517,8 +527,8 @@ class Calibrate:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray import stages
-        from rayad.on_ray.cluster import cluster
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
 
         urls = [storage.absolute(url) for url in self.detector]
         dataset = _dataset(self)
@@ -527,9 +537,9 @@ class Calibrate:
         with ExitStack() as held:
             for url in urls:
                 held.enter_context(claimed(url, "a detector", read_by(dataset)))
-            with cluster(self.address):
+            with connected(self.address, Workers(gpu=self.gpu)) as pool:
                 detectors = [bundle.load(url) for url in urls]
-                done = stages.calibrate_detectors(detectors, dataset, self.step_mm, scores)
+                done = stages.calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
             for one, url in zip(done, urls, strict=True):
                 bundle.save(one, url)
         for one in done:
@@ -564,6 +574,8 @@ class Evaluate:
     """Images that may fail before there is no result."""
     streamed: bool = False
     """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
+    gpu: GPUs = 0.0
+    """GPUs of each process that scores, such as 1, or 0.25 where four share one; 0: CPUs alone."""
     force: Forced = ()
     """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
@@ -571,9 +583,9 @@ class Evaluate:
     """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.on_ray.cluster import cluster
-        from rayad.on_ray.evaluate import Evaluation, evaluate
-        from rayad.on_ray.streamed import streamed
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.evaluate import Evaluation, evaluate
+        from rayad.pipeline.streamed import streamed
 
         dataset = _dataset(self)
         urls, out = [storage.absolute(url) for url in self.detector], storage.absolute(self.out)
@@ -581,11 +593,14 @@ class Evaluate:
         step_mm = self.step_mm or detectors[0].provenance.get("step_mm", STEP_MM)
         options = Evaluation(self.dataset, self.source, self.split, step_mm, self.max_failures, dense=self.dense)
         _warn_of_few(detectors)
-        with claimed(out, "a report", [*urls, *read_by(dataset)]), cluster(self.address):
+        with (
+            claimed(out, "a report", [*urls, *read_by(dataset)]),
+            connected(self.address, Workers(gpu=self.gpu)) as pool,
+        ):
             if self.streamed:
-                _print_streamed(streamed(detectors, dataset, options, out))
+                _print_streamed(streamed(pool, detectors, dataset, options, out))
                 return
-            report = evaluate(detectors, dataset, options, out)
+            report = evaluate(pool, detectors, dataset, options, out)
         say(f"The report is at {report}")
 
 
@@ -618,6 +633,8 @@ class Heatmap:
     """Write NAME.png."""
     counterfactual: bool = True
     """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
+    gpu: GPUs = 0.0
+    """GPUs of each process that scores, such as 1, or 0.25 where four share one; 0: CPUs alone."""
     force: Forced = ()
     """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
     bounds: Bounds = field(default_factory=bounds.current)
@@ -625,7 +642,7 @@ class Heatmap:
     """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.evaluation.heatmap import Request, Written, failed, write_heatmaps
+        from rayad.evaluation.heatmap import Request, Written, write_heatmaps
 
         request = Request(self.spacing_mm, self.view, self.step_mm, self.force)
         written = Written(self.picture, self.counterfactual)
@@ -634,7 +651,7 @@ class Heatmap:
         _warn_of_few([one])
         number = failures = 0
         with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
-            for row in write_heatmaps(one, images, request, out, written, spread(self.address, "heatmaps", failed)):
+            for row in write_heatmaps(ForMany(self.address, Workers(gpu=self.gpu)), one, images, request, out, written):
                 say(json.dumps(row))
                 number, failures = number + 1, failures + ("reason" in row)
         if failures:
@@ -932,7 +949,7 @@ def _settings(command: OnDataset) -> tuple[str, ...]:
 
 def _dataset(command: OnDataset) -> Images:
     """The data set that a command reads."""
-    from rayad.on_ray import stages
+    from rayad.pipeline import stages
 
     return stages.open_dataset(command.dataset, _place(command.source), _settings(command))
 

@@ -53,6 +53,8 @@ Minutes = Annotated[float, Within(0, 10_000_000)]
 """Up to 19 years."""
 Seconds = Annotated[float, Within(0, 1_000_000_000)]
 """Up to 31 years."""
+GPUs = Annotated[float, Within(0, 64)]
+"""Of a process; less than 1 where several share one."""
 Port = Annotated[int, Within(0, 65_535)]
 
 

@@ -99,7 +99,7 @@ class Recipe:
     dense: tuple[str, ...] = ()
     """Classes of tissue that count as dense, where the data set has classes: then figures are given for both."""
     compare: tuple[tuple[str, str], ...] = ()
-    """Which detectors are tested against each other; none: see `on_ray.evaluate.pairs`. More tests, less power."""
+    """Which detectors are tested against each other; none: see `pipeline.evaluate.pairs`. More tests, less power."""
     literature: tuple[dict[str, Any], ...] = ()
     """Figures that others reported, on other data."""
     why: str = ""

@@ -3,11 +3,13 @@
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import TracebackType
 from typing import Protocol, runtime_checkable
+
+from tqdm import tqdm
 
 from rayad.errors import StorageError
 
@@ -77,3 +79,24 @@ def print_error(kind: type[BaseException], error: BaseException, trace: Tracebac
     """As sys.excepthook: an error that nobody expected, as `printable` has its lines."""
     for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
         say(line, sys.stderr)
+
+
+@contextmanager
+def progress_bar(total: int, label: str) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said, by)`` moves it and says something."""
+    bar = tqdm(total=total, desc=printable(label), disable=not sys.stderr.isatty(), leave=False)
+    done = 0
+
+    def step(said: str = "", by: int = 1) -> None:
+        nonlocal done
+        done += by
+        bar.set_postfix_str(printable(said), refresh=False)
+        bar.update(by)
+        tenth = max(1, total // 10)
+        if bar.disable and (done == total or done // tenth > (done - by) // tenth):
+            say(f"{label}: {done} of {total} {said}".rstrip(), sys.stderr)
+
+    try:
+        yield step
+    finally:
+        bar.close()

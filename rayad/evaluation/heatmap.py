@@ -9,7 +9,7 @@ import posixpath
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
 from rayad.imaging.files import kind_of
 from rayad.imaging.picture import Prepared, Source
+from rayad.pool import Pool
 from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
 from rayad.terminal import say
@@ -64,22 +65,13 @@ class Written:
     """What the image would look like if it were healthy, where the detector can say it: much of the time."""
 
 
-Tasks = Callable[[Callable[..., Row], tuple, Sequence[tuple]], Iterable[Row]]
-"""Calls a function with what all share and each one's own, wherever that is; the results in their order."""
-
-
-def here(function: Callable[..., Row], shared: tuple, each: Sequence[tuple]) -> Iterable[Row]:
-    """Call it in this process, one after the other."""
-    return (function(*shared, *own) for own in each)
-
-
 def write_heatmaps(
+    pool: Pool,
     detector: Detector,
     images: Sequence[str],
     request: Request,
     url: str,
     written: Written = Written(),
-    tasks: Tasks = here,
 ) -> Iterator[Row]:
     """Score images and write what each gives; a file that fails is a row with its reason.
 
@@ -116,10 +108,24 @@ def write_heatmaps(
         yield from done
         ready = {row["image"] for row in done}
         lacking = [image for image in files if image[0] not in ready]
-        through = tasks(write_heatmap, (detector, request, url, written), lacking)
+        through = pool.map(Writer, lacking, "heatmaps", (detector, request, url, written, pool.device), failed)
         for (file, _), row in zip(lacking, through, strict=True):
             rows.add(row | {"made_of": made_of[file]})
             yield row
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the heatmaps of images by a detector that it keeps."""
+
+    detector: Detector
+    request: Request
+    url: str
+    written: Written
+    device: str = "cpu"
+
+    def __call__(self, image: tuple[str, str]) -> Row:
+        return write_heatmap(self.detector.on(self.device), self.request, self.url, self.written, *image)
 
 
 def write_heatmap(detector: Detector, request: Request, url: str, written: Written, file: str, name: str) -> Row:
@@ -133,7 +139,7 @@ def write_heatmap(detector: Detector, request: Request, url: str, written: Writt
             judged = judge(prepared, heatmap, detector.calibration)
         arrays, png = _drawn(name, prepared, judged, detector, written)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
-        return failed(reason(error), file, name)
+        return failed(reason(error), (file, name))
     storage.write_bytes(f"{where}.npz", judged.npz(**arrays))
     if png:
         storage.write_bytes(f"{where}.png", png)
@@ -142,9 +148,9 @@ def write_heatmap(detector: Detector, request: Request, url: str, written: Writt
     return {"image": file, "name": name, "score": judged.score, **p, **doubts}
 
 
-def failed(why: str, file: str, name: str) -> Row:
+def failed(why: str, image: tuple[str, str]) -> Row:
     """The row of an image without a heatmap."""
-    return {"image": file, "reason": why}
+    return {"image": image[0], "reason": why}
 
 
 class Rows:

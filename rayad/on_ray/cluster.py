@@ -5,13 +5,11 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -22,22 +20,17 @@ from ray.exceptions import (
     ActorUnavailableError,
     LocalRayletDiedError,
     NodeDiedError,
-    OutOfMemoryError,
     OwnerDiedError,
     RayError,
     RaySystemError,
-    RayTaskError,
     RpcError,
-    WorkerCrashedError,
 )
-from tqdm import tqdm
 
-from rayad import bounds, errors, storage
-from rayad.errors import ClusterError, RayadError
+from rayad import bounds, storage
+from rayad.errors import ClusterError
 from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
-from rayad.on_ray.resources import given, keep_private
-from rayad.terminal import printable, say
+from rayad.on_ray.private import given, keep_private
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
@@ -49,10 +42,6 @@ REACHED_S = 15.0
 """How long an address is tried at which nobody listens."""
 LOST = (LocalRayletDiedError, RaySystemError, RpcError, ActorUnavailableError, OwnerDiedError, NodeDiedError)
 """What Ray raises when the head or this node is gone."""
-RETRIES = 3
-"""Of a task whose process ended."""
-WAITING = 16
-"""Tasks that may wait however small the cluster is."""
 
 
 @contextmanager
@@ -201,128 +190,3 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised besides
-
-
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """What a task raised is raised here as itself; without Ray's account of it, if it was on purpose."""
-    try:
-        yield
-    except RayTaskError as error:
-        raise error.cause from (None if isinstance(error.cause, RayadError) else error)
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    """A Ray Data map that calls a function for each number; of an exception only its text would come back."""
-
-    function: Callable[[int], Any]
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        done = {"id": batch["id"], "kind": [""], "message": [""]}
-        try:
-            for number in batch["id"]:
-                self.function(int(number))
-        except RayadError as error:
-            return done | {"kind": [type(error).__name__], "message": [str(error)]}
-        return done
-
-
-def each(function: Callable[[int], Any], number: int, label: str) -> list[int]:
-    """Call ``function(i)`` for every i below a number, a task each, on Ray Data.
-
-    Returns:
-        Those i whose task ended its process, or was ended for the memory that it took, each time.
-
-    Raises:
-        RayadError: the one that a task raised; no more tasks begin then.
-    """
-    left = set(range(number))
-    with progress(number, label) as step, _errors_allowed():  # a Dataset keeps the context that it was made in
-        numbers = ray.data.range(number, override_num_blocks=number)
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ray has no other way to say it
-            mapped = numbers.map_batches(_Mapped(function), batch_size=1, max_retries=RETRIES)
-        for row in mapped.iter_rows():
-            if row["kind"]:
-                raise errors.named(row["kind"], row["message"])
-            left.discard(row["id"])
-            step()
-    return sorted(left)
-
-
-@contextmanager
-def _errors_allowed() -> Iterator[None]:
-    """Let Ray Data go on without the tasks that fail."""
-    context = ray.data.DataContext.get_current()
-    before, context.max_errored_blocks = context.max_errored_blocks, -1
-    try:
-        yield
-    finally:
-        context.max_errored_blocks = before
-
-
-def tasks(
-    function: Callable[..., Any],
-    arguments: Iterable[tuple],
-    total: int,
-    label: str,
-    shared: tuple = (),
-    gpus: int = 0,
-    lost: Callable[..., Any] | None = None,
-) -> Iterator[Any]:
-    """Run ``function(*shared, *arguments_i)`` as Ray tasks; yield the results in the order of the arguments.
-
-    At most a few tasks a core wait, so arguments and results of a long run do not pile up; but always some, for which
-    an autoscaling cluster grows.
-
-    Args:
-        shared: what every task needs; stored once in the object store.
-        gpus: that every task takes.
-        lost: ``lost(why, *arguments_i)`` is the result where a task ended its process, or was ended for the memory
-            that it took, each time; None: that is raised.
-
-    Raises:
-        RayadError: the one that a task raised.
-    """
-    remote = ray.remote(function).options(num_gpus=gpus, max_retries=RETRIES)
-    references = [ray.put(s) for s in shared]
-    pending: list[tuple[tuple, ray.ObjectRef]] = []
-
-    def result(argument: tuple, reference: ray.ObjectRef) -> Any:
-        try:
-            return ray.get(reference)
-        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
-            if lost is None:
-                raise
-            return lost(f"the process that worked on it ended, {RETRIES + 1} times: {type(error).__name__}", *argument)
-
-    with progress(total, label) as step, own_errors():
-        for argument in arguments:
-            pending.append((argument, remote.remote(*references, *argument)))
-            if len(pending) >= max(WAITING, 2 * int(ray.cluster_resources().get("CPU", 1))):
-                yield result(*pending.pop(0))
-                step()
-        for waiting in pending:
-            yield result(*waiting)
-            step()
-
-
-@contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said, by)`` moves it and says something."""
-    bar = tqdm(total=total, desc=printable(label), disable=not sys.stderr.isatty(), leave=False)
-    done = 0
-
-    def step(said: str = "", by: int = 1) -> None:
-        nonlocal done
-        done += by
-        bar.set_postfix_str(printable(said), refresh=False)
-        bar.update(by)
-        tenth = max(1, total // 10)
-        if bar.disable and (done == total or done // tenth > (done - by) // tenth):
-            say(f"{label}: {done} of {total} {said}".rstrip(), sys.stderr)
-
-    try:
-        yield step
-    finally:
-        bar.close()

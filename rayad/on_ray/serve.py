@@ -21,13 +21,13 @@ from rayad.evaluation import heatmap
 from rayad.on_ray import metrics
 from rayad.on_ray.batch import ASKING, TOGETHER, Batches, Places
 from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, steadily, unless_refused
-from rayad.on_ray.resources import Replicas
 from rayad.serving import api, cards
 from rayad.serving.access import Access, Guard, Limits
 from rayad.serving.cards import Card
 from rayad.serving.exchange import Application, Message, Receive, Scope, Send
 from rayad.serving.fetch import AllowList
 from rayad.serving.problems import Problem
+from rayad.serving.settings import Replicas
 from rayad.serving.shares import Shares
 
 SILENT_S = 30.0

@@ -18,11 +18,12 @@ from ray.serve.schema import LoggingConfig
 from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
-from rayad.on_ray.resources import Listening, given
+from rayad.on_ray.private import given
 from rayad.on_ray.serve import Service, application
 from rayad.serving import RESEARCH_USE, cards, front
 from rayad.serving.access import Limits, check_binding
 from rayad.serving.issuer import is_loopback
+from rayad.serving.settings import Listening
 from rayad.terminal import say
 
 SHARED = "/dev/shm"

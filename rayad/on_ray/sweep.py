@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from errno import ENOSPC
 from typing import Any
@@ -33,11 +33,13 @@ from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.fingerprint import fingerprint
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import progress, same_signal, tasks
-from rayad.on_ray.resources import Search, Workers
-from rayad.on_ray.trial import Data, Task, learn
-from rayad.on_ray.workers import awaited
+from rayad.on_ray.cluster import same_signal
+from rayad.on_ray.pool import OnRay, awaited
 from rayad.patches.corpus import Corpus
+from rayad.pipeline.requests import Search
+from rayad.pipeline.trial import Data, Task, learn
+from rayad.pool import Workers
+from rayad.terminal import progress_bar
 
 STUDY = "sweep"
 """Name of the study in Optuna's database."""
@@ -62,14 +64,23 @@ def _trial(values: dict[str, Any], task: Task, data: Data | None, device: str) -
         tune.report({**last, "how": "whole"})
 
 
-def _again(task: Task, data: Data | None, device: str, values: dict[str, Any], seed: int) -> tuple[float | None, str]:
-    """The value that these settings end with, with this seed; where there is none, None and why."""
-    losses: list[float] = []
-    try:
-        learn(task, data, values, seed, lambda epoch, value: losses.append(value), device)
-    except TrainingError as error:
-        return None, str(error)
-    return (losses[-1], "") if math.isfinite(losses[-1]) else (None, f"the value is {losses[-1]}")
+@dataclass(frozen=True)
+class _Again:
+    """Learns with settings and a seed what a trial learns."""
+
+    task: Task
+    data: Data | None
+    device: str
+
+    def __call__(self, item: tuple[dict[str, Any], int]) -> tuple[float | None, str]:
+        """The value that they end with; where there is none, None and why."""
+        values, seed = item
+        losses: list[float] = []
+        try:
+            learn(self.task, self.data, values, seed, lambda epoch, value: losses.append(value), self.device)
+        except TrainingError as error:
+            return None, str(error)
+        return (losses[-1], "") if math.isfinite(losses[-1]) else (None, f"the value is {losses[-1]}")
 
 
 def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> dict[str, Any]:
@@ -257,14 +268,14 @@ def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book:
     try:
         with (
             same_signal(signal.SIGINT),
-            progress(lacking, "trials") as step,
+            progress_bar(lacking, "trials") as step,
             _quiet(),
             _written(f"{book.folder}/{DATABASE}"),
         ):
             tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(_trial, task=task, data=data, device=how.device),
-                    {"cpu": 1, "gpu": int(how.gpu)},
+                    {"cpu": 1, "gpu": how.gpu},
                 ),
                 tune_config=tune.TuneConfig(
                     search_alg=_Searcher(book, step, space=space, storage=database, sampler=sampler),
@@ -330,7 +341,7 @@ def _with_seeds(task: Task, data: Data | None, how: Search, best: dict[str, Any]
     """The best settings and those without a search, fitted again with several seeds: mean, deviation, all values."""
     candidates = {"best": best, "base": search.base(task.parts, task.space)}
     jobs = [(values, seed) for values in candidates.values() for seed in range(how.seeds)]
-    shared = (task, data, how.device)
-    ended = list(tasks(_again, jobs, len(jobs), "seeds", shared, gpus=int(how.gpu)))
+    pool = OnRay(Workers(gpu=how.gpu))
+    ended = list(pool.map(_Again, jobs, "seeds", (task, data, pool.device)))
     parts = (ended[start : start + how.seeds] for start in range(0, len(jobs), how.seeds))
     return {name: trials.of_seeds(candidates[name], part) for name, part in zip(candidates, parts, strict=True)}

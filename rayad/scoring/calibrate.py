@@ -86,17 +86,20 @@ class Calibration:
     def far(self, scores: Grid) -> str:
         """A sentence where an image as a whole is unlike the healthy ones; empty: it is not, or nobody knows.
 
-        It is where the mean over its places is above the highest healthy one by more than that is above the median. A
-        lesion is too small a part of an image for that.
+        It is unlike them where the mean over its places is beyond the highest healthy one, or the lowest, by more than
+        that is from the median: a likelihood can be too high as well as too low (Nalisnick et al., "Detecting
+        out-of-distribution inputs to deep generative models using typicality", 2019). A lesion is too small a part of
+        an image for that.
         """
         if not self.image_means.size:
             return ""
-        mean, middle, highest = float(np.nanmean(scores)), float(np.median(self.image_means)), self.image_means[-1]
-        if mean <= highest + (highest - middle):
+        mean, middle = float(np.nanmean(scores)), float(np.median(self.image_means))
+        lowest, highest = self.image_means[0], self.image_means[-1]
+        if 2 * lowest - middle <= mean <= 2 * highest - middle:
             return ""
         return (
-            f"places score {mean:.4g} on average, those of {self.image_means.size} healthy images {middle:.4g} and at "
-            f"most {highest:.4g}: it is unlike what was learned from"
+            f"its places score {mean:.4g} on average, those of {self.image_means.size} healthy images {lowest:.4g} to "
+            f"{highest:.4g}: it is unlike what was learned from"
         )
 
     def exam_p(self, score: float) -> float:

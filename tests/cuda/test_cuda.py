@@ -8,7 +8,7 @@ from rayad import catalog
 from rayad.density import em, spn
 from rayad.density.em import EM
 from rayad.fit import Schedule, batches, fit
-from rayad.on_ray.trial import Data, Task, learn
+from rayad.pipeline.trial import Data, Task, learn
 from rayad.scoring import dense
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

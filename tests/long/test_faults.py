@@ -19,9 +19,10 @@ from rayad import catalog, storage
 from rayad.datasets import phantom
 from rayad.datasets.splits import assign
 from rayad.fit import Schedule
-from rayad.on_ray.resources import Workers, keep_private
+from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pool import Workers
 from tests.dicoms import mammogram, written
 
 keep_private()
@@ -38,11 +39,16 @@ def ray_cluster():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    from rayad.on_ray.ingest import ingest
+    from rayad.on_ray.pool import OnRay
+    from rayad.pipeline.ingest import ingest
 
     url = str(tmp_path_factory.mktemp("corpus"))
     ingest(
-        phantom.Dataset(patients=24, diseased=0.0), url, Ingest(sampling=Sampling(patches=60)), {"dataset": "phantom"}
+        OnRay(),
+        phantom.Dataset(patients=24, diseased=0.0),
+        url,
+        Ingest(sampling=Sampling(patches=60)),
+        {"dataset": "phantom"},
     )
     return Corpus.open(url)
 
@@ -73,12 +79,15 @@ class Dying:
 
 
 def test_training_whose_worker_is_killed_learns_what_it_would_have_learned(corpus, tmp_path):
-    from rayad.on_ray.train import train
+    from rayad.on_ray.pool import OnRay
+    from rayad.pipeline.train import train
 
     config, schedule = catalog.configure("models", "cae", {"width": 8}), Schedule(epochs=4)
-    undisturbed, _ = train(corpus.url, "cae", config, schedule, Workers(2), str(tmp_path / "a"))
+    undisturbed, _ = train(OnRay(Workers(2)), corpus.url, "cae", config, schedule, str(tmp_path / "a"))
     dying = Dying(config, str(tmp_path / "b/checkpoint.safetensors"), str(tmp_path / "died"))
-    disturbed, faults = train(corpus.url, "cae", dying, schedule, Workers(2, max_failures=2), str(tmp_path / "b"))
+    disturbed, faults = train(
+        OnRay(Workers(2, max_failures=2)), corpus.url, "cae", dying, schedule, str(tmp_path / "b")
+    )
     assert Path(dying.died).exists()
     assert {fault.stage for fault in faults} == {"cae"}
     for name, value in disturbed.module.state_dict().items():

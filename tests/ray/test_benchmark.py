@@ -8,9 +8,10 @@ import pytest
 
 from rayad import cli, recipes, storage
 from rayad.datasets import folder, phantom
-from rayad.on_ray.recipe import run_recipe
-from rayad.on_ray.resources import Workers
+from rayad.on_ray.pool import OnRay
 from rayad.patches.sample import Sampling
+from rayad.pipeline.run import run_recipe
+from rayad.pool import Workers
 from rayad.recipes import Combined, Density, Model, Recipe, Row
 from rayad.scoring import bundle
 
@@ -70,7 +71,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("benchmark"))
-    run_recipe(small(), "", out, Workers(1), seeds=2)
+    run_recipe(OnRay(Workers(1)), small(), "", out, seeds=2)
     return out
 
 
@@ -100,13 +101,13 @@ def test_seeds_differ_where_something_is_learned(place):
 
 def test_a_benchmark_that_is_done_does_nothing_again(place):
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(place)}
-    run_recipe(small(), "", place, Workers(1), seeds=2)
+    run_recipe(OnRay(Workers(1)), small(), "", place, seeds=2)
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(place)} == before
 
 
 def test_another_number_of_seeds_is_another_report(place, tmp_path):
     shutil.copytree(place, tmp_path / "copy")
-    run_recipe(small(), "", str(tmp_path / "copy"), Workers(1), seeds=1)
+    run_recipe(OnRay(Workers(1)), small(), "", str(tmp_path / "copy"), seeds=1)
     assert storage.read_json(f"{tmp_path}/copy/report/results.json")["seeds"] == []
 
 

@@ -8,20 +8,21 @@ from rayad.datasets import phantom
 from rayad.density import em
 from rayad.density.em import EM
 from rayad.imaging.mammogram import Preprocessing
-from rayad.on_ray import stages
-from rayad.on_ray.density import Fit, fit_density, variables_of
-from rayad.on_ray.encode import encode, read_latents
-from rayad.on_ray.ingest import ingest
-from rayad.on_ray.resources import Workers
+from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline import stages
+from rayad.pipeline.encode import encode, read_latents
+from rayad.pipeline.fit_density import Fit, fit_density, variables_of
+from rayad.pipeline.ingest import ingest
+from rayad.pool import Workers
 from rayad.recipes import Density
 from rayad.scoring.detector import Detector, Part
 
 
 def corpus_at(url: str, seed: int) -> Corpus:
     dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192, seed=seed)
-    ingest(dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    ingest(OnRay(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
     return Corpus.open(url)
 
 
@@ -42,7 +43,7 @@ def model() -> Part:
 )
 def test_two_workers_learn_the_density_of_one_process(corpus, model, tmp_path, schedule):
     config = catalog.configure("density", "spn", {"inputs": 3, "replicas": 4})
-    part, said = fit_density(corpus.url, model, Fit("spn", config, schedule), Workers(2), str(tmp_path))
+    part, said = fit_density(OnRay(Workers(2)), corpus.url, model, Fit("spn", config, schedule), str(tmp_path))
     train, validation = (read_latents(corpus, str(tmp_path), split) for split in ("train", "validation"))
     alone = config.build(train.shape[1])
     em.fit(alone, train, validation, schedule)
@@ -52,7 +53,7 @@ def test_two_workers_learn_the_density_of_one_process(corpus, model, tmp_path, s
 
 
 def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, tmp_path):
-    encode(corpus, model, str(tmp_path))
+    encode(OnRay(), corpus, model, str(tmp_path))
     wanted = Fit("spn", None, EM(), context=("rel_row", "skin_mm"))
     found = variables_of(corpus, str(tmp_path), wanted, "train")
     assert torch.equal(found[:, :6], read_latents(corpus, str(tmp_path), "train"))
@@ -63,7 +64,7 @@ def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, t
 
 
 def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
-    encode(corpus, model, str(tmp_path))
+    encode(OnRay(), corpus, model, str(tmp_path))
     every, smooth = (
         variables_of(corpus, str(tmp_path), Fit("spn", None, EM(), smooth=s), "train") for s in (False, True)
     )
@@ -74,7 +75,7 @@ def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
 
 
 def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
-    encode(corpus, model, str(tmp_path))
+    encode(OnRay(), corpus, model, str(tmp_path))
     shards = [name for name, _ in corpus.shards("train")]
     patches = torch.cat([torch.from_numpy(corpus.read(s).astype("float32") / 65535) for s in shards])
     with torch.no_grad():
@@ -85,9 +86,9 @@ def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
 def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(corpus, model, tmp_path):
     other, latents = corpus_at(str(tmp_path / "corpus"), seed=1), str(tmp_path / "latents")
     trained = Detector("cae", "reconstruction", Preprocessing(), model=model, provenance={"made_of": "cae"})
-    how = trained, Density(name="mahalanobis"), EM(), Workers(1), str(tmp_path / "fitted"), latents
+    how = trained, Density(name="mahalanobis"), EM(), str(tmp_path / "fitted"), latents
     for of in (corpus, other):
-        made = stages.fit_detector("fitted", of, *how)
+        made = stages.fit_detector(OnRay(Workers(1)), "fitted", of, *how)
         own = read_latents(of, stages.latents_of(trained, of, latents), "train")
         assert made.provenance["corpus"] == of.manifest["content"]
         assert made.density is not None

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from rayad import recipes, storage
-from rayad.on_ray.recipe import run_recipe
-from rayad.on_ray.resources import Workers
+from rayad.on_ray.pool import OnRay
+from rayad.pipeline.run import run_recipe
+from rayad.pool import Workers
 from rayad.recipes import Density, Model, Row
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -45,7 +46,7 @@ def test_malignant_images_stand_out_and_get_verdicts(photographs, tmp_path):
         schedule=replace(whole.lines[0].schedule, epochs=20, batch=8),
         em=replace(whole.lines[0].em, epochs=3),
     )
-    run_recipe(replace(whole, lines=(line,), combined={}), str(photographs), str(tmp_path), Workers(1))
+    run_recipe(OnRay(Workers(1)), replace(whole, lines=(line,), combined={}), str(photographs), str(tmp_path))
     results = storage.read_json(f"{tmp_path}/report/results.json")
     exam_auc = {row["detector"]: row["exam_auc"]["value"] for row in results["rows"]}
     assert exam_auc["cae"] > 0.9

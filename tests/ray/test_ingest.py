@@ -16,9 +16,10 @@ from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
 from rayad.errors import DatasetError, FormatError, ImageError
-from rayad.on_ray.ingest import ingest
+from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline.ingest import ingest
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
@@ -49,8 +50,8 @@ def hashes(manifest: dict) -> list[str]:
 
 def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path):
     dataset = Healthy(patients=12)
-    whole = ingest(dataset, str(tmp_path / "a"), SETTINGS, {"dataset": "phantom"})
-    first = ingest(dataset, str(tmp_path / "b"), SETTINGS, {"dataset": "phantom"})
+    whole = ingest(OnRay(), dataset, str(tmp_path / "a"), SETTINGS, {"dataset": "phantom"})
+    first = ingest(OnRay(), dataset, str(tmp_path / "b"), SETTINGS, {"dataset": "phantom"})
     assert hashes(first) == hashes(whole)
     assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(
         str(tmp_path / "b/index.parquet")
@@ -59,10 +60,10 @@ def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path
 
 def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and_the_others_are_there(tmp_path):
     lenient = replace(SETTINGS, max_failures=0.5)
-    ingest(Healthy(patients=12), str(tmp_path / "whole"), lenient, {})
+    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "whole"), lenient, {})
     whole = Corpus.open(str(tmp_path / "whole")).index()
     deadly, odd = sorted(set(whole["exam_id"]))[:2]
-    manifest = ingest(Healthy(patients=12, deadly=deadly, odd=odd), str(tmp_path / "some"), lenient, {})
+    manifest = ingest(OnRay(), Healthy(patients=12, deadly=deadly, odd=odd), str(tmp_path / "some"), lenient, {})
     reasons = {failure["exam_id"]: failure["reason"] for failure in manifest["failures"]}
     assert reasons.keys() == {deadly, odd}
     assert "the process that worked on it ended, 4 times" in reasons[deadly]
@@ -73,9 +74,9 @@ def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and
 
 def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
     dataset, url = Healthy(patients=12), str(tmp_path / "a")
-    ingest(dataset, url, SETTINGS, {})
+    ingest(OnRay(), dataset, url, SETTINGS, {})
     before = (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns
-    ingest(dataset, url, SETTINGS, {})
+    ingest(OnRay(), dataset, url, SETTINGS, {})
     assert (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns == before
 
 
@@ -94,19 +95,21 @@ class Grown(phantom.Dataset):
 def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
     url, whole = str(tmp_path / "a"), Grown(patients=30)
     late = tuple(sorted({exam.patient_id for exam in whole.exams()})[::3])
-    first = ingest(Grown(patients=30, without=late), url, SETTINGS, {})
+    first = ingest(OnRay(), Grown(patients=30, without=late), url, SETTINGS, {})
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
-    second = ingest(whole, url, SETTINGS, {})
+    second = ingest(OnRay(), whole, url, SETTINGS, {})
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
     assert {name: after[name] for name in before} == before
     assert hashes(first) == hashes(second)[: len(hashes(first))]
     assert len(after) > len(before)
     index = Corpus.open(url).index()
-    at_once = ingest(whole, str(tmp_path / "b"), SETTINGS, {})
+    at_once = ingest(OnRay(), whole, str(tmp_path / "b"), SETTINGS, {})
     assert len(index) == at_once["patches"]
     assert set(index.exam_id) == set(Corpus.open(str(tmp_path / "b")).index().exam_id)
-    assert ingest(whole, url, SETTINGS, {}) == second
-    third = ingest(Grown(patients=30, without=late[:1]), url, SETTINGS, {})  # a patient goes: only its shards do
+    assert ingest(OnRay(), whole, url, SETTINGS, {}) == second
+    third = ingest(
+        OnRay(), Grown(patients=30, without=late[:1]), url, SETTINGS, {}
+    )  # a patient goes: only its shards do
     left = {path.name for path in (tmp_path / "a").glob("*.npy.zst")}
     assert left == {f"{shard['name']}.npy.zst" for shard in third["shards"]}
     assert not set(Corpus.open(url).index().patient_id) & set(late[:1])
@@ -114,7 +117,7 @@ def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
 
 
 def test_the_index_names_every_patch_and_its_place(tmp_path):
-    ingest(Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
     corpus = Corpus.open(str(tmp_path / "a"))
     index = corpus.index()
     assert len(index) == corpus.manifest["patches"]
@@ -130,19 +133,19 @@ def test_failures_are_counted_and_too_many_end_the_ingest(tmp_path):
     learned = next(e for e in broken if e.exam_id in _learned(tmp_path))
     dataset = Healthy(patients=12, broken=learned.exam_id)
     with pytest.raises(DatasetError, match="truncated"):
-        ingest(dataset, str(tmp_path / "strict"), SETTINGS, {})
-    manifest = ingest(dataset, str(tmp_path / "lenient"), replace(SETTINGS, max_failures=0.5), {})
+        ingest(OnRay(), dataset, str(tmp_path / "strict"), SETTINGS, {})
+    manifest = ingest(OnRay(), dataset, str(tmp_path / "lenient"), replace(SETTINGS, max_failures=0.5), {})
     assert [f["exam_id"] for f in manifest["failures"]] == [learned.exam_id]
 
 
 def _learned(tmp_path) -> set[str]:
-    ingest(Healthy(patients=12), str(tmp_path / "all"), SETTINGS, {})
+    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "all"), SETTINGS, {})
     return set(Corpus.open(str(tmp_path / "all")).index().exam_id)
 
 
 def test_an_altered_shard_and_another_schema_are_refused(tmp_path):
     url = str(tmp_path / "a")
-    ingest(Healthy(patients=12), url, SETTINGS, {})
+    ingest(OnRay(), Healthy(patients=12), url, SETTINGS, {})
     whole = storage.read_bytes(f"{url}/shard-00000.npy.zst")
     for altered in (whole[:-1], whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:]):
         storage.write_bytes(f"{url}/shard-00000.npy.zst", altered)
@@ -162,7 +165,7 @@ def test_an_altered_shard_and_another_schema_are_refused(tmp_path):
 
 def test_a_shard_reads_with_the_tools_that_everybody_has(tmp_path):
     """A plain stream of zstd and numpy give what rayad reads; its hash stands in the manifest."""
-    ingest(Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
     corpus = Corpus.open(str(tmp_path / "a"))
     with pa.input_stream(str(tmp_path / "a/shard-00000.npy.zst"), compression="zstd") as file:
         npy = file.read()

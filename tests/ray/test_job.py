@@ -13,7 +13,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayad import cli
-from rayad.on_ray.resources import keep_private
+from rayad.on_ray.private import keep_private
 from rayad.outputs import IGNORE, MARK
 from rayad.patches.corpus import Corpus
 

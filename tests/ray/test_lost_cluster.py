@@ -20,16 +20,16 @@ LOSING = """
 import time
 import psutil
 from rayad.errors import ClusterError
-from rayad.on_ray.cluster import cluster, tasks
+from rayad.on_ray.pool import connected
 
 def slow(number):
     time.sleep(1)
     return number
 
 try:
-    with cluster("", 2):
+    with connected("", cpus=2) as pool:
         (raylet,) = [one for one in psutil.Process().children(recursive=True) if one.name() == "raylet"]
-        for number in tasks(slow, ((i,) for i in range(60)), 60, "numbers"):
+        for number in pool.map(slow, range(60), "numbers"):
             if number == 2:
                 raylet.kill()
 except ClusterError as error:

@@ -9,9 +9,10 @@ import pytest
 
 from rayad import cli, recipes, storage
 from rayad.datasets import folder, phantom
-from rayad.on_ray.recipe import run_recipe
-from rayad.on_ray.resources import Workers
+from rayad.on_ray.pool import OnRay
 from rayad.patches.sample import Sampling
+from rayad.pipeline.run import run_recipe
+from rayad.pool import Workers
 from rayad.recipes import Density, Model
 
 PHANTOM = ["--dataset", "phantom", "--settings", "patients=30"]
@@ -94,9 +95,9 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
         em=replace(line.em, epochs=2),
     )
     small = replace(demo, lines=(line,), dataset_fields={"patients": 30, "height": 256, "width": 192})
-    report = run_recipe(small, "", str(tmp_path), Workers(1))
+    report = run_recipe(OnRay(Workers(1)), small, "", str(tmp_path))
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
-    assert run_recipe(small, "", str(tmp_path), Workers(1)) == report
+    assert run_recipe(OnRay(Workers(1)), small, "", str(tmp_path)) == report
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))} == before
 
 

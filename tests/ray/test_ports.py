@@ -13,7 +13,7 @@ from served import private_folder, serving
 from rayad.cli import COMMANDS
 from rayad.datasets import phantom
 from rayad.datasets.folder import export
-from rayad.on_ray.resources import FEW
+from rayad.on_ray.few import FEW
 
 STARTS_RAY = {name for name, kind in COMMANDS.items() if "address" in getattr(kind, "__dataclass_fields__", {})}
 PHANTOMS = ("--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192", "spacing_mm=0.8")

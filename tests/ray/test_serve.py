@@ -26,6 +26,7 @@ from served import ME, OTHER, PATIENTS, TOKEN, Served, dicom, made, png, serving
 from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
 from rayad.evaluation.judgement import judge
 from rayad.imaging.picture import step_px
+from rayad.pool import Here
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 from rayad.serving import RESEARCH_USE
@@ -191,7 +192,7 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
     assert "broken.png" in batch["failures"][0]["image"]
     assert {key: batch["asked"][key] for key in ("prefix", "spacing_mm", "view")}.items() <= wanted.items()
     detector, out = bundle.load(str(served.folder / "spn-1")), served.folder / "out/batch"
-    list(write_heatmaps(detector, [str(source)], Request(0.8, "MLO"), str(tmp_path / "maps")))
+    list(write_heatmaps(Here(), detector, [str(source)], Request(0.8, "MLO"), str(tmp_path / "maps")))
     for number in range(4):
         with (
             np.load(tmp_path / f"maps/{number}.npz") as one,

@@ -16,12 +16,15 @@ from rayad.density.em import EM
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Schedule
 from rayad.models import bvae
-from rayad.on_ray import stages, sweep, trial
-from rayad.on_ray.density import Fit, fit_density
-from rayad.on_ray.ingest import ingest
-from rayad.on_ray.resources import Search, Workers
+from rayad.on_ray import sweep
+from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline import stages, trial
+from rayad.pipeline.fit_density import Fit, fit_density
+from rayad.pipeline.ingest import ingest
+from rayad.pipeline.requests import Search
+from rayad.pool import Workers
 from rayad.recipes import Density
 from rayad.scoring import bundle
 
@@ -34,7 +37,7 @@ FEW = Search(trials=4, seeds=2, grace=2, minutes=5)
 def corpus(tmp_path_factory) -> Corpus:
     url = str(tmp_path_factory.mktemp("corpus"))
     dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
-    ingest(dataset, url, Ingest(sampling=Sampling(patches=20), shard_patches=120), {"dataset": "phantom"})
+    ingest(OnRay(), dataset, url, Ingest(sampling=Sampling(patches=20), shard_patches=120), {"dataset": "phantom"})
     return Corpus.open(url)
 
 
@@ -44,7 +47,7 @@ def trained(corpus, tmp_path_factory) -> str:
     url = str(tmp_path_factory.mktemp("cae"))
     config = {"width": 4, "latents": 6}
     made = catalog.configure("models", "cae", config)
-    stages.train_detector("cae", corpus, "cae", made, Schedule(epochs=1), Workers(1), url)
+    stages.train_detector(OnRay(Workers(1)), "cae", corpus, "cae", made, Schedule(epochs=1), url)
     return url
 
 
@@ -56,7 +59,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     model = bundle.load(trained).model
     assert model is not None
     url, latents = str(tmp_path / "sweep"), str(tmp_path / "latents")
-    task, data = trial.of_density(model, SMALL, SPACE, corpus.url, latents)
+    task, data = trial.of_density(OnRay(), model, SMALL, SPACE, corpus.url, latents)
     first = sweep.sweep("small", task, data, FEW, url)
     assert len(first["rows"]) == 4
     assert first["base"] == {"inputs": 3, "replicas": 3, "step": 0.1}
@@ -70,7 +73,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     more = sweep.sweep("small", task, data, replace(FEW, trials=6), url)
     assert more["rows"][:4] == first["rows"]
     assert len(more["rows"]) == len(numbers(url)) == 6
-    other, _ = trial.of_density(model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
+    other, _ = trial.of_density(OnRay(), model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
     with pytest.raises(OptionError, match="another sweep is here"):
         sweep.sweep("small", other, data, FEW, url)
     with pytest.raises(OptionError, match="another sweep is here"):  # the same fields, of another encoder's latents
@@ -82,12 +85,12 @@ def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_
     model = bundle.load(trained).model
     assert model is not None
     latents = str(tmp_path / "latents")
-    task, data = trial.of_density(model, SMALL, SPACE, corpus.url, latents)
+    task, data = trial.of_density(OnRay(), model, SMALL, SPACE, corpus.url, latents)
     values = {"inputs": 5, "replicas": 4, "step": 0.2}
     told: list[float] = []
     trial.learn(task, data, values, None, lambda epoch, value: told.append(value))
     wanted = replace(SMALL, config=spn.Config(inputs=5, replicas=4), em=replace(SMALL.em, step=0.2))
-    _, said = fit_density(corpus.url, model, wanted, Workers(1), latents)
+    _, said = fit_density(OnRay(Workers(1)), corpus.url, model, wanted, latents)
     assert told[-1] == pytest.approx(said["best"]["validation"], abs=1e-5)
     assert told == sorted(told, reverse=True)
 
@@ -148,7 +151,7 @@ def test_a_sweep_that_comes_to_no_end_says_how_it_ended_and_goes_on(
 
     model, url = bundle.load(trained).model, str(tmp_path / "sweep")
     assert model is not None
-    task, data = trial.of_density(model, SMALL, SPACE, corpus.url, str(tmp_path / "latents"))
+    task, data = trial.of_density(OnRay(), model, SMALL, SPACE, corpus.url, str(tmp_path / "latents"))
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "_with_seeds", end)
         with pytest.raises(error):
@@ -168,7 +171,7 @@ def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
     detector = bundle.load(trained)
     density = Density({"inputs": 4, "replicas": 4, "roots": len(names)}, classes="density")
     made = stages.fit_detector(
-        "classes", corpus, detector, density, EM(epochs=5), Workers(1), str(tmp_path / "d"), str(tmp_path / "l")
+        OnRay(Workers(1)), "classes", corpus, detector, density, EM(epochs=5), str(tmp_path / "d"), str(tmp_path / "l")
     )
     assert made.density is not None
     train = index[index["split"] == "train"]

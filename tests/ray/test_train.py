@@ -13,12 +13,13 @@ from rayad.checkpoints import Folder
 from rayad.datasets import phantom
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Schedule, fit
-from rayad.on_ray import workers
-from rayad.on_ray.ingest import ingest
-from rayad.on_ray.resources import Workers
-from rayad.on_ray.train import order_of, pixels, train, validation_batches
+from rayad.on_ray import pool
+from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline.ingest import ingest
+from rayad.pipeline.train import order_of, pixels, train, validation_batches
+from rayad.pool import Workers
 
 SMALL = {"width": 4, "latents": 6, "optimizer": "sgd", "learning_rate": 0.05}
 TEN_STEPS = Schedule(epochs=1, batch=16)
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory) -> Corpus:
     """A corpus of at least ten global batches of 16."""
     url = str(tmp_path_factory.mktemp("corpus"))
     dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
-    ingest(dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    ingest(OnRay(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
     return Corpus.open(url)
 
 
@@ -59,7 +60,7 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     settings = SMALL | ({"learning_rate": 1e-5} if model == "bvae" else {})
     config, schedule = catalog.configure("models", model, settings), replace(TEN_STEPS, precision=precision)
     expected = alone(corpus, config, schedule)
-    part, faults = train(corpus.url, model, config, schedule, Workers(2), str(tmp_path / "training"))
+    part, faults = train(OnRay(Workers(2)), corpus.url, model, config, schedule, str(tmp_path / "training"))
     assert faults == []
     for name, value in part.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
@@ -68,7 +69,7 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
 def test_ctrl_c_means_after_training_what_it_meant_before(corpus, tmp_path):
     config = catalog.configure("models", "cae", SMALL)
     before = signal.getsignal(signal.SIGINT)
-    train(corpus.url, "cae", config, TEN_STEPS, Workers(1), str(tmp_path / "training"))
+    train(OnRay(Workers(1)), corpus.url, "cae", config, TEN_STEPS, str(tmp_path / "training"))
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -76,37 +77,37 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tm
     config = catalog.configure("models", "cae", SMALL | {"learning_rate": 1000})
     url = str(tmp_path / "training")
     with pytest.raises(TrainingError, match=r"epoch 1.*step"):
-        train(corpus.url, "cae", config, TEN_STEPS, Workers(2, max_failures=0), url)
+        train(OnRay(Workers(2, max_failures=0)), corpus.url, "cae", config, TEN_STEPS, url)
     assert Folder(url).load() is None  # there was no good epoch to keep
 
 
 def test_a_batch_that_workers_cannot_share_is_refused(corpus, tmp_path):
     config = catalog.configure("models", "cae", SMALL)
     with pytest.raises(OptionError, match="does not divide over 3"):
-        train(corpus.url, "cae", config, TEN_STEPS, Workers(3), str(tmp_path))
+        train(OnRay(Workers(3)), corpus.url, "cae", config, TEN_STEPS, str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (Workers(2, gpu=True), r"2 workers need of the cluster: 2 GPUs, it has 0"),
+        (Workers(2, gpu=1), r"2 workers need of the cluster: 2 GPUs, it has 0"),
         (Workers(2, cpus=99), r"2 workers need of the cluster: 198 CPUs, it has \d+"),
-        (Workers(2, gpu=True, least=1, wait_minutes=0.02), "1 workers need of the cluster: 1 GPUs, it has 0"),
+        (Workers(2, gpu=1, least=1, wait_minutes=0.02), "1 workers need of the cluster: 1 GPUs, it has 0"),
     ],
 )
 def test_what_the_cluster_has_not_is_said_in_seconds(corpus, tmp_path, wanted, said):
     config, began = catalog.configure("models", "cae", SMALL), time.monotonic()
     with pytest.raises(OptionError, match=said):
-        train(corpus.url, "cae", config, TEN_STEPS, wanted, str(tmp_path))
+        train(OnRay(wanted), corpus.url, "cae", config, TEN_STEPS, str(tmp_path))
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize(("gpu", "lacking"), [(False, {}), (True, {"GPU": (2.0, 0)})])
+@pytest.mark.parametrize(("gpu", "lacking"), [(0, {}), (1, {"GPU": (2.0, 0)})])
 def test_what_was_asked_of_an_autoscaling_cluster_is_withdrawn(monkeypatch, gpu, lacking):
     asked: list[list] = []
-    monkeypatch.setattr(workers, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(pool, "request_resources", lambda bundles: asked.append(bundles))
     wanted = Workers(2, gpu=gpu, wait_minutes=0.01)
-    assert workers.awaited(wanted) == lacking
+    assert pool.awaited(wanted) == lacking
     assert asked == [[wanted.resources] * 2, []]
 
 

@@ -26,7 +26,7 @@ from faulty import Proxy
 from safetensors.numpy import load, save
 
 from rayad import storage
-from rayad.on_ray.resources import keep_private
+from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Corpus
 from tests.conftest import missing
 

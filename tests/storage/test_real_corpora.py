@@ -26,7 +26,7 @@ NODES = """
 import json, sys
 import ray
 from rayad import cli
-from rayad.on_ray.resources import keep_private
+from rayad.on_ray.private import keep_private
 keep_private()
 from ray.cluster_utils import Cluster
 small = {"object_store_memory": 150 * 2**20, "num_cpus": 3}
@@ -130,12 +130,12 @@ def test_the_report_says_what_the_tables_say(said: str, place: str) -> None:
 
 
 def test_two_nodes_write_the_corpus_that_one_process_writes(said: str, place: str, real_data: Path, tmp_path) -> None:
-    from rayad.on_ray.cluster import cluster
-    from rayad.on_ray.ingest import ingest
+    from rayad.on_ray.pool import connected
+    from rayad.pipeline.ingest import ingest
 
     settings = Ingest(sampling=Sampling(patches=20), shard_patches=120)
-    with cluster():
-        alone = ingest(mias.Dataset(str(real_data / "mini-mias")), str(tmp_path / "alone"), settings, {})
+    with connected() as pool:
+        alone = ingest(pool, mias.Dataset(str(real_data / "mini-mias")), str(tmp_path / "alone"), settings, {})
     there = Corpus.open(f"{place}/out/corpus")
     assert there.manifest["content"] == alone["content"]
     assert there.index().equals(Corpus.open(str(tmp_path / "alone")).index())

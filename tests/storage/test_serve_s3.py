@@ -11,7 +11,7 @@ from faulty import Proxy, faulty
 from served import ME, PATIENTS, Served, png, serving
 
 from rayad import storage
-from rayad.on_ray.resources import keep_private
+from rayad.on_ray.private import keep_private
 from tests.storage.conftest import reach
 
 keep_private()

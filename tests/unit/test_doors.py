@@ -12,6 +12,7 @@ from served import PATIENTS, made, png
 from rayad.errors import ImageError
 from rayad.evaluation import heatmap
 from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
+from rayad.pool import Here
 from rayad.scoring import bundle
 
 
@@ -35,7 +36,7 @@ def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
     exams = list(PATIENTS.exams())[:2]
     for name, exam in zip(("00-first", "99-last"), exams, strict=True):
         (tmp_path / f"{name}.png").write_bytes(png(PATIENTS, exam))
-    rows = list(write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
+    rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
     assert [row["name"] for row in rows if "reason" not in row] == ["00-first", "99-last"]
     assert len(rows) == len(files) + 2
 
@@ -51,7 +52,7 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
 
     opened = heatmap.opened
     monkeypatch.setattr(heatmap, "opened", broken)
-    rows = list(write_heatmaps(made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
+    rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
     assert [row.get("reason") for row in rows] == [None, "it failed: ZeroDivisionError: division", None]
 
 

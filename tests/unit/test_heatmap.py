@@ -17,6 +17,7 @@ from rayad.errors import ImageError, OptionError
 from rayad.evaluation import heatmap
 from rayad.evaluation.heatmap import Request, Written, found_in, named, write_heatmaps
 from rayad.imaging.mammogram import Preprocessing
+from rayad.pool import Here
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
 from tests.dicoms import mammogram
@@ -39,7 +40,7 @@ def written(detector: Detector, folder) -> dict[str, np.ndarray]:
     data = phantom.Dataset(patients=1, height=256, width=192, spacing_mm=0.8)
     pixels = (data.pixels(data.exams()[0]) * 65535).astype(np.uint16)
     Image.fromarray(pixels).save(folder / "one.png")
-    rows = list(write_heatmaps(detector, [str(folder / "one.png")], Request(0.8, "MLO"), str(folder / "maps")))
+    rows = list(write_heatmaps(Here(), detector, [str(folder / "one.png")], Request(0.8, "MLO"), str(folder / "maps")))
     assert rows[0]["name"] == "one"
     assert (folder / "maps/one.png").read_bytes().startswith(b"\x89PNG")
     with np.load(folder / "maps/one.npz") as arrays:
@@ -65,7 +66,7 @@ def test_no_images_are_said_to_be_none(detector, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=f"no image in {images[0] if images else 'an empty list'}; rayad reads .png"):
-        next(write_heatmaps(detector, images, Request(0.8), "out"))
+        next(write_heatmaps(Here(), detector, images, Request(0.8), "out"))
 
 
 def test_names_are_those_of_files_and_of_folders_where_two_have_the_same():
@@ -120,7 +121,7 @@ MLO, QUICK = Request(0.8, "MLO"), Written(counterfactual=False)
 
 
 def again(detector, images, request=MLO, written=QUICK) -> list[dict]:
-    return list(write_heatmaps(detector, [str(images)], request, str(images.parent / "out"), written))
+    return list(write_heatmaps(Here(), detector, [str(images)], request, str(images.parent / "out"), written))
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, images, monkeypatch):
@@ -157,7 +158,7 @@ def test_another_question_is_answered_anew(detector, images, monkeypatch, change
 
 def test_a_crash_leaves_rows_of_what_was_done(detector, images, monkeypatch):
     monkeypatch.setattr(heatmap, "EVERY_S", -1.0)
-    rows = write_heatmaps(detector, [str(images)], MLO, str(images.parent / "out"), QUICK)
+    rows = write_heatmaps(Here(), detector, [str(images)], MLO, str(images.parent / "out"), QUICK)
     first = next(rows)
     del rows
     with (images.parent / "out/heatmaps.jsonl").open("a") as file:

@@ -11,7 +11,7 @@ from rayad.datasets import phantom
 from rayad.datasets.exam import source_of
 from rayad.imaging import dermoscopy
 from rayad.imaging.mammogram import Preprocessing
-from rayad.on_ray.score import Kept, score_exam
+from rayad.pipeline.score import Kept, score_exam
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector

@@ -1,4 +1,4 @@
-"""The pictures of a report and its list of images, drawn a Ray task an image."""
+"""The pictures of a report and its list of images, an image an item of the pool."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from rayad.evaluation.heatmap import if_healthy
 from rayad.evaluation.metrics import Scored, usable
 from rayad.imaging.picture import Preprocessing
 from rayad.imaging.spacing import resample_mask
-from rayad.on_ray.cluster import tasks
-from rayad.on_ray.score import ScoredImage
+from rayad.pipeline.score import ScoredImage
+from rayad.pool import Pool
 from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector
@@ -59,15 +59,15 @@ class Shown:
         steps = [image.step_mm for image in self.images]
         return [findings(grid, q, ALARM, step) for grid, q, step in zip(scores, quantiles, steps, strict=True)]
 
-    def drawn(self) -> dict[str, bytes]:
+    def drawn(self, pool: Pool) -> dict[str, bytes]:
         """Name -> PNG: the panel, the distributions of scores, a thumbnail an image with its findings numbered."""
         jobs = [
             (image, mapped(self.calibration, image.scores[self.main.name]), listed)
             for image, (listed, _) in zip(self.images, self.found, strict=True)
         ]
-        drawn = list(tasks(draw, jobs, len(jobs), "pictures", shared=(self.dataset, self.main.preprocessing)))
+        drawn = list(pool.map(draw, jobs, "pictures", (self.dataset, self.main.preprocessing)))
         thumbnails = {f"image-{i.exam.exam_id}": png for i, (_, png) in zip(self.images, drawn, strict=True)}
-        pictures = self._panel([view for view, _ in drawn])
+        pictures = self._panel(pool, [view for view, _ in drawn])
         some = self.detectors[: 2 * PANEL_DETECTORS]
         pictures["distributions"] = figures.distributions(
             {d.name: _classes(self.on_grid[d.name], self.kinds) for d in some}
@@ -98,7 +98,7 @@ class Shown:
             )
         return rows
 
-    def _panel(self, views: Sequence[View]) -> dict[str, bytes]:
+    def _panel(self, pool: Pool, views: Sequence[View]) -> dict[str, bytes]:
         """A few images with lesions under several detectors; nothing where no lesion has a place."""
         chosen: list[int] = []
         for kind in self.kinds:
@@ -114,14 +114,15 @@ class Shown:
             d.name: [mapped(self.calibrations[d.name], self.scored[d.name][i].scores[d.name]) for i in chosen]
             for d in alike
         }
-        healthy = _if_healthy(self.main, self.dataset, [self.images[i] for i in chosen])
+        healthy = _if_healthy(pool, self.main, self.dataset, [self.images[i] for i in chosen])
         return {"panel": figures.panel([views[i] for i in chosen], maps, healthy)}
 
 
 def draw(
-    dataset: Images, preprocessing: Preprocessing, image: ScoredImage, found: Map, listed: Sequence[Finding]
+    dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, Map, Sequence[Finding]]
 ) -> tuple[View, bytes]:
-    """The image as figures take it, and its thumbnail."""
+    """The image as figures take it, and its thumbnail with the map and the findings."""
+    image, found, listed = item
     exam = image.exam
     prepared = preprocessing.prepare(source_of(dataset, exam))
     truth = np.zeros(prepared.stored.shape, bool)
@@ -134,10 +135,17 @@ def draw(
     return view, figures.thumbnail(view, found, marks=marks)
 
 
-def explain(dataset: Images, detector: Detector, exam: Exam) -> figures.Healthy:
-    """What an image would look like if it were healthy."""
-    prepared = detector.preprocessing.prepare(source_of(dataset, exam))
-    return if_healthy(detector, prepared)
+@dataclass(frozen=True)
+class Explainer:
+    """Says what images would look like if they were healthy, by a detector that it keeps."""
+
+    dataset: Images
+    detector: Detector
+    device: str = "cpu"
+
+    def __call__(self, exam: Exam) -> figures.Healthy:
+        prepared = self.detector.preprocessing.prepare(source_of(self.dataset, exam))
+        return if_healthy(self.detector.on(self.device), prepared)
 
 
 def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
@@ -146,12 +154,15 @@ def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
     return Map(quantile, np.nan_to_num(quantile) > ALARM)
 
 
-def _if_healthy(detector: Detector, dataset: Images, images: Sequence[ScoredImage]) -> list[figures.Healthy]:
+def _if_healthy(
+    pool: Pool, detector: Detector, dataset: Images, images: Sequence[ScoredImage]
+) -> list[figures.Healthy]:
     """The healthy counterfactual of each image; none for a detector that has none."""
     if counterfactual.lacking(detector):
         return []
-    jobs = [(image.exam,) for image in images]
-    return list(tasks(explain, jobs, len(jobs), "counterfactuals", shared=(dataset, detector)))
+    return list(
+        pool.map(Explainer, [image.exam for image in images], "counterfactuals", (dataset, detector, pool.device))
+    )
 
 
 def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:

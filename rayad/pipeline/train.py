@@ -1,4 +1,4 @@
-"""Patches to a trained model, on N workers of Ray Train; each reads its part of every window of shards ahead.
+"""Patches to a trained model, on N workers; each reads its part of every window of shards ahead.
 
 Ray Data is not asked to: its executor would run as a thread of every worker, which spins while it waits and takes half
 of the interpreter's time from the training beside it.
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray.train.torch
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
@@ -18,10 +17,10 @@ from rayad import catalog, storage
 from rayad.checkpoints import Folder
 from rayad.evaluation import strips
 from rayad.fit import Objective, Schedule, fit
-from rayad.on_ray.resources import NOTHING, Strips, Workers
-from rayad.on_ray.workers import Fault, report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
+from rayad.pipeline.requests import NOTHING, Strips
+from rayad.pool import Fault, Member, Pool
 from rayad.progress import Row
 from rayad.scoring.detector import Conditional, Part
 from rayad.tensors import like
@@ -111,11 +110,11 @@ class _Watch:
 
 
 def train(
+    pool: Pool,
     corpus_url: str,
     model: str,
     config: Any,
     schedule: Schedule,
-    workers: Workers,
     url: str,
     watch: Strips = NOTHING,
 ) -> tuple[Part, list[Fault]]:
@@ -134,23 +133,10 @@ def train(
         OptionError: unknown model, or a batch that the workers cannot share.
     """
     catalog.find("models", model)
-    for number in workers.counts:
+    for number in pool.workers.counts:
         order_of(Corpus.open(corpus_url), schedule).check(number)
-    faults = run(
-        _loop,
-        {
-            "corpus": corpus_url,
-            "config": config,
-            "schedule": schedule,
-            "checkpoints": url,
-            "watch": watch,
-            "gpu": workers.gpu,
-        },
-        workers,
-        f"{url}/ray",
-        schedule.epochs * _learning_stages(config),
-        model,
-    )
+    task = {"corpus": corpus_url, "config": config, "schedule": schedule, "checkpoints": url, "watch": watch}
+    faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * _learning_stages(config), model)
     state = Folder(url).load()
     assert state is not None  # the workers saved it
     best = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
@@ -169,17 +155,17 @@ def order_of(corpus: Corpus, schedule: Schedule) -> Order:
     return Order(tuple(corpus.shards("train")), schedule.batch, schedule.seed)
 
 
-def _loop(task: dict[str, Any]) -> None:
+def _loop(task: dict[str, Any], member: Member) -> None:
     """One worker's part of `train`."""
-    corpus, schedule, us = Corpus.open(task["corpus"]), task["schedule"], sync()
+    corpus, schedule, us = Corpus.open(task["corpus"]), task["schedule"], member.sync
     torch.manual_seed(schedule.seed)
-    model = task["config"].build().to(ray.train.torch.get_device())
+    model = task["config"].build().to(member.device)
     read = reader(corpus, task["config"].build())
     validation = validation_batches(read, corpus, schedule.batch, us.rank, us.world)
     seen = _watch(task, model, validation) if us.rank == 0 else None
 
     def tell(row: Row) -> None:
-        report(task, row)
+        member.report(row)
         if seen:
             seen.saw(row)
 

@@ -15,9 +15,9 @@ from rayad.evaluation import inspection
 from rayad.imaging import likeness
 from rayad.imaging.breast import chest_wall
 from rayad.imaging.picture import Preprocessing
-from rayad.on_ray.cluster import tasks
 from rayad.patches.corpus import Corpus
 from rayad.patches.sample import Sampling, choose
+from rayad.pool import Pool
 
 ALWAYS = ("view", "side")
 """Facts that are told though none is known."""
@@ -44,7 +44,14 @@ class Look:
 
 
 def inspect(
-    name: str, source: str, dataset: Images, preprocessing: Preprocessing, url: str, sheet: int = 48, corpus: str = ""
+    pool: Pool,
+    name: str,
+    source: str,
+    dataset: Images,
+    preprocessing: Preprocessing,
+    url: str,
+    sheet: int = 48,
+    corpus: str = "",
 ) -> tuple[str, list[str]]:
     """Write the page of a data set.
 
@@ -57,8 +64,7 @@ def inspect(
     """
     exams, left_out = listed(dataset)
     splits = assign(exams)
-    every = ((exam,) for exam in exams)
-    looks = list(tasks(look_at, every, len(exams), "images", (dataset, preprocessing), lost=_unseen))
+    looks = list(pool.map(look_at, exams, "images", (dataset, preprocessing), _unseen))
     seen = [look for look in looks if not look.failure]
     twins = _twins(exams, splits, looks)
     problems = [_across(twins)] * any(twin["across"] for twin in twins)
@@ -90,11 +96,10 @@ def inspect(
     half, rest = unusual[: sheet // 2], unusual[sheet // 2 :]
     shown = half + rest[:: max(1, len(rest) // max(1, sheet - len(half)))][: sheet - len(half)]
     by_id = {exam.exam_id: exam for exam in exams}
-    chosen = [(by_id[look.exam_id],) for look in shown]
-    drawn = tasks(draw, chosen, len(chosen), "pictures", (dataset, preprocessing))
-    return inspection.build(
-        summary, [(exam.exam_id, png) for (exam,), png in zip(chosen, drawn, strict=True)], url
-    ), problems
+    chosen = [by_id[look.exam_id] for look in shown]
+    drawn = pool.map(draw, chosen, "pictures", (dataset, preprocessing))
+    page = inspection.build(summary, [(e.exam_id, png) for e, png in zip(chosen, drawn, strict=True)], url)
+    return page, problems
 
 
 def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
@@ -116,7 +121,7 @@ def look_at(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> Look:
 
 
 def _unseen(why: str, exam: Exam) -> Look:
-    """Of an image whose task never ended."""
+    """Of an image whose process ended."""
     return Look(exam.exam_id, failure=f"{exam.url}: {why}")
 
 

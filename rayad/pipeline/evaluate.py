@@ -17,9 +17,9 @@ from rayad.evaluation.findings import ALARM
 from rayad.evaluation.metrics import ANY, Scored
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, described
-from rayad.on_ray import pictures, stages
-from rayad.on_ray.cluster import tasks
-from rayad.on_ray.score import ScoredImage, identity
+from rayad.pipeline import pictures, stages
+from rayad.pipeline.score import ScoredImage, identity
+from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 
@@ -52,6 +52,7 @@ class Evaluation:
 
 
 def evaluate(
+    pool: Pool,
     detectors: Sequence[Detector],
     dataset: Images,
     options: Evaluation,
@@ -88,9 +89,9 @@ def evaluate(
     kinds = kinds or (ANY,) * any(exam.anomalous for exam in exams)
     if not kinds:
         raise OptionError(f"no lesion in the {len(exams)} images of the {options.split} split: nothing to evaluate")
-    scored = _by_preprocessing(detectors, dataset, exams, options, scores_url or storage.join(url, "scores"))
+    scored = _by_preprocessing(pool, detectors, dataset, exams, options, scores_url or storage.join(url, "scores"))
     on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
-    rows = _rows(detectors, on_grid, kinds)
+    rows = _rows(pool, detectors, on_grid, kinds)
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
     main = _main(detectors)
     shown = pictures.Shown(main, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
@@ -104,7 +105,7 @@ def evaluate(
         "ranks": {kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
         "group_rows": [row for rows_of_detector, _ in grouped for row in rows_of_detector],
         "group_tests": [row for _, tests in grouped for row in tests],
-        "seeds": _seeds(rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
+        "seeds": _seeds(pool, rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
         "verdicts": [row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
         "calibration_patients": min(c.patients for c in calibrations.values()),
         "counts": counts(dataset),
@@ -121,7 +122,7 @@ def evaluate(
             *_doubtful(main.name, calibrations[main.name], scored[main.name]),
         ],
     }
-    return report.build(results, shown.drawn(), url)
+    return report.build(results, shown.drawn(pool), url)
 
 
 def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
@@ -152,7 +153,7 @@ def calibration_of(detector: Detector) -> Calibration:
 
 
 def _by_preprocessing(
-    detectors: Sequence[Detector], dataset: Images, exams: Sequence, options: Evaluation, url: str
+    pool: Pool, detectors: Sequence[Detector], dataset: Images, exams: Sequence, options: Evaluation, url: str
 ) -> dict[str, list[ScoredImage]]:
     """Detector -> its scored images; detectors that share their preprocessing see each image prepared once."""
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
@@ -161,7 +162,7 @@ def _by_preprocessing(
     images_of = {}
     for group in groups.values():
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
-        images = stages.score(group, dataset, exams, options.step_mm, url, label, options.max_failures)
+        images = stages.score(pool, group, dataset, exams, options.step_mm, url, label, options.max_failures)
         images_of |= {d.name: images for d in group}
     return {d.name: images_of[d.name] for d in detectors}
 
@@ -173,21 +174,27 @@ def _grid(image: ScoredImage, detector: str, options: Evaluation) -> Scored:
 
 
 def _rows(
-    detectors: Sequence[Detector], on_grid: dict[str, list[Scored]], kinds: Sequence[str], resamples: int = 1000
+    pool: Pool,
+    detectors: Sequence[Detector],
+    on_grid: dict[str, list[Scored]],
+    kinds: Sequence[str],
+    resamples: int = 1000,
 ) -> list[table.Row]:
-    """The figures of every detector and kind, a task a detector."""
-    arguments = ((d.name, on_grid[d.name], calibration_of(d).threshold(ALARM)) for d in detectors)
-    figures = tasks(_figures, arguments, len(detectors), "figures", (kinds, table.Options(resamples=resamples)))
+    """The figures of every detector and kind, an item a detector."""
+    items = [(d.name, on_grid[d.name], calibration_of(d).threshold(ALARM)) for d in detectors]
+    figures = pool.map(_figures, items, "figures", (kinds, table.Options(resamples=resamples)))
     return [row for rows in figures for row in rows]
 
 
 def _figures(
-    kinds: Sequence[str], options: table.Options, name: str, scored: Sequence[Scored], threshold: float
+    kinds: Sequence[str], options: table.Options, item: tuple[str, Sequence[Scored], float]
 ) -> list[table.Row]:
+    name, scored, threshold = item
     return table.rows(name, scored, kinds, threshold=threshold, options=options)
 
 
 def _seeds(
+    pool: Pool,
     rows: list[table.Row],
     others: Sequence[Sequence[Detector]],
     dataset: Images,
@@ -200,9 +207,9 @@ def _seeds(
     runs = [rows]
     for detectors in others:
         learned = [d for d in detectors if d.model or d.members]
-        scored = _by_preprocessing(learned, dataset, exams, options, url)
+        scored = _by_preprocessing(pool, learned, dataset, exams, options, url)
         on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
-        runs.append(_rows(learned, on_grid, kinds, resamples=FEW_RESAMPLES))
+        runs.append(_rows(pool, learned, on_grid, kinds, resamples=FEW_RESAMPLES))
     return seeds.spread(runs) if others else []
 
 

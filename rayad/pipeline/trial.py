@@ -22,10 +22,11 @@ from rayad import search
 from rayad.density import em
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
-from rayad.on_ray.density import Fit, classes_of, variables_of
-from rayad.on_ray.encode import encode
-from rayad.on_ray.train import order_of, pixels, reader, validation_batches
 from rayad.patches.corpus import Corpus
+from rayad.pipeline.encode import encode
+from rayad.pipeline.fit_density import Fit, classes_of, variables_of
+from rayad.pipeline.train import order_of, pixels, reader, validation_batches
+from rayad.pool import Pool
 from rayad.scoring.description import Describes, bits_a_pixel
 from rayad.scoring.detector import Part
 
@@ -73,13 +74,13 @@ Report = Callable[[int, float], None]
 
 
 def of_density(
-    model: Part, wanted: Fit, texts: tuple[str, ...], corpus_url: str, latents_url: str
+    pool: Pool, model: Part, wanted: Fit, texts: tuple[str, ...], corpus_url: str, latents_url: str
 ) -> tuple[Task, Data]:
     """A sweep over fields of a density and of EM at a fixed encoder, whose latents are encoded once."""
     corpus = Corpus.open(corpus_url)
     parts = {"density": wanted.config, "em": wanted.em}
     space = search.parse(texts, parts)
-    encode(corpus, model, latents_url)
+    encode(pool, corpus, model, latents_url)
     held = {split: variables_of(corpus, latents_url, wanted, split).numpy() for split in ("train", "validation")}
     search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
     rows, names = classes_of(corpus, wanted, "train")

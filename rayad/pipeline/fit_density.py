@@ -1,11 +1,9 @@
-"""Latents to a detector of latents: by expectation-maximization on N workers whose statistics add, or by one task."""
+"""Latents to a detector of latents: by expectation-maximization on N workers whose statistics add, or by one."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import ray
-import ray.train.torch
 import torch
 from torch import nn
 
@@ -14,11 +12,9 @@ from rayad.checkpoints import Folder
 from rayad.density.em import EM, fit
 from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
-from rayad.on_ray.cluster import own_errors
-from rayad.on_ray.encode import encode, read_latents
-from rayad.on_ray.resources import Workers
-from rayad.on_ray.workers import Fault, report, run, sync
 from rayad.patches.corpus import FULL_SCALE, Corpus
+from rayad.pipeline.encode import encode, read_latents
+from rayad.pool import Fault, Member, Pool
 from rayad.progress import State
 from rayad.scoring.detector import Part
 from rayad.tensors import Latents
@@ -54,7 +50,7 @@ class Fit:
     the patches of each."""
 
 
-def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url: str) -> tuple[Part, dict[str, Any]]:
+def fit_density(pool: Pool, corpus_url: str, model: Part, wanted: Fit, url: str) -> tuple[Part, dict[str, Any]]:
     """Fit a detector of latents to a corpus's healthy patches; interrupted, EM goes on from the last epoch.
 
     Args:
@@ -70,20 +66,20 @@ def fit_density(corpus_url: str, model: Part, wanted: Fit, workers: Workers, url
     """
     catalog.find("density", wanted.density)
     corpus = Corpus.open(corpus_url)
-    encode(corpus, model, url)
+    encode(pool, corpus, model, url)
     variables = variables_of(corpus, url, wanted, "validation").shape[1]
     module: nn.Module = wanted.config.build(variables)
     result = storage.join(url, fingerprint(asdict(wanted)))
     task = {"corpus": corpus_url, "latents": url, "wanted": wanted, "result": result}
     faults: list[Fault] = []
     if isinstance(module, Learner):
-        _learn(task)
+        list(pool.map(_learn_alone, [task], wanted.density))
     else:
         task["checkpoints"] = storage.join(result, "learning")
-        faults = run(_loop, task, workers, storage.join(url, "ray"), wanted.em.epochs, wanted.density)
+        faults = pool.learn(_loop, task, storage.join(url, "ray"), wanted.em.epochs, wanted.density)
         storage.remove(task["checkpoints"])
     state = Folder(result).load()
-    assert state is not None  # rank 0 or the task saved it
+    assert state is not None  # rank 0 or the only one saved it
     module.load_state_dict(state.tensors)
     history = state.scalars | {"faults": [asdict(fault) for fault in faults]}
     return Part(wanted.density, wanted.config, module.eval(), variables), history
@@ -126,13 +122,8 @@ def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
     return torch.from_numpy(deviation <= np.quantile(deviation, SMOOTH))
 
 
-def _learn(task: dict[str, Any]) -> None:
-    """Let the density learn in a task of its own, where the latents are read."""
-    with own_errors():
-        ray.get(ray.remote(_learn_here).remote(task))
-
-
-def _learn_here(task: dict[str, Any]) -> None:
+def _learn_alone(task: dict[str, Any]) -> None:
+    """Let a density learn that does so by itself, where its latents are read."""
     torch.set_num_threads(1)
     corpus, fit = Corpus.open(task["corpus"]), task["wanted"]
     latents = {s: variables_of(corpus, task["latents"], fit, s) for s in ("train", "validation")}
@@ -142,10 +133,10 @@ def _learn_here(task: dict[str, Any]) -> None:
     Folder(task["result"]).save(State(density.state_dict(), history))
 
 
-def _loop(task: dict[str, Any]) -> None:
+def _loop(task: dict[str, Any], member: Member) -> None:
     """One worker's part of `fit_density`: every worker holds all latents and sums over its share of the rows."""
     torch.set_num_threads(1)
-    corpus, us, device = Corpus.open(task["corpus"]), sync(), ray.train.torch.get_device()
+    corpus, device = Corpus.open(task["corpus"]), member.device
     fit_settings: Fit = task["wanted"]
     latents = {s: variables_of(corpus, task["latents"], fit_settings, s).to(device) for s in ("train", "validation")}
     density = fit_settings.config.build(latents["train"].shape[1]).to(device)
@@ -159,11 +150,11 @@ def _loop(task: dict[str, Any]) -> None:
         latents["validation"],
         fit_settings.em,
         labels=labels,
-        sync=us,
+        sync=member.sync,
         checkpoints=Folder(task["checkpoints"]),
-        report=lambda row: report(task, row),
+        report=member.report,
     )
-    if us.rank == 0:
+    if member.sync.rank == 0:
         rows = list(history.rows)
         summary = {"best": history.best, "epochs": len(rows), "rows": rows, "warnings": list(history.warnings)}
         Folder(task["result"]).save(State(density.state_dict(), summary))

@@ -6,19 +6,17 @@ from typing import Any
 from rayad import catalog, recipes, storage
 from rayad.datasets.exam import Images
 from rayad.datasets.splits import assign
-from rayad.on_ray import stages
-from rayad.on_ray.evaluate import Evaluation, evaluate
-from rayad.on_ray.resources import Workers
 from rayad.patches.corpus import Corpus
+from rayad.pipeline import stages
+from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pool import Pool
 from rayad.recipes import Line
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 from rayad.terminal import warn_once
 
 
-def run_recipe(
-    recipe: recipes.Recipe, source: str, url: str, workers: Workers, seeds: int = 1, split: str = "test"
-) -> str:
+def run_recipe(pool: Pool, recipe: recipes.Recipe, source: str, url: str, seeds: int = 1, split: str = "test") -> str:
     """Run all stages that are not done; return the URL of the report's page, "" if there is nothing to report.
 
     There is nothing where the recipe names no kind of lesion and no image of the split has a finding.
@@ -31,7 +29,7 @@ def run_recipe(
         split: whose images are judged: test, or development for choices.
     """
     dataset = catalog.configure("datasets", recipe.dataset, {"source": source, **recipe.dataset_fields})
-    runs = [_Run(recipe, dataset, source, url, workers, seed).detectors() for seed in range(seeds)]
+    runs = [_Run(pool, recipe, dataset, source, url, seed).detectors() for seed in range(seeds)]
     exams = dataset.exams()
     assigned = assign(exams)
     if not recipe.kinds and not any(exam.anomalous and assigned[exam.exam_id] == split for exam in exams):
@@ -50,17 +48,15 @@ def run_recipe(
         groups=recipe.groups,
     )
     where = storage.join(url, "report" if split == "test" else f"report-{split}")
-    return evaluate(runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
+    return evaluate(pool, runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
 
 
 class _Run:
     """The detectors of a recipe with one seed."""
 
-    def __init__(
-        self, recipe: recipes.Recipe, dataset: Images, source: str, url: str, workers: Workers, seed: int
-    ) -> None:
+    def __init__(self, pool: Pool, recipe: recipes.Recipe, dataset: Images, source: str, url: str, seed: int) -> None:
         self.recipe, self.dataset, self.source, self.url = recipe, dataset, source, url
-        self.workers, self.seed = workers, seed
+        self.pool, self.seed = pool, seed
 
     def detectors(self) -> list[Detector]:
         """All of them, calibrated and saved, in the order of the table."""
@@ -76,7 +72,7 @@ class _Run:
 
     def _of_line(self, line: Line) -> list[Detector]:
         where = storage.join(self.url, "-".join(filter(None, ["corpus", line.name])))
-        corpus = stages.write_corpus(self.recipe.dataset, self.source, self.dataset, line.ingest, where)
+        corpus = stages.write_corpus(self.pool, self.recipe.dataset, self.source, self.dataset, line.ingest, where)
         detectors = [
             stages.aggregated(stages.floor_detector(name, score, corpus), aggregation)
             for name, (score, aggregation) in line.floors.items()
@@ -94,25 +90,26 @@ class _Run:
         config = catalog.configure("models", plugin, model.fields)
         schedule = replace(line.schedule, seed=self.seed, epochs=model.epochs or line.schedule.epochs)
         where = self._at("models", line.name, label)
-        return stages.train_detector(label, corpus, plugin, config, schedule, self.workers, where)
+        return stages.train_detector(self.pool, label, corpus, plugin, config, schedule, where)
 
     def _fitted(self, line: Line, corpus: Corpus, label: str, density: str, trained: Detector) -> Detector:
         density_settings = line.densities[density]
         where, latents = self._at("densities", line.name, label, density), self._at("latents", line.name, label)
-        return stages.fit_detector(
-            density, corpus, trained, density_settings, replace(line.em, seed=self.seed), self.workers, where, latents
-        )
+        em = replace(line.em, seed=self.seed)
+        return stages.fit_detector(self.pool, density, corpus, trained, density_settings, em, where, latents)
 
     def _combined(self, name: str, of: recipes.Combined, found: dict[str, Detector]) -> Detector:
         members = [found[member] for member in of.members]
         scores = storage.join(self.url, "scores")
-        made = stages.combined(name, of.rule, members, self.dataset, self.recipe.step_mm, scores)
+        made = stages.combined(self.pool, name, of.rule, members, self.dataset, self.recipe.step_mm, scores)
         return self._calibrated([stages.aggregated(made, of.aggregation)])[0]
 
     def _calibrated(self, detectors: list[Detector]) -> list[Detector]:
         """With their p-values; those that have them already are loaded."""
         ready = [stages.saved(d, self._at("detectors", d.name)) for d in detectors]
-        done = stages.calibrate_detectors(ready, self.dataset, self.recipe.step_mm, storage.join(self.url, "scores"))
+        done = stages.calibrate_detectors(
+            self.pool, ready, self.dataset, self.recipe.step_mm, storage.join(self.url, "scores")
+        )
         for before, after in zip(ready, done, strict=True):
             if before is not after:
                 bundle.save(after, self._at("detectors", after.name))

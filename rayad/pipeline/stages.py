@@ -21,12 +21,13 @@ from rayad.errors import DatasetError, OptionError
 from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.picture import Preprocessing, from_description, step_px
-from rayad.on_ray.density import Fit, fit_density
-from rayad.on_ray.ingest import ingest
-from rayad.on_ray.resources import NOTHING, Strips, Workers
-from rayad.on_ray.score import ScoredImage, identity, score_exams
-from rayad.on_ray.train import train
 from rayad.patches.corpus import Corpus, Ingest
+from rayad.pipeline.fit_density import Fit, fit_density
+from rayad.pipeline.ingest import ingest
+from rayad.pipeline.requests import NOTHING, Strips
+from rayad.pipeline.score import ScoredImage, identity, score_exams
+from rayad.pipeline.train import train
+from rayad.pool import Pool
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
@@ -35,19 +36,19 @@ from rayad.scoring.detector import Detector, Part, scores_of
 from rayad.terminal import say
 
 
-def write_corpus(name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
+def write_corpus(pool: Pool, name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
     """Images to patches."""
-    ingest(dataset, url, settings, {"dataset": name, "source": source, "versions": provenance.versions()})
+    ingest(pool, dataset, url, settings, {"dataset": name, "source": source, "versions": provenance.versions()})
     return Corpus.open(url)
 
 
 def train_detector(
+    pool: Pool,
     name: str,
     corpus: Corpus,
     model: str,
     config: Any,
     schedule: Schedule,
-    workers: Workers,
     url: str,
     watch: Strips = NOTHING,
 ) -> Detector:
@@ -63,7 +64,7 @@ def train_detector(
     corpus.require_disjoint()
     began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{request}")
-    part, faults = train(corpus.url, model, config, schedule, workers, checkpoints, watch)
+    part, faults = train(pool, corpus.url, model, config, schedule, checkpoints, watch)
     spent = {"train_minutes": _minutes(began), "faults": [asdict(fault) for fault in faults]}
     origin = _origin(corpus, request, schedule) | spent
     trained = Detector(name, scores_of(part)[0], _preprocessing(corpus), model=part, provenance=origin)
@@ -73,12 +74,12 @@ def train_detector(
 
 
 def fit_detector(
+    pool: Pool,
     name: str,
     corpus: Corpus,
     trained: Detector,
     density: Density,
     em: EM,
-    workers: Workers,
     url: str,
     latents_url: str = "",
 ) -> Detector:
@@ -98,7 +99,7 @@ def fit_detector(
     began = time.perf_counter()
     latents = latents_of(trained, corpus, latents_url or url)
     fit = Fit(density.name, config, em, density.context, density.smooth, density.classes)
-    part, history = fit_density(corpus.url, trained.model, fit, workers, latents)
+    part, history = fit_density(pool, corpus.url, trained.model, fit, latents)
     for warning in history.get("warnings", ()):
         say(f"rayad: {name}: {warning}", sys.stderr)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
@@ -136,7 +137,9 @@ def asked(detector: Detector, name: str, score: str) -> Detector:
     return replace(detector, name=name, score=score, calibration=None, provenance=provenance)
 
 
-def combined(name: str, rule: str, members: Sequence[Detector], dataset: Images, step_mm: float, url: str) -> Detector:
+def combined(
+    pool: Pool, name: str, rule: str, members: Sequence[Detector], dataset: Images, step_mm: float, url: str
+) -> Detector:
     """A detector whose score combines those of others.
 
     How rare a member's score is, is learned from the validation patients: the calibration patients serve nothing but
@@ -145,7 +148,7 @@ def combined(name: str, rule: str, members: Sequence[Detector], dataset: Images,
     standard: list[Detector] = []
     for _, group in groupby(members, key=lambda d: d.preprocessing):
         bare = [replace(d, calibration=None) for d in group]
-        standard += calibrate_detectors(bare, dataset, step_mm, url, split="validation")
+        standard += calibrate_detectors(pool, bare, dataset, step_mm, url, split="validation")
     origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
     request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in standard]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
@@ -175,6 +178,7 @@ def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
 
 
 def calibrate_detectors(
+    pool: Pool,
     detectors: Sequence[Detector],
     dataset: Images,
     step_mm: float,
@@ -197,7 +201,7 @@ def calibrate_detectors(
     requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
     if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, requests, strict=True)):
         return list(detectors)
-    scored = score(detectors, dataset, exams, step_mm, url, split, max_failures)
+    scored = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
     result = []
     for one, made_of in zip(detectors, requests, strict=True):
         patients = defaultdict(list)
@@ -208,6 +212,7 @@ def calibrate_detectors(
 
 
 def score(
+    pool: Pool,
     detectors: Sequence[Detector],
     dataset: Images,
     exams: Sequence[Exam],
@@ -222,7 +227,7 @@ def score(
         DatasetError: more images failed than ``max_failures``; names the first and its reason.
     """
     step = step_px(detectors[0].preprocessing, step_mm)
-    scored, failures = score_exams(dataset, exams, detectors, step, url, label)
+    scored, failures = score_exams(pool, dataset, exams, detectors, step, url, label)
     if len(failures) > max_failures:
         first = failures[0]
         raise DatasetError(

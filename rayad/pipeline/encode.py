@@ -1,28 +1,48 @@
-"""A corpus's patches to latents, a shard a task, on Ray Data; encoded once for every density that follows."""
+"""A corpus's patches to latents, a shard an item of the pool; encoded once for every density that follows."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rayad import bounded, storage
 from rayad.errors import TrainingError
-from rayad.on_ray.cluster import each
-from rayad.on_ray.train import pixels, reader
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
+from rayad.pipeline.train import pixels, reader
+from rayad.pool import Pool
 from rayad.scoring.detector import Part
-from rayad.tensors import Latents
+from rayad.tensors import Latents, like
 
 ROWS = 512
 """Patches a forward pass."""
 
 
-def encode(corpus: Corpus, model: Part, url: str) -> None:
+def encode(pool: Pool, corpus: Corpus, model: Part, url: str) -> None:
     """Write the latents of every patch of the corpus, an npy file a shard, float32 n m; those that are there stay."""
     names = [name for split in LEARNING_SPLITS for name, _ in corpus.shards(split)]
-    lost = each(lambda i: encode_shard(corpus, model, url, names[i]), len(names), f"latents to {url}")
-    if lost:
-        raise TrainingError(f"{names[lost[0]]} of {corpus.url}: the process that encoded it ended, each time")
+    for outcome in pool.map(Encoder, names, f"latents to {url}", (corpus, model, url, pool.device), _unencoded):
+        if outcome:
+            raise TrainingError(f"{corpus.url}: {outcome}")
+
+
+def _unencoded(why: str, shard: str) -> str:
+    return f"{shard}: {why}"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes shards with one model, which it keeps."""
+
+    corpus: Corpus
+    model: Part
+    url: str
+    device: str = "cpu"
+
+    def __call__(self, shard: str) -> str:
+        self.model.module.to(self.device)
+        encode_shard(self.corpus, self.model, self.url, shard)
+        return ""
 
 
 def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
@@ -33,7 +53,8 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     patches, module = reader(corpus, model.module)(shard), model.module
     with torch.inference_mode():
         starts = range(0, len(patches), ROWS)
-        latents = torch.cat([module.encode(pixels(patches[start : start + ROWS])) for start in starts])
+        batches = (pixels(patches[start : start + ROWS]).to(like(module)) for start in starts)
+        latents = torch.cat([module.encode(batch).cpu() for batch in batches])
     if not latents.isfinite().all():
         row = int((~latents.isfinite()).any(1).nonzero()[0])
         raise TrainingError(f"{model.name} has no latents of patch {row} of {shard}: they are not finite")

@@ -1,4 +1,4 @@
-"""Images of a data set to score grids, an image a Ray task; what is scored is kept and not scored again."""
+"""Images of a data set to score grids, an image an item of the pool; what is scored is kept, not scored again."""
 
 import io
 import json
@@ -19,9 +19,8 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.plausibility import Doubt
 from rayad.imaging.spacing import resample_mask
-from rayad.on_ray import metrics
-from rayad.on_ray.cluster import tasks
 from rayad.patches.sample import leaves_image
+from rayad.pool import Pool
 from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
 from rayad.terminal import say
@@ -70,7 +69,7 @@ def identity(detector: Detector) -> str:
 
 
 def score_exams(
-    dataset: Images, exams: Sequence[Exam], detectors: Sequence[Detector], step: int, url: str, label: str
+    pool: Pool, dataset: Images, exams: Sequence[Exam], detectors: Sequence[Detector], step: int, url: str, label: str
 ) -> tuple[list[ScoredImage], list[dict[str, str]]]:
     """Score the exams' tissue with every detector.
 
@@ -84,9 +83,11 @@ def score_exams(
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
     keep = Kept.of(dataset, exams, url, detectors, step)
-    results = tasks(score_exam, [(e,) for e in exams], len(exams), label, (dataset, keep), lost=_unscored)
     scored, failures = [], []
-    for exam, failure in zip(exams, results, strict=True):
+    for exam, failure in zip(
+        exams, pool.map(Scorer, exams, label, (dataset, keep, pool.device), unscored), strict=True
+    ):
+        pool.count("scored_images", 1, result="failed" if failure else "done")
         if failure:
             failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": failure})
         else:
@@ -94,8 +95,8 @@ def score_exams(
     return scored, failures
 
 
-def _unscored(why: str, exam: Exam) -> str:
-    """The result of an image whose task never ended."""
+def unscored(why: str, exam: Exam) -> str:
+    """The result of an image whose process ended."""
     return f"{exam.url}: {why}"
 
 
@@ -116,6 +117,11 @@ class Kept:
         if changed := keep.changed(exams):
             say(f"{changed} of {len(exams)} images or their labels changed: they are scored anew", sys.stderr)
         return keep
+
+    def on(self, device: str) -> None:
+        """Put the detectors on a device, "cuda" or "cpu"."""
+        for detector in self.detectors:
+            detector.on(device)
 
     def changed(self, exams: Sequence[Exam]) -> int:
         """How many of these exams were scored when they were made of something else, and not since."""
@@ -174,6 +180,19 @@ class Kept:
         )
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """Scores images with some detectors, which it keeps."""
+
+    dataset: Images
+    keep: Kept
+    device: str = "cpu"
+
+    def __call__(self, exam: Exam) -> str:
+        self.keep.on(self.device)
+        return score_exam(self.dataset, self.keep, exam)
+
+
 def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
     """Score one image with the detectors that it was not scored with; return why it failed, or an empty text."""
     missing = keep.missing(exam)
@@ -185,9 +204,7 @@ def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
             _save(keep.places(exam), _places(dataset, exam, prepared, keep.step))
         _score(prepared, keep, exam, missing)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
-        metrics.count("scored_images", 1, result="failed")
         return reason(error)
-    metrics.count("scored_images", 1, result="done")
     return ""
 
 

@@ -1,8 +1,9 @@
-"""Images to a patch corpus, a shard a task, on Ray Data."""
+"""Images to a patch corpus, a shard an item of the pool."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from rayad import storage
@@ -11,13 +12,12 @@ from rayad.datasets.exam import Exam, Images, listed
 from rayad.datasets.splits import assign
 from rayad.errors import ImageError
 from rayad.fingerprint import fingerprint
-from rayad.on_ray import metrics
-from rayad.on_ray.cluster import each, tasks
 from rayad.patches.corpus import Ingest, ShardPlan, exam_patches, finish, plan, remember, remembered, write_shard
+from rayad.pool import Pool
 from rayad.terminal import say
 
 
-def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
+def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
     """Write the corpus of a data set's healthy patients and return its manifest.
 
     Shards that are already complete are kept, so an interrupted call goes on where it stopped, and new exams of a
@@ -47,10 +47,16 @@ def ingest(dataset: Images, url: str, settings: Ingest, provenance: dict[str, An
             return manifest
         storage.remove(where)
     remember(url, plans, settings)
-    lost = each(lambda i: _tell(write_shard(url, plans[i], dataset, settings)), len(plans), f"patches to {url}")
-    for i in lost:  # which of its images it is, is seen when each has a process of its own
-        _tell(write_shard(url, plans[i], dataset, settings, _patches_alone))
-    records = [write_shard(url, p, dataset, settings) for p in plans]  # complete: reads the records back
+    records = []
+    for shard, record in zip(
+        plans, pool.map(_record, plans, f"patches to {url}", (url, dataset, settings), _nothing), strict=True
+    ):
+        # Which of its images ended the process is seen when each has one of its own.
+        whole = record or write_shard(url, shard, dataset, settings, partial(_patches_alone, pool))
+        pool.count("ingest_images", whole["images"], result="done")
+        pool.count("ingest_images", len(whole["failures"]), result="failed")
+        pool.count("ingest_patches", whole["patches"])
+        records.append(whole)
     facts = {"request": request, "excluded": [asdict(exclusion) for exclusion in left_out]}
     return finish(url, records, settings, facts | provenance)
 
@@ -66,20 +72,25 @@ def _changed(before: Sequence[dict[str, Any]], plans: Sequence[ShardPlan]) -> in
     return sum(was[name] != content for name, content in now.items() if name in was)
 
 
-def _patches_alone(dataset: Images, exam: Exam, settings: Ingest) -> Any:
-    """The patches of one image, made in a task of its own; ImageError where that ends its process."""
-    (patches,) = tasks(exam_patches, [(dataset, exam, settings)], 1, exam.exam_id, lost=_unread)
+def _record(url: str, dataset: Images, settings: Ingest, shard: ShardPlan) -> dict[str, Any]:
+    return write_shard(url, shard, dataset, settings)
+
+
+def _nothing(why: str, shard: ShardPlan) -> None:
+    """The record of a shard whose process ended."""
+
+
+def _patches_alone(pool: Pool, dataset: Images, exam: Exam, settings: Ingest) -> Any:
+    """The patches of one image, made in a process of its own; ImageError where that ends it."""
+    (patches,) = pool.map(_patches, [exam], exam.exam_id, (dataset, settings), _unread)
     if isinstance(patches, ImageError):
         raise patches
     return patches
 
 
-def _unread(why: str, dataset: Images, exam: Exam, settings: Ingest) -> ImageError:
+def _patches(dataset: Images, settings: Ingest, exam: Exam) -> Any:
+    return exam_patches(dataset, exam, settings)
+
+
+def _unread(why: str, exam: Exam) -> ImageError:
     return ImageError(f"{exam.url}: {why}")
-
-
-def _tell(record: dict[str, Any]) -> None:
-    """Count what a shard holds."""
-    metrics.count("ingest_images", record["images"], result="done")
-    metrics.count("ingest_images", len(record["failures"]), result="failed")
-    metrics.count("ingest_patches", record["patches"])

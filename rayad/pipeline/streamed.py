@@ -6,6 +6,7 @@ precision, best Dice), without intervals; for those, and for figures of single i
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from rayad.errors import DatasetError
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Preprocessing, step_px
-from rayad.on_ray import stages
-from rayad.on_ray.cluster import tasks
-from rayad.on_ray.evaluate import Evaluation, calibration_of
-from rayad.on_ray.score import Kept, score_exam
+from rayad.pipeline import stages
+from rayad.pipeline.evaluate import Evaluation, calibration_of
+from rayad.pipeline.score import Kept, score_exam, unscored
+from rayad.pool import Pool
 from rayad.scoring.detector import Detector
 
 Counts = dict[tuple[str, str], Histogram]
@@ -27,7 +28,9 @@ Counts = dict[tuple[str, str], Histogram]
 FIGURES = {"pixel_auc": Histogram.auroc, "pixel_ap": Histogram.average_precision, "best_dice": Histogram.best_dice}
 
 
-def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation, url: str) -> list[dict[str, Any]]:
+def streamed(
+    pool: Pool, detectors: Sequence[Detector], dataset: Images, options: Evaluation, url: str
+) -> list[dict[str, Any]]:
     """A row for each detector and kind of lesion, also written to ``streamed.json`` at the URL.
 
     Raises:
@@ -49,10 +52,9 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
         keep = Kept.of(dataset, exams, storage.join(url, "scores"), group, step)
         edges = {d.name: streaming.edges_of(calibration_of(d).levels, calibration_of(d).quantiles) for d in group}
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
-        results = tasks(
-            count_exam, [(e,) for e in exams], len(exams), label, (dataset, keep, kinds, edges), lost=_uncounted
-        )
+        results = pool.map(PlaceCounter, exams, label, (dataset, keep, kinds, edges, pool.device), unscored)
         for exam, outcome in zip(exams, results, strict=True):
+            pool.count("scored_images", 1, result="failed" if isinstance(outcome, str) else "done")
             if isinstance(outcome, str):
                 failures[exam.exam_id] = outcome
                 continue
@@ -71,6 +73,21 @@ def streamed(detectors: Sequence[Detector], dataset: Images, options: Evaluation
     return rows
 
 
+@dataclass(frozen=True)
+class PlaceCounter:
+    """Counts the places of images under some detectors, which it keeps."""
+
+    dataset: Images
+    keep: Kept
+    kinds: Sequence[str]
+    edges: Mapping[str, np.ndarray]
+    device: str = "cpu"
+
+    def __call__(self, exam: Exam) -> Counts | str:
+        self.keep.on(self.device)
+        return count_exam(self.dataset, self.keep, self.kinds, self.edges, exam)
+
+
 def count_exam(
     dataset: Images, keep: Kept, kinds: Sequence[str], edges: Mapping[str, np.ndarray], exam: Exam
 ) -> Counts | str:
@@ -86,11 +103,6 @@ def count_exam(
                 places = scored.counted(kind)
                 counts[name, kind] = streaming.count(scored.scores[places], scored.lesion(kind)[places], bins)
     return counts
-
-
-def _uncounted(why: str, exam: Exam) -> str:
-    """The result of an image whose task never ended."""
-    return f"{exam.url}: {why}"
 
 
 def _row(detector: str, kind: str, images: int, counts: Histogram | None) -> dict[str, Any]:

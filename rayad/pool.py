@@ -1,0 +1,186 @@
+"""Where the work of a stage runs: a `Pool`, which is this process (`Here`) or a Ray cluster (rayad/on_ray/pool.py).
+
+A stage maps a function over items, or learns on several workers that agree with each other; it needs to know nothing
+else of where it runs, and its results are the same everywhere.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+import torch
+
+from rayad.errors import OptionError
+from rayad.fit import ALONE, Sync
+from rayad.options import Amount, GPUs, Minutes, Within
+from rayad.progress import Row
+from rayad.terminal import progress_bar
+
+Loop = Callable[[dict[str, Any], "Member"], None]
+"""What each of the workers that learn together runs: loop(task, member)."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes learn, and on what."""
+
+    number: Annotated[int, Within(1, 100_000)] = 2
+    """Processes; each takes an equal part of every global batch."""
+    gpu: GPUs = 0.0
+    """GPUs of each process, such as 1, or 0.25 where four share one; 0: CPUs alone (never run on a GPU so far)."""
+    cpus: Annotated[float, Within(0, 100_000)] = 1.0
+    """Logical CPUs of each."""
+    least: Annotated[int, Within(0, 100_000)] = 0
+    """Go on with as few when nodes are lost, and with more again when they come; 0: always with all."""
+    max_failures: Amount = 3
+    """Times that lost workers are replaced before the run ends; it goes on from its checkpoint."""
+    wait_minutes: Minutes = 0.0
+    """How long to wait for an autoscaling cluster to bring what is asked for; 0: it must be there."""
+
+    def __post_init__(self) -> None:
+        if self.number < 1 or not 0 <= self.least <= self.number:
+            raise OptionError(f"workers are at least 1, and `least` is no more than they: {self.number}, {self.least}")
+        if self.cpus < 0 or self.max_failures < 0 or not self.wait_minutes >= 0:
+            raise OptionError("cpus, max_failures and wait_minutes of workers must be at least 0")
+
+    @property
+    def counts(self) -> range:
+        """Numbers of workers that the run may have."""
+        return range(self.least or self.number, self.number + 1)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each takes of a node, as Ray names it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpu} if self.gpu else {})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Workers that were lost or failed while they did something."""
+
+    when: str
+    """UTC, ISO 8601."""
+    stage: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the workers that learn together, as its loop sees it."""
+
+    sync: Sync
+    device: torch.device
+    report: Callable[[Row], None]
+    """Tells whoever waits how an epoch went."""
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Where the work of a stage runs."""
+
+    @property
+    def workers(self) -> Workers:
+        """How many learn together."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where torch works, "cuda" or "cpu": in a loop, and in work that is a class."""
+        ...
+
+    def map(
+        self,
+        work: Callable[..., Any],
+        items: Sequence[Any],
+        label: str,
+        shared: tuple = (),
+        lost: Callable[[str, Any], Any] | None = None,
+    ) -> Iterator[Any]:
+        """The results of ``work(*shared, item)``, in the order of the items, as they are known.
+
+        Args:
+            work: a function; or a class, made once a process by ``work(*shared)`` and then called with each item: for
+                what takes long to load.
+            label: what is done, for whoever waits.
+            shared: what all calls need.
+            lost: ``lost(why, item)`` is the result of an item whose process ended, or was ended for the memory that it
+                took, each time; None: that is raised.
+
+        Raises:
+            RayadError: the one that a call raised; no more are made then.
+        """
+        ...
+
+    def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
+        """Run ``loop(task, member)`` on every worker until all return.
+
+        Args:
+            url: folder for the pool's own files, removed when all went well.
+            epochs: that may come, at most.
+            label: what is learned: "cae", "spn".
+
+        Returns:
+            What went wrong on the way and was overcome.
+
+        Raises:
+            RayadError: the one that a worker raised.
+            OptionError: there is not what the workers need.
+        """
+        ...
+
+    def count(self, name: str, value: float, **tags: str) -> None:
+        """Add to a counter that dashboards show, see rayad/on_ray/metrics.py."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """This process: one call after the other, and one worker that learns."""
+
+    device: str = "cpu"
+    """Where torch works."""
+    workers: Workers = field(default=Workers(number=1), init=False)
+
+    def map(
+        self,
+        work: Callable[..., Any],
+        items: Sequence[Any],
+        label: str,
+        shared: tuple = (),
+        lost: Callable[[str, Any], Any] | None = None,
+    ) -> Iterator[Any]:
+        """As `Pool.map`; nothing is lost, since a process that ends ends all."""
+        call = work(*shared) if isinstance(work, type) else partial(work, *shared)
+        with progress_bar(len(items), label) as step:
+            for item in items:
+                with _one_thread():
+                    result = call(item)
+                yield result
+                step()
+
+    def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
+        """As `Pool.learn`."""
+        with progress_bar(epochs, f"learning {label}") as step, _one_thread():
+
+            def report(row: Row) -> None:
+                if "epoch" in row:
+                    step(f"validation {row['validation']:.5g}" if "validation" in row else "")
+
+            loop(task, Member(ALONE, torch.device(self.device), report))
+        return []
+
+    def count(self, name: str, value: float, **tags: str) -> None:
+        """Nobody counts."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch add in the order of one thread, as workers of a cluster do: the numbers are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
