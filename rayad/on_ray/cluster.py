@@ -38,6 +38,8 @@ STORE_BYTES = 500_000_000
 """Of the object store of a cluster that is made here."""
 STARTS, STARTING_S = 2, 120
 """How often, and how long each time, a Ray of a command's own is waited for."""
+WATCH_S = 1.0
+"""From one look at Ray's process on this machine to the next."""
 REACHED_S = 15.0
 """How long an address is tried at which nobody listens."""
 LOST = (LocalRayletDiedError, RaySystemError, RpcError, ActorUnavailableError, OwnerDiedError, NodeDiedError)
@@ -66,7 +68,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
         quiet_data()
         _brief()
         try:
-            with _told_if_lost(address):
+            with _told_if_lost(address), _watched():
                 yield
         finally:
             ray.shutdown()
@@ -115,11 +117,58 @@ def _told_if_lost(address: str) -> Iterator[None]:
     """What Ray raises when it is lost is a ClusterError."""
     try:
         yield
-    except LOST as error:
+    except (*LOST, _NodeLost) as error:
         whose = f"at {address}" if address else "of this command"
         raise ClusterError(
             f"the Ray cluster {whose} was lost: {_first_line(error)}; the same command goes on where it stopped"
         ) from error
+
+
+class _NodeLost(BaseException):
+    """Ray's process on this machine has ended; no Exception, which what waits for Ray might catch."""
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Raise `_NodeLost` in the main thread when Ray's process on this machine has ended.
+
+    Ray Data counts what it computes then as errors of single blocks, and Ray ends this process without a word.
+    """
+    mine = ray.get_runtime_context().get_node_id()
+    node = next((node for node in ray.nodes() if node["NodeID"] == mine), None)
+    if node is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    over = threading.Event()
+    place = node["NodeManagerAddress"], node["NodeManagerPort"]
+    before = signal.signal(signal.SIGUSR1, _raise_lost)
+    threading.Thread(target=_watch, args=(place, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _watch(place: tuple[str, int], over: threading.Event) -> None:
+    """Tell the main thread when nobody listens there any more, twice in a row."""
+    refused = 0
+    while refused < 2:
+        if over.wait(WATCH_S):
+            return
+        try:
+            socket.create_connection(place, REACHED_S).close()
+            refused = 0
+        except ConnectionRefusedError:
+            refused += 1
+        except OSError:
+            continue  # a machine that is busy
+    if not over.is_set():
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def _raise_lost(number: int, frame: Any) -> None:
+    raise _NodeLost("its process on this machine ended")
 
 
 def _brief() -> None:

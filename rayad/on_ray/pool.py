@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -97,15 +97,16 @@ class OnRay:
         resources = ray.cluster_resources()
         size = int(resources.get("GPU", 0) / self.workers.gpu) if self.workers.gpu else int(resources.get("CPU", 1))
         pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, size), max_tasks_in_flight_per_actor=AT_ONCE)
-        return dataset.map_batches(
-            _Loaded,
-            fn_constructor_args=(work, shared),
-            batch_size=1,
-            compute=pool,
-            num_gpus=self.workers.gpu or None,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
-        )
+        with _undeprecated():
+            return dataset.map_batches(
+                _Loaded,
+                fn_constructor_args=(work, shared),
+                batch_size=1,
+                compute=pool,
+                num_gpus=self.workers.gpu or None,
+                max_restarts=-1,
+                max_task_retries=RETRIES,
+            )
 
     def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
         """A run of Ray Train, whose epochs are shown."""
@@ -148,8 +149,13 @@ class OnRay:
 
 def _called(dataset: ray.data.Dataset, work: Callable[..., Any], shared: tuple) -> ray.data.Dataset:
     """Mapped by tasks."""
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Ray has no other way to say it
+    with _undeprecated():
         return dataset.map_batches(_Called(partial(work, *shared)), batch_size=1, max_retries=RETRIES)
+
+
+def _undeprecated() -> AbstractContextManager[object]:
+    """How often a process is begun again is an argument that Ray warns of, without another way to say it."""
+    return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
 
 
 class _Called:

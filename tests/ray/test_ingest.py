@@ -1,25 +1,23 @@
-"""Corpora: the same bytes whatever the parallelism, restartable, with every failure counted."""
+"""Corpora on Ray: the bytes that one process writes, and an image that ends its process is a row."""
 
-import hashlib
-import io
 import os
 import signal
 import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
 from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
-from rayad.errors import DatasetError, FormatError, ImageError
+from rayad.on_ray.data import read_corpus
 from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
+from rayad.pool import Here
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
@@ -27,16 +25,14 @@ SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
 
 @dataclass(frozen=True)
 class Healthy(phantom.Dataset):
-    """A small phantom; the image named ``broken`` cannot be read."""
+    """A small phantom."""
 
-    broken: str = ""
     deadly: str = ""
-    """Reading this one ends the process."""
+    """Reading this image ends the process."""
     odd: str = ""
+    """Reading this one fails as nobody expected."""
 
     def pixels(self, exam: Exam):
-        if exam.exam_id == self.broken:
-            raise ImageError(f"{exam.exam_id}: truncated")
         if exam.exam_id == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         if exam.exam_id == self.odd:
@@ -44,24 +40,24 @@ class Healthy(phantom.Dataset):
         return super().pixels(exam)
 
 
-def hashes(manifest: dict) -> list[str]:
-    return [shard["sha256"] for shard in manifest["shards"]]
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    url = str(tmp_path_factory.mktemp("corpus"))
+    ingest(OnRay(), Healthy(patients=12), url, SETTINGS, {"dataset": "phantom"})
+    return Corpus.open(url)
 
 
-def test_a_corpus_has_the_same_bytes_when_it_is_interrupted_and_goes_on(tmp_path):
-    dataset = Healthy(patients=12)
-    whole = ingest(OnRay(), dataset, str(tmp_path / "a"), SETTINGS, {"dataset": "phantom"})
-    first = ingest(OnRay(), dataset, str(tmp_path / "b"), SETTINGS, {"dataset": "phantom"})
-    assert hashes(first) == hashes(whole)
-    assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(
-        str(tmp_path / "b/index.parquet")
-    )
+def test_a_corpus_has_the_bytes_that_one_process_writes(corpus, tmp_path):
+    ingest(Here(), Healthy(patients=12), str(tmp_path), SETTINGS, {"dataset": "phantom"})
+    names = {file.removeprefix(corpus.url) for file in storage.listing(corpus.url)}
+    assert {file.removeprefix(str(tmp_path)) for file in storage.listing(str(tmp_path))} == names
+    for name in names:
+        assert storage.read_bytes(f"{corpus.url}{name}") == storage.read_bytes(f"{tmp_path}{name}"), name
 
 
-def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and_the_others_are_there(tmp_path):
+def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and_the_others_are_there(corpus, tmp_path):
     lenient = replace(SETTINGS, max_failures=0.5)
-    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "whole"), lenient, {})
-    whole = Corpus.open(str(tmp_path / "whole")).index()
+    whole = corpus.index()
     deadly, odd = sorted(set(whole["exam_id"]))[:2]
     manifest = ingest(OnRay(), Healthy(patients=12, deadly=deadly, odd=odd), str(tmp_path / "some"), lenient, {})
     reasons = {failure["exam_id"]: failure["reason"] for failure in manifest["failures"]}
@@ -72,103 +68,23 @@ def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and
     assert sorted(there["exam_id"]) == sorted(whole["exam_id"][~whole["exam_id"].isin([deadly, odd])])
 
 
-def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
-    dataset, url = Healthy(patients=12), str(tmp_path / "a")
-    ingest(OnRay(), dataset, url, SETTINGS, {})
-    before = (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns
-    ingest(OnRay(), dataset, url, SETTINGS, {})
-    assert (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns == before
+def test_anybody_reads_the_patches_of_a_corpus_with_their_index(corpus):
+    rows = {(row["shard"], row["row_in_shard"]): row for row in read_corpus(corpus.url).iter_rows()}
+    assert len(rows) == corpus.manifest["patches"]
+    for name, number in corpus.shards("train"):
+        patches = corpus.read(name)
+        for at in range(number):
+            assert np.array_equal(rows[name, at]["patch"], patches[at])
+            assert rows[name, at]["split"] == "train"
 
 
-@dataclass(frozen=True)
-class Grown(phantom.Dataset):
-    """The same phantoms without those of some patients, which are not there yet or no more."""
-
-    without: tuple[str, ...] = ()
-    CHOOSES = ("patients", "without")
-
-    def exams(self) -> list[Exam]:
-        return [exam for exam in super().exams() if exam.patient_id not in self.without]
-
-
-@pytest.mark.long
-def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
-    url, whole = str(tmp_path / "a"), Grown(patients=30)
-    late = tuple(sorted({exam.patient_id for exam in whole.exams()})[::3])
-    first = ingest(OnRay(), Grown(patients=30, without=late), url, SETTINGS, {})
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
-    second = ingest(OnRay(), whole, url, SETTINGS, {})
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
-    assert {name: after[name] for name in before} == before
-    assert hashes(first) == hashes(second)[: len(hashes(first))]
-    assert len(after) > len(before)
-    index = Corpus.open(url).index()
-    at_once = ingest(OnRay(), whole, str(tmp_path / "b"), SETTINGS, {})
-    assert len(index) == at_once["patches"]
-    assert set(index.exam_id) == set(Corpus.open(str(tmp_path / "b")).index().exam_id)
-    assert ingest(OnRay(), whole, url, SETTINGS, {}) == second
-    third = ingest(
-        OnRay(), Grown(patients=30, without=late[:1]), url, SETTINGS, {}
-    )  # a patient goes: only its shards do
-    left = {path.name for path in (tmp_path / "a").glob("*.npy.zst")}
-    assert left == {f"{shard['name']}.npy.zst" for shard in third["shards"]}
-    assert not set(Corpus.open(url).index().patient_id) & set(late[:1])
-    assert Corpus.open(url).problems() == []
-
-
-def test_the_index_names_every_patch_and_its_place(tmp_path):
-    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
-    corpus = Corpus.open(str(tmp_path / "a"))
-    index = corpus.index()
-    assert len(index) == corpus.manifest["patches"]
-    assert set(index["split"]) == {"train", "validation"}
-    assert not set(index[index.split == "train"].patient_id) & set(index[index.split == "validation"].patient_id)
-    one = index[index.shard == "shard-00000"]
-    assert len(corpus.read("shard-00000")) == len(one)
-    assert np.isfinite(index[["skin_mm", "rel_row", "rel_col", "ring_density"]].to_numpy()).all()
-
-
-def test_failures_are_counted_and_too_many_end_the_ingest(tmp_path):
-    broken = Healthy(patients=12).exams()
-    learned = next(e for e in broken if e.exam_id in _learned(tmp_path))
-    dataset = Healthy(patients=12, broken=learned.exam_id)
-    with pytest.raises(DatasetError, match="truncated"):
-        ingest(OnRay(), dataset, str(tmp_path / "strict"), SETTINGS, {})
-    manifest = ingest(OnRay(), dataset, str(tmp_path / "lenient"), replace(SETTINGS, max_failures=0.5), {})
-    assert [f["exam_id"] for f in manifest["failures"]] == [learned.exam_id]
-
-
-def _learned(tmp_path) -> set[str]:
-    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "all"), SETTINGS, {})
-    return set(Corpus.open(str(tmp_path / "all")).index().exam_id)
-
-
-def test_an_altered_shard_and_another_schema_are_refused(tmp_path):
-    url = str(tmp_path / "a")
-    ingest(OnRay(), Healthy(patients=12), url, SETTINGS, {})
-    whole = storage.read_bytes(f"{url}/shard-00000.npy.zst")
-    for altered in (whole[:-1], whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:]):
-        storage.write_bytes(f"{url}/shard-00000.npy.zst", altered)
-        with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: altered or truncated"):
-            Corpus.open(url).read("shard-00000")
-    storage.write_bytes(f"{url}/shard-00000.npy.zst", whole)
-    manifest = storage.read_json(f"{url}/manifest.json")
-    manifest["shards"][0]["npy_bytes"] = 7
-    storage.write_json(f"{url}/manifest.json", manifest)
-    with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: holds no npy of 7 bytes"):
-        Corpus.open(url).read("shard-00000")
-    for schema, advice in ((99, "a newer rayad reads it"), (1, "ingest it again")):
-        storage.write_json(f"{url}/manifest.json", {**storage.read_json(f"{url}/manifest.json"), "schema": schema})
-        with pytest.raises(FormatError, match=advice):
-            Corpus.open(url)
-
-
-def test_a_shard_reads_with_the_tools_that_everybody_has(tmp_path):
-    """A plain stream of zstd and numpy give what rayad reads; its hash stands in the manifest."""
-    ingest(OnRay(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
-    corpus = Corpus.open(str(tmp_path / "a"))
-    with pa.input_stream(str(tmp_path / "a/shard-00000.npy.zst"), compression="zstd") as file:
-        npy = file.read()
-    record = corpus.manifest["shards"][0]
-    assert (len(npy), hashlib.sha256(npy).hexdigest()) == (record["npy_bytes"], record["npy_sha256"])
-    np.testing.assert_array_equal(np.load(io.BytesIO(npy)), corpus.read("shard-00000"))
+def test_a_model_outside_of_rayad_learns_from_shares_of_the_training_patches(corpus):
+    number = sum(count for _, count in corpus.shards("train"))
+    shares = read_corpus(corpus.url, "train", columns=("skin_mm",)).streaming_split(2, equal=False)
+    seen, shapes = 0, set()
+    for share in shares:
+        for batch in share.iter_torch_batches(batch_size=16):
+            seen += len(batch["patch"])
+            shapes.add(tuple(batch["patch"].shape[1:]))
+    assert seen == number
+    assert shapes == {(64, 64)}

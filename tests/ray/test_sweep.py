@@ -185,8 +185,11 @@ def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
         (["--space", "depth=1,2,9"], "depth=9 cannot be searched"),
         (["--space", "inputz=1,2"], "no field 'inputz' to search"),
         (["--space", "inputs=2..4", "--classes", "nothing"], "classes are a column of the index"),
-        (["--space", "inputs=2..4", "--search.gpu"], "need 2 GPUs of the cluster, it has 0"),
-        (["--space", "inputs=2..4", "--search.gpu", "--search.wait-minutes", "0.02"], "need 2 GPUs of the cluster"),
+        (["--space", "inputs=2..4", "--search.gpu", "1"], "need 2 GPUs of the cluster, it has 0"),
+        (
+            ["--space", "inputs=2..4", "--search.gpu", "1", "--search.wait-minutes", "0.02"],
+            "need 2 GPUs of the cluster",
+        ),
         (["--space", "inputs=2..4", "--search.concurrent", "99"], "need 99 CPUs of the cluster"),
         (["--space", "inputs=2..4", "--model", "bvae"], "one of both"),
         (["--space", "inputs=2..4", "--search.trials", "0"], "trials of a sweep must be at least 1"),

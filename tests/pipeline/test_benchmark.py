@@ -1,4 +1,4 @@
-"""A benchmark of every kind of detector, small, on a real Ray: two seeds, restarted, and its page made again."""
+"""A benchmark of every kind of detector, small: two seeds, restarted, and its page made again."""
 
 import os
 import shutil
@@ -8,10 +8,9 @@ import pytest
 
 from rayad import cli, recipes, storage
 from rayad.datasets import folder, phantom
-from rayad.on_ray.pool import OnRay
 from rayad.patches.sample import Sampling
 from rayad.pipeline.run import run_recipe
-from rayad.pool import Workers
+from rayad.pool import Here
 from rayad.recipes import Combined, Density, Model, Recipe, Row
 from rayad.scoring import bundle
 
@@ -71,7 +70,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("benchmark"))
-    run_recipe(OnRay(Workers(1)), small(), "", out, seeds=2)
+    run_recipe(Here(), small(), "", out, seeds=2)
     return out
 
 
@@ -101,13 +100,13 @@ def test_seeds_differ_where_something_is_learned(place):
 
 def test_a_benchmark_that_is_done_does_nothing_again(place):
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(place)}
-    run_recipe(OnRay(Workers(1)), small(), "", place, seeds=2)
+    run_recipe(Here(), small(), "", place, seeds=2)
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(place)} == before
 
 
 def test_another_number_of_seeds_is_another_report(place, tmp_path):
     shutil.copytree(place, tmp_path / "copy")
-    run_recipe(OnRay(Workers(1)), small(), "", str(tmp_path / "copy"), seeds=1)
+    run_recipe(Here(), small(), "", str(tmp_path / "copy"), seeds=1)
     assert storage.read_json(f"{tmp_path}/copy/report/results.json")["seeds"] == []
 
 

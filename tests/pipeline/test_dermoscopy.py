@@ -1,4 +1,4 @@
-"""The dermoscopy recipe from folders of colour images to the report, small, on a real Ray."""
+"""The dermoscopy recipe from folders of colour images to the report, small."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from rayad import recipes, storage
-from rayad.on_ray.pool import OnRay
 from rayad.pipeline.run import run_recipe
-from rayad.pool import Workers
+from rayad.pool import Here
 from rayad.recipes import Density, Model, Row
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -46,7 +45,7 @@ def test_malignant_images_stand_out_and_get_verdicts(photographs, tmp_path):
         schedule=replace(whole.lines[0].schedule, epochs=20, batch=8),
         em=replace(whole.lines[0].em, epochs=3),
     )
-    run_recipe(OnRay(Workers(1)), replace(whole, lines=(line,), combined={}), str(photographs), str(tmp_path))
+    run_recipe(Here(), replace(whole, lines=(line,), combined={}), str(photographs), str(tmp_path))
     results = storage.read_json(f"{tmp_path}/report/results.json")
     exam_auc = {row["detector"]: row["exam_auc"]["value"] for row in results["rows"]}
     assert exam_auc["cae"] > 0.9

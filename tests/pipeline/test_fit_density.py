@@ -1,0 +1,79 @@
+"""What a density is fitted to: the latents of a corpus, in its order, with what stands beside them."""
+
+import pytest
+import torch
+
+from rayad import catalog
+from rayad.datasets import phantom
+from rayad.density.em import EM
+from rayad.imaging.mammogram import Preprocessing
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+from rayad.pipeline import stages
+from rayad.pipeline.encode import encode, read_latents
+from rayad.pipeline.fit_density import Fit, variables_of
+from rayad.pipeline.ingest import ingest
+from rayad.pool import Here
+from rayad.recipes import Density
+from rayad.scoring.detector import Detector, Part
+
+
+def corpus_at(url: str, seed: int) -> Corpus:
+    dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192, seed=seed)
+    ingest(Here(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    return Corpus.open(url)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    return corpus_at(str(tmp_path_factory.mktemp("corpus")), seed=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Part:
+    torch.manual_seed(0)
+    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
+    return Part("cae", config, config.build().eval())
+
+
+def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, tmp_path):
+    encode(Here(), corpus, model, str(tmp_path))
+    wanted = Fit("spn", None, EM(), context=("rel_row", "skin_mm"))
+    found = variables_of(corpus, str(tmp_path), wanted, "train")
+    assert torch.equal(found[:, :6], read_latents(corpus, str(tmp_path), "train"))
+    index = corpus.index().set_index(["shard", "row_in_shard"])
+    truth = [index.loc[(name, row)] for name, number in corpus.shards("train") for row in range(number)]
+    assert found[:, 6].tolist() == pytest.approx([row["rel_row"] for row in truth])
+    assert found[:, 7].tolist() == pytest.approx([row["skin_mm"] for row in truth])
+
+
+def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
+    encode(Here(), corpus, model, str(tmp_path))
+    every, smooth = (
+        variables_of(corpus, str(tmp_path), Fit("spn", None, EM(), smooth=s), "train") for s in (False, True)
+    )
+    patches = torch.cat([torch.from_numpy(corpus.read(name).astype("float64")) for name, _ in corpus.shards("train")])
+    deviation = patches.flatten(1).std(1)
+    kept = deviation <= deviation.quantile(1 / 3)
+    assert torch.equal(smooth, every[kept])
+
+
+def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
+    encode(Here(), corpus, model, str(tmp_path))
+    shards = [name for name, _ in corpus.shards("train")]
+    patches = torch.cat([torch.from_numpy(corpus.read(s).astype("float32") / 65535) for s in shards])
+    with torch.no_grad():
+        expected = model.module.encode(patches[:, None])
+    assert torch.allclose(read_latents(corpus, str(tmp_path), "train"), expected, atol=1e-5)
+
+
+def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(corpus, model, tmp_path):
+    other, latents = corpus_at(str(tmp_path / "corpus"), seed=1), str(tmp_path / "latents")
+    trained = Detector("cae", "reconstruction", Preprocessing(), model=model, provenance={"made_of": "cae"})
+    how = trained, Density(name="mahalanobis"), EM(), str(tmp_path / "fitted"), latents
+    for of in (corpus, other):
+        made = stages.fit_detector(Here(), "fitted", of, *how)
+        own = read_latents(of, stages.latents_of(trained, of, latents), "train")
+        assert made.provenance["corpus"] == of.manifest["content"]
+        assert made.density is not None
+        assert torch.allclose(made.density.module.centre, own.double().mean(0))

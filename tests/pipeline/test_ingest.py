@@ -1,0 +1,154 @@
+"""Corpora: the same bytes whenever they are made, restartable, with every failure counted."""
+
+import hashlib
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayad import storage
+from rayad.datasets import phantom
+from rayad.datasets.exam import Exam
+from rayad.errors import DatasetError, FormatError, ImageError
+from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.sample import Sampling
+from rayad.pipeline.ingest import ingest
+from rayad.pool import Here
+
+SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
+
+
+@dataclass(frozen=True)
+class Healthy(phantom.Dataset):
+    """A small phantom; the image named ``broken`` cannot be read."""
+
+    broken: str = ""
+    odd: str = ""
+    """Reading this one fails as nobody expected."""
+
+    def pixels(self, exam: Exam):
+        if exam.exam_id == self.broken:
+            raise ImageError(f"{exam.exam_id}: truncated")
+        if exam.exam_id == self.odd:
+            raise ZeroDivisionError("nobody expected this")
+        return super().pixels(exam)
+
+
+def hashes(manifest: dict) -> list[str]:
+    return [shard["sha256"] for shard in manifest["shards"]]
+
+
+def test_a_corpus_has_the_same_bytes_again(tmp_path):
+    dataset = Healthy(patients=12)
+    whole = ingest(Here(), dataset, str(tmp_path / "a"), SETTINGS, {"dataset": "phantom"})
+    first = ingest(Here(), dataset, str(tmp_path / "b"), SETTINGS, {"dataset": "phantom"})
+    assert hashes(first) == hashes(whole)
+    assert storage.read_bytes(str(tmp_path / "a/index.parquet")) == storage.read_bytes(
+        str(tmp_path / "b/index.parquet")
+    )
+
+
+def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
+    dataset, url = Healthy(patients=12), str(tmp_path / "a")
+    ingest(Here(), dataset, url, SETTINGS, {})
+    before = (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns
+    ingest(Here(), dataset, url, SETTINGS, {})
+    assert (tmp_path / "a/shard-00000.npy.zst").stat().st_mtime_ns == before
+
+
+@dataclass(frozen=True)
+class Grown(phantom.Dataset):
+    """The same phantoms without those of some patients, which are not there yet or no more."""
+
+    without: tuple[str, ...] = ()
+    CHOOSES = ("patients", "without")
+
+    def exams(self) -> list[Exam]:
+        return [exam for exam in super().exams() if exam.patient_id not in self.without]
+
+
+def test_new_exams_go_to_new_shards_and_old_shards_stay(tmp_path):
+    url, whole = str(tmp_path / "a"), Grown(patients=30)
+    late = tuple(sorted({exam.patient_id for exam in whole.exams()})[::3])
+    first = ingest(Here(), Grown(patients=30, without=late), url, SETTINGS, {})
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
+    second = ingest(Here(), whole, url, SETTINGS, {})
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.npy.zst")}
+    assert {name: after[name] for name in before} == before
+    assert hashes(first) == hashes(second)[: len(hashes(first))]
+    assert len(after) > len(before)
+    index = Corpus.open(url).index()
+    at_once = ingest(Here(), whole, str(tmp_path / "b"), SETTINGS, {})
+    assert len(index) == at_once["patches"]
+    assert set(index.exam_id) == set(Corpus.open(str(tmp_path / "b")).index().exam_id)
+    assert ingest(Here(), whole, url, SETTINGS, {}) == second
+    third = ingest(
+        Here(), Grown(patients=30, without=late[:1]), url, SETTINGS, {}
+    )  # a patient goes: only its shards do
+    left = {path.name for path in (tmp_path / "a").glob("*.npy.zst")}
+    assert left == {f"{shard['name']}.npy.zst" for shard in third["shards"]}
+    assert not set(Corpus.open(url).index().patient_id) & set(late[:1])
+    assert Corpus.open(url).problems() == []
+
+
+def test_the_index_names_every_patch_and_its_place(tmp_path):
+    ingest(Here(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    corpus = Corpus.open(str(tmp_path / "a"))
+    index = corpus.index()
+    assert len(index) == corpus.manifest["patches"]
+    assert set(index["split"]) == {"train", "validation"}
+    assert not set(index[index.split == "train"].patient_id) & set(index[index.split == "validation"].patient_id)
+    one = index[index.shard == "shard-00000"]
+    assert len(corpus.read("shard-00000")) == len(one)
+    assert np.isfinite(index[["skin_mm", "rel_row", "rel_col", "ring_density"]].to_numpy()).all()
+
+
+def test_failures_are_counted_and_too_many_end_the_ingest(tmp_path):
+    broken = Healthy(patients=12).exams()
+    learned = next(e for e in broken if e.exam_id in _learned(tmp_path))
+    dataset = Healthy(patients=12, broken=learned.exam_id)
+    with pytest.raises(DatasetError, match="truncated"):
+        ingest(Here(), dataset, str(tmp_path / "strict"), SETTINGS, {})
+    lenient = replace(SETTINGS, max_failures=0.5)
+    manifest = ingest(Here(), dataset, str(tmp_path / "lenient"), lenient, {})
+    assert [f["exam_id"] for f in manifest["failures"]] == [learned.exam_id]
+    odd = ingest(Here(), Healthy(patients=12, odd=learned.exam_id), str(tmp_path / "odd"), lenient, {})
+    assert [f["reason"] for f in odd["failures"]] == ["it failed: ZeroDivisionError: nobody expected this"]
+
+
+def _learned(tmp_path) -> set[str]:
+    ingest(Here(), Healthy(patients=12), str(tmp_path / "all"), SETTINGS, {})
+    return set(Corpus.open(str(tmp_path / "all")).index().exam_id)
+
+
+def test_an_altered_shard_and_another_schema_are_refused(tmp_path):
+    url = str(tmp_path / "a")
+    ingest(Here(), Healthy(patients=12), url, SETTINGS, {})
+    whole = storage.read_bytes(f"{url}/shard-00000.npy.zst")
+    for altered in (whole[:-1], whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:]):
+        storage.write_bytes(f"{url}/shard-00000.npy.zst", altered)
+        with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: altered or truncated"):
+            Corpus.open(url).read("shard-00000")
+    storage.write_bytes(f"{url}/shard-00000.npy.zst", whole)
+    manifest = storage.read_json(f"{url}/manifest.json")
+    manifest["shards"][0]["npy_bytes"] = 7
+    storage.write_json(f"{url}/manifest.json", manifest)
+    with pytest.raises(FormatError, match=r"shard-00000\.npy\.zst: holds no npy of 7 bytes"):
+        Corpus.open(url).read("shard-00000")
+    for schema, advice in ((99, "a newer rayad reads it"), (1, "ingest it again")):
+        storage.write_json(f"{url}/manifest.json", {**storage.read_json(f"{url}/manifest.json"), "schema": schema})
+        with pytest.raises(FormatError, match=advice):
+            Corpus.open(url)
+
+
+def test_a_shard_reads_with_the_tools_that_everybody_has(tmp_path):
+    """A plain stream of zstd and numpy give what rayad reads; its hash stands in the manifest."""
+    ingest(Here(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    corpus = Corpus.open(str(tmp_path / "a"))
+    with pa.input_stream(str(tmp_path / "a/shard-00000.npy.zst"), compression="zstd") as file:
+        npy = file.read()
+    record = corpus.manifest["shards"][0]
+    assert (len(npy), hashlib.sha256(npy).hexdigest()) == (record["npy_bytes"], record["npy_sha256"])
+    np.testing.assert_array_equal(np.load(io.BytesIO(npy)), corpus.read("shard-00000"))
