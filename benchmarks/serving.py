@@ -31,8 +31,8 @@ import torch
 import tyro
 
 from rayad import provenance
-from rayad.evaluation import heatmap
-from rayad.evaluation.judgement import judge
+from rayad.heatmaps.images import HeatmapRequest, decoded
+from rayad.heatmaps.judgement import judge
 from rayad.imaging.picture import step_px
 from rayad.scoring import bundle
 
@@ -63,11 +63,11 @@ class Options:
 def loop(options: Options, files: Sequence[str], seconds: float) -> int:
     """Score images for so long in this process, from the file to the judgement; how many."""
     torch.set_num_threads(1)
-    detector, request = bundle.load(options.detector), heatmap.Request(options.spacing_mm, options.view)
+    detector, request = bundle.load(options.detector), HeatmapRequest(options.spacing_mm, options.view)
     data = [Path(file).read_bytes() for file in files]
     ended, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        source = heatmap.decoded(data[ended % len(data)], "image", detector.preprocessing.channels, request)
+        source = decoded(data[ended % len(data)], "image", detector.preprocessing.channels, request)
         prepared = detector.preprocessing.prepare(source)
         found = detector.heatmap(prepared, step_px(detector.preprocessing, options.step_mm))
         assert detector.calibration is not None

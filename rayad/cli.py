@@ -620,7 +620,7 @@ class Heatmap:
     detector: str
     """URL of a detector."""
     images: Several
-    """Images, or folders of images."""
+    """Images, folders of images, or tables (CSV, parquet) with columns url, spacing_mm and view."""
     out: str
     """Folder for the heatmaps."""
     spacing_mm: SpacingOrNone = 0.0
@@ -642,9 +642,11 @@ class Heatmap:
     """Ray cluster; empty: RAY_ADDRESS, or for many images one made for this command."""
 
     def __call__(self) -> None:
-        from rayad.evaluation.heatmap import Request, Written, write_heatmaps
+        from rayad.heatmaps.drawing import Written
+        from rayad.heatmaps.images import HeatmapRequest
+        from rayad.pipeline.heatmap import write_heatmaps
 
-        request = Request(self.spacing_mm, self.view, self.step_mm, self.force)
+        request = HeatmapRequest(self.spacing_mm, self.view, self.step_mm, self.force)
         written = Written(self.picture, self.counterfactual)
         images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
         one = bundle.load(storage.absolute(self.detector))

@@ -22,7 +22,7 @@ from PIL import Image
 from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
-from rayad.evaluation.heatmap import Request, decoded
+from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import step_px
 from rayad.leftovers import MARK
@@ -49,7 +49,7 @@ def made(seed: int, score: str = "likelihood") -> Detector:
     healthy = phantom.Dataset(patients=4, diseased=0.0, height=256, width=192, spacing_mm=0.8)
     grids: dict[str, list[np.ndarray]] = {}
     for exam in healthy.exams():
-        prepared = one.preprocessing.prepare(decoded(png(healthy, exam), "x", 1, Request(0.8, exam.view)))
+        prepared = one.preprocessing.prepare(decoded(png(healthy, exam), "x", 1, HeatmapRequest(0.8, exam.view)))
         grids.setdefault(exam.patient_id, []).append(one.heatmap(prepared, step_px(one.preprocessing, 3.2)).scores)
     return one.calibrated(calibrate(grids))
 

@@ -12,9 +12,6 @@ Windows-1252, numbers may have a decimal comma, names of columns and files any c
 are those below and in rayad/imaging/views.py. Other columns are named and not used.
 """
 
-import codecs
-import csv
-import io
 import math
 import posixpath
 import re
@@ -24,7 +21,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from rayad import storage
+from rayad import tables
 from rayad.datasets.exam import Lesion, shortened
 from rayad.errors import DatasetError
 from rayad.imaging import views
@@ -47,7 +44,6 @@ MALIGNANT = {
 }
 ALIKE = 0.75
 """How alike the name of a column must be to a known one to be taken for a slip of the pen."""
-SEPARATORS = (",", ";", "\t")
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 FARTHEST_PX = 100_000
 """Of a polygon's corners from the first pixel."""
@@ -78,21 +74,10 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
     Args:
         files: what the columns image and mask may name.
     """
-    text = _decoded(storage.read_bytes(url))
-    if "\0" in text:
-        raise DatasetError(f"{url}: not a table of text: it has bytes of zero")
-    first = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
-    try:
-        cells = list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator))
-    except csv.Error as error:
-        raise DatasetError(f"{url}: not a table of text separated by {separator!r}: {error}") from None
-    header, rows = [name.strip().lower() for name in next(iter(cells), [])], [row for row in cells[1:] if row]
+    header, rows, separator = tables.cells(url)
     if "image" not in header:
         columns = f"columns {', '.join(header)}, separated by {separator!r}"
         raise DatasetError(f"{url}: {columns}; wanted image and any of {', '.join(COLUMNS[1:])}")
-    if len(set(header)) < len(header):
-        raise DatasetError(f"{url}: two columns have the same name: {', '.join(header)}")
     others = [name for name in header if name not in COLUMNS]
     for name in others:
         if meant := get_close_matches(name, [column for column in COLUMNS if column not in header], 1, ALIKE):
@@ -102,7 +87,7 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
     spellings = {file.lower(): file for file in files}
     table: dict[str, list[Row]] = defaultdict(list)
     for number, values in enumerate(rows, start=1):
-        row = dict.fromkeys(COLUMNS, "") | dict(zip(header, map(str.strip, values), strict=False))
+        row = dict.fromkeys(COLUMNS, "") | dict(zip(header, values, strict=False))
         if len(values) != len(header) or not row["image"]:
             raise DatasetError(
                 f"{url}: row {number} needs an image and {len(header)} cells; {separator!r} separates them"
@@ -115,16 +100,6 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
     if missing := named - set(files):
         raise DatasetError(f"{url}: names images that are not there: {shortened(missing)}")
     return table
-
-
-def _decoded(data: bytes) -> str:
-    """The text of a table in UTF-8, UTF-16 or Windows-1252, which knows a letter for nearly every byte."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", "replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
 
 
 def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
@@ -221,11 +196,8 @@ def _meaning(path: str, column: str, cell: str, meanings: dict[str, Meaning]) ->
 
 
 def _number(path: str, column: str, cell: str) -> float:
-    try:
-        number = float(cell.replace(",", "."))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+    number = tables.number(cell)
+    if math.isnan(number):
         raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not a number")
     return number
 

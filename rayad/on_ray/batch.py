@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
-from rayad.evaluation import heatmap
+from rayad.heatmaps.images import HeatmapRequest, files_below, named
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
 from rayad.outputs import require_own
@@ -31,10 +31,11 @@ from rayad.serving.api import Scored
 from rayad.serving.cards import Card
 from rayad.serving.fetch import AllowList, fetch
 from rayad.serving.problems import Problem
+from rayad.serving.settings import Replicas
 
 LOG = logging.getLogger("rayad.serving")
-ASKING, TOGETHER = 2, 4
-"""Processes that ask the graph, and images that each asks for at once: no scorer waits, others' images not long."""
+TOGETHER = 4
+"""Images that a process asks the graph for at once."""
 CALLER = "a batch"
 """Who asks the graph: batches share its time with callers as one more of them."""
 EVERY_S = 2.0
@@ -101,12 +102,19 @@ class Batch:
         self.said |= {"state": state, "updated": _now()}
 
 
+def asking(replicas: Replicas) -> int:
+    """How many processes ask for a batch's images: eight images are under way for each replica that works on them."""
+    return 2 * max(replicas.pictures, replicas.scorers)
+
+
 @deployment
 class Batches:
     """Runs batches, one after the other, and remembers them."""
 
-    def __init__(self, places: Places, limits: Limits) -> None:
+    def __init__(self, places: Places, limits: Limits, asking: int) -> None:
+        """With so many processes that ask the graph at a time; see `asking`."""
         quiet_data()
+        self._asking = asking
         self._places, self._state, self._limits = places, places.state, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
         self._batches: dict[str, Batch] = {}
@@ -270,7 +278,7 @@ class Batches:
             _Ask,
             fn_constructor_args=(wanted, card, self._places, self._limits),
             batch_size=TOGETHER,
-            compute=ray.data.ActorPoolStrategy(size=min(ASKING, blocks)),
+            compute=ray.data.ActorPoolStrategy(size=min(self._asking, blocks)),
             num_cpus=0,
         )
         for row in scored_rows.iter_rows():
@@ -338,7 +346,7 @@ def _asked(wanted: dict[str, Any]) -> dict[str, Any]:
 def _images(batch: Batch) -> list[tuple[str, str]]:
     """URLs and names of a batch's images; OptionError where they cannot be scored as it was begun."""
     prefix = batch.wanted["prefix"]  # URLs of a list are not listed: only `fetch` may ask a web server
-    images = heatmap.named(heatmap.files_below(prefix) if prefix else batch.wanted["urls"])
+    images = named(files_below(prefix) if prefix else batch.wanted["urls"])
     if any(name == OWN for _, name in images):
         raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
     nameless = [image for image, name in images if not name]
@@ -370,7 +378,7 @@ class _Ask:
     def __init__(self, wanted: dict[str, Any], card: Card, places: Places, limits: Limits) -> None:
         self._wanted, self._card, self._limits = wanted, card, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
-        self._request = heatmap.Request(
+        self._request = HeatmapRequest(
             wanted["spacing_mm"], wanted["view"], wanted["step_mm"], tuple(wanted.get("force", ()))
         )
         self._graph = Graph.deployed()

@@ -24,8 +24,9 @@ from ray.serve.handle import DeploymentHandle
 
 from rayad import bounds
 from rayad.errors import ImageError, RayadError, reason
-from rayad.evaluation import heatmap
-from rayad.evaluation.judgement import Judgement, judge
+from rayad.heatmaps.drawing import drawn, if_healthy
+from rayad.heatmaps.images import HeatmapRequest, decoded
+from rayad.heatmaps.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Preprocessing
 from rayad.scoring.detector import Detector
@@ -124,7 +125,7 @@ class Pictures:
 
     @_refusing
     async def prepare(
-        self, data: bytes, preprocessing: Preprocessing, request: heatmap.Request, whole: bool, caller: str
+        self, data: bytes, preprocessing: Preprocessing, request: HeatmapRequest, whole: bool, caller: str
     ) -> Picture:
         """The image at the detector's working resolution.
 
@@ -140,10 +141,10 @@ class Pictures:
         return Picture(prepared, caller, took)
 
 
-def prepared_image(data: bytes, preprocessing: Preprocessing, request: heatmap.Request) -> Prepared:
+def prepared_image(data: bytes, preprocessing: Preprocessing, request: HeatmapRequest) -> Prepared:
     """An image from the bytes of its file, as a detector sees it."""
     try:
-        return preprocessing.prepare(heatmap.decoded(data, NAME, preprocessing.channels, request))
+        return preprocessing.prepare(decoded(data, NAME, preprocessing.channels, request))
     except MemoryError as error:
         raise ImageError(f"{NAME}: {reason(error)}") from error
 
@@ -193,7 +194,7 @@ class Scorer(Held):
         await self.detector(serve.get_multiplexed_model_id())
 
     @_refusing
-    async def judge(self, picture: Picture, request: heatmap.Request) -> Judged | Refused:
+    async def judge(self, picture: Picture, request: HeatmapRequest) -> Judged | Refused:
         """What the detector of this request says."""
         waiting = Asked(picture, request.step_mm)
         async with self._turns.taken(picture.caller, picture.turns(request.step_mm)):
@@ -273,10 +274,10 @@ class Drawer(Held):
         """The overlay."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
-            return await while_wanted(self._threads, heatmap.drawn, NAME, picture.prepared, judged, detector)
+            return await while_wanted(self._threads, drawn, NAME, picture.prepared, judged, detector)
 
     @_refusing
-    async def arrays(self, picture: Picture, data: bytes, request: heatmap.Request, include: Sequence[str]) -> Any:
+    async def arrays(self, picture: Picture, data: bytes, request: HeatmapRequest, include: Sequence[str]) -> Any:
         """Pixels of the image as it came, and what it would look like if it were healthy."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
@@ -284,15 +285,15 @@ class Drawer(Held):
 
     @_refusing
     async def objects(
-        self, data: bytes, judged: Judgement, card: Card, request: heatmap.Request, caller: str
+        self, data: bytes, judged: Judgement, card: Card, request: HeatmapRequest, caller: str
     ) -> dict[str, bytes]:
         """DICOM objects by kind."""
         async with self._turns.taken(caller):
             return await while_wanted(self._threads, _objects, data, judged, card, request)
 
 
-def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Request) -> dict[str, bytes]:
-    usual = heatmap.Request(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
+def _objects(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest) -> dict[str, bytes]:
+    usual = HeatmapRequest(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
     changed = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
     by = objects.Algorithm(card.name, card.sha256)
     made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, by, changed)
@@ -300,15 +301,15 @@ def _objects(data: bytes, judged: Judgement, card: Card, request: heatmap.Reques
 
 
 def _arrays(
-    detector: Detector, prepared: Prepared, data: bytes, request: heatmap.Request, include: Sequence[str]
+    detector: Detector, prepared: Prepared, data: bytes, request: HeatmapRequest, include: Sequence[str]
 ) -> dict[str, np.ndarray]:
     arrays = {}
     if "pixels" in include:
-        pixels = heatmap.decoded(data, NAME, detector.preprocessing.channels, request).pixels
+        pixels = decoded(data, NAME, detector.preprocessing.channels, request).pixels
         full, kind = (65535, np.uint16) if pixels.ndim == 2 else (255, np.uint8)
         arrays["pixels"] = np.round(pixels * full).astype(kind)
     if "counterfactual" in include:
-        healthy = heatmap.if_healthy(detector, prepared)
+        healthy = if_healthy(detector, prepared)
         arrays |= {"counterfactual": healthy.pixels, "change": healthy.change}
     return arrays
 
@@ -319,11 +320,11 @@ class _Under:
 
     picture: Any
     data: bytes
-    request: heatmap.Request
+    request: HeatmapRequest
     caller: str
 
     @property
-    def again(self) -> tuple[bytes, heatmap.Request, str]:
+    def again(self) -> tuple[bytes, HeatmapRequest, str]:
         """What it can be made of once more."""
         return self.data, self.request, self.caller
 
@@ -343,7 +344,7 @@ class Graph:
         """Let a scorer load a detector."""
         await self._for(self._scorer, card).warm.remote()
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> Scored:
+    async def score(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
         """Decode, prepare, score; callers get equal parts of the time of those that do it.
 
         Raises:
@@ -393,7 +394,7 @@ class Graph:
 
         return await steadily(once)
 
-    def _picture(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> Any:
+    def _picture(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> Any:
         return self._pictures.prepare.remote(data, card.preprocessing, request, card.whole, caller)
 
     @staticmethod

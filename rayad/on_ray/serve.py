@@ -17,9 +17,9 @@ from ray.exceptions import RayActorError, RayError
 from rayad import local
 from rayad.bounds import Bounds
 from rayad.errors import OptionError, RayadError
-from rayad.evaluation import heatmap
+from rayad.heatmaps.images import HeatmapRequest
 from rayad.on_ray import metrics
-from rayad.on_ray.batch import ASKING, TOGETHER, Batches, Places
+from rayad.on_ray.batch import TOGETHER, Batches, Places, asking
 from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, steadily, unless_refused
 from rayad.serving import api, cards
 from rayad.serving.access import Access, Guard, Limits
@@ -118,7 +118,7 @@ class Offered(Graph):
             self._places.give_back(caller, 1)
             metrics.show("served_waiting", self._places.held)
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> api.Scored:
+    async def score(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> api.Scored:
         """As the graph does, counted."""
         began, result = time.perf_counter(), "failed"
         try:
@@ -222,12 +222,12 @@ def application(service: Service, generation: int = 0) -> Any:
     r, limits = service.replicas, service.bounds
     one: dict[str, Any] = {"num_cpus": 1}
     # all that waits, batches' images too, waits in the replicas, which know whose turn it is; Serve's routers do not
-    most = {"max_ongoing_requests": r.queue + ASKING * TOGETHER}
+    most = {"max_ongoing_requests": r.queue + asking(r) * TOGETHER}
     pictures = Pictures.options(num_replicas=r.pictures, ray_actor_options=one, **most).bind(limits)
     scorer = Scorer.options(num_replicas=r.scorers, ray_actor_options=one | {"num_gpus": r.gpu}, **most).bind(limits)
     drawer = Drawer.options(num_replicas=r.drawers, ray_actor_options=one, **most).bind(limits)
     places = Places(service.state, service.read, service.write)
-    batches = Batches.options(ray_actor_options={"num_cpus": 0}).bind(places, service.limits)
+    batches = Batches.options(ray_actor_options={"num_cpus": 0}).bind(places, service.limits, asking(r))
     return Api.options(
         user_config={"detectors": service.detectors, "generation": generation},
         ray_actor_options={"num_cpus": 0},

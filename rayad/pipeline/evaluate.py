@@ -13,9 +13,9 @@ from rayad.datasets.exam import Exam, Excluded, Images, reasons
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
-from rayad.evaluation.findings import ALARM
 from rayad.evaluation.metrics import ANY, Scored
 from rayad.fingerprint import fingerprint
+from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
 from rayad.pipeline import pictures, stages
 from rayad.pipeline.score import ScoredImage, identity

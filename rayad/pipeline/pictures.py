@@ -11,9 +11,9 @@ import numpy as np
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.evaluation import figures
 from rayad.evaluation.figures import Map, View
-from rayad.evaluation.findings import ALARM, Finding, findings
-from rayad.evaluation.heatmap import if_healthy
 from rayad.evaluation.metrics import Scored, usable
+from rayad.heatmaps.drawing import if_healthy
+from rayad.heatmaps.findings import ALARM, Finding, findings
 from rayad.imaging.picture import Preprocessing
 from rayad.imaging.spacing import resample_mask
 from rayad.pipeline.score import ScoredImage

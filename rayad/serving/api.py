@@ -20,8 +20,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from rayad.errors import OptionError
-from rayad.evaluation import heatmap
-from rayad.evaluation.judgement import Judgement
+from rayad.heatmaps.images import HeatmapRequest
+from rayad.heatmaps.judgement import Judgement
 from rayad.imaging import plausibility
 from rayad.outputs import require_apart
 from rayad.serving import RESEARCH_USE, document, problems
@@ -67,7 +67,7 @@ class Backend(Protocol):
         """Held while an image of this caller is scored and its answer made; Problem where too many images wait."""
         ...
 
-    async def score(self, card: Card, data: bytes, request: heatmap.Request, caller: str) -> Scored:
+    async def score(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
         """Score the image in the bytes of a file, for a caller."""
         ...
 
@@ -241,7 +241,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         backend.check_room(caller)
         data = await _image(http, reading, limits)
         with backend.room(caller):
-            request = heatmap.Request(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
+            request = HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
             scored = await backend.score(card, data, request, caller)
             return await _answer(backend, scored, kind, data, extra, object)
 

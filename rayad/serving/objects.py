@@ -37,7 +37,7 @@ from scipy import ndimage
 from rayad.arrays import Image, Mask
 from rayad.errors import ImageError
 from rayad.evaluation import figures
-from rayad.evaluation.judgement import Judgement
+from rayad.heatmaps.judgement import Judgement
 from rayad.imaging.dicom import explained
 from rayad.serving import RESEARCH_USE
 

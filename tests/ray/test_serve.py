@@ -23,9 +23,10 @@ import requests
 from PIL import Image
 from served import ME, OTHER, PATIENTS, TOKEN, Served, dicom, made, png, serving
 
-from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
-from rayad.evaluation.judgement import judge
+from rayad.heatmaps.images import HeatmapRequest, decoded
+from rayad.heatmaps.judgement import judge
 from rayad.imaging.picture import step_px
+from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
@@ -45,7 +46,7 @@ def images() -> list[bytes]:
 
 def judged(detector: Detector, data: bytes, step_mm: float = 3.2) -> Any:
     """What the library says."""
-    prepared = detector.preprocessing.prepare(decoded(data, "x", 1, Request(0.8, "MLO")))
+    prepared = detector.preprocessing.prepare(decoded(data, "x", 1, HeatmapRequest(0.8, "MLO")))
     return judge(prepared, detector.heatmap(prepared, step_px(detector.preprocessing, step_mm)), detector.calibration)
 
 
@@ -192,7 +193,7 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
     assert "broken.png" in batch["failures"][0]["image"]
     assert {key: batch["asked"][key] for key in ("prefix", "spacing_mm", "view")}.items() <= wanted.items()
     detector, out = bundle.load(str(served.folder / "spn-1")), served.folder / "out/batch"
-    list(write_heatmaps(Here(), detector, [str(source)], Request(0.8, "MLO"), str(tmp_path / "maps")))
+    list(write_heatmaps(Here(), detector, [str(source)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "maps")))
     for number in range(4):
         with (
             np.load(tmp_path / f"maps/{number}.npz") as one,
@@ -315,11 +316,11 @@ def test_a_detector_that_cannot_be_read_replaces_nothing(served, images):
 BROKEN = """
 from served import PATIENTS, made, png
 
-from rayad.evaluation.heatmap import Request
+from rayad.heatmaps.images import HeatmapRequest
 from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
 from rayad.scoring.detector import Detector
 
-detector, asked, really = made(0), Request(0.8, "MLO"), Detector.heatmaps
+detector, asked, really = made(0), HeatmapRequest(0.8, "MLO"), Detector.heatmaps
 files = [png(PATIENTS, exam) for exam in PATIENTS.exams()[:2]]
 broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), "jane", 0.0) for file in files)
 (alone,) = judged_together(detector, [Asked(whole, asked.step_mm)])
@@ -342,11 +343,11 @@ import time
 
 from served import PATIENTS, made, png
 
-from rayad.evaluation.heatmap import Request
+from rayad.heatmaps.images import HeatmapRequest
 from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
 
 detector = made(1, "reconstruction")
-data, asked = png(PATIENTS, PATIENTS.exams()[0]), Request(0.8, "MLO")
+data, asked = png(PATIENTS, PATIENTS.exams()[0]), HeatmapRequest(0.8, "MLO")
 picture = Picture(prepared_image(data, detector.preprocessing, asked), "jane", 0.0)
 
 def seconds(image):

@@ -8,12 +8,12 @@ from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from rayad.evaluation import metrics, significance, table, verdicts
-from rayad.evaluation.findings import findings
 from rayad.evaluation.metrics import Scored, Undefined
 from rayad.evaluation.ranks import ranks
 from rayad.evaluation.seeds import spread
 from rayad.evaluation.streaming import count, edges_of
 from rayad.evaluation.svg import forest, ranking
+from rayad.heatmaps.findings import findings
 from rayad.scoring.calibrate import calibrate
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from served import PATIENTS, made, png
 
 from rayad.errors import ImageError
-from rayad.evaluation import heatmap
-from rayad.evaluation.heatmap import Request, decoded, write_heatmaps
+from rayad.heatmaps.images import HeatmapRequest, decoded
+from rayad.pipeline import heatmap
+from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring import bundle
 
@@ -26,7 +27,7 @@ def test_one_by_one_they_are_refused_by_name_and_in_time(files):
     for kind, data in files.items():
         began = time.monotonic()
         with pytest.raises(ImageError):
-            preprocessing.prepare(decoded(data, "image", 1, Request(0.8)))
+            preprocessing.prepare(decoded(data, "image", 1, HeatmapRequest(0.8)))
         assert time.monotonic() < began + 60, kind
 
 
@@ -36,7 +37,7 @@ def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
     exams = list(PATIENTS.exams())[:2]
     for name, exam in zip(("00-first", "99-last"), exams, strict=True):
         (tmp_path / f"{name}.png").write_bytes(png(PATIENTS, exam))
-    rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
+    rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "out")))
     assert [row["name"] for row in rows if "reason" not in row] == ["00-first", "99-last"]
     assert len(rows) == len(files) + 2
 
@@ -52,7 +53,7 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
 
     opened = heatmap.opened
     monkeypatch.setattr(heatmap, "opened", broken)
-    rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], Request(0.8, "MLO"), str(tmp_path / "out")))
+    rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "out")))
     assert [row.get("reason") for row in rows] == [None, "it failed: ZeroDivisionError: division", None]
 
 

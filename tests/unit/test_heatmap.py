@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -13,10 +15,12 @@ from PIL import Image
 from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
-from rayad.errors import ImageError, OptionError
-from rayad.evaluation import heatmap
-from rayad.evaluation.heatmap import Request, Written, found_in, named, write_heatmaps
+from rayad.errors import DatasetError, ImageError, OptionError
+from rayad.heatmaps.drawing import Written
+from rayad.heatmaps.images import HeatmapRequest, found_in, named
 from rayad.imaging.mammogram import Preprocessing
+from rayad.pipeline import heatmap
+from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, Part
@@ -40,7 +44,9 @@ def written(detector: Detector, folder) -> dict[str, np.ndarray]:
     data = phantom.Dataset(patients=1, height=256, width=192, spacing_mm=0.8)
     pixels = (data.pixels(data.exams()[0]) * 65535).astype(np.uint16)
     Image.fromarray(pixels).save(folder / "one.png")
-    rows = list(write_heatmaps(Here(), detector, [str(folder / "one.png")], Request(0.8, "MLO"), str(folder / "maps")))
+    rows = list(
+        write_heatmaps(Here(), detector, [str(folder / "one.png")], HeatmapRequest(0.8, "MLO"), str(folder / "maps"))
+    )
     assert rows[0]["name"] == "one"
     assert (folder / "maps/one.png").read_bytes().startswith(b"\x89PNG")
     with np.load(folder / "maps/one.npz") as arrays:
@@ -66,7 +72,7 @@ def test_no_images_are_said_to_be_none(detector, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=f"no image in {images[0] if images else 'an empty list'}; rayad reads .png"):
-        next(write_heatmaps(Here(), detector, images, Request(0.8), "out"))
+        next(write_heatmaps(Here(), detector, images, HeatmapRequest(0.8), "out"))
 
 
 def test_names_are_those_of_files_and_of_folders_where_two_have_the_same():
@@ -113,15 +119,51 @@ def images(tmp_path) -> Path:
 def scored(monkeypatch) -> list[str]:
     """Names of the images that are scored from now on."""
     names, write = [], heatmap.write_heatmap
-    monkeypatch.setattr(heatmap, "write_heatmap", lambda *of: names.append(of[-1]) or write(*of))
+    monkeypatch.setattr(heatmap, "write_heatmap", lambda *of: names.append(of[-1].name) or write(*of))
     return names
 
 
-MLO, QUICK = Request(0.8, "MLO"), Written(counterfactual=False)
+MLO, QUICK = HeatmapRequest(0.8, "MLO"), Written(counterfactual=False)
 
 
 def again(detector, images, request=MLO, written=QUICK) -> list[dict]:
     return list(write_heatmaps(Here(), detector, [str(images)], request, str(images.parent / "out"), written))
+
+
+def test_a_table_says_of_each_image_its_spacing_and_view(detector, images, tmp_path):
+    names = sorted(file.name for file in images.glob("*.png") if file.name != "z.png")
+    lines = ["URL;Spacing_mm;View;note", f"in/{names[0]};0,8;MLO;", f"{images}/{names[1]};;CC;", "in/z.png;;;"]
+    (tmp_path / "new.csv").write_text("\n".join(lines))
+    plain = again(detector, images, HeatmapRequest(0.8, "MLO"))
+    request = HeatmapRequest(spacing_mm=0.8, view="CC")
+    rows = list(write_heatmaps(Here(), detector, [str(tmp_path / "new.csv")], request, str(tmp_path / "maps"), QUICK))
+    assert [Path(row["image"]).name for row in rows] == [*names, "z.png"]
+    assert rows[0] == plain[0] | {"image": rows[0]["image"]}
+    assert rows[2]["reason"].endswith("not an image") or "reason" in rows[2]
+    columns = {"url": [f"{images}/{names[0]}"], "spacing_mm": [0.8], "view": ["MLO"]}
+    pq.write_table(pa.table(columns), tmp_path / "new.parquet")
+    table = [str(tmp_path / "new.parquet")]
+    (row,) = write_heatmaps(Here(), detector, table, HeatmapRequest(), str(tmp_path / "more"), QUICK)
+    assert row["score"] == plain[0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,view\na.png,CC", r"columns file, view, separated by ','; wanted url and any of spacing_mm, view"),
+        (
+            "url,spacing_mm\na.png,far",
+            "row 1: spacing_mm is a number of mm a pixel, from .* or empty; not 'far'",
+        ),
+        ("url,view\na.png,up", "row 1: .*'up'"),
+        ("url,view\na.png", "row 1 needs a url and 2 cells"),
+    ],
+)
+def test_a_table_that_cannot_be_understood_is_one_sentence(detector, tmp_path, text, said):
+    (tmp_path / "new.csv").write_text(text)
+    with pytest.raises(DatasetError, match=f"new.csv: {said}"):
+        next(write_heatmaps(Here(), detector, [str(tmp_path / "new.csv")], MLO, str(tmp_path / "maps")))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, images, monkeypatch):
@@ -142,7 +184,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, image
 @pytest.mark.parametrize(
     "change",
     [
-        {"request": Request(0.8, "CC")},
+        {"request": HeatmapRequest(0.8, "CC")},
         {"written": Written(picture=False, counterfactual=False)},
         {"detector": "another"},
     ],
@@ -194,7 +236,7 @@ def test_p_values_are_for_the_places_of_the_calibration(detector, images):
     assert known.step() == known.step(3.2) == known.step(3.3) == 4
     assert replace(known, calibration=None).step(1.6) == detector.step(1.6) == 2
     with pytest.raises(OptionError, match=r"places 3.2 mm apart, its p-values are not for places 1.6 mm"):
-        again(known, images, request=Request(0.8, "MLO", 1.6))
+        again(known, images, request=HeatmapRequest(0.8, "MLO", 1.6))
     assert not (images.parent / "out").exists()
 
 

@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from rayad.errors import ImageError
-from rayad.evaluation.judgement import Judgement, judge
+from rayad.heatmaps.judgement import Judgement, judge
 from rayad.imaging import dicom
 from rayad.imaging.picture import Prepared, Source
 from rayad.imaging.spacing import resample

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from rayad.arrays import Grid, GridMask
 from rayad.evaluation import RESEARCH_USE
-from rayad.evaluation.findings import ALARM, Finding, findings
+from rayad.heatmaps.findings import ALARM, Finding, findings
 from rayad.imaging.picture import Prepared
 from rayad.imaging.plausibility import Doubt
 from rayad.scoring.calibrate import Calibration, image_score

@@ -1,0 +1,165 @@
+"""Images in, heatmaps out: NAME.npz with scores and p-values, NAME.png with the overlay.
+
+A detector by likelihood that can draw also shows what the image would look like if it were healthy.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rayad import bounded, bounds, storage
+from rayad.errors import FormatError, OptionError, reason
+from rayad.fingerprint import fingerprint
+from rayad.heatmaps.drawing import EVERYTHING, Written, arrays_and_picture
+from rayad.heatmaps.images import Asked, HeatmapRequest, asked_of, opened
+from rayad.heatmaps.judgement import judge
+from rayad.pool import Pool
+from rayad.scoring.detector import Detector
+from rayad.terminal import say
+
+Row = dict[str, Any]
+"""What came of an image."""
+EVERY_S = 2.0
+"""How often rows are written down."""
+
+
+def write_heatmaps(
+    pool: Pool,
+    detector: Detector,
+    images: Sequence[str],
+    request: HeatmapRequest,
+    url: str,
+    written: Written = EVERYTHING,
+) -> Iterator[Row]:
+    """Score images and write what each gives; a file that fails is a row with its reason.
+
+    What is done stands in `heatmaps.jsonl`, a row an image, and is not done again for the same file, detector and
+    request; what failed is tried again.
+
+    Args:
+        images: files, folders of which every image is taken, or tables with a row an image (see `asked_of`).
+
+    Yields:
+        A row an image as it is through: its file, name, score and p-value, or the reason why there are none.
+
+    Raises:
+        DatasetError: a table that cannot be understood.
+        OptionError: no spacing, a detector that is not calibrated, or a name that another image's heatmap has there.
+        StorageError: the target cannot be written, or an image folder cannot be read.
+    """
+    if not request.spacing_mm >= 0:
+        raise OptionError(f"the images' spacing must be a positive number of mm a pixel, not {request.spacing_mm}")
+    if detector.calibration is None:
+        raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
+    detector.step(request.step_mm)
+    asked, left_out = asked_of(images, request)
+    if left_out:
+        number = len(left_out) + len(asked)
+        say(f"left out: {len(left_out)} of {number} files, which are no images, such as {left_out[0]}", sys.stderr)
+    versions = storage.versions(image.file for image in asked)
+    facts = [detector.name, detector.score, detector.aggregation, detector.provenance]
+    alike = {said: fingerprint([*facts, said, written]) for said in {image.request for image in asked}}
+    made_of = {image.file: fingerprint([alike[image.request], versions[image.file]]) for image in asked}
+    with Rows(url) as rows:
+        rows.require_free([(image.file, image.name) for image in asked])
+        endings = [".npz", *([".png"] if written.picture else [])]
+        done = [row for image in asked if (row := rows.done(image.file, image.name, made_of[image.file], endings))]
+        yield from done
+        ready = {row["image"] for row in done}
+        lacking = [image for image in asked if image.file not in ready]
+        through = pool.map(Writer, lacking, "heatmaps", (detector, url, written, pool.device), failed)
+        for image, row in zip(lacking, through, strict=True):
+            rows.add(row | {"made_of": made_of[image.file]})
+            yield row
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the heatmaps of images by a detector that it keeps."""
+
+    detector: Detector
+    url: str
+    written: Written
+    device: str = "cpu"
+
+    def __call__(self, image: Asked) -> Row:
+        return write_heatmap(self.detector.on(self.device), self.url, self.written, image)
+
+
+def write_heatmap(detector: Detector, url: str, written: Written, image: Asked) -> Row:
+    """Score one image and write what it gives; its row. StorageError where that cannot be written."""
+    assert detector.calibration is not None  # whoever calls saw to it
+    where, request = storage.join(url, image.name), image.request
+    try:
+        prepared = detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, request))
+        with bounds.within(bounds.current().score_seconds, "score_seconds"):
+            heatmap = detector.heatmap(prepared, detector.step(request.step_mm))
+            judged = judge(prepared, heatmap, detector.calibration)
+        arrays, png = arrays_and_picture(image.name, prepared, judged, detector, written)
+    except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
+        return failed(reason(error), image)
+    storage.write_bytes(f"{where}.npz", judged.npz(**arrays))
+    if png:
+        storage.write_bytes(f"{where}.png", png)
+    p = {"p": judged.p, "p_floor": judged.p_floor, "calibration_patients": judged.patients}
+    doubts = {"doubts": [asdict(doubt) for doubt in judged.doubts]} if judged.doubts else {}
+    return {"image": image.file, "name": image.name, "score": judged.score, **p, **doubts}
+
+
+def failed(why: str, image: Asked) -> Row:
+    """The row of an image without a heatmap."""
+    return {"image": image.file, "reason": why}
+
+
+class Rows:
+    """The rows of a folder of heatmaps, in `heatmaps.jsonl`, each written when it is known."""
+
+    def __init__(self, url: str) -> None:
+        """Read those that are there; one that was cut short by a crash counts as none."""
+        self._url, self._where = url, storage.join(url, "heatmaps.jsonl")
+        self._rows: dict[str, Row] = {}
+        self._kept = self._written = time.monotonic()
+        if storage.exists(self._where):
+            for line in storage.read_bytes(self._where).splitlines():
+                with suppress(FormatError, KeyError, TypeError):
+                    row = bounded.parse_json(line, self._where)
+                    self._rows[row["image"]] = row
+        self._new = False
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self._keep()
+
+    def require_free(self, files: Sequence[tuple[str, str]]) -> None:
+        """OptionError where a name is that of another image's heatmap."""
+        names, requested = {row["name"]: file for file, row in self._rows.items() if "name" in row}, dict(files)
+        for file, name in files:
+            if names.get(name, file) != file and names[name] not in requested:
+                raise OptionError(f"{self._url}: {name} is the heatmap of {names[name]} there; name another folder")
+
+    def done(self, file: str, name: str, made_of: str, endings: Sequence[str]) -> Row | None:
+        """The row of an image that has its files, made of the same."""
+        row = self._rows.get(file, {})
+        same = row.get("name") == name and row.get("made_of") == made_of
+        if not same or not all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings):
+            return None
+        return {key: value for key, value in row.items() if key != "made_of"}
+
+    def add(self, row: Row) -> None:
+        """Write down what came of an image, soon: long lists take a twentieth of the time."""
+        self._rows[row["image"]], self._new = row, True
+        if time.monotonic() > self._kept + max(EVERY_S, 20 * (self._kept - self._written)):
+            self._keep()
+
+    def _keep(self) -> None:
+        if self._new:
+            self._written = time.monotonic()
+            lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows.values())
+            storage.write_bytes(self._where, "".join(lines).encode(errors="backslashreplace"))
+            self._kept, self._new = time.monotonic(), False
