@@ -156,6 +156,8 @@ def parsed(name: str, field: str, kind: Any, text: str) -> Any:
         if isinstance(number, float) and not math.isfinite(number):
             raise OptionError(f"{name}: {field} is a finite number, not {text!r}")
         return number
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        raise OptionError(f"{name}: {field} is {_called(kind)}, not {text!r}")
     if kind == tuple[int, ...]:
         try:
             return tuple(int(part) for part in text.split(",") if part)

@@ -173,6 +173,20 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class List:
+    """What rayad has: models, densities, datasets, preprocessings, scores and recipes, with their settings."""
+
+    kind: tyro.conf.Positional[str] = ""
+    """One of these, whose every setting is explained; empty: all of them, a line each."""
+
+    def __call__(self) -> None:
+        from rayad.listing import listed
+
+        for line in listed(self.kind):
+            say(line)
+
+
+@dataclass(frozen=True)
 class IngestCommand:
     """Images to a patch corpus of the healthy patients that one learns from."""
 
@@ -330,6 +344,7 @@ class FitDensity:
         density = Density(self.settings, self.density, self.context, self.smooth, self.classes)
         detector = storage.absolute(self.detector)
         trained = bundle.load(detector)
+        stages.density_config(density, stages.model_of(trained))  # what is wrong with it is said before Ray starts
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with claimed(out, "a detector", [detector, corpus.url]), connected(self.address, self.workers) as pool:
@@ -398,12 +413,11 @@ class Sweep:
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         trained = bundle.load(storage.absolute(self.detector))
-        if trained.model is None:
-            raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
+        model = stages.model_of(trained)
         density = Density(self.settings, self.density, classes=self.classes)
-        fit = Fit(self.density, stages.density_config(density, trained.model), self.em, classes=self.classes)
+        fit = Fit(self.density, stages.density_config(density, model), self.em, classes=self.classes)
         latents = stages.latents_of(trained, corpus, out)
-        task, data = trial.of_density(pool, trained.model, fit, self.space, corpus.url, latents)
+        task, data = trial.of_density(pool, model, fit, self.space, corpus.url, latents)
         summary = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
@@ -811,6 +825,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "run": Run,
     "benchmark": Benchmark,
+    "list": List,
     "inspect": Inspect,
     "ingest": IngestCommand,
     "train": Train,

@@ -87,8 +87,7 @@ class Objective:
     """A value a sample. All its randomness comes from `draw`: nothing else is equal on every worker."""
     parameters: list[nn.Parameter]
     learning_rate: float
-    optimizer: str = "adam"
-    """Or "sgd", "rmsprop"."""
+    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     """Of Adam."""
     repeats: int = 1

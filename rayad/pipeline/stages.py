@@ -31,7 +31,7 @@ from rayad.pool import Pool
 from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
-from rayad.scoring.combine import Aggregation
+from rayad.scoring.combine import RULES, Aggregation
 from rayad.scoring.detector import Detector, Part, scores_of
 from rayad.terminal import say
 
@@ -88,9 +88,8 @@ def fit_detector(
     Args:
         latents_url: folder for the latents, which further densities of the same model use again; "": none keeps them.
     """
-    if trained.model is None:
-        raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
-    config = density_config(density, trained.model)
+    model = model_of(trained)
+    config = density_config(density, model)
     settings = [density.name, config, density.context, density.smooth, density.classes, em]
     request = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings])
     done = _finished(url, request)
@@ -99,7 +98,7 @@ def fit_detector(
     began = time.perf_counter()
     latents = latents_of(trained, corpus, latents_url or url)
     fit = Fit(density.name, config, em, density.context, density.smooth, density.classes)
-    part, history = fit_density(pool, corpus.url, trained.model, fit, latents)
+    part, history = fit_density(pool, corpus.url, model, fit, latents)
     for warning in history.get("warnings", ()):
         say(f"rayad: {name}: {warning}", sys.stderr)
     minutes = trained.provenance.get("train_minutes", 0.0) + _minutes(began)
@@ -120,6 +119,13 @@ def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
     """The folder below a URL for the latents that a trained detector's model has of a corpus."""
     made_of = fingerprint([trained.origin("made_of"), corpus.manifest["content"]])
     return storage.join(url, f"latents-{made_of}")
+
+
+def model_of(trained: Detector) -> Part:
+    """A detector's model; OptionError where it has none."""
+    if trained.model is None:
+        raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
+    return trained.model
 
 
 def density_config(density: Density, model: Part) -> Any:
@@ -145,6 +151,8 @@ def combined(
     How rare a member's score is, is learned from the validation patients: the calibration patients serve nothing but
     the p-values of what comes out.
     """
+    if rule not in RULES:
+        raise OptionError(f"no rule {rule!r}; detectors are combined by {', '.join(RULES)}")
     standard: list[Detector] = []
     for _, group in groupby(members, key=lambda d: d.preprocessing):
         bare = [replace(d, calibration=None) for d in group]

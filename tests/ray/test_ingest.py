@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from ray import cloudpickle
+from ray.data import DataIterator
 
 from rayad import storage
 from rayad.datasets import phantom
@@ -80,11 +82,12 @@ def test_anybody_reads_the_patches_of_a_corpus_with_their_index(corpus):
 
 def test_a_model_outside_of_rayad_learns_from_shares_of_the_training_patches(corpus):
     number = sum(count for _, count in corpus.shards("train"))
-    shares = read_corpus(corpus.url, "train", columns=("skin_mm",)).streaming_split(2, equal=False)
-    seen, shapes = 0, set()
-    for share in shares:
-        for batch in share.iter_torch_batches(batch_size=16):
-            seen += len(batch["patch"])
-            shapes.add(tuple(batch["patch"].shape[1:]))
-    assert seen == number
-    assert shapes == {(64, 64)}
+    shares = read_corpus(corpus.url, "train").select_columns(["patch", "skin_mm"]).streaming_split(2, equal=False)
+
+    def learned(share: DataIterator) -> list[tuple[int, ...]]:
+        return [tuple(batch["patch"].shape) for batch in share.iter_torch_batches(batch_size=16)]
+
+    with ThreadPoolExecutor(2) as workers:  # a share waits for the others to begin
+        shapes = [shape for of_share in workers.map(learned, shares) for shape in of_share]
+    assert sum(shape[0] for shape in shapes) == number
+    assert {shape[1:] for shape in shapes} == {(64, 64)}
