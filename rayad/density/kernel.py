@@ -14,27 +14,39 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves, Moments
+from rayad.density.sums import SumLayer
 from rayad.tensors import Latents, Scores
-
-if TYPE_CHECKING:
-    from rayad.density.spn import SPN, Sums
 
 T = TypeVar("T")
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-Wno-psabi")
 ROWS_A_THREAD = 256
 """At least, or a second thread costs more than it brings."""
+
+
+@runtime_checkable
+class Circuit(Protocol):
+    """What the kernel needs to know of a circuit (rayad/density/spn.py)."""
+
+    leaves: Any
+    config: Any
+
+    @property
+    def mixing(self) -> Tensor: ...
+
+    def layers(self) -> Iterable[SumLayer]: ...
 
 
 class _Circuit(ctypes.Structure):
@@ -95,20 +107,20 @@ def _built(compiler: str) -> Path:
     return target
 
 
-_switch = {"on": os.environ.get("RAYAD_KERNEL") != "off"}
+_on: ContextVar[bool] = ContextVar("kernel", default=os.environ.get("RAYAD_KERNEL") != "off")
 
 
 @contextmanager
 def switched(on: bool) -> Iterator[None]:
-    """Let torch do the work, or the kernel where it can, in this process and block."""
-    before, _switch["on"] = _switch["on"], on
+    """Let torch do the work, or the kernel where it can, in this block."""
+    before = _on.set(on)
     try:
         yield
     finally:
-        _switch["on"] = before
+        _on.reset(before)
 
 
-def packed(circuit: "SPN", learns: bool = False) -> "Packed | None":
+def packed(circuit: Circuit, learns: bool = False) -> "Packed | None":
     """The circuit as the kernel takes it, or None where torch has to do the work.
 
     Args:
@@ -118,7 +130,7 @@ def packed(circuit: "SPN", learns: bool = False) -> "Packed | None":
         return None
     parameters = [circuit.leaves.mean, circuit.leaves.variance, circuit.mixing, *(y.weights for y in circuit.layers())]
     fits = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
-    compiled = library() if fits and _switch["on"] else None
+    compiled = library() if fits and _on.get() else None
     if compiled is None:
         return None
     if any(p.is_inference() for p in parameters):  # torch does not count their changes
@@ -131,13 +143,13 @@ def packed(circuit: "SPN", learns: bool = False) -> "Packed | None":
     return _packed[circuit][1]
 
 
-_packed: WeakKeyDictionary["SPN", tuple[tuple, "Packed"]] = WeakKeyDictionary()
+_packed: WeakKeyDictionary[Circuit, tuple[tuple, "Packed"]] = WeakKeyDictionary()
 """Circuit -> the state of its parameters, and the same in the kernel's order."""
 
 
 def update(leaves: Any, moments: Any, step: float, prior: Any, inertia: float) -> bool:
     """The M-step of Gaussian leaves in one pass, as `GaussianLeaves.update`; False where torch has to do it."""
-    compiled = library() if isinstance(leaves, GaussianLeaves) and _switch["on"] else None
+    compiled = library() if isinstance(leaves, GaussianLeaves) and _on.get() else None
     if compiled is None or leaves.mean.dtype != torch.float32 or leaves.mean.device.type != "cpu":
         return False
     seen = [t.to(torch.float64).contiguous() for t in moments.tensors()]
@@ -152,7 +164,7 @@ def update(leaves: Any, moments: Any, step: float, prior: Any, inertia: float) -
 class Packed:
     """A circuit's parameters in the kernel's order: of its state, and to be made anew for the next."""
 
-    def __init__(self, circuit: "SPN", compiled: ctypes.CDLL, learns: bool) -> None:
+    def __init__(self, circuit: Circuit, compiled: ctypes.CDLL, learns: bool) -> None:
         self.compiled, self.learns = compiled, learns
         leaves, config = circuit.leaves, circuit.config
         assert isinstance(leaves, GaussianLeaves)  # packed() saw to it
@@ -182,10 +194,8 @@ class Packed:
         self._shared(x, lambda first, part: self._run(self.compiled.log_prob, part, out[first:].data_ptr()))
         return out
 
-    def statistics(self, x: Latents) -> "Sums":
-        """The sums of the passes over standardized rows."""
-        from rayad.density.spn import Sums
-
+    def statistics(self, x: Latents) -> tuple[Tensor, Tensor, Moments, list[Tensor]]:
+        """The sums of the passes over standardized rows, as `spn.Sums` has them."""
         parts = self._shared(x, lambda first, part: self._sums(part))
         lp, roots, mass, raw, *visits = (functools.reduce(torch.add, same) for same in zip(*parts, strict=True))
         moments = Moments(*(torch.empty_like(self.leaves.mean, dtype=torch.float64) for _ in range(3)))
@@ -196,7 +206,7 @@ class Packed:
             v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
             for v, shape in zip(visits, self.shapes, strict=True)
         ]
-        return Sums(lp, roots.to(x), moments, visits)
+        return lp, roots.to(x), moments, visits
 
     def _sums(self, x: Latents) -> list[Tensor]:
         """Log likelihood, visits of roots, mass and raw moments of leaves, visits of weights: all in its order."""

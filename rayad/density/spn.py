@@ -261,7 +261,7 @@ class SPN(nn.Module):
         """Those of standardized rows, all at once."""
         missing = bool(x.isnan().any())
         packed = None if missing or labels is not None else kernel.packed(self, learns=True)
-        sums = packed.statistics(x) if packed else self._sums(x, labels, missing)
+        sums = Sums(*packed.statistics(x)) if packed else self._sums(x, labels, missing)
         return Statistics(
             x.new_full((), len(x), dtype=torch.float64),
             sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
