@@ -1,0 +1,67 @@
+"""The pictures of a heatmap: the overlay, and what the image would look like if it were healthy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rayad import bounds
+from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
+from rayad.heatmaps.judgement import Judgement
+from rayad.imaging.picture import Prepared
+from rayad.scoring import counterfactual
+from rayad.scoring.detector import Detector
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written of an image beside its scores and p-values."""
+
+    picture: bool = True
+    """NAME.png, the overlay."""
+    counterfactual: bool = True
+    """What the image would look like if it were healthy, where the detector can say it: much of the time."""
+
+
+EVERYTHING = Written()
+"""All that there is of an image."""
+
+
+def arrays_and_picture(
+    name: str, prepared: Prepared, judged: Judgement, detector: Detector, written: Written
+) -> tuple[dict[str, np.ndarray], bytes]:
+    """Arrays of the healthy version and the picture, as far as they are wanted."""
+    if written.counterfactual and not counterfactual.lacking(detector):
+        healthy = if_healthy(detector, prepared)
+        arrays = {"counterfactual": healthy.pixels, "change": healthy.change}
+        return arrays, explained(*pictured(name, prepared, judged), healthy) if written.picture else b""
+    return {}, overlay(*pictured(name, prepared, judged)) if written.picture else b""
+
+
+def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector) -> bytes:
+    """The overlay as PNG; where the detector can, with the healthy version of the image."""
+    return arrays_and_picture(name, prepared, judged, detector, EVERYTHING)[1]
+
+
+def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
+    """The healthy counterfactual as figures take it.
+
+    Raises:
+        OptionError: the detector is lacking a decoder or a density.
+    """
+    with bounds.within(bounds.current().score_seconds, "score_seconds"):
+        healthy = counterfactual.image(detector, prepared)
+    return Healthy(healthy.pixels, healthy.change, detector.preprocessing.intensity)
+
+
+def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, Map]:
+    """The image and the map as figures take them."""
+    nothing = np.zeros(prepared.stored.shape, bool)
+    shown = prepared.stored if prepared.pixels.ndim == 2 else prepared.pixels
+    scale = np.array(prepared.stored.shape) / np.array(judged.shape)
+    rows, columns = (
+        (places + 0.5) * factor - 0.5 for places, factor in zip((judged.rows, judged.cols), scale, strict=True)
+    )
+    view = View(
+        name, shown, prepared.spacing_mm, rows.round().astype(np.int64), columns.round().astype(np.int64), nothing
+    )
+    return view, Map(judged.healthy_quantile, judged.mask)
