@@ -25,18 +25,18 @@ class Bounds:
     """What one image may take; above it the image is refused, before the work begins where that can be known."""
 
     file_mb: Count = 200
-    """Of its file, 10^6 bytes."""
+    """Size of an image's file, 10^6 bytes."""
     pixels: Count = 40_000_000
-    """Of the image as it is stored, and again at the resolution at which it is scored; the largest mammograms of real
-    archives have 29,000,000."""
+    """Pixels of an image as it is stored, and again at the resolution at which it is scored; the largest mammograms of
+    real archives have 29,000,000."""
     places: Count = 50_000
-    """That are scored; 3.2 mm apart the largest mammogram has 7,000."""
+    """Places of an image that are scored; 3.2 mm apart the largest mammogram has 7,000."""
     memory_mb: Count = 1_500
-    """That decoding may take besides, 10^6 bytes."""
+    """Memory that decoding may take besides, 10^6 bytes."""
     decode_seconds: Seconds = 60.0
-    """That decoding may take."""
+    """Seconds that decoding an image may take."""
     score_seconds: Seconds = 600.0
-    """That scoring may take."""
+    """Seconds that scoring an image may take."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -116,9 +116,9 @@ class Schedule:
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """bfloat16: automatic mixed precision; parameters, gradients and losses stay float32."""
     seed: Seed = 0
-    """Of the order of patches and of the noise."""
+    """Random seed of the order of patches and of the noise."""
     threads: Annotated[int, Within(1, 1024)] = 1
-    """Of one worker; other numbers of threads round sums differently."""
+    """Threads of one worker; other numbers of threads round sums differently."""
     accumulate: Count = 1
     """Parts of a worker's share of a batch that go through the model one after the other: less memory, the same step
     but for rounding. A model that normalizes by its batch (fanogan) sees smaller ones."""

@@ -37,7 +37,7 @@ class Workers:
     max_failures: Amount = 3
     """Times that lost workers are replaced before the run ends; it goes on from its checkpoint."""
     wait_minutes: Minutes = 0.0
-    """How long to wait for an autoscaling cluster to bring what is asked for; 0: it must be there."""
+    """Minutes to wait for an autoscaling cluster to bring what is asked for; 0: it must be there."""
 
     def __post_init__(self) -> None:
         if self.number < 1 or not 0 <= self.least <= self.number:

@@ -26,7 +26,7 @@ class Dataset:
     """A data set of MedMNIST (28 to 224 px, grey or colours): the file or URL of its npz."""
 
     source: str = ""
-    """The file."""
+    """The set's npz file or its URL."""
     healthy: Annotated[tuple[int, ...], Within(0, 1_000_000)] = (0,)
     """Labels of healthy images; all others hold a finding without a place."""
     labelled: Annotated[tuple[int, ...], Within(0, 1_000_000)] = ()

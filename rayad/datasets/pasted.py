@@ -29,10 +29,11 @@ class Dataset:
     source: str = ""
     """Folder or URL of that data set."""
     dataset: str = "mias"
-    """Its name."""
+    """Name of the data set whose healthy images are taken."""
     gain: Annotated[float, Within(0, 1000)] = 1.5
-    """What the phantom's contrast, in attenuation, is multiplied by, in full scales of these images."""
+    """Factor from the phantom's contrast, in attenuation, to full scales of these images."""
     seed: Seed = 0
+    """Random seed of the lesions and their places."""
 
     def exams(self) -> list[Exam]:
         """Three exams an image, all anomalous; DatasetError where no patient is in the validation split."""

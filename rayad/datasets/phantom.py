@@ -56,12 +56,17 @@ class Dataset:
     source: str = ""
     """Not used: there are no files."""
     patients: Count = 60
+    """Number of patients, each with an image of either breast."""
     seed: Seed = 0
+    """Random seed of everything that is drawn."""
     diseased: Share = 0.4
     """Share of the patients who have a lesion in one breast."""
     height: Annotated[int, Within(64, 10_000)] = 512
+    """Height of an image, px."""
     width: Annotated[int, Within(64, 10_000)] = 384
+    """Width of an image, px."""
     spacing_mm: Spacing = 0.4
+    """Pixel spacing of the images, mm."""
     pectoral: bool = True
     """Show the pectoral muscle in the upper corner."""
 

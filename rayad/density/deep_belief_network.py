@@ -31,11 +31,13 @@ class Config:
     epochs: Count = 30
     """Passes over the training latents a machine."""
     batch: Count = 64
+    """Latents a step of learning."""
     learning_rate: Rate = 0.01
+    """Step size of contrastive divergence."""
     steps: Count = 1
     """k of contrastive divergence."""
     decay: Weight = 1e-4
-    """Of the weights."""
+    """Weight decay of each step."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(*self.hidden, self.epochs, self.batch, self.steps) < 1:

@@ -78,7 +78,7 @@ class EM:
     patience: Count = 8
     """Epochs without a higher validation likelihood after which learning ends."""
     seed: Seed = 0
-    """Of the start and of the order of rows."""
+    """Random seed of the start and of the order of rows."""
     revive: Share = 0.0
     """Share of the mean visits in an epoch below which an input distribution is dead and starts anew; 0: none is."""
 

@@ -25,6 +25,7 @@ class Config:
     """Size of the forest."""
 
     trees: Size = 200
+    """Number of trees in the forest."""
     samples: Count = 256
     """Training latents that a tree is grown from."""
 

@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from rayad.cache import cache
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves, Moments
 from rayad.density.sums import SumLayer
 from rayad.tensors import Latents, Scores
@@ -82,13 +83,6 @@ def library() -> ctypes.CDLL | None:
     compiled.leaf_moments.argtypes = [*[address] * 4, *[size] * 4, *[address] * 3]
     compiled.leaf_update.argtypes = [*[address] * 5, size, *[number] * 5]
     return compiled
-
-
-def cache() -> Path:
-    """The user's folder for what can be made again; it is made if need be. OSError where it cannot be."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayad"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
 
 
 def _built(compiler: str) -> Path:

@@ -21,6 +21,7 @@ class Config:
     """How local it is."""
 
     neighbours: Count = 20
+    """Number of neighbours that a latent is compared with."""
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:

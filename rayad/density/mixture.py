@@ -19,7 +19,7 @@ class Config:
     components: Size = 100
     """k: Gaussians of the mixture."""
     min_variance: Share = 1e-3
-    """Of a component, relative to its variable's variance in training."""
+    """Smallest variance of a component, relative to its variable's variance in training."""
     weight_prior: Weight = 1.0
     """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
     leaf_prior: Weight = 0.0

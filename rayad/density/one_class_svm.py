@@ -25,7 +25,7 @@ class Config:
     nu: Share = 0.1
     """Share of training that may lie outside, at most."""
     gamma: Weight = 0.0
-    """Of the kernel exp(-gamma |a - b|^2) over standardized latents; 0: 1 / (latents * their variance)."""
+    """Width of the kernel exp(-gamma |a - b|^2) over standardized latents; 0: 1 / (latents * their variance)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.nu <= 1:

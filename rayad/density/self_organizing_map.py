@@ -22,7 +22,9 @@ class Config:
     """Size of the map and its learning."""
 
     rows: Size = 12
+    """Rows of the grid of units."""
     columns: Size = 12
+    """Columns of the grid of units."""
     epochs: Count = 40
     """Passes over the training latents; the neighbourhood shrinks from half the map to half a unit."""
 

@@ -71,9 +71,9 @@ class Config:
     replicas: Size = 50
     """R: random region graphs."""
     seed: Seed = 0
-    """Of the region graphs."""
+    """Random seed of the region graphs."""
     min_variance: Share = 1e-3
-    """Of a leaf, relative to its variable's variance in training."""
+    """Smallest variance of a leaf, relative to its variable's variance in training."""
     sum_prior: Weight = 1.0
     """Training rows, spread evenly over the weights of a level, that are thought to have come before (Laplace)."""
     leaf_prior: Weight = 0.0
@@ -83,7 +83,8 @@ class Config:
     states: Annotated[tuple[int, ...], Within(0, 65_536)] = ()
     """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
     axes: Literal["variables", "principal"] = "variables"
-    """What the leaves are over: the variables, or the principal axes of the training rows, where these correlate."""
+    """Axes that the leaves are over: the variables, or the principal axes of the training rows, where these
+    correlate."""
 
     def __post_init__(self) -> None:
         if self.axes not in ("variables", "principal"):

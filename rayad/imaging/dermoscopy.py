@@ -31,7 +31,7 @@ class Preprocessing:
     side_px: Annotated[int, Within(64, 8192)] = 64
     """Every image is drawn into a square of this side, whatever its own; of 64 px it is one patch."""
     constancy: Literal["none", "gray-world", "shades-of-gray"] = "shades-of-gray"
-    """How the colour of the light is taken out."""
+    """Method by which the colour of the light is taken out."""
 
     def __post_init__(self) -> None:
         if self.side_px < PATCH:

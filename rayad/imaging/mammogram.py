@@ -32,7 +32,8 @@ class Preprocessing:
     remove_pectoral: bool = True
     """Leave the pectoral muscle of MLO views out of the tissue, where its edge is found."""
     intensity: Literal["stored", "relative", "specks"] = "stored"
-    """What models see: stored values; how much brighter a place is than its surroundings; or small bright specks."""
+    """Picture that models see: stored values; how much brighter a place is than its surroundings; or small bright
+    specks."""
     surround_mm: Annotated[float, Within(0.1, LARGEST_MM)] = 20.0
     """Standard deviation of the Gaussian that averages the surroundings, mm; only for "relative"."""
 

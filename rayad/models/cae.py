@@ -24,12 +24,13 @@ class Config:
     latents: Size = 64
     """Numbers that a patch is squeezed into."""
     padding: Padding = "valid"
-    """Of the convolutions: "valid" is scored whole images at once, "same", the paper's, patch by patch."""
+    """Padding of the convolutions: "valid" is scored whole images at once, "same", the paper's, patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of the training loop."""
 
     def build(self) -> "Autoencoder":
         """An untrained autoencoder of this size."""

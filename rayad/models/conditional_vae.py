@@ -48,8 +48,9 @@ class Config:
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 1e-3
+    """Learning rate of Adam; ours."""
     padding: Padding = "valid"
-    """Of the convolutions: "valid" is scored whole images at once, "same" patch by patch."""
+    """Padding of the convolutions: "valid" is scored whole images at once, "same" patch by patch."""
 
     def __post_init__(self) -> None:
         if self.condition not in ("density", "view"):

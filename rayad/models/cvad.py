@@ -48,16 +48,17 @@ class Config:
     width: Size = 32
     """Channels of the first convolution; the second has twice, the third four times as many."""
     latents: Size = 64
-    """Of each branch; the authors' second branch has four times as many as their first."""
+    """Latents of each branch; the authors' second branch has four times as many as their first."""
     beta: Weight = 0.1
     """Weight of both divergences from N(0, I), in squared full scales of a pixel for each nat."""
     padding: Padding = "valid"
-    """Of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
+    """Padding of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 1e-3
-    """Of both stages; ours, for some thousands of patches and tens of epochs."""
+    """Learning rate of both stages; ours, for some thousands of patches and tens of epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of the training loop."""
 
     def __post_init__(self) -> None:
         if self.beta < 0:

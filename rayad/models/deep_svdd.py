@@ -42,12 +42,13 @@ class Config:
     joint: Weight = 0.0
     """Weight a of the negative ELBO beside the distance (Zhou); 0 trains the distance alone (Ruff)."""
     padding: Padding = "valid"
-    """Of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
+    """Padding of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; Ruff's is 1e-4, then 1e-5, for 150 epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of the training loop."""
 
     def __post_init__(self) -> None:
         if min(self.beta, self.joint) < 0:

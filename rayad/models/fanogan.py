@@ -52,13 +52,13 @@ class Config:
     kappa: Weight = 1.0
     """Weight of the features in score and encoder."""
     critic_steps: Count = 5
-    """Of the critic to one of the generator."""
+    """Steps of the critic to one of the generator."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 2e-4
-    """Of generator and critic."""
+    """Learning rate of generator and critic."""
     encoder_rate: Rate = 5e-4
-    """Of the encoder, by RMSProp."""
+    """Learning rate of the encoder, by RMSProp."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.latents, self.critic_steps) < 1 or not self.kappa >= 0:

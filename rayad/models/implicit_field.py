@@ -45,7 +45,7 @@ class Config:
     hidden: Size = 64
     """Neurons of each hidden layer."""
     depth: Annotated[int, Within(1, 1000)] = 4
-    """Hidden layers."""
+    """Number of hidden layers."""
     latents: Size = 64
     """Numbers that tell one patch from another."""
     levels: Annotated[int, Within(2, 65_536)] = 16
@@ -57,7 +57,9 @@ class Config:
     channels: Channels = 1
     """1 for grey patches, 3 for colour; each has its own classes."""
     learning_rate: Rate = 1e-3
+    """Learning rate of the field and of the latents."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of the training loop."""
 
     def __post_init__(self) -> None:
         for name, least in (("hidden", 1), ("depth", 1), ("latents", 1), ("levels", 2), ("steps", 1)):

@@ -32,7 +32,7 @@ class Config:
     """At which scales patterns are counted."""
 
     radii: Annotated[tuple[int, ...], Within(1, 31)] = (1, 2, 4)
-    """Of the circles of neighbours, px."""
+    """Radii of the circles of neighbours, px."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour, of which the mean is taken."""
 

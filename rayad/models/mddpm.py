@@ -42,10 +42,11 @@ class Config:
     boxes: Annotated[int, Within(1, 64)] = 2
     """Boxes along each side of a patch that are hidden in turn at test: so many squared calls a patch."""
     hidden: Literal["boxes", "frequencies"] = "boxes"
-    """What is hidden in training: a box of a quarter to half of the side, or a band of the patch's frequencies."""
+    """Part that is hidden in training: a box of a quarter to half of the side, or a band of the patch's frequencies."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 1e-3
+    """Learning rate of Adam; ours."""
 
     def __post_init__(self) -> None:
         if self.width < 1:

@@ -67,9 +67,10 @@ class Config:
     blocks: Annotated[int, Within(0, 1000)] = 6
     """Residual blocks of encoder and decoder."""
     book: Literal["loss", "ema"] = "loss"
-    """How codes learn: by their part of the loss, as the paper has it, or as moving averages of their cells."""
+    """Learning of the codes: by their part of the loss, as the paper has it, or as moving averages of their cells."""
     padding: Padding = "same"
-    """Of the convolutions: "same" gives the paper's 64 codes, "valid" 25, which are scored whole images at once."""
+    """Padding of the convolutions: "same" gives the paper's 64 codes, "valid" 25, which are scored whole images at
+    once."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     learning_rate: Rate = 5e-4

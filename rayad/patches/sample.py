@@ -24,10 +24,11 @@ class Sampling:
     """How many patches of an image, and where."""
 
     patches: Count = 120
-    """Patches an image."""
+    """Number of patches of an image."""
     contour: Share = 0.5
     """Share of them whose centre lies on the skin line; the others have their centre in the tissue."""
     seed: Seed = 0
+    """Random seed of the places."""
     where: Literal["random", "centre"] = "random"
     """"centre": the one patch in the image's centre, for images of a patch's size."""
 

@@ -33,7 +33,7 @@ class Search:
     trials: Count = 40
     """Trials, with those of earlier calls."""
     minutes: Minutes = 60.0
-    """After which no trial begins, and those that run are stopped."""
+    """Minutes after which no trial begins, and those that run are stopped."""
     concurrent: Count = 2
     """Trials at a time; each takes a logical CPU."""
     grace: Amount = 5
@@ -41,11 +41,11 @@ class Search:
     seeds: Count = 3
     """Seeds with which the best settings, and those that would be used without a search, are fitted again."""
     seed: Seed = 0
-    """Of what is proposed."""
+    """Random seed of the sampler that proposes settings."""
     gpu: GPUs = 0.0
     """GPUs of each trial, such as 1, or 0.25 where four share one (never run on a GPU so far)."""
     wait_minutes: Minutes = 0.0
-    """How long to wait for an autoscaling cluster to bring what the trials need; 0: it must be there."""
+    """Minutes to wait for an autoscaling cluster to bring what the trials need; 0: it must be there."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "concurrent", "seeds"):

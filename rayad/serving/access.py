@@ -50,7 +50,7 @@ class Access:
     issuer: str = ""
     """URL of an OpenID Connect provider whose tokens are good too."""
     audience: str = ""
-    """What the provider's tokens must be for: this service's name there."""
+    """Audience that the provider's tokens must name: this service's name there."""
     per_minute: Amount = 0
     """Requests a minute of each token, at each replica; 0: any number."""
     hosts: tuple[str, ...] = ()
@@ -81,13 +81,13 @@ class Limits:
     max_body_mb: Count = 200
     """Size of a request, or of an image that a request names, in 10^6 bytes."""
     body_seconds: Seconds = 60
-    """How long the service waits for a whole request, or for an image that it names."""
+    """Seconds that the service waits for a whole request, or for an image that it names."""
     least_kb_s: Weight = 20
     """10^3 bytes a second at which a request must come, on average, after 5 s; 0: any."""
     held_mb: Count = 1000
     """10^6 bytes of requests and of images that they name, at once and in each Api replica; half for one caller."""
     request_seconds: Seconds = 300
-    """How long a request may take."""
+    """Seconds that a request may take."""
 
     def __post_init__(self) -> None:
         for name in ("max_body_mb", "body_seconds", "request_seconds"):

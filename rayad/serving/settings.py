@@ -15,6 +15,7 @@ class Listening:
     host: str = "127.0.0.1"
     """Name or address; others than this machine's own need tokens and TLS."""
     port: Port = 8000
+    """Port on which the service answers."""
     certificate: str = ""
     """File of a TLS certificate (PEM), with `key`."""
     key: str = ""
@@ -22,7 +23,7 @@ class Listening:
     tls_in_front: bool = False
     """A proxy in front ends TLS."""
     front: Literal["haproxy", "none"] = "haproxy"
-    """What listens there and bounds size and time of a request's headers; none: on this machine alone."""
+    """Proxy that listens there and bounds size and time of a request's headers; none: on this machine alone."""
 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
@@ -47,12 +48,12 @@ class Replicas:
     """How many processes do what; each takes one CPU."""
 
     pictures: Annotated[int, Within(1, 10_000)] = 1
-    """That decode images and find the tissue; on a cluster up to as many."""
+    """Processes that decode images and find the tissue; on a cluster up to as many."""
     scorers: Annotated[int, Within(1, 10_000)] = 1
-    """That encode and score."""
+    """Processes that encode and score."""
     gpu: Share = 0.0
     """Share of a GPU that each scorer takes (never run on a GPU so far)."""
     drawers: Annotated[int, Within(1, 10_000)] = 1
-    """That draw overlays, healthy versions and DICOM objects."""
+    """Processes that draw overlays, healthy versions and DICOM objects."""
     queue: Count = 64
     """Images under way and waiting above which the answer is 503."""

@@ -10,12 +10,12 @@ import pytest
 from ports import WITNESS, is_loopback, listening, refusals, watched
 from served import private_folder, serving
 
-from rayad.cli import COMMANDS
+from rayad.cli import COMMANDS, command
 from rayad.datasets import phantom
 from rayad.datasets.folder import export
 from rayad.on_ray.few import FEW
 
-STARTS_RAY = {name for name, kind in COMMANDS.items() if "address" in getattr(kind, "__dataclass_fields__", {})}
+STARTS_RAY = {name for name in COMMANDS if "address" in command(name).__dataclass_fields__}
 PHANTOMS = ("--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192", "spacing_mm=0.8")
 WITHOUT = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
 """An environment that would open everything."""

@@ -82,7 +82,7 @@ def test_nothing_is_copied_where_the_environment_says_nothing(tmp_path, monkeypa
 STOPPED = """
 import time
 from rayad import cli
-cli.Check.__call__ = lambda self: (print("at work", flush=True), time.sleep(60))
+cli.command('check').__call__ = lambda self: (print("at work", flush=True), time.sleep(60))
 cli.main(["check", "--detector", "any"])
 """
 

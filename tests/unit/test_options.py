@@ -62,7 +62,7 @@ def numeric(kind: type) -> Iterator[tuple[str, Any]]:
 def test_every_number_of_a_command_and_a_plug_in_has_a_range():
     plug_ins = [(folder, name) for folder in catalog.PLUGGED_IN for name in catalog.names(folder)]
     kinds = [getattr(catalog.find(folder, name), catalog.PLUGGED_IN[folder]) for folder, name in plug_ins]
-    numbers = [number for kind in (*cli.COMMANDS.values(), *kinds) for number in numeric(kind)]
+    numbers = [number for kind in (*map(cli.command, cli.COMMANDS), *kinds) for number in numeric(kind)]
     assert len(numbers) > 150
     bare = [
         name for name, kind in numbers if not any(isinstance(of, Within) for of in getattr(kind, "__metadata__", ()))

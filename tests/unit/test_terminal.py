@@ -145,7 +145,8 @@ def test_every_command_prints_names_as_escapes(odd, detector, tmp_path):
 
 
 def test_what_a_command_writes_is_for_its_owner_alone_unless_the_environment_says_more(tmp_path):
-    script = "from rayad import cli; cli.Check.__call__ = lambda self: open(self.detector[0], 'w').close(); cli.main()"
+    call = "lambda self: open(self.detector[0], 'w').close()"
+    script = f"from rayad import cli; cli.command('check').__call__ = {call}; cli.main()"
     for text, mode in (("", 0o600), ("027", 0o640), ("000", 0o666)):
         file = tmp_path / f"file{text}"
         environment = dict(os.environ) | ({"RAYAD_UMASK": text} if text else {})
@@ -162,7 +163,7 @@ def test_a_umask_that_is_none_is_a_sentence():
 
 def test_an_error_that_nobody_expected_shows_no_control_characters():
     call = "lambda self: (_ for _ in ()).throw(RuntimeError(self.detector[0]))"
-    script = f"from rayad import cli; cli.Check.__call__ = {call}; cli.main()"
+    script = f"from rayad import cli; cli.command('check').__call__ = {call}; cli.main()"
     command = [sys.executable, "-c", script, "check", "--detector", ODD]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 1

@@ -1,0 +1,5 @@
+"""`python -m rayad.cli`."""
+
+from rayad.cli import main
+
+main()

@@ -1,0 +1,239 @@
+"""Detectors: how their scores are read and combined, what they are worth, and what they say of images."""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rayad import storage
+from rayad.cli.shared import Names, OfDataset, Places, ReadsImages, Scores, Several
+from rayad.datasets.exam import read_by
+from rayad.errors import RayadError
+from rayad.options import Amount, MillimetresOrNone, SpacingOrNone
+from rayad.outputs import claimed, require_apart
+from rayad.pool import Workers
+from rayad.scoring import bundle
+from rayad.scoring.combine import Aggregation
+from rayad.scoring.detector import STEP_MM, Detector
+from rayad.terminal import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescore:
+    """A trained detector asked for another of its scores, or aggregated in another way."""
+
+    detector: str
+    """URL of the trained detector."""
+    out: str
+    """Folder or URL of the new detector; it is not calibrated."""
+    name: str
+    """Name of the new detector."""
+    score: str = ""
+    """One that the model has, or squared, maximum, ssim of its reconstruction; empty: the same as before."""
+    aggregation: Aggregation = Aggregation()
+
+    def __call__(self) -> None:
+        from rayad.pipeline import stages
+
+        detector, out = storage.absolute(self.detector), storage.absolute(self.out)
+        trained = bundle.load(detector)
+        rescored = stages.asked(trained, self.name, self.score or trained.score)
+        with claimed(out, "a detector", [detector]):
+            bundle.save(stages.aggregated(rescored, self.aggregation), out)
+        say(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combine(OfDataset, Scores, Places):
+    """Several detectors to one, by how rare each one's score is in the data set's healthy validation patients."""
+
+    detector: Several
+    """URLs of the detectors; they may see different pictures of an image."""
+    out: str
+    """Folder or URL of the new detector; it is not calibrated."""
+    name: str
+    """Name of the new detector."""
+    scores: str
+    """Folder for their scores."""
+    rule: str = "fisher"
+    """Rule by which scores become one: fisher, minimum, mean, spread or difference (`rayad list scores`)."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
+
+        urls = [storage.absolute(url) for url in self.detector]
+        out, scores = storage.absolute(self.out), storage.absolute(self.scores)
+        members = [bundle.load(url) for url in urls]
+        dataset = self.opened()
+        inputs = [*urls, *read_by(dataset)]
+        require_apart(scores, inputs)
+        with claimed(out, "a detector", inputs), connected(self.address, Workers(gpu=self.gpu)) as pool:
+            bundle.save(stages.combined(pool, self.name, self.rule, members, dataset, self.step_mm, scores), out)
+        say(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(OfDataset, Scores, Places):
+    """Give a detector its p-values, from healthy patients that serve nothing else."""
+
+    detector: Several
+    """URLs of detectors of one corpus; their bundles get the calibration."""
+    scores: str
+    """Folder for the scores of the calibration patients."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline import stages
+
+        urls = [storage.absolute(url) for url in self.detector]
+        dataset = self.opened()
+        scores = storage.absolute(self.scores)
+        require_apart(scores, [*urls, *read_by(dataset)])
+        with ExitStack() as held:
+            for url in urls:
+                held.enter_context(claimed(url, "a detector", read_by(dataset)))
+            with connected(self.address, Workers(gpu=self.gpu)) as pool:
+                detectors = [bundle.load(url) for url in urls]
+                done = stages.calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
+            for one, url in zip(done, urls, strict=True):
+                bundle.save(one, url)
+        for one in done:
+            patients = one.calibration.patients if one.calibration else 0
+            say(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
+        _warn_of_few(done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OfDataset, Scores):
+    """Detectors on a labelled data set: results.json, index.html."""
+
+    detector: Several
+    """URLs of the detectors to judge."""
+    out: str
+    """Folder or URL of the report."""
+    split: Literal["test", "development"] = "test"
+    """Split whose images are judged; development is for choices."""
+    dense: Names = ()
+    """Classes of tissue that count as dense, such as D; then figures are given for dense and other images apart."""
+    step_mm: MillimetresOrNone = 0.0
+    """Distance of the scored places, mm; 0: that of the detectors' calibration, which p-values are for."""
+    max_failures: Amount = 0
+    """Images that may fail before there is no result."""
+    streamed: bool = False
+    """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.evaluate import Evaluation, evaluate
+        from rayad.pipeline.streamed import streamed
+
+        dataset = self.opened()
+        urls, out = [storage.absolute(url) for url in self.detector], storage.absolute(self.out)
+        detectors = [bundle.load(url) for url in urls]
+        step_mm = self.step_mm or detectors[0].provenance.get("step_mm", STEP_MM)
+        options = Evaluation(self.dataset, self.source, self.split, step_mm, self.max_failures, dense=self.dense)
+        _warn_of_few(detectors)
+        with (
+            claimed(out, "a report", [*urls, *read_by(dataset)]),
+            connected(self.address, Workers(gpu=self.gpu)) as pool,
+        ):
+            if self.streamed:
+                _print_streamed(streamed(pool, detectors, dataset, options, out))
+                return
+            report = evaluate(pool, detectors, dataset, options, out)
+        say(f"The report is at {report}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a report again, from its results.json alone."""
+
+    results: str
+    """Folder or URL that holds results.json."""
+
+    def __call__(self) -> None:
+        from rayad.evaluation import report
+
+        say(f"The report is at {report.rebuild(storage.absolute(self.results))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heatmap(ReadsImages, Scores):
+    """Images to heatmaps: NAME.npz with scores and p-values, NAME.png with the overlay."""
+
+    detector: str
+    """URL of a detector."""
+    images: Several
+    """Images, folders of images, or tables (CSV, parquet) with columns url, spacing_mm and view."""
+    out: str
+    """Folder for the heatmaps."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not tell it, as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
+    view: str = ""
+    """MLO, CC or empty, of images that do not tell it; in an MLO view the pectoral muscle is left out."""
+    step_mm: MillimetresOrNone = 0.0
+    """Distance of the scored places, mm; 0: that of the detector's calibration, which p-values are for."""
+    picture: bool = True
+    """Write the overlay, NAME.png, too."""
+    counterfactual: bool = True
+    """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
+
+    def __call__(self) -> None:
+        from rayad.heatmaps.drawing import Written
+        from rayad.heatmaps.images import HeatmapRequest
+        from rayad.on_ray.few import ForMany
+        from rayad.pipeline.heatmap import write_heatmaps
+
+        request = HeatmapRequest(self.spacing_mm, self.view, self.step_mm, self.force)
+        written = Written(self.picture, self.counterfactual)
+        images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
+        one = bundle.load(storage.absolute(self.detector))
+        _warn_of_few([one])
+        number = failures = 0
+        with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
+            for row in write_heatmaps(ForMany(self.address, Workers(gpu=self.gpu)), one, images, request, out, written):
+                say(json.dumps(row))
+                number, failures = number + 1, failures + ("reason" in row)
+        if failures:
+            raise RayadError(f"{failures} of {number} images failed; the others' heatmaps are in {self.out}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Is a detector bundle whole, and are its numbers those of a detector?"""
+
+    detector: Several
+    """URLs of the detectors to check."""
+
+    def __call__(self) -> None:
+        from rayad.scoring.check import faults
+
+        faulty = 0
+        for url in self.detector:
+            bundle_faults = faults(storage.absolute(url))
+            for fault in bundle_faults:
+                say(f"{url}: {fault}", sys.stderr)
+            faulty += bool(bundle_faults)
+            if not bundle_faults:
+                say(f"{url}: {bundle.load(storage.absolute(url)).summary()}")
+        if faulty:
+            raise RayadError(f"{faulty} of {len(self.detector)} detectors are not what docs/formats.md says")
+
+
+def _print_streamed(rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each detector and kind of lesion."""
+    say(f"{'detector':24}{'lesion':16}{'images':>8}{'AUROC':>8}{'AP':>8}{'Dice':>8}")
+    for row in rows:
+        values = [row[name]["value"] for name in ("pixel_auc", "pixel_ap", "best_dice")]
+        cells = "".join(f"{value:8.3f}" if value is not None else f"{'-':>8}" for value in values)
+        say(f"{row['detector']:24}{row['lesion']:16}{row['images']:8}{cells}")
+
+
+def _warn_of_few(detectors: Sequence[Detector]) -> None:
+    """Say of which detectors p-values say little."""
+    for one in detectors:
+        if one.calibration and one.calibration.few:
+            say(f"rayad: detector {one.name} is {one.calibration.few}", sys.stderr)

@@ -1,0 +1,83 @@
+"""Options that several commands have; each is written here once."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from rayad import bounds, catalog, storage
+from rayad.bounds import Bounds
+from rayad.datasets.exam import Images
+from rayad.options import GPUs, Millimetres, SpacingOrNone
+
+Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+Forced = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DOUBT ...")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnCluster:
+    """A command that runs on Ray."""
+
+    address: str = ""
+    """Ray cluster; empty: RAY_ADDRESS, or one made for this command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsImages(OnCluster):
+    """A command that reads images."""
+
+    force: Forced = ()
+    """Doubts about an image that are overruled: polarity, frame, size, depth, kind (docs/data.md)."""
+    bounds: Bounds = field(default_factory=bounds.current)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A command that scores images."""
+
+    gpu: GPUs = 0.0
+    """GPUs of each process that scores, such as 1, or 0.25 where four share one; 0: CPUs alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfDataset(ReadsImages):
+    """A command that reads a data set."""
+
+    dataset: str
+    """A data set that rayad knows: mias, folder, phantom, ... (`rayad list datasets`)."""
+    source: str = ""
+    """Folder or URL of the images; phantom needs none."""
+    settings: Settings = ()
+    """Fields of the data set, such as healthy=true."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
+
+    def opened(self) -> Images:
+        """The data set."""
+        return open_dataset(self.dataset, self.source, self.settings, self.spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """A command that scores places of a data set's images, for calibration."""
+
+    step_mm: Millimetres = 3.2
+    """Distance of the scored places, mm."""
+
+
+def open_dataset(name: str, source: str, settings: tuple[str, ...], spacing_mm: float) -> Images:
+    """The data set of this name at this source, with NAME=VALUE settings, the spacing among them."""
+    fields = [f"source={place(source)}", *all_settings(settings, spacing_mm)]
+    return catalog.configure("datasets", name, fields)
+
+
+def all_settings(settings: tuple[str, ...], spacing_mm: float) -> tuple[str, ...]:
+    """A data set's settings, the spacing among them."""
+    return (*((f"spacing_mm={spacing_mm!r}",) if spacing_mm else ()), *settings)
+
+
+def place(url: str) -> str:
+    """A URL or path from the root; "" stays."""
+    return storage.absolute(url) if url else ""
