@@ -33,7 +33,11 @@ from rayad.on_ray.pool import connected
 from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
-from rayad.pipeline import stages
+from rayad.pipeline.detectors import aggregated
+from rayad.pipeline.fit_density import fit_detector
+from rayad.pipeline.ingest import write_corpus
+from rayad.pipeline.score import exams_of, score
+from rayad.pipeline.train import train_detector
 from rayad.pool import Pool, Workers
 from rayad.recipes import Density, Line, Model, Row
 from rayad.scoring.combine import Aggregation
@@ -150,7 +154,7 @@ def chosen(figures: Mapping[str, float]) -> str:
 
 def figure(pool: Pool, line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str, float]:
     """The figures of a line's likelihood on both sets, and their mean."""
-    detector = stages.aggregated(learned(pool, line, options, sets["development"]), line.rows["spn"].aggregation)
+    detector = aggregated(learned(pool, line, options, sets["development"]), line.rows["spn"].aggregation)
     found = {}
     for name, dataset in sets.items():
         split = "development" if name == "development" else "test"  # where lesions pasted into healthy patients stand
@@ -167,19 +171,19 @@ def learned(pool: Pool, line: Line, options: Options, dataset: Images) -> Detect
     """The line's model and circuit, trained as a recipe trains them."""
     at = partial(storage.join, storage.absolute(options.out))
     config, density = catalog.configure("models", options.model), line.densities["spn"]
-    corpus = stages.write_corpus(
+    corpus = write_corpus(
         pool, "mias", options.source, dataset, line.ingest, at(f"corpus-{fingerprint(asdict(line.ingest))}")
     )
     name = fingerprint([corpus.manifest["content"], asdict(line.schedule)])
-    trained = stages.train_detector(pool, "model", corpus, options.model, config, line.schedule, at(f"model-{name}"))
+    trained = train_detector(pool, "model", corpus, options.model, config, line.schedule, at(f"model-{name}"))
     name = fingerprint([name, density])
-    return stages.fit_detector(pool, "spn", corpus, trained, density, line.em, at(f"spn-{name}"))
+    return fit_detector(pool, "spn", corpus, trained, density, line.em, at(f"spn-{name}"))
 
 
 def scored(pool: Pool, detector: Detector, dataset: Images, split: str, url: str) -> Sequence[Scored]:
     """The split's images under the detector."""
-    exams = stages.exams_of(dataset, split)
-    images = stages.score(pool, [detector], dataset, exams, STEP_MM, url, f"{split} images")
+    exams = exams_of(dataset, split)
+    images = score(pool, [detector], dataset, exams, STEP_MM, url, f"{split} images")
     return [
         Scored(
             i.exam.exam_id, i.exam.patient_id, i.exam.anomalous, i.scores[detector.name], i.tissue, i.truth, i.step_mm

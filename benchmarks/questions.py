@@ -37,7 +37,11 @@ from rayad.on_ray.pool import connected
 from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import FULL_SCALE, SHARD, Corpus, Ingest, packed
 from rayad.patches.sample import cut, generator
-from rayad.pipeline import stages
+from rayad.pipeline.combine import combine
+from rayad.pipeline.fit_density import fit_detector
+from rayad.pipeline.ingest import write_corpus
+from rayad.pipeline.score import exams_of, score
+from rayad.pipeline.train import train_detector
 from rayad.pool import Pool, Workers
 from rayad.recipes import Density
 from rayad.scoring.detector import Detector
@@ -97,21 +101,21 @@ class Bench:
     def corpus(self, preprocessing: Preprocessing, dataset: Images | None = None) -> Corpus:
         ingest, images = Ingest(preprocessing, shard_patches=2048), dataset or self.dataset
         name = fingerprint([asdict(ingest), [e.exam_id for e in images.exams()]])
-        return stages.write_corpus(self.pool, "mias", self.options.source, images, ingest, self._at(f"corpus-{name}"))
+        return write_corpus(self.pool, "mias", self.options.source, images, ingest, self._at(f"corpus-{name}"))
 
     def learned(self, corpus: Corpus, seed: int = 0) -> list[Detector]:
         """A CAE by reconstruction, and by the likelihood of its latents."""
         name = fingerprint([corpus.manifest["content"], seed])
         config = catalog.configure("models", "cae")
         schedule, em = Schedule(epochs=6, seed=seed), EM(seed=seed)
-        trained = stages.train_detector(self.pool, "cae", corpus, "cae", config, schedule, self._at(f"cae-{name}"))
-        fitted = stages.fit_detector(self.pool, "cae-spn", corpus, trained, Density(), em, self._at(f"cae-spn-{name}"))
+        trained = train_detector(self.pool, "cae", corpus, "cae", config, schedule, self._at(f"cae-{name}"))
+        fitted = fit_detector(self.pool, "cae-spn", corpus, trained, Density(), em, self._at(f"cae-spn-{name}"))
         return [trained, fitted]
 
     def rows(self, detectors: Sequence[Detector], **said: Any) -> list[dict[str, Any]]:
         """Pixel and image-wise AUC of the test half, with what was varied."""
-        exams = stages.exams_of(self.dataset, "test")
-        images = stages.score(self.pool, detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
+        exams = exams_of(self.dataset, "test")
+        images = score(self.pool, detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
         found = []
         for d in detectors:
             found += [
@@ -168,17 +172,17 @@ def uncertainty(bench: Bench) -> list[dict[str, Any]]:
     """Mean and spread of the rarities of three seeds."""
     corpus = bench.corpus(Preprocessing(intensity="relative"))
     seeds = [replace(bench.learned(corpus, seed)[1], name=f"cae-spn-{seed}") for seed in range(3)]
-    combined = [
-        stages.combined(bench.pool, rule, rule, seeds, bench.dataset, STEP_MM, storage.join(bench.url, "scores"))
+    together = [
+        combine(bench.pool, rule, rule, seeds, bench.dataset, STEP_MM, storage.join(bench.url, "scores"))
         for rule in ("mean", "fisher", "spread")
     ]
-    return bench.rows([*seeds, *combined])
+    return bench.rows([*seeds, *together])
 
 
 def lesion_patches(dataset: Images, preprocessing: Preprocessing) -> np.ndarray:
     """Patches whose centre lies in a lesion of the development half, uint16."""
     found = []
-    for exam in stages.exams_of(dataset, "development"):
+    for exam in exams_of(dataset, "development"):
         for number, lesion in enumerate(exam.lesions):
             if lesion.located:
                 prepared = preprocessing.prepare(source_of(dataset, exam))

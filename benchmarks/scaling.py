@@ -33,7 +33,7 @@ from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.pool import OnRay
 from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Corpus
-from rayad.pipeline import stages
+from rayad.pipeline.detectors import floor_detector
 from rayad.pipeline.encode import encode
 from rayad.pipeline.fit_density import Fit, fit_density
 from rayad.pipeline.score import score_exams
@@ -137,7 +137,7 @@ def encoded(corpus: Corpus, options: Options, part: Part, cpus: int) -> dict[str
 
 def scored(options: Options, detector: Detector, cpus: int) -> dict[str, float]:
     """Images a second, of a second pass over them."""
-    dataset = stages.open_dataset(options.dataset, options.source)
+    dataset = catalog.configure("datasets", options.dataset, {"source": options.source})
     exams = dataset.exams()[: options.images]
     with own_ray(cpus):
         for name in ("warm", "timed"):
@@ -163,7 +163,7 @@ def main(options: Options) -> None:
     part = Part(options.model, config := catalog.configure("models", options.model), config.build().eval())
     if set(options.works) & {"train", "evaluate"}:  # the speed of the others does not depend on what was learned
         part, _ = trained(corpus, replace(options, epochs=2), 1)
-    detector = replace(stages.floor_detector(options.model, "brightness", corpus), score="reconstruction", model=part)
+    detector = replace(floor_detector(options.model, "brightness", corpus), score="reconstruction", model=part)
     measured: dict[str, Callable[[int], dict[str, float]]] = {
         "train": lambda workers: trained(corpus, options, workers)[1],
         "em": lambda workers: learned(corpus, options, part, workers),

@@ -35,13 +35,13 @@ class Rescore:
     aggregation: Aggregation = Aggregation()
 
     def __call__(self) -> None:
-        from rayad.pipeline import stages
+        from rayad.pipeline.detectors import aggregated, asked
 
         detector, out = storage.absolute(self.detector), storage.absolute(self.out)
         trained = bundle.load(detector)
-        rescored = stages.asked(trained, self.name, self.score or trained.score)
+        rescored = asked(trained, self.name, self.score or trained.score)
         with claimed(out, "a detector", [detector]):
-            bundle.save(stages.aggregated(rescored, self.aggregation), out)
+            bundle.save(aggregated(rescored, self.aggregation), out)
         say(f"The detector is at {self.out}")
 
 
@@ -62,7 +62,7 @@ class Combine(OfDataset, Scores, Places):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline import stages
+        from rayad.pipeline.combine import combine
 
         urls = [storage.absolute(url) for url in self.detector]
         out, scores = storage.absolute(self.out), storage.absolute(self.scores)
@@ -71,7 +71,7 @@ class Combine(OfDataset, Scores, Places):
         inputs = [*urls, *read_by(dataset)]
         require_apart(scores, inputs)
         with claimed(out, "a detector", inputs), connected(self.address, Workers(gpu=self.gpu)) as pool:
-            bundle.save(stages.combined(pool, self.name, self.rule, members, dataset, self.step_mm, scores), out)
+            bundle.save(combine(pool, self.name, self.rule, members, dataset, self.step_mm, scores), out)
         say(f"The detector is at {self.out}")
 
 
@@ -86,7 +86,7 @@ class Calibrate(OfDataset, Scores, Places):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline import stages
+        from rayad.pipeline.calibrate import calibrate_detectors
 
         urls = [storage.absolute(url) for url in self.detector]
         dataset = self.opened()
@@ -97,7 +97,7 @@ class Calibrate(OfDataset, Scores, Places):
                 held.enter_context(claimed(url, "a detector", read_by(dataset)))
             with connected(self.address, Workers(gpu=self.gpu)) as pool:
                 detectors = [bundle.load(url) for url in urls]
-                done = stages.calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
+                done = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
             for one, url in zip(done, urls, strict=True):
                 bundle.save(one, url)
         for one in done:

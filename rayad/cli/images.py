@@ -34,14 +34,14 @@ class IngestCommand(OfDataset):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline import stages
+        from rayad.pipeline.ingest import write_corpus
 
         dataset = self.opened()
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
         out = storage.absolute(self.out)
         with claimed(out, "a corpus", read_by(dataset)), connected(self.address) as pool:
-            corpus = stages.write_corpus(pool, self.dataset, self.source, dataset, settings, out)
+            corpus = write_corpus(pool, self.dataset, self.source, dataset, settings, out)
         manifest = corpus.manifest
         patches, images, failed = manifest["patches"], manifest["images"], len(manifest["failures"])
         say(f"{patches} patches of {images} images, {failed} failed: {self.out}")

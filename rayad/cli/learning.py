@@ -39,13 +39,13 @@ class Train(OnCluster):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline import stages
+        from rayad.pipeline.train import train_detector
 
         config = catalog.configure("models", self.model, self.settings)
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with claimed(out, "a detector", [corpus.url]), connected(self.address, self.workers) as pool:
             name = self.name or self.model
-            stages.train_detector(pool, name, corpus, self.model, config, self.schedule, out, self.strips)
+            train_detector(pool, name, corpus, self.model, config, self.schedule, out, self.strips)
         say(f"The detector is at {self.out}")
 
 
@@ -77,16 +77,17 @@ class FitDensity(OnCluster):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline import stages
+        from rayad.pipeline.detectors import model_of
+        from rayad.pipeline.fit_density import density_config, fit_detector
 
         density = Density(self.settings, self.density, self.context, self.smooth, self.classes)
         detector = storage.absolute(self.detector)
         trained = bundle.load(detector)
-        stages.density_config(density, stages.model_of(trained))  # what is wrong with it is said before Ray starts
+        density_config(density, model_of(trained))  # what is wrong with it is said before Ray starts
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with claimed(out, "a detector", [detector, corpus.url]), connected(self.address, self.workers) as pool:
-            stages.fit_detector(pool, name, corpus, trained, density, self.em, out)
+            fit_detector(pool, name, corpus, trained, density, self.em, out)
         say(f"The detector is at {self.out}")
 
 
@@ -145,28 +146,30 @@ class Sweep(OnCluster):
     def _of_density(self, pool: Pool) -> dict[str, Any]:
         from rayad import search
         from rayad.on_ray import sweep
-        from rayad.pipeline import stages, trial
-        from rayad.pipeline.fit_density import Fit
+        from rayad.pipeline import trial
+        from rayad.pipeline.detectors import model_of
+        from rayad.pipeline.fit_density import Fit, density_config, fit_detector, latents_of
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         trained = bundle.load(storage.absolute(self.detector))
-        model = stages.model_of(trained)
+        model = model_of(trained)
         density = Density(self.settings, self.density, classes=self.classes)
-        fit = Fit(self.density, stages.density_config(density, model), self.em, classes=self.classes)
-        latents = stages.latents_of(trained, corpus, out)
+        fit = Fit(self.density, density_config(density, model), self.em, classes=self.classes)
+        latents = latents_of(trained, corpus, out)
         task, data = trial.of_density(pool, model, fit, self.space, corpus.url, latents)
         summary = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
             winner = replace(density, fields=asdict(parts["density"]))
             url = storage.join(out, "detector")
-            stages.fit_detector(pool, summary["name"], corpus, trained, winner, parts["em"], url, out)
+            fit_detector(pool, summary["name"], corpus, trained, winner, parts["em"], url, out)
         return summary
 
     def _of_model(self, pool: Pool) -> dict[str, Any]:
         from rayad import search
         from rayad.on_ray import sweep
-        from rayad.pipeline import stages, trial
+        from rayad.pipeline import trial
+        from rayad.pipeline.train import train_detector
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         config = catalog.configure("models", self.model, self.settings)
@@ -175,5 +178,5 @@ class Sweep(OnCluster):
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
             model, schedule, url = parts["model"], parts["schedule"], storage.join(out, "detector")
-            stages.train_detector(pool, summary["name"], corpus, self.model, model, schedule, url)
+            train_detector(pool, summary["name"], corpus, self.model, model, schedule, url)
         return summary

@@ -17,8 +17,8 @@ from rayad.evaluation.metrics import ANY, Scored
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
-from rayad.pipeline import pictures, stages
-from rayad.pipeline.score import ScoredImage, identity
+from rayad.pipeline import pictures
+from rayad.pipeline.score import ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
@@ -78,7 +78,7 @@ def evaluate(
     calibrations = {d.name: calibration_of(d) for d in detectors}
     for detector in detectors:
         detector.step(options.step_mm)
-    exams = stages.exams_of(dataset, options.split)
+    exams = exams_of(dataset, options.split)
     made_of = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *others)]
     request = fingerprint([made_of, options, contents(dataset, exams), provenance.commit()])
     page = storage.join(url, "index.html")
@@ -162,7 +162,7 @@ def _by_preprocessing(
     images_of = {}
     for group in groups.values():
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
-        images = stages.score(pool, group, dataset, exams, options.step_mm, url, label, options.max_failures)
+        images = score(pool, group, dataset, exams, options.step_mm, url, label, options.max_failures)
         images_of |= {d.name: images for d in group}
     return {d.name: images_of[d.name] for d in detectors}
 

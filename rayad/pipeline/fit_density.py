@@ -1,6 +1,8 @@
 """Latents to a detector of latents: by expectation-maximization on N workers whose statistics add, or by one."""
 
-from dataclasses import asdict, dataclass
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,11 +15,15 @@ from rayad.density.em import EM, fit
 from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import FULL_SCALE, Corpus
+from rayad.pipeline.detectors import finished, minutes_since, model_of, origin_of
 from rayad.pipeline.encode import encode, read_latents
 from rayad.pool import Fault, Member, Pool
 from rayad.progress import State
-from rayad.scoring.detector import Part
+from rayad.recipes import Density
+from rayad.scoring import bundle
+from rayad.scoring.detector import Detector, Part
 from rayad.tensors import Latents
+from rayad.terminal import say
 
 SMOOTH = 1 / 3
 """Share of the training patches, those of the smallest standard deviation, that a background is fitted to."""
@@ -83,6 +89,62 @@ def fit_density(pool: Pool, corpus_url: str, model: Part, wanted: Fit, url: str)
     module.load_state_dict(state.tensors)
     history = state.scalars | {"faults": [asdict(fault) for fault in faults]}
     return Part(wanted.density, wanted.config, module.eval(), variables), history
+
+
+def fit_detector(
+    pool: Pool,
+    name: str,
+    corpus: Corpus,
+    trained: Detector,
+    density: Density,
+    em: EM,
+    url: str,
+    latents_url: str = "",
+) -> Detector:
+    """A trained detector's latents to a detector that scores them.
+
+    Args:
+        latents_url: folder for the latents, which further densities of the same model use again; "": none keeps them.
+    """
+    model = model_of(trained)
+    config = density_config(density, model)
+    settings = [density.name, config, density.context, density.smooth, density.classes, em]
+    request = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings])
+    done = finished(url, request)
+    if done is not None:
+        return done
+    began = time.perf_counter()
+    latents = latents_of(trained, corpus, latents_url or url)
+    fit = Fit(density.name, config, em, density.context, density.smooth, density.classes)
+    part, history = fit_density(pool, corpus.url, model, fit, latents)
+    for warning in history.get("warnings", ()):
+        say(f"rayad: {name}: {warning}", sys.stderr)
+    minutes = trained.provenance.get("train_minutes", 0.0) + minutes_since(began)
+    faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
+    history.pop("rows", None)
+    origin = origin_of(corpus, request, em) | {"density_training": history, "train_minutes": minutes, "faults": faults}
+    score = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
+    fitted = replace(
+        trained, name=name, score=score, density=part, context=density.context, provenance=origin, calibration=None
+    )
+    bundle.save(fitted, url)
+    if not latents_url:
+        storage.remove(latents)
+    return fitted
+
+
+def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
+    """The folder below a URL for the latents that a trained detector's model has of a corpus."""
+    made_of = fingerprint([trained.origin("made_of"), corpus.manifest["content"]])
+    return storage.join(url, f"latents-{made_of}")
+
+
+def density_config(density: Density, model: Part) -> Any:
+    """The density's configuration; where the latents are codes, it is told how many there are of each."""
+    states: tuple[int, ...] = getattr(model.module, "states", ())
+    each = states * (model.module.latents if len(states) == 1 else 1)
+    states_of = {"states": (*each, *[0] * len(density.context))} if states else {}
+    return catalog.configure("density", density.name, density.fields, **states_of)
 
 
 def variables_of(corpus: Corpus, url: str, wanted: Fit, split: str) -> Latents:

@@ -6,18 +6,28 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from rayad import storage
+from rayad import provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, listed
 from rayad.datasets.splits import assign
 from rayad.errors import ImageError
 from rayad.fingerprint import fingerprint
-from rayad.patches.corpus import Ingest, ShardPlan, exam_patches, finish, plan, remember, remembered, write_shard
+from rayad.patches.corpus import (
+    Corpus,
+    Ingest,
+    ShardPlan,
+    exam_patches,
+    finish,
+    plan,
+    remember,
+    remembered,
+    write_shard,
+)
 from rayad.pool import Pool
 from rayad.terminal import say
 
 
-def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, provenance: dict[str, Any]) -> dict[str, Any]:
+def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, said: dict[str, Any]) -> dict[str, Any]:
     """Write the corpus of a data set's healthy patients and return its manifest.
 
     Shards that are already complete are kept, so an interrupted call goes on where it stopped, and new exams of a
@@ -25,7 +35,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, provenance: 
     settings is not touched.
 
     Args:
-        provenance: what the manifest should say of the data set (its name and source).
+        said: what the manifest should say of the data set (its name and source).
 
     Raises:
         DatasetError: no healthy patients, or more failures than the settings allow.
@@ -58,7 +68,13 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, provenance: 
         pool.count("ingest_patches", whole["patches"])
         records.append(whole)
     facts = {"request": request, "excluded": [asdict(exclusion) for exclusion in left_out]}
-    return finish(url, records, settings, facts | provenance)
+    return finish(url, records, settings, facts | said)
+
+
+def write_corpus(pool: Pool, name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
+    """Images to patches."""
+    ingest(pool, dataset, url, settings, {"dataset": name, "source": source, "versions": provenance.versions()})
+    return Corpus.open(url)
 
 
 def _changed(before: Sequence[dict[str, Any]], plans: Sequence[ShardPlan]) -> int:

@@ -66,8 +66,8 @@ class Shown:
             for image, (listed, _) in zip(self.images, self.found, strict=True)
         ]
         drawn = list(pool.map(draw, jobs, "pictures", (self.dataset, self.main.preprocessing)))
-        thumbnails = {f"image-{i.exam.exam_id}": png for i, (_, png) in zip(self.images, drawn, strict=True)}
-        pictures = self._panel(pool, [view for view, _ in drawn])
+        thumbnails = {f"image-{i.exam.exam_id}": png for i, png in zip(self.images, drawn, strict=True)}
+        pictures = self._panel(pool)
         some = self.detectors[: 2 * PANEL_DETECTORS]
         pictures["distributions"] = figures.distributions(
             {d.name: _classes(self.on_grid[d.name], self.kinds) for d in some}
@@ -98,7 +98,7 @@ class Shown:
             )
         return rows
 
-    def _panel(self, pool: Pool, views: Sequence[View]) -> dict[str, bytes]:
+    def _panel(self, pool: Pool) -> dict[str, bytes]:
         """A few images with lesions under several detectors; nothing where no lesion has a place."""
         chosen: list[int] = []
         for kind in self.kinds:
@@ -114,15 +114,22 @@ class Shown:
             d.name: [mapped(self.calibrations[d.name], self.scored[d.name][i].scores[d.name]) for i in chosen]
             for d in alike
         }
-        healthy = _if_healthy(pool, self.main, self.dataset, [self.images[i] for i in chosen])
-        return {"panel": figures.panel([views[i] for i in chosen], maps, healthy)}
+        images = [self.images[i] for i in chosen]
+        views = list(pool.map(view, images, "panel", (self.dataset, self.main.preprocessing)))
+        healthy = _if_healthy(pool, self.main, self.dataset, images)
+        return {"panel": figures.panel(views, maps, healthy)}
 
 
-def draw(
-    dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, Map, Sequence[Finding]]
-) -> tuple[View, bytes]:
-    """The image as figures take it, and its thumbnail with the map and the findings."""
+def draw(dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, Map, Sequence[Finding]]) -> bytes:
+    """The thumbnail of an image with the map and the findings."""
     image, found, listed = item
+    seen = view(dataset, preprocessing, image)
+    marks = [(f.row_mm / seen.spacing_mm, f.col_mm / seen.spacing_mm) for f in listed]
+    return figures.thumbnail(seen, found, marks=marks)
+
+
+def view(dataset: Images, preprocessing: Preprocessing, image: ScoredImage) -> View:
+    """The image as figures take it."""
     exam = image.exam
     prepared = preprocessing.prepare(source_of(dataset, exam))
     truth = np.zeros(prepared.stored.shape, bool)
@@ -130,9 +137,7 @@ def draw(
         if lesion.located:
             truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
     shown = prepared.stored if preprocessing.channels == 1 else prepared.pixels
-    view = View(exam.exam_id, shown, prepared.spacing_mm, image.rows, image.columns, truth)
-    marks = [(f.row_mm / prepared.spacing_mm, f.col_mm / prepared.spacing_mm) for f in listed]
-    return view, figures.thumbnail(view, found, marks=marks)
+    return View(exam.exam_id, shown, prepared.spacing_mm, image.rows, image.columns, truth)
 
 
 @dataclass(frozen=True)

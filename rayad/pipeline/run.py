@@ -7,8 +7,13 @@ from rayad import catalog, recipes, storage
 from rayad.datasets.exam import Images
 from rayad.datasets.splits import assign
 from rayad.patches.corpus import Corpus
-from rayad.pipeline import stages
+from rayad.pipeline.calibrate import calibrate_detectors
+from rayad.pipeline.combine import combine
+from rayad.pipeline.detectors import aggregated, asked, floor_detector, saved
 from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pipeline.fit_density import fit_detector
+from rayad.pipeline.ingest import write_corpus
+from rayad.pipeline.train import train_detector
 from rayad.pool import Pool
 from rayad.recipes import Line
 from rayad.scoring import bundle
@@ -63,8 +68,8 @@ class _Run:
         by_name: dict[str, Detector] = {}
         for line in self.recipe.lines:
             by_name |= {d.name: d for d in self._of_line(line)}
-        for name, combined in self.recipe.combined.items():
-            by_name[name] = self._combined(name, combined, by_name)
+        for name, combination in self.recipe.combined.items():
+            by_name[name] = self._combined(name, combination, by_name)
         groups = self.recipe.groups
         headings = list(dict.fromkeys(groups[name] for name in [*self.recipe.order, *by_name]))
         place = {name: i for i, name in enumerate(dict.fromkeys([*self.recipe.order, *by_name]))}
@@ -72,16 +77,16 @@ class _Run:
 
     def _of_line(self, line: Line) -> list[Detector]:
         where = storage.join(self.url, "-".join(filter(None, ["corpus", line.name])))
-        corpus = stages.write_corpus(self.pool, self.recipe.dataset, self.source, self.dataset, line.ingest, where)
+        corpus = write_corpus(self.pool, self.recipe.dataset, self.source, self.dataset, line.ingest, where)
         detectors = [
-            stages.aggregated(stages.floor_detector(name, score, corpus), aggregation)
+            aggregated(floor_detector(name, score, corpus), aggregation)
             for name, (score, aggregation) in line.floors.items()
         ]
         for name, row in line.rows.items():
             base = self._trained(line, corpus, row.model)
             if row.density:
                 base = self._fitted(line, corpus, row.model, row.density, base)
-            detectors.append(stages.aggregated(stages.asked(base, name, row.score), row.aggregation))
+            detectors.append(aggregated(asked(base, name, row.score), row.aggregation))
         return self._calibrated(detectors)
 
     def _trained(self, line: Line, corpus: Corpus, label: str) -> Detector:
@@ -90,24 +95,24 @@ class _Run:
         config = catalog.configure("models", plugin, model.fields)
         schedule = replace(line.schedule, seed=self.seed, epochs=model.epochs or line.schedule.epochs)
         where = self._at("models", line.name, label)
-        return stages.train_detector(self.pool, label, corpus, plugin, config, schedule, where)
+        return train_detector(self.pool, label, corpus, plugin, config, schedule, where)
 
     def _fitted(self, line: Line, corpus: Corpus, label: str, density: str, trained: Detector) -> Detector:
         density_settings = line.densities[density]
         where, latents = self._at("densities", line.name, label, density), self._at("latents", line.name, label)
         em = replace(line.em, seed=self.seed)
-        return stages.fit_detector(self.pool, density, corpus, trained, density_settings, em, where, latents)
+        return fit_detector(self.pool, density, corpus, trained, density_settings, em, where, latents)
 
     def _combined(self, name: str, of: recipes.Combined, found: dict[str, Detector]) -> Detector:
         members = [found[member] for member in of.members]
         scores = storage.join(self.url, "scores")
-        made = stages.combined(self.pool, name, of.rule, members, self.dataset, self.recipe.step_mm, scores)
-        return self._calibrated([stages.aggregated(made, of.aggregation)])[0]
+        made = combine(self.pool, name, of.rule, members, self.dataset, self.recipe.step_mm, scores)
+        return self._calibrated([aggregated(made, of.aggregation)])[0]
 
     def _calibrated(self, detectors: list[Detector]) -> list[Detector]:
         """With their p-values; those that have them already are loaded."""
-        ready = [stages.saved(d, self._at("detectors", d.name)) for d in detectors]
-        done = stages.calibrate_detectors(
+        ready = [saved(d, self._at("detectors", d.name)) for d in detectors]
+        done = calibrate_detectors(
             self.pool, ready, self.dataset, self.recipe.step_mm, storage.join(self.url, "scores")
         )
         for before, after in zip(ready, done, strict=True):

@@ -13,13 +13,15 @@ import numpy as np
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
 from rayad.datasets.exam import Exam, Images, source_of
-from rayad.errors import reason
+from rayad.datasets.splits import assign
+from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.plausibility import Doubt
 from rayad.imaging.spacing import resample_mask
 from rayad.patches.sample import leaves_image
+from rayad.pipeline.detectors import identity
 from rayad.pool import Pool
 from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
@@ -63,9 +65,40 @@ class ScoredImage:
         )
 
 
-def identity(detector: Detector) -> str:
-    """Equal for detectors that give equal scores."""
-    return fingerprint([detector.name, detector.score, detector.origin("made_of"), detector.aggregation])
+def exams_of(dataset: Images, split: str) -> list[Exam]:
+    """The exams of a split; DatasetError if there are none."""
+    exams = dataset.exams()
+    assigned = assign(exams)
+    chosen = [e for e in exams if assigned[e.exam_id] == split]
+    if not chosen:
+        raise DatasetError(f"no image of {len(exams)} is in the {split} split")
+    return chosen
+
+
+def score(
+    pool: Pool,
+    detectors: Sequence[Detector],
+    dataset: Images,
+    exams: Sequence[Exam],
+    step_mm: float,
+    url: str,
+    label: str,
+    max_failures: int = 0,
+) -> list[ScoredImage]:
+    """Score images, and refuse to go on with too few of them.
+
+    Raises:
+        DatasetError: more images failed than ``max_failures``; names the first and its reason.
+    """
+    step = step_px(detectors[0].preprocessing, step_mm)
+    scored, failures = score_exams(pool, dataset, exams, detectors, step, url, label)
+    if len(failures) > max_failures:
+        first = failures[0]
+        raise DatasetError(
+            f"{len(failures)} of {len(exams)} images could not be scored, more than {max_failures}: "
+            f"{first['exam_id']}: {first['reason']}"
+        )
+    return scored
 
 
 def score_exams(

@@ -17,9 +17,8 @@ from rayad.errors import DatasetError
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Preprocessing, step_px
-from rayad.pipeline import stages
 from rayad.pipeline.evaluate import Evaluation, calibration_of
-from rayad.pipeline.score import Kept, score_exam, unscored
+from rayad.pipeline.score import Kept, exams_of, score_exam, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
 
@@ -39,7 +38,7 @@ def streamed(
     """
     for detector in detectors:
         detector.step(options.step_mm)
-    exams = stages.exams_of(dataset, options.split)
+    exams = exams_of(dataset, options.split)
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:

@@ -5,8 +5,9 @@ of the interpreter's time from the training beside it.
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,16 @@ from torch.utils.tensorboard import SummaryWriter
 from rayad import catalog, storage
 from rayad.checkpoints import Folder
 from rayad.evaluation import strips
+from rayad.fingerprint import fingerprint
 from rayad.fit import Objective, Schedule, fit
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
+from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of
 from rayad.pipeline.requests import NOTHING, Strips
 from rayad.pool import Fault, Member, Pool
 from rayad.progress import Row
-from rayad.scoring.detector import Conditional, Part
+from rayad.scoring import bundle
+from rayad.scoring.detector import Conditional, Detector, Part, scores_of
 from rayad.tensors import like
 
 
@@ -143,6 +147,37 @@ def train(
     module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
     module.load_state_dict(best)
     return Part(model, config, module.eval()), faults
+
+
+def train_detector(
+    pool: Pool,
+    name: str,
+    corpus: Corpus,
+    model: str,
+    config: Any,
+    schedule: Schedule,
+    url: str,
+    watch: Strips = NOTHING,
+) -> Detector:
+    """Patches to a detector that scores by reconstruction, or whatever the model's first score is.
+
+    Args:
+        watch: pictures of what is learned, below the detector's URL.
+    """
+    request = fingerprint(["train", corpus.manifest["content"], model, config, schedule])
+    done = finished(url, request)
+    if done is not None:
+        return done
+    corpus.require_disjoint()
+    began = time.perf_counter()
+    checkpoints = storage.join(url, f"training-{request}")
+    part, faults = train(pool, corpus.url, model, config, schedule, checkpoints, watch)
+    spent = {"train_minutes": minutes_since(began), "faults": [asdict(fault) for fault in faults]}
+    origin = origin_of(corpus, request, schedule) | spent
+    trained = Detector(name, scores_of(part)[0], preprocessing_of(corpus), model=part, provenance=origin)
+    bundle.save(trained, url)
+    storage.remove(checkpoints)
+    return trained
 
 
 def _learning_stages(config: Any) -> int:

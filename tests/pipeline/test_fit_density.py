@@ -9,9 +9,8 @@ from rayad.density.em import EM
 from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
-from rayad.pipeline import stages
 from rayad.pipeline.encode import encode, read_latents
-from rayad.pipeline.fit_density import Fit, variables_of
+from rayad.pipeline.fit_density import Fit, fit_detector, latents_of, variables_of
 from rayad.pipeline.ingest import ingest
 from rayad.pool import Here
 from rayad.recipes import Density
@@ -72,8 +71,8 @@ def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(co
     trained = Detector("cae", "reconstruction", Preprocessing(), model=model, provenance={"made_of": "cae"})
     how = trained, Density(name="mahalanobis"), EM(), str(tmp_path / "fitted"), latents
     for of in (corpus, other):
-        made = stages.fit_detector(Here(), "fitted", of, *how)
-        own = read_latents(of, stages.latents_of(trained, of, latents), "train")
+        made = fit_detector(Here(), "fitted", of, *how)
+        own = read_latents(of, latents_of(trained, of, latents), "train")
         assert made.provenance["corpus"] == of.manifest["content"]
         assert made.density is not None
         assert torch.allclose(made.density.module.centre, own.double().mean(0))

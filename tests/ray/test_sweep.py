@@ -20,10 +20,11 @@ from rayad.on_ray import sweep
 from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
-from rayad.pipeline import stages, trial
-from rayad.pipeline.fit_density import Fit, fit_density
+from rayad.pipeline import trial
+from rayad.pipeline.fit_density import Fit, fit_density, fit_detector
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import Search
+from rayad.pipeline.train import train_detector
 from rayad.pool import Workers
 from rayad.recipes import Density
 from rayad.scoring import bundle
@@ -47,7 +48,7 @@ def trained(corpus, tmp_path_factory) -> str:
     url = str(tmp_path_factory.mktemp("cae"))
     config = {"width": 4, "latents": 6}
     made = catalog.configure("models", "cae", config)
-    stages.train_detector(OnRay(Workers(1)), "cae", corpus, "cae", made, Schedule(epochs=1), url)
+    train_detector(OnRay(Workers(1)), "cae", corpus, "cae", made, Schedule(epochs=1), url)
     return url
 
 
@@ -170,7 +171,7 @@ def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
     assert len(names) > 1
     detector = bundle.load(trained)
     density = Density({"inputs": 4, "replicas": 4, "roots": len(names)}, classes="density")
-    made = stages.fit_detector(
+    made = fit_detector(
         OnRay(Workers(1)), "classes", corpus, detector, density, EM(epochs=5), str(tmp_path / "d"), str(tmp_path / "l")
     )
     assert made.density is not None

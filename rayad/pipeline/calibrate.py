@@ -1,0 +1,47 @@
+"""Detectors to calibrated detectors: scores of healthy patients that serve nothing else."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rayad.datasets.content import contents
+from rayad.datasets.exam import Images
+from rayad.fingerprint import fingerprint
+from rayad.pipeline.detectors import identity
+from rayad.pipeline.score import exams_of, score
+from rayad.pool import Pool
+from rayad.scoring.calibrate import calibrate
+from rayad.scoring.detector import Detector
+
+
+def calibrate_detectors(
+    pool: Pool,
+    detectors: Sequence[Detector],
+    dataset: Images,
+    step_mm: float,
+    url: str,
+    max_failures: int = 0,
+    split: str = "calibration",
+) -> list[Detector]:
+    """Give detectors that share their preprocessing their p-values, from healthy patients that serve nothing else.
+
+    Args:
+        step_mm: distance of the scored places.
+        url: folder for the scores.
+        split: whose images; another than "calibration" is for scores that are combined, not for p-values.
+    """
+    for one in detectors:
+        for member in one.members:
+            member.step(step_mm)
+    exams = exams_of(dataset, split)
+    exam_contents = contents(dataset, exams)
+    requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
+    if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, requests, strict=True)):
+        return list(detectors)
+    scored = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
+    result = []
+    for one, made_of in zip(detectors, requests, strict=True):
+        patients = defaultdict(list)
+        for image in scored:
+            patients[image.exam.patient_id].append(image.scores[one.name])
+        result.append(one.calibrated(calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
+    return result

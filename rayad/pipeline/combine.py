@@ -1,0 +1,35 @@
+"""Several detectors to one whose score combines theirs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from rayad.datasets.exam import Images
+from rayad.errors import OptionError
+from rayad.fingerprint import fingerprint
+from rayad.pipeline.calibrate import calibrate_detectors
+from rayad.pipeline.detectors import identity
+from rayad.pool import Pool
+from rayad.scoring.combine import RULES
+from rayad.scoring.detector import Detector
+
+
+def combine(
+    pool: Pool, name: str, rule: str, members: Sequence[Detector], dataset: Images, step_mm: float, url: str
+) -> Detector:
+    """A detector whose score combines those of others.
+
+    How rare a member's score is, is learned from the validation patients: the calibration patients serve nothing but
+    the p-values of what comes out.
+    """
+    if rule not in RULES:
+        raise OptionError(f"no rule {rule!r}; detectors are combined by {', '.join(RULES)}")
+    standard: list[Detector] = []
+    for _, group in groupby(members, key=lambda d: d.preprocessing):
+        bare = [replace(d, calibration=None) for d in group]
+        standard += calibrate_detectors(pool, bare, dataset, step_mm, url, split="validation")
+    origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
+    request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in standard]])
+    minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
+    origin |= {"made_of": request, "settings": rule, "train_minutes": minutes}
+    return Detector(name, rule, members[0].preprocessing, provenance=origin, members=tuple(standard))

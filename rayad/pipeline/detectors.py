@@ -1,0 +1,83 @@
+"""Detectors as stages hand them on: what they were made of, where they lie, and what can be asked of them."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from rayad import provenance, storage
+from rayad.errors import OptionError
+from rayad.fingerprint import fingerprint
+from rayad.imaging.picture import Preprocessing, from_description
+from rayad.patches.corpus import Corpus
+from rayad.scoring import bundle
+from rayad.scoring.combine import Aggregation
+from rayad.scoring.detector import Detector, Part
+
+
+def identity(detector: Detector) -> str:
+    """Equal for detectors that give equal scores."""
+    return fingerprint([detector.name, detector.score, detector.origin("made_of"), detector.aggregation])
+
+
+def finished(url: str, request: str) -> Detector | None:
+    """The detector at the URL if it was made of the same things."""
+    if not storage.exists(storage.join(url, "detector.json")):
+        return None
+    stored = bundle.load(url)
+    return stored if stored.provenance.get("made_of") == request else None
+
+
+def floor_detector(name: str, score: str, corpus: Corpus) -> Detector:
+    """A detector that learns nothing: what a trained one has to beat."""
+    request = fingerprint(["floor", score, preprocessing_of(corpus)])
+    return Detector(name, score, preprocessing_of(corpus), provenance=origin_of(corpus, request, None))
+
+
+def asked(detector: Detector, name: str, score: str) -> Detector:
+    """The trained detector under another name, asked for another of its scores."""
+    request = fingerprint(["asked", detector.origin("made_of"), score])
+    provenance = detector.provenance | {"made_of": request}
+    return replace(detector, name=name, score=score, calibration=None, provenance=provenance)
+
+
+def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
+    """The detector with this aggregation of its scores; another one voids its calibration."""
+    if aggregation == detector.aggregation:
+        return detector
+    return replace(detector, aggregation=aggregation, calibration=None)
+
+
+def saved(detector: Detector, url: str) -> Detector:
+    """What is at the URL, if that is this detector, calibrated; else the detector."""
+    if not storage.exists(storage.join(url, "detector.json")):
+        return detector
+    stored = bundle.load(url)
+    return stored if identity(stored) == identity(detector) else detector
+
+
+def model_of(trained: Detector) -> Part:
+    """A detector's model; OptionError where it has none."""
+    if trained.model is None:
+        raise OptionError(f"detector {trained.name!r} has no model whose latents a density could be fitted to")
+    return trained.model
+
+
+def origin_of(corpus: Corpus, request: str, settings: Any) -> dict[str, Any]:
+    return {
+        "made_of": request,
+        "corpus": corpus.manifest["content"],
+        "dataset": corpus.manifest["dataset"],
+        "settings": repr(settings),
+        "seed": getattr(settings, "seed", 0),
+        "machine": provenance.machine(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+    }
+
+
+def minutes_since(began: float) -> float:
+    return (time.perf_counter() - began) / 60
+
+
+def preprocessing_of(corpus: Corpus) -> Preprocessing:
+    return from_description(corpus.manifest["parameters"]["preprocessing"])
