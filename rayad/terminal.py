@@ -9,8 +9,6 @@ from functools import cache
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
-from tqdm import tqdm
-
 from rayad.errors import StorageError
 
 UNPRINTABLE = re.compile(
@@ -84,6 +82,8 @@ def print_error(kind: type[BaseException], error: BaseException, trace: Tracebac
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[..., None]]:
     """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said, by)`` moves it and says something."""
+    from tqdm import tqdm  # what shows no progress needs none
+
     bar = tqdm(total=total, desc=printable(label), disable=not sys.stderr.isatty(), leave=False)
     done = 0
 
