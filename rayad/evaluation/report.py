@@ -1,19 +1,4 @@
-"""results.json and the page made from it: one that a radiologist would be shown.
-
-`results` holds "dataset", "recipe", "commit", "rows" and "comparisons" (rayad/evaluation/table.py), and may hold
-
-- "calibration_patients": K, the healthy patients behind every p-value;
-- "counts": split -> {"images": ..., "patients": ..., ...};
-- "images": [{"exam_id", "patient_id", "diseased", "lesions": [kind], "thumbnail": name of a figure,
-  "p": {detector: {"image": p, "exam": p}}}];  "heatmap_detector": whose heatmaps the thumbnails show;
-- "settings", "provenance": name -> value;  "notes": [sentence];
-- "captions": name of a figure -> text;  "failures": [{"exam_id" or "url" or "image", "reason"}];
-- "groups": detector -> heading;  "costs": detector -> {"train_minutes", "score_seconds"};
-- "row_provenance": detector -> name -> value;
-- "literature": [{"detector", "lesion", "dataset", "pixel_auc", "source"}];
-- "group_rows", "group_tests" (table.py);  "seeds" (seeds.py);  "verdicts" (verdicts.py);  "ranks": kind -> ranks.py;
-- of an image also "findings": [findings.py], "more_findings": how many are not listed;
-- "figures": names of the pictures in order;  "pictures": name -> WebP in base64, so that the page can be made again.
+"""The page of a report, made from its results alone: one that a radiologist would be shown.
 
 The page needs no font and no file but the pictures beside it. A small script of its own keeps a reader's answers to the
 findings; without scripts everything else is the same.
@@ -23,6 +8,7 @@ import base64
 import io
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
@@ -32,13 +18,13 @@ from PIL import Image
 from rayad import storage
 from rayad.errors import FormatError
 from rayad.evaluation import images_of, svg
+from rayad.evaluation.results import Results, read
 from rayad.terminal import shortened
 
 QUALITY = 85
 """Of the pictures, 0 to 100."""
 FEW = 3
 """Fewer detectors are not drawn side by side."""
-REQUIRED = ("dataset", "recipe", "commit", "rows", "comparisons")
 CAPTIONS = {
     "panel": (
         "Each row is one image: the image, the annotated lesion (blue), then for each detector its heatmap and the "
@@ -63,11 +49,10 @@ NAMES = {
 }
 
 
-def build(results: dict, figures: Mapping[str, bytes], url: str) -> str:
+def build(results: Results, figures: Mapping[str, bytes], url: str) -> str:
     """Write pictures, results.json and index.html, in this order: a page that is there is whole.
 
     Args:
-        results: see the head of this module.
         figures: name -> PNG; "thumbnail" of an image names one of them, the others are shown in this order.
         url: the folder to write to.
 
@@ -75,13 +60,12 @@ def build(results: dict, figures: Mapping[str, bytes], url: str) -> str:
         The URL of index.html.
 
     Raises:
-        FormatError: the results lack a required entry, or name a figure that is not given.
+        FormatError: the results name a figure that is not given.
         StorageError: the folder cannot be written.
     """
     pictures = {name: base64.b64encode(webp(png)).decode() for name, png in figures.items()}
     page = render(results, list(figures))
-    whole = results | {"figures": list(figures), "pictures": pictures}
-    return _write(whole, page, url)
+    return _write(replace(results, figures=list(figures), pictures=pictures), page, url)
 
 
 def rebuild(url: str) -> str:
@@ -91,21 +75,21 @@ def rebuild(url: str) -> str:
         url: the folder that holds results.json.
 
     Raises:
-        FormatError: there is none, or it lacks a required entry.
+        FormatError: there is none, or it is not of results, or of a newer schema.
     """
     where = storage.join(url, "results.json")
     if not storage.exists(where):
         raise FormatError(f"{url}: no results.json here to make a page from")
-    results = storage.read_json(where)
-    return _write(results, render(results, results.get("figures", [])), url)
+    results = read(storage.read_json(where), where)
+    return _write(results, render(results, results.figures), url)
 
 
-def _write(results: dict, page: str, url: str) -> str:
-    for name, text in results.get("pictures", {}).items():
+def _write(results: Results, page: str, url: str) -> str:
+    for name, text in results.pictures.items():
         if posixpath.normpath(name) != name or name.startswith(("/", "..")):
             raise FormatError(f"{url}: results.json has a picture {shortened(name)}, which would lie elsewhere")
         storage.write_bytes(storage.join(url, f"{name}.webp"), base64.b64decode(text))
-    storage.write_json(storage.join(url, "results.json"), results)
+    storage.write_json(storage.join(url, "results.json"), results.to_json())
     index = storage.join(url, "index.html")
     storage.write_bytes(index, page.encode())
     return index
@@ -118,10 +102,10 @@ def webp(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def drawings(results: dict) -> dict[str, list[tuple[str, Markup]]]:
+def drawings(results: Results) -> dict[str, list[tuple[str, Markup]]]:
     """Kind of lesion -> forest plots and ranks, with their titles; nothing where there are few detectors."""
-    rows, drawings_by_kind = results["rows"], {}
-    spread = {(row["detector"], row["lesion"]): row for row in results.get("seeds", [])}
+    rows, drawings_by_kind = results.rows, {}
+    spread = {(row["detector"], row["lesion"]): row for row in results.seeds}
     for kind in dict.fromkeys(row["lesion"] for row in rows):
         of_kind, drawn = [row for row in rows if row["lesion"] == kind], []
         if len(of_kind) < FEW:
@@ -130,7 +114,7 @@ def drawings(results: dict) -> dict[str, list[tuple[str, Markup]]]:
             seeds = {d: row[figure]["values"] for (d, k), row in spread.items() if k == kind}
             title = f"{called(figure)} with its 95 % interval by patient" + ("; ticks: other seeds" if seeds else "")
             drawn.append((title, Markup(svg.forest(of_kind, figure, seeds))))
-        ranked = results.get("ranks", {}).get(kind)
+        ranked = results.ranks.get(kind)
         if ranked:
             p = p_value(ranked["p"])
             title = (
@@ -142,17 +126,13 @@ def drawings(results: dict) -> dict[str, list[tuple[str, Markup]]]:
     return {kind: drawn for kind, drawn in drawings_by_kind.items() if drawn}
 
 
-def render(results: dict, figures: list[str]) -> str:
+def render(results: Results, figures: list[str]) -> str:
     """The page as HTML; text from files and corpora is escaped.
 
     Raises:
-        FormatError: the results lack a required entry, or name a figure that is not given.
+        FormatError: the results name a figure that is not given.
     """
-    missing = [name for name in REQUIRED if name not in results]
-    if missing:
-        raise FormatError(f"results need {', '.join(REQUIRED)}; {', '.join(missing)} are missing")
-    images = results.get("images", [])
-    thumbnails = {image["thumbnail"] for image in images if image.get("thumbnail")}
+    thumbnails = {image["thumbnail"] for image in results.images if image.get("thumbnail")}
     if thumbnails - set(figures):
         raise FormatError(f"results name the figure {min(thumbnails - set(figures))!r}, which is not given")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -160,16 +140,16 @@ def render(results: dict, figures: list[str]) -> str:
     template = resources.files("rayad.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         results=results,
-        images_of=images_of(results["dataset"], str(results.get("provenance", {}).get("source", ""))),
-        rows=results["rows"],
-        kinds=list(dict.fromkeys(row["lesion"] for row in results["rows"])),
-        detectors=list(dict.fromkeys(row["detector"] for row in results["rows"])),
-        images=images,
+        images_of=images_of(results.dataset, str(results.provenance.get("source", ""))),
+        rows=results.rows,
+        kinds=list(dict.fromkeys(row["lesion"] for row in results.rows)),
+        detectors=list(dict.fromkeys(row["detector"] for row in results.rows)),
+        images=results.images,
         figures=[name for name in figures if name not in thumbnails],
-        captions=CAPTIONS | results.get("captions", {}),
-        reasons=reasons(results["rows"]),
-        groups=results.get("groups", {}),
-        costs=results.get("costs", {}),
+        captions=CAPTIONS | results.captions,
+        reasons=reasons(results.rows),
+        groups=results.groups,
+        costs=results.costs,
         drawings=drawings(results),
     )
 

@@ -14,6 +14,7 @@ from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import ANY, Scored
+from rayad.evaluation.results import Results
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
@@ -95,33 +96,33 @@ def evaluate(
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
     main = _main(detectors)
     shown = pictures.Shown(main, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
-    results: dict[str, Any] = {
-        "dataset": options.dataset,
-        "recipe": options.recipe,
-        "commit": provenance.commit(),
-        "request": request,
-        "rows": rows,
-        "comparisons": table.comparisons(on_grid, kinds, pairs=options.compare or pairs(detectors)),
-        "ranks": {kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
-        "group_rows": [row for rows_of_detector, _ in grouped for row in rows_of_detector],
-        "group_tests": [row for _, tests in grouped for row in tests],
-        "seeds": _seeds(pool, rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
-        "verdicts": [row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
-        "calibration_patients": min(c.patients for c in calibrations.values()),
-        "counts": counts(dataset),
-        "images": shown.listed(),
-        "heatmap_detector": main.name,
-        "settings": _settings(detectors, options),
-        "groups": options.groups,
-        "literature": list(options.literature),
-        "costs": {d.name: _cost(d, scored[d.name]) for d in detectors},
-        "row_provenance": {d.name: _origin(d, options) for d in detectors},
-        "provenance": {"source": options.source, "split": options.split, **provenance.versions()},
-        "notes": [
+    results = Results(
+        dataset=options.dataset,
+        recipe=options.recipe,
+        commit=provenance.commit(),
+        request=request,
+        rows=rows,
+        comparisons=table.comparisons(on_grid, kinds, pairs=options.compare or pairs(detectors)),
+        ranks={kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
+        group_rows=[row for rows_of_detector, _ in grouped for row in rows_of_detector],
+        group_tests=[row for _, tests in grouped for row in tests],
+        seeds=_seeds(pool, rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
+        verdicts=[row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
+        calibration_patients=min(c.patients for c in calibrations.values()),
+        counts=counts(dataset),
+        images=shown.listed(),
+        heatmap_detector=main.name,
+        settings=_settings(detectors, options),
+        groups=options.groups,
+        literature=list(options.literature),
+        costs={d.name: _cost(d, scored[d.name]) for d in detectors},
+        row_provenance={d.name: _origin(d, options) for d in detectors},
+        provenance={"source": options.source, "split": options.split, **provenance.versions()},
+        notes=[
             *_notes(next(iter(scored.values())), options),
             *_doubtful(main.name, calibrations[main.name], scored[main.name]),
         ],
-    }
+    )
     return report.build(results, shown.drawn(pool), url)
 
 

@@ -61,7 +61,7 @@ def written(tmp_path_factory):
         "calibration_patients": 24,
         "images": [image | {"p": {"cae": {"image": 0.04, "exam": 0.08}}}],
     }
-    report.build(results, pictures(images), str(folder))
+    report.build(read(results, "results"), pictures(images), str(folder))
     return folder, results
 
 
@@ -124,7 +124,7 @@ def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload
     folder, results = written
     finding = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
     images = [results["images"][0] | {"findings": [finding, finding], "more_findings": 0}]
-    text = report.render({**results, "images": images}, ["panel", "distributions", "image-e9"])
+    text = report.render(read({**results, "images": images}, "results"), ["panel", "distributions", "image-e9"])
     page = folder / "reading.html"
     page.write_text(text.replace("</body>", f"{READ}</body>"), encoding="utf-8")
     for visit in ("first", "again"):

@@ -12,7 +12,9 @@ from PIL import Image
 
 from rayad import storage
 from rayad.errors import FormatError
-from rayad.evaluation.report import build, number, p_value, rebuild, render
+from rayad.evaluation import report
+from rayad.evaluation.report import number, p_value, rebuild
+from rayad.evaluation.results import SCHEMA, read
 
 
 def png(brightness: int) -> bytes:
@@ -64,6 +66,14 @@ def results(**changes):
         "provenance": {"corpus sha256": "9f2c01", "seed": 7, "torch": "2.13.0"}, "notes": ["Films of one hospital."],
         "failures": [{"exam_id": "mdb999", "reason": "truncated"}],
     } | changes  # fmt: skip
+
+
+def build(content: dict, figures: dict[str, bytes], url: str) -> str:
+    return report.build(read(content, "results.json"), figures, url)
+
+
+def render(content: dict, figures: list[str]) -> str:
+    return report.render(read(content, "results.json"), figures)
 
 
 FIGURES = {"panel": png(50), "distributions": png(120), "image-mdb024": png(200)}
@@ -276,3 +286,20 @@ def test_no_picture_of_a_strangers_results_lies_elsewhere(tmp_path, name):
     with pytest.raises(FormatError, match="which would lie elsewhere"):
         rebuild(str(tmp_path / "in"))
     assert not (tmp_path / "stolen.webp").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": SCHEMA + 1}, f"results of schema {SCHEMA} are wanted, not of {SCHEMA + 1}"),
+        ({"schema": "1"}, "are wanted, not of '1'"),
+        ({"colour": 1}, "no results have 'colour'"),
+    ],
+)
+def test_results_of_a_newer_rayad_or_of_none_are_refused(tmp_path, changes, said):
+    build(results(), FIGURES, str(tmp_path))
+    file = tmp_path / "results.json"
+    assert json.loads(file.read_text())["schema"] == SCHEMA
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(FormatError, match=rf"results\.json: .*{said}"):
+        rebuild(str(tmp_path))
