@@ -46,12 +46,17 @@ COMMANDS = {
     "report": "detectors.Report",
     "heatmap": "detectors.Heatmap",
     "check": "detectors.Check",
-    "dashboard": "services.Dashboard",
+    "dashboard": "dashboard.Dashboard",
     "serve": "services.Serve",
     "watch": "services.Watch",
     "token": "services.Token",
 }
 """Name of a command -> module and class of this package; a module is imported when its command is asked for."""
+EXTRAS = {
+    "serve": ("starlette", "fastapi", "pydantic", "uvicorn", "anyio", "jwt", "limits", "python_multipart"),
+    "dashboard": ("tensorboard", "optuna_dashboard"),
+}
+"""Extra of the package -> the modules that it brings (pyproject.toml)."""
 
 
 @runtime_checkable
@@ -183,6 +188,13 @@ def _run(argv: list[str]) -> int:
     except RayadError as error:
         say(f"rayad: {error}", sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if module in modules), "")
+        if not extra:
+            raise
+        say(f"rayad: {argv[0]} needs {module}, which is not installed: pip install 'rayad[{extra}]'", sys.stderr)
+        return 2
     except KeyboardInterrupt:
         say(GOES_ON, sys.stderr)
         return STOPPED

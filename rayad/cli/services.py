@@ -1,4 +1,4 @@
-"""What stays: the service, the loop beside an archive, the dashboard."""
+"""The service, its tokens, and the loop beside an archive."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -7,28 +7,10 @@ from typing import Annotated
 from rayad import bounds, storage
 from rayad.bounds import Bounds
 from rayad.cli.shared import OnCluster, Several
-from rayad.options import Port, Within
+from rayad.options import Within
 from rayad.serving.access import Access, Limits
 from rayad.serving.settings import Listening, Replicas
 from rayad.terminal import say
-
-
-@dataclass(frozen=True)
-class Dashboard:
-    """Runs, sweeps and faults below some folders as a page, with the tools that show the rest; until Ctrl-C."""
-
-    root: Several
-    """Folders or URLs whose runs, sweeps and corpora are shown; Optuna's dashboard and TensorBoard need local ones."""
-    port: Port = 0
-    """Port of the page, on 127.0.0.1; TensorBoard, Prometheus and Optuna's dashboards take those behind it. 0: free
-    ones."""
-    discovery: str = "/tmp/ray/prom_metrics_service_discovery.json"
-    """The list of metric ports that a Ray cluster keeps in its --temp-dir, for Prometheus."""
-
-    def __call__(self) -> None:
-        from rayad.dashboard.serve import show
-
-        show([storage.absolute(root) for root in self.root], self.port, os.path.abspath(self.discovery))
 
 
 @dataclass(frozen=True, kw_only=True)

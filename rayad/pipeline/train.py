@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from rayad import catalog, storage
 from rayad.checkpoints import Folder
+from rayad.errors import OptionError
 from rayad.evaluation import strips
 from rayad.fingerprint import fingerprint
 from rayad.fit import Objective, Schedule, fit
@@ -79,7 +79,7 @@ class _Watch:
     def __init__(self, strips: Strips, url: str, model: Any, x: torch.Tensor) -> None:
         self.strips, self.url, self.model, self.x = strips, url, model, x
         self.folder = tempfile.mkdtemp()
-        self.writer = SummaryWriter(self.folder) if strips.tensorboard else None
+        self.writer = _writer(self.folder) if strips.tensorboard else None
 
     def saw(self, row: Row) -> None:
         """An epoch or a pass is done."""
@@ -111,6 +111,17 @@ class _Watch:
         picture = strips.strip(self.model, self.x)
         self.model.train(training)
         return picture
+
+
+def _writer(folder: str) -> Any:
+    """A writer of event files; OptionError where what it needs is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            "event files need tensorboard, which is not installed: pip install 'rayad[dashboard]'"
+        ) from error
+    return SummaryWriter(folder)
 
 
 def train(

@@ -1,6 +1,7 @@
 """Commands: a name leads to a class, help comes at once, and every option says what it is."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,3 +56,41 @@ def test_a_command_that_is_none_is_answered_with_those_there_are(capsys):
 def test_no_command_is_answered_with_the_help(capsys):
     assert cli.run([]) == 2
     assert "rayad COMMAND --help" in capsys.readouterr().out
+
+
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+from rayad import cli
+
+
+class Without(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in [module for modules in cli.EXTRAS.values() for module in modules]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Without())
+"""
+
+
+def without_extras(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["serve", "dashboard"])
+def test_a_command_whose_extra_is_missing_says_so_in_a_sentence(name, tmp_path):
+    option = {"serve": "--detector", "dashboard": "--root"}[name]
+    ended = without_extras(f"sys.exit(cli.run([{name!r}, {option!r}, {str(tmp_path)!r}]))")
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        rf"rayad: {name} needs \w+, which is not installed: pip install 'rayad\[{name}\]'", ended.stderr.strip()
+    )
+
+
+def test_the_main_job_needs_no_extra():
+    stages = [f"rayad.pipeline.{name}" for name in ("run", "heatmap", "inspect", "streamed", "trial")]
+    commands = [name for name, where in cli.COMMANDS.items() if not where.startswith(("services.", "dashboard."))]
+    code = f"import importlib\nfor name in {commands}: cli.command(name)\n"
+    ended = without_extras(code + f"for name in {stages}: importlib.import_module(name)")
+    assert ended.returncode == 0, ended.stderr
