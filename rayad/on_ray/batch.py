@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -21,13 +19,26 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
-from rayad.heatmaps.images import HeatmapRequest, files_below, named
+from rayad.heatmaps.images import HeatmapRequest
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
-from rayad.outputs import require_own
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import Limits
 from rayad.serving.api import Scored
+from rayad.serving.batches import (
+    LONG,
+    OF_IMAGE,
+    TOLD,
+    Batch,
+    Places,
+    description_of,
+    encodable,
+    images_of,
+    now,
+    own_file,
+    require_own_folder,
+    row_there,
+)
 from rayad.serving.cards import Card
 from rayad.serving.fetch import AllowList, fetch
 from rayad.serving.problems import Problem
@@ -48,58 +59,6 @@ MOST_RUNNING = 32
 """Batches that run, or wait for their turn."""
 MOST_KEPT = 1000
 """Batches that have ended and are still told of."""
-OF_IMAGE = ("score", "p_value", "p_value_floor", "calibration_patients", "doubts")
-"""What a batch tells of an image, of all that its answer says."""
-OWN = "batch"
-"""Name of the file that a batch keeps among its results."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where batches are remembered, read and written: `Service.state`, `Service.read`, `Service.write`."""
-
-    state: str
-    read: tuple[str, ...]
-    write: tuple[str, ...]
-
-
-@dataclass
-class Batch:
-    """One batch, running or not."""
-
-    said: dict[str, Any]
-    """What is told of it."""
-    wanted: dict[str, Any]
-    url: str
-    """Of the detector's bundle."""
-    stop: threading.Event = field(default_factory=threading.Event)
-    begun: bool = False
-    """Has its turn come?"""
-    resumed: bool = False
-    """Did a service before this one begin it?"""
-
-    def lacking(self, images: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of these images and names that are neither scored nor given up."""
-        ended = {row["image"] for row in [*self.said["results"], *self.said["failures"]]}
-        return [image for image in images if _encodable(image[0]) not in ended]
-
-    def add(self, row: dict[str, Any]) -> None:
-        """What came of an image."""
-        row = {key: _encodable(value) if isinstance(value, str) else value for key, value in row.items()}
-        self.said["failures" if "reason" in row else "results"].append(row)
-        self.said |= {"done": len(self.said["results"]), "failed": len(self.said["failures"]), "updated": _now()}
-
-    def forget(self, images: set[str]) -> None:
-        """What came of these images, as far as anything did."""
-        names = {_encodable(image) for image in images}
-        for name in LONG:
-            self.said[name] = [row for row in self.said[name] if row["image"] not in names]
-
-    def end(self, state: str, error: Exception | None = None) -> None:
-        """It is over, because of an error or without one."""
-        if error is not None:
-            self.said["failures"].append({"image": "", "reason": _encodable(_sentence(error))})
-        self.said |= {"state": state, "updated": _now()}
 
 
 def asking(replicas: Replicas) -> int:
@@ -120,8 +79,8 @@ class Batches:
         self._batches: dict[str, Batch] = {}
         self._turn, self._starting = threading.Lock(), asyncio.Lock()
         for batch in self._known():
-            self._batches[batch.said["id"]] = batch
-            if batch.said["state"] == "running":
+            self._batches[batch.status["id"]] = batch
+            if batch.status["state"] == "running":
                 self._begin(batch)
             else:
                 self._forget(batch)
@@ -133,40 +92,40 @@ class Batches:
 
     async def _start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
         every = list(self._batches.values())
-        running = [other.said["out"].rstrip("/") for other in every if other.said["state"] == "running"]
+        running = [other.status["out"].rstrip("/") for other in every if other.status["state"] == "running"]
         if wanted["out"].rstrip("/") in running:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
         if len(running) >= MOST_RUNNING:
             later = {"Retry-After": "60"}
             return Refused(Problem(429, f"{MOST_RUNNING} batches run or wait, which is the most.", headers=later))
         try:
-            await asyncio.to_thread(_require_own, wanted["out"], self._writing.prefixes)
+            await asyncio.to_thread(require_own_folder, wanted["out"], self._writing.prefixes)
         except RayadError as error:
             return refused(error)
         description = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
-        description |= {"out": wanted["out"], "asked": _asked(wanted), "began": _now(), "updated": _now()}
+        description |= {"out": wanted["out"], "asked": description_of(wanted), "began": now(), "updated": now()}
         description |= {"total": None, "done": 0, "failed": 0, "research_use_only": RESEARCH_USE}
         batch = Batch(description | {"failures": [], "results": []}, wanted, card.url)
-        self._batches[batch.said["id"]] = batch
+        self._batches[batch.status["id"]] = batch
         try:
             await asyncio.to_thread(self._remember, batch, True)
         except RayadError as error:
-            del self._batches[batch.said["id"]]
+            del self._batches[batch.status["id"]]
             return refused(error)
         self._begin(batch)
-        return batch.said
+        return batch.status
 
     async def every(self) -> list[dict[str, Any]]:
         """All, the newest first, without what came of each image."""
-        short = [{k: v for k, v in batch.said.items() if k not in LONG} for batch in list(self._batches.values())]
+        short = [{k: v for k, v in batch.status.items() if k not in LONG} for batch in list(self._batches.values())]
         return sorted(short, key=lambda said: said["began"], reverse=True)
 
     async def one(self, number: str) -> dict[str, Any] | None:
         """One of them; what came of the images of one that has ended is read from where it lies."""
         batch = self._batches.get(number)
-        if batch is None or batch.said["state"] == "running":
-            return batch and batch.said
-        said = dict(batch.said)  # with its rows, if they are not written down yet
+        if batch is None or batch.status["state"] == "running":
+            return batch and batch.status
+        said = dict(batch.status)  # with its rows, if they are not written down yet
         try:
             written = await asyncio.to_thread(self._written, batch)
         except RayadError:
@@ -176,19 +135,19 @@ class Batches:
 
     def _written(self, batch: Batch) -> dict[str, Any]:
         """What its folder says of it; nothing where another batch's results are there by now."""
-        written = storage.read_json(_own(self._writing.check(batch.said["out"])), roots=self._writing.prefixes)
-        return written if written.get("id") == batch.said["id"] else {}
+        written = storage.read_json(own_file(self._writing.check(batch.status["out"])), roots=self._writing.prefixes)
+        return written if written.get("id") == batch.status["id"] else {}
 
     async def cancel(self, number: str) -> dict[str, Any] | None:
         """Stop one: at once if its turn has not come, else with the next image that is through."""
         batch = self._batches.get(number)
-        if batch and batch.said["state"] == "running":
+        if batch and batch.status["state"] == "running":
             batch.stop.set()
             if not batch.begun:
                 batch.end("cancelled")
                 await asyncio.to_thread(self._remembered, batch)
                 self._forget(batch)
-        return batch and batch.said
+        return batch and batch.status
 
     def _begin(self, batch: Batch) -> None:
         threading.Thread(target=self._run, args=(batch,), daemon=True).start()
@@ -197,41 +156,43 @@ class Batches:
         """In a thread of its own; whatever goes wrong is the batch's state."""
         with self._turn:
             batch.begun = True
-            if batch.said["state"] != "running":
+            if batch.status["state"] != "running":
                 return  # cancelled while it waited, and written down; another batch may have its folder by now
             try:
                 batch.end("done" if not batch.stop.is_set() and self._through(batch) else "cancelled")
             except Exception as error:
                 if not isinstance(error, RayadError):
-                    LOG.exception("batch %s failed", batch.said["id"])
-                batch.end("failed", error)
+                    LOG.exception("batch %s failed", batch.status["id"])
+                batch.end("failed", _sentence(error))
         while not self._remembered(batch):
             time.sleep(AGAIN_S)
         with suppress(RayadError):
             if self._state:
-                storage.remove(storage.join(self._state, "images", f"{batch.said['id']}.json"))
+                storage.remove(storage.join(self._state, "images", f"{batch.status['id']}.json"))
         self._forget(batch)
 
     def _forget(self, batch: Batch) -> None:
         """Keep of one that has ended what is told of it; its rows lie in its folder. Of very many, the newest."""
-        batch.said |= {name: [] for name in LONG}
+        batch.status |= {name: [] for name in LONG}
         batch.wanted = {}
         batches = list(self._batches.items())  # other threads begin and end batches meanwhile
-        ended = sorted((other.said["began"], number) for number, other in batches if other.said["state"] != "running")
+        ended = sorted(
+            (other.status["began"], number) for number, other in batches if other.status["state"] != "running"
+        )
         for _, number in ended[:-MOST_KEPT]:
             self._batches.pop(number, None)
 
     def _through(self, batch: Batch) -> bool:
         """Send what is lacking through the graph; whether all were sent before the batch was stopped."""
-        card, images = self._card(batch), _images(batch)
+        card, images = self._card(batch), images_of(batch)
         changed = self._changed(batch, [image for image, _ in images])
         batch.forget(changed)
         if batch.resumed:
             for image, name in batch.lacking(images):
-                if image not in changed and (row := _there(batch, image, name)):
+                if image not in changed and (row := row_there(batch, image, name)):
                     batch.add(row)
         lacking, written, pause = batch.lacking(images), time.monotonic(), EVERY_S
-        batch.said["total"] = len(images)
+        batch.status["total"] = len(images)
         for row in self._rows(lacking, batch.wanted, card):
             batch.add(row)
             if time.monotonic() > written + pause:
@@ -250,21 +211,21 @@ class Batches:
         """
         if not self._state:
             return set()
-        place = storage.join(self._state, "images", f"{batch.said['id']}.json")
+        place = storage.join(self._state, "images", f"{batch.status['id']}.json")
         try:
-            now = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
+            versions = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
             before = storage.read_json(place) if storage.exists(place) else {}
-            storage.write_json(place, {_encodable(image): version for image, version in now.items()})
+            storage.write_json(place, {encodable(image): version for image, version in versions.items()})
         except RayadError:
             return set()
-        return {image for image, version in now.items() if before.get(_encodable(image), version) != version}
+        return {image for image, version in versions.items() if before.get(encodable(image), version) != version}
 
     def _card(self, batch: Batch) -> Card:
         """The detector that it was begun with; RayadError where it is gone, or images may not be read any more."""
         for url in filter(None, [batch.wanted["prefix"], *batch.wanted["urls"]]):
             self._reading.check(url)
-        card = cards.card(batch.said["detector"]["name"], batch.url)
-        if card.sha256 != batch.said["detector"]["sha256"]:
+        card = cards.card(batch.status["detector"]["name"], batch.url)
+        if card.sha256 != batch.status["detector"]["sha256"]:
             raise OptionError(f"detector {card.name!r} was replaced after the batch had begun")
         return card
 
@@ -293,11 +254,11 @@ class Batches:
         return True
 
     def _remember(self, batch: Batch, begun: bool = False) -> None:
-        storage.write_json(self._writing.check(_own(batch.said["out"])), batch.said, through_links=False)
+        storage.write_json(self._writing.check(own_file(batch.status["out"])), batch.status, through_links=False)
         if begun and self._state:
-            what = {"id": batch.said["id"], "wanted": batch.wanted, "url": batch.url}
-            place = storage.join(self._state, "batches", f"{batch.said['id']}.json")
-            storage.write_json(place, what | {"detector": batch.said["detector"]})
+            what = {"id": batch.status["id"], "wanted": batch.wanted, "url": batch.url}
+            place = storage.join(self._state, "batches", f"{batch.status['id']}.json")
+            storage.write_json(place, what | {"detector": batch.status["detector"]})
 
     def _known(self) -> Iterator[Batch]:
         """Batches of a service before this one."""
@@ -306,70 +267,19 @@ class Batches:
             try:
                 what = storage.read_json(file)
                 status = storage.read_json(
-                    _own(self._writing.check(what["wanted"]["out"])), roots=self._writing.prefixes
+                    own_file(self._writing.check(what["wanted"]["out"])), roots=self._writing.prefixes
                 )
                 if status["id"] != what["id"]:
                     continue  # another batch's results are there by now
                 description = {key: status[key] for key in TOLD} | {"out": what["wanted"]["out"]}
                 description |= {
                     "detector": what["detector"],
-                    "asked": _asked(what["wanted"]),
+                    "asked": description_of(what["wanted"]),
                     "research_use_only": RESEARCH_USE,
                 }
                 yield Batch(description, what["wanted"], what["url"], resumed=True)
             except (RayadError, KeyError, TypeError) as error:
                 LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
-
-
-LONG = ("failures", "results")
-TOLD = ("id", "state", "began", "updated", "total", "done", "failed", *LONG)
-
-
-def _own(out: str) -> str:
-    return storage.join(out, f"{OWN}.json")
-
-
-def _require_own(out: str, roots: Sequence[str]) -> None:
-    """OptionError where the folder has what is no batch's, or a batch of another service."""
-    require_own(out, "a batch")
-    there = storage.read_json(_own(out), roots=roots) if storage.exists(_own(out)) else {}
-    if there.get("state") == "running":
-        raise OptionError(
-            f"{out}: batch {there.get('id')} of another service writes there; if that is gone, remove {OWN}.json"
-        )
-
-
-def _asked(wanted: dict[str, Any]) -> dict[str, Any]:
-    return {key: wanted[key] for key in ("prefix", "spacing_mm", "view", "step_mm", "results")}
-
-
-def _images(batch: Batch) -> list[tuple[str, str]]:
-    """URLs and names of a batch's images; OptionError where they cannot be scored as it was begun."""
-    prefix = batch.wanted["prefix"]  # URLs of a list are not listed: only `fetch` may ask a web server
-    images = named(files_below(prefix) if prefix else batch.wanted["urls"])
-    if any(name == OWN for _, name in images):
-        raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
-    nameless = [image for image, name in images if not name]
-    if nameless:
-        raise OptionError(f"{nameless[0]}: an image without a name")
-    return images
-
-
-def _there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
-    """The row of an image whose results are all there, though nobody wrote it down; its JSON is written last."""
-    place = storage.join(batch.said["out"], f"{name}.json")
-    if "json" not in batch.wanted["results"]:
-        return None
-    try:
-        # object stores know the time to the second, as `began` does
-        if storage.modified(place) < datetime.fromisoformat(batch.said["began"]):
-            return None
-        answer = storage.read_json(place, roots=(batch.said["out"],))
-        if answer["detector"]["sha256"] != batch.said["detector"]["sha256"]:
-            return None
-        return {"image": image, "name": name} | {key: answer[key] for key in OF_IMAGE}
-    except (RayadError, KeyError, TypeError):
-        return None
 
 
 class _Ask:
@@ -428,12 +338,3 @@ def _sentence(error: Exception) -> str:
     if isinstance(cause, TimeoutError):
         return "it took longer than a request may"
     return str(cause) if isinstance(cause, RayadError) else f"the service failed: {type(cause).__name__}"
-
-
-def _encodable(text: str) -> str:
-    """A text that can be written: names of files may be in no encoding."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -19,10 +19,11 @@ from rayad.bounds import Bounds
 from rayad.errors import OptionError, RayadError
 from rayad.heatmaps.images import HeatmapRequest
 from rayad.on_ray import metrics
-from rayad.on_ray.batch import TOGETHER, Batches, Places, asking
+from rayad.on_ray.batch import TOGETHER, Batches, asking
 from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, steadily, unless_refused
 from rayad.serving import api, cards
 from rayad.serving.access import Access, Guard, Limits
+from rayad.serving.batches import Places
 from rayad.serving.cards import Card
 from rayad.serving.exchange import Application, Message, Receive, Scope, Send
 from rayad.serving.fetch import AllowList
