@@ -420,8 +420,6 @@ def _optimizer(objective: Objective) -> Optimizer:
             return SGD(objective.parameters, lr=objective.learning_rate)
         case "rmsprop":
             return RMSprop(objective.parameters, lr=objective.learning_rate)
-        case other:
-            raise OptionError(f"optimizer must be adam, sgd or rmsprop, not {other!r}")
 
 
 def _start_equal(model: nn.Module, sync: Sync) -> None:

@@ -425,12 +425,6 @@ def test_a_schedule_needs_positive_numbers(name):
         Schedule(**{name: 0})
 
 
-def test_an_unknown_optimizer_is_an_error():
-    line = Line(lambda line: [[replace(line.objective(), optimizer="newton")]])
-    with pytest.raises(OptionError, match="adam, sgd or rmsprop, not 'newton'"):
-        run(line, patches(8), ONCE)
-
-
 def test_batches_shuffle_by_epoch_and_part_by_rank():
     x, schedule = torch.arange(10.0).reshape(10, 1, 1, 1), Schedule(batch=4)
     assert torch.cat(list(batches(x, schedule))).flatten().tolist() == list(range(10))
