@@ -10,6 +10,7 @@ import pytest
 from rayad.evaluation import report, table
 from rayad.evaluation.figures import Map, View, distributions, panel, thumbnail
 from rayad.evaluation.metrics import Scored
+from rayad.evaluation.results import read
 
 CHROMIUM = "/usr/bin/chromium"
 OPTIONS = (
