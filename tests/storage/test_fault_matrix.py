@@ -91,7 +91,7 @@ STAGES = (
     Stage("train", "RayTrainWorker", "checkpoint.safetensors", 1),
     Stage("fit-density", "RayTrainWorker", "learning/checkpoint.safetensors", 1),
     Stage("sweep", "ImplicitFunc|_trial", r"sweep\.json", 1),
-    Stage("evaluate", "score_exam|draw", r"scores/.*\.npz", 3),
+    Stage("evaluate", "Map", r"scores/.*\.npz", 3),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 
