@@ -450,7 +450,7 @@ def test_what_is_no_number_ends_a_stage_with_its_reason(nodes: Nodes, made: str,
         assert not storage.exists(f"{out}/detector.json")
         _keep({"stage": name, "fault": "not a number", "again": None, "seconds": round(seconds, 1), "equal": None})
     out = str(tmp_path / "sweep")
-    space = ["--space", "learning_rate=0.001,1000", "--settings", "width=4", "latents=4", "optimizer=sgd"]
+    space = ["--space", "learning_rate=0.001,1000", "--settings", "width=4", "latents=4"]
     few = ["--schedule.epochs", "1", "--search.trials", "6", "--search.seeds", "1"]
     command = ["sweep", "--corpus", f"{made}/corpus", "--model", "bvae", *space, *few, "--out", out]
     code, said, seconds = Given.to(nodes, command).ended()
