@@ -77,13 +77,8 @@ class Member:
 
 
 @runtime_checkable
-class Pool(Protocol):
-    """Where the work of a stage runs."""
-
-    @property
-    def workers(self) -> Workers:
-        """How many learn together."""
-        ...
+class Mapper(Protocol):
+    """Where the work of a stage runs that only maps."""
 
     @property
     def device(self) -> str:
@@ -111,6 +106,16 @@ class Pool(Protocol):
         Raises:
             RayadError: the one that a call raised; no more are made then.
         """
+        ...
+
+
+@runtime_checkable
+class Pool(Mapper, Protocol):
+    """Where the work of any stage runs."""
+
+    @property
+    def workers(self) -> Workers:
+        """How many learn together."""
         ...
 
     def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
@@ -151,7 +156,7 @@ class Here:
         shared: tuple = (),
         lost: Callable[[str, Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """As `Pool.map`; nothing is lost, since a process that ends ends all."""
+        """As `Mapper.map`; nothing is lost, since a process that ends ends all."""
         call = work(*shared) if isinstance(work, type) else partial(work, *shared)
         with progress_bar(len(items), label) as step:
             for item in items:

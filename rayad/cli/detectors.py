@@ -182,9 +182,9 @@ class Heatmap(ReadsImages, Scores):
     """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
 
     def __call__(self) -> None:
+        from rayad.cli.few import ForMany
         from rayad.heatmaps.drawing import Written
         from rayad.heatmaps.images import HeatmapRequest
-        from rayad.on_ray.few import ForMany
         from rayad.pipeline.heatmap import write_heatmaps
 
         request = HeatmapRequest(self.spacing_mm, self.view, self.step_mm, self.force)

@@ -142,12 +142,14 @@ def _watched() -> Iterator[None]:
     over = threading.Event()
     place = node["NodeManagerAddress"], node["NodeManagerPort"]
     before = signal.signal(signal.SIGUSR1, _raise_lost)
-    threading.Thread(target=_watch, args=(place, over), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(place, over), daemon=True)
+    watch.start()
     try:
         yield
     finally:
         over.set()
-        signal.signal(signal.SIGUSR1, before)
+        watch.join()  # its signal would end this process where nobody hears it any more
+        signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
 
 
 def _watch(place: tuple[str, int], over: threading.Event) -> None:

@@ -72,6 +72,9 @@ class OnRay:
         """A Ray Data pipeline: a row an item, in tasks, or in actors where the work is a class.
 
         Rows hold the item's number and result alone: what is large belongs into storage, not into Ray's object store.
+        They are pickled, since Arrow would make lists of tuples and refuse dataclasses. That opens no door: Ray pickles
+        what its own processes send each other, and whoever can write a row can run code in them anyway
+        (docs/security.md). Nothing that a user loads comes this way.
         """
         if not items:
             return

@@ -17,7 +17,8 @@ from rayad.fingerprint import fingerprint
 from rayad.heatmaps.drawing import EVERYTHING, Written, arrays_and_picture
 from rayad.heatmaps.images import Asked, HeatmapRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
-from rayad.pool import Pool
+from rayad.outputs import require_apart
+from rayad.pool import Mapper
 from rayad.scoring.detector import Detector
 from rayad.terminal import say
 
@@ -28,7 +29,7 @@ EVERY_S = 2.0
 
 
 def write_heatmaps(
-    pool: Pool,
+    pool: Mapper,
     detector: Detector,
     images: Sequence[str],
     request: HeatmapRequest,
@@ -57,6 +58,7 @@ def write_heatmaps(
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     detector.step(request.step_mm)
     asked, left_out = asked_of(images, request)
+    require_apart(url, [image.file for image in asked])  # a table may name what lies in the target
     if left_out:
         number = len(left_out) + len(asked)
         say(f"left out: {len(left_out)} of {number} files, which are no images, such as {left_out[0]}", sys.stderr)

@@ -11,9 +11,9 @@ from ports import WITNESS, is_loopback, listening, refusals, watched
 from served import private_folder, serving
 
 from rayad.cli import COMMANDS, command
+from rayad.cli.few import FEW
 from rayad.datasets import phantom
 from rayad.datasets.folder import export
-from rayad.on_ray.few import FEW
 
 STARTS_RAY = {name for name in COMMANDS if "address" in command(name).__dataclass_fields__}
 PHANTOMS = ("--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192", "spacing_mm=0.8")

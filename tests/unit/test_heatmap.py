@@ -166,6 +166,15 @@ def test_a_table_that_cannot_be_understood_is_one_sentence(detector, tmp_path, t
     assert not (tmp_path / "maps").exists()
 
 
+def test_a_table_cannot_name_what_lies_in_the_target(detector, images, tmp_path):
+    name = next(file.name for file in images.glob("*.png") if file.name != "z.png")
+    (tmp_path / "new.csv").write_text(f"url\nin/{name}")
+    before = (images / name).read_bytes()
+    with pytest.raises(OptionError, match=f"below the input .*{name}"):
+        list(write_heatmaps(Here(), detector, [str(tmp_path / "new.csv")], MLO, str(images), Written()))
+    assert (images / name).read_bytes() == before
+
+
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, images, monkeypatch):
     names = scored(monkeypatch)
     first = again(detector, images)

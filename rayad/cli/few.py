@@ -1,11 +1,11 @@
-"""A pool that starts Ray where that pays."""
+"""Where a command maps whose items may be few: a Ray takes longer to start than they take."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rayad.on_ray.private import given
-from rayad.pool import Fault, Here, Loop, Workers
+from rayad.pool import Here, Workers
 
 FEW = 8
 """Items that are done in this process before a Ray would have started."""
@@ -13,7 +13,7 @@ FEW = 8
 
 @dataclass(frozen=True)
 class ForMany:
-    """The cluster of an address; without one, a Ray that is started for many items, and this process for few."""
+    """A `Mapper`: the cluster of an address; without one this process for few items, and for many a Ray of its own."""
 
     address: str = ""
     workers: Workers = field(default_factory=Workers)
@@ -31,7 +31,7 @@ class ForMany:
         shared: tuple = (),
         lost: Callable[[str, Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """As `Pool.map`."""
+        """As `Mapper.map`."""
         if not items or (len(items) <= FEW and not given(self.address)):
             yield from Here(self.device).map(work, items, label, shared, lost)
             return
@@ -39,13 +39,3 @@ class ForMany:
 
         with connected(self.address, self.workers) as pool:
             yield from pool.map(work, items, label, shared, lost)
-
-    def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
-        """As `Pool.learn`, on Ray."""
-        from rayad.on_ray.pool import connected
-
-        with connected(self.address, self.workers) as pool:
-            return pool.learn(loop, task, url, epochs, label)
-
-    def count(self, name: str, value: float, **tags: str) -> None:
-        """Nobody counts."""
