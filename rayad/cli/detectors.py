@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rayad import storage
-from rayad.cli.shared import Names, OfDataset, Places, ReadsImages, Scores, Several
+from rayad.cli.shared import Names, OfDataset, OnGpu, ReadsImages, Several, WithStep
 from rayad.datasets.exam import read_by
 from rayad.errors import RayadError
 from rayad.options import Amount, MillimetresOrNone, SpacingOrNone
@@ -46,7 +46,7 @@ class Rescore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combine(OfDataset, Scores, Places):
+class Combine(OfDataset, OnGpu, WithStep):
     """Several detectors to one, by how rare each one's score is in the data set's healthy validation patients."""
 
     detector: Several
@@ -76,7 +76,7 @@ class Combine(OfDataset, Scores, Places):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate(OfDataset, Scores, Places):
+class Calibrate(OfDataset, OnGpu, WithStep):
     """Give a detector its p-values, from healthy patients that serve nothing else."""
 
     detector: Several
@@ -107,7 +107,7 @@ class Calibrate(OfDataset, Scores, Places):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(OfDataset, Scores):
+class Evaluate(OfDataset, OnGpu):
     """Detectors on a labelled data set: results.json, index.html."""
 
     detector: Several
@@ -161,7 +161,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heatmap(ReadsImages, Scores):
+class Heatmap(ReadsImages, OnGpu):
     """Images to heatmaps: NAME.npz with scores and p-values, NAME.png with the overlay."""
 
     detector: str

@@ -34,7 +34,7 @@ class ReadsImages(OnCluster):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class OnGpu:
     """A command that scores images."""
 
     gpu: GPUs = 0.0
@@ -60,7 +60,7 @@ class OfDataset(ReadsImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class WithStep:
     """A command that scores places of a data set's images, for calibration."""
 
     step_mm: Millimetres = 3.2
