@@ -40,7 +40,8 @@ from rayad.pipeline.score import score_exams
 from rayad.pipeline.train import order_of, pixels, train, validation_batches
 from rayad.pool import Workers
 from rayad.progress import Row
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import ModelScore, Part
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 STEP_PX = 8
@@ -163,7 +164,8 @@ def main(options: Options) -> None:
     part = Part(options.model, config := catalog.configure("models", options.model), config.build().eval())
     if set(options.works) & {"train", "evaluate"}:  # the speed of the others does not depend on what was learned
         part, _ = trained(corpus, replace(options, epochs=2), 1)
-    detector = replace(floor_detector(options.model, "brightness", corpus), score="reconstruction", model=part)
+    floor = floor_detector(options.model, "brightness", corpus)
+    detector = replace(floor, score=ModelScore(part, "reconstruction"))
     measured: dict[str, Callable[[int], dict[str, float]]] = {
         "train": lambda workers: trained(corpus, options, workers)[1],
         "em": lambda workers: learned(corpus, options, part, workers),

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rayad import catalog, recipes
 from rayad.errors import OptionError
 from rayad.scoring import combine, floors, residuals
-from rayad.scoring.detector import LATENT, Part, scores_of
+from rayad.scoring.scores import LATENT, Part, scores_of
 
 FOLDERS = {"models": "models", "densities": "density", "datasets": "datasets", "preprocessings": "imaging"}
 """Kind of plug-in -> folder of rayad."""

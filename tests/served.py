@@ -28,7 +28,8 @@ from rayad.imaging.picture import step_px
 from rayad.leftovers import MARK
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector, score_named
+from rayad.scoring.scores import Part
 
 TOKEN = "a-token-of-these-tests-alone"
 ME = {"authorization": f"Bearer {TOKEN}"}
@@ -43,7 +44,7 @@ def made(seed: int, score: str = "likelihood") -> Detector:
     density = spn.Config(inputs=3, replicas=2).build(6)
     density.start(torch.randn(50, 6), 0)
     parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
-    one = Detector("cae-spn", score, Preprocessing(spacing_mm=0.8, intensity="relative"), *parts)
+    one = Detector("cae-spn", score_named(score, *parts), Preprocessing(spacing_mm=0.8, intensity="relative"))
     if score == "reconstruction":
         one = replace(one, density=None)
     healthy = phantom.Dataset(patients=4, diseased=0.0, height=256, width=192, spacing_mm=0.8)

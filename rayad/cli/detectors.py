@@ -39,7 +39,7 @@ class Rescore:
 
         detector, out = storage.absolute(self.detector), storage.absolute(self.out)
         trained = bundle.load(detector)
-        rescored = asked(trained, self.name, self.score or trained.score)
+        rescored = asked(trained, self.name, self.score or trained.score.name)
         with claimed(out, "a detector", [detector]):
             bundle.save(aggregated(rescored, self.aggregation), out)
         say(f"The detector is at {self.out}")

@@ -11,7 +11,7 @@ from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.detectors import identity
 from rayad.pool import Pool
 from rayad.scoring.combine import RULES
-from rayad.scoring.detector import Detector
+from rayad.scoring.detector import Combined, Detector
 
 
 def combine(
@@ -32,4 +32,4 @@ def combine(
     request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in standard]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
     origin |= {"made_of": request, "settings": rule, "train_minutes": minutes}
-    return Detector(name, rule, members[0].preprocessing, provenance=origin, members=tuple(standard))
+    return Detector(name, Combined(rule, tuple(standard)), members[0].preprocessing, provenance=origin)

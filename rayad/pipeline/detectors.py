@@ -11,12 +11,13 @@ from rayad.imaging.picture import Preprocessing, from_description
 from rayad.patches.corpus import Corpus
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector, score_named
+from rayad.scoring.scores import Floor, LatentScore, Part
 
 
 def identity(detector: Detector) -> str:
     """Equal for detectors that give equal scores."""
-    return fingerprint([detector.name, detector.score, detector.origin("made_of"), detector.aggregation])
+    return fingerprint([detector.name, detector.score.name, detector.origin("made_of"), detector.aggregation])
 
 
 def finished(url: str, request: str) -> Detector | None:
@@ -30,14 +31,16 @@ def finished(url: str, request: str) -> Detector | None:
 def floor_detector(name: str, score: str, corpus: Corpus) -> Detector:
     """A detector that learns nothing: what a trained one has to beat."""
     request = fingerprint(["floor", score, preprocessing_of(corpus)])
-    return Detector(name, score, preprocessing_of(corpus), provenance=origin_of(corpus, request, None))
+    return Detector(name, Floor(score), preprocessing_of(corpus), provenance=origin_of(corpus, request, None))
 
 
 def asked(detector: Detector, name: str, score: str) -> Detector:
     """The trained detector under another name, asked for another of its scores."""
     request = fingerprint(["asked", detector.origin("made_of"), score])
     provenance = detector.provenance | {"made_of": request}
-    return replace(detector, name=name, score=score, calibration=None, provenance=provenance)
+    context = detector.score.context if isinstance(detector.score, LatentScore) else ()
+    value = score_named(score, detector.model, detector.density, context, detector.members)
+    return replace(detector, name=name, score=value, calibration=None, provenance=provenance)
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:

@@ -11,7 +11,7 @@ from rayad.errors import TrainingError
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
 from rayad.pipeline.train import pixels, reader
 from rayad.pool import Pool
-from rayad.scoring.detector import Part
+from rayad.scoring.scores import Part
 from rayad.tensors import Latents, like
 
 ROWS = 512

@@ -216,7 +216,7 @@ def _seeds(
 
 def _main(detectors: Sequence[Detector]) -> Detector:
     """The detector whose heatmaps the list of images shows: the first that scores by likelihood, else the first."""
-    return next((d for d in detectors if d.score == "likelihood"), detectors[0])
+    return next((d for d in detectors if d.score.name == "likelihood"), detectors[0])
 
 
 def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from rayad.pool import Fault, Member, Pool
 from rayad.progress import State
 from rayad.recipes import Density
 from rayad.scoring import bundle
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import LatentScore, Part
 from rayad.tensors import Latents
 from rayad.terminal import say
 
@@ -123,10 +124,9 @@ def fit_detector(
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
     history.pop("rows", None)
     origin = origin_of(corpus, request, em) | {"density_training": history, "train_minutes": minutes, "faults": faults}
-    score = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
-    fitted = replace(
-        trained, name=name, score=score, density=part, context=density.context, provenance=origin, calibration=None
-    )
+    kind = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
+    score = LatentScore(model, part, kind, density.context)
+    fitted = replace(trained, name=name, score=score, provenance=origin, calibration=None)
     bundle.save(fitted, url)
     if not latents_url:
         storage.remove(latents)

@@ -63,7 +63,7 @@ def write_heatmaps(
         number = len(left_out) + len(asked)
         say(f"left out: {len(left_out)} of {number} files, which are no images, such as {left_out[0]}", sys.stderr)
     versions = storage.versions(image.file for image in asked)
-    facts = [detector.name, detector.score, detector.aggregation, detector.provenance]
+    facts = [detector.name, detector.score.name, detector.aggregation, detector.provenance]
     alike = {said: fingerprint([*facts, said, written]) for said in {image.request for image in asked}}
     made_of = {image.file: fingerprint([alike[image.request], versions[image.file]]) for image in asked}
     with Rows(url) as rows:

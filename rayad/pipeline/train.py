@@ -26,7 +26,8 @@ from rayad.pipeline.requests import NOTHING, Strips
 from rayad.pool import Fault, Member, Pool
 from rayad.progress import Row
 from rayad.scoring import bundle
-from rayad.scoring.detector import Conditional, Detector, Part, scores_of
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import Conditional, ModelScore, Part, scores_of
 from rayad.tensors import like
 
 
@@ -185,7 +186,7 @@ def train_detector(
     part, faults = train(pool, corpus.url, model, config, schedule, checkpoints, watch)
     spent = {"train_minutes": minutes_since(began), "faults": [asdict(fault) for fault in faults]}
     origin = origin_of(corpus, request, schedule) | spent
-    trained = Detector(name, scores_of(part)[0], preprocessing_of(corpus), model=part, provenance=origin)
+    trained = Detector(name, ModelScore(part, scores_of(part)[0]), preprocessing_of(corpus), provenance=origin)
     bundle.save(trained, url)
     storage.remove(checkpoints)
     return trained

@@ -28,7 +28,7 @@ from rayad.pipeline.fit_density import Fit, classes_of, variables_of
 from rayad.pipeline.train import order_of, pixels, reader, validation_batches
 from rayad.pool import Pool
 from rayad.scoring.description import Describes, bits_a_pixel
-from rayad.scoring.detector import Part
+from rayad.scoring.scores import Part
 
 NOISE_BATCHES = 32
 """Batches of training patches that a decoder's noise is fitted to."""

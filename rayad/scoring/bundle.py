@@ -29,8 +29,9 @@ from rayad.imaging.picture import described
 from rayad.scoring import files
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import LATENT, Detector, Part
+from rayad.scoring.detector import Detector, score_named
 from rayad.scoring.files import Folder
+from rayad.scoring.scores import LatentScore, Part
 from rayad.terminal import shortened
 
 SCHEMA = 3
@@ -93,12 +94,12 @@ def _files(detector: Detector) -> dict[str, bytes]:
     description = {
         "schema": SCHEMA,
         "name": detector.name,
-        "score": detector.score,
+        "score": detector.score.name,
         "preprocessing": described(detector.preprocessing),
         "aggregation": asdict(detector.aggregation),
         "model": detector.model and detector.model.description(),
         "density": detector.density and detector.density.description(),
-        "context": detector.context,
+        "context": detector.score.context if isinstance(detector.score, LatentScore) else (),
         "members": [member.name for member in detector.members],
         "sha256": sha256,
         "provenance": detector.provenance,
@@ -248,31 +249,17 @@ def _built(folder: Folder, description: dict[str, Any], members: list[Detector])
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
     calibration = _calibration(folder, description)
     with _explained(f"{folder.name}: 'score'"):
-        detector = Detector(
-            name=description["name"],
-            score=description["score"],
-            preprocessing=preprocessing,
-            aggregation=aggregation,
-            calibration=calibration,
-            provenance=description["provenance"],
-            context=tuple(description["context"]),
-            members=tuple(members),
-            **parts,
+        score = score_named(
+            description["score"], context=tuple(description["context"]), members=tuple(members), **parts
         )
-        _require_density(detector)
-    return detector
-
-
-def _require_density(detector: Detector) -> None:
-    """OptionError unless the density has the score and takes what the model and the context give."""
-    model, density = detector.model, detector.density
-    if detector.score not in LATENT or model is None or density is None:
-        return
-    if not hasattr(density.module, "novelty" if detector.score == "novelty" else "log_prob"):
-        raise OptionError(f"{density.name} has no {detector.score}")
-    given = model.module.latents + len(detector.context)
-    if density.variables != given:
-        raise OptionError(f"the density is of {density.variables} variables, but model and context give {given}")
+    return Detector(
+        name=description["name"],
+        score=score,
+        preprocessing=preprocessing,
+        aggregation=aggregation,
+        calibration=calibration,
+        provenance=description["provenance"],
+    )
 
 
 def _calibration(folder: Folder, description: dict[str, Any]) -> Calibration | None:

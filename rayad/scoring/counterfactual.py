@@ -27,6 +27,7 @@ from rayad.errors import OptionError
 from rayad.imaging.picture import PATCH, Prepared
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
+from rayad.scoring.scores import LatentScore
 from rayad.tensors import Latents, Patches, like
 
 NATS = 4.0
@@ -55,13 +56,14 @@ class Counterfactual:
 
 def lacking(detector: Detector) -> str:
     """Why a detector has no counterfactual; an empty text if it has one."""
-    if detector.score != "likelihood" or detector.model is None or detector.density is None:
-        return f"detector {detector.name!r} has the score {detector.score}, which has no density"
-    if getattr(detector.model.module, "decoder", None) is None:
-        return f"detector {detector.name!r}: the model {detector.model.name!r} has no decoder"
-    if not isinstance(detector.density.module, SPN):
-        return f"detector {detector.name!r}: the density {detector.density.name!r} is no circuit"
-    if any(getattr(detector.density.config, "states", ())):
+    score = detector.score
+    if not isinstance(score, LatentScore) or score.name != "likelihood":
+        return f"detector {detector.name!r} has the score {score.name}, which has no density"
+    if getattr(score.model.module, "decoder", None) is None:
+        return f"detector {detector.name!r}: the model {score.model.name!r} has no decoder"
+    if not isinstance(score.density.module, SPN):
+        return f"detector {detector.name!r}: the density {score.density.name!r} is no circuit"
+    if any(getattr(score.density.config, "states", ())):
         return f"detector {detector.name!r}: its latents are codes, of which there is no mean"
     if detector.preprocessing.channels != 1:
         return f"detector {detector.name!r}: its images have colours"
@@ -136,15 +138,14 @@ def _parts(detector: Detector) -> tuple[dense.Scorer, Decode, SPN]:
     reason = lacking(detector)
     if reason:
         raise OptionError(f"{reason}: a healthy counterfactual needs a model with a decoder and a circuit")
-    assert detector.model is not None  # nothing is lacking
-    assert detector.density is not None
-    model = detector.model.module
+    assert isinstance(detector.score, LatentScore)  # nothing is lacking
+    model = detector.score.model.module
 
     def decode(z: Latents) -> Patches:
         """In the precision of the model, as the encoder is."""
         return model.decoder(z.to(like(model.decoder))).float()
 
-    return model, decode, detector.density.module
+    return model, decode, detector.score.density.module
 
 
 def _blended(

@@ -86,7 +86,7 @@ def card(name: str, url: str) -> Card:
         name=name,
         url=url,
         sha256=sha256,
-        score=detector.score,
+        score=detector.score.name,
         summary=detector.summary(),
         calibration_patients=detector.calibration.patients,
         p_value_floor=detector.calibration.floor,

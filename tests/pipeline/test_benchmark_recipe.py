@@ -133,7 +133,7 @@ def test_the_page_can_be_made_again_and_detectors_asked_and_combined_by_command(
     cae = f"{place}/detectors/cae"
     asked = ["rescore", "--detector", cae, "--out", str(tmp_path / "max"), "--name", "max", "--score", "maximum"]
     assert cli.run(asked) == 0
-    assert bundle.load(str(tmp_path / "max")).score == "maximum"
+    assert bundle.load(str(tmp_path / "max")).score.name == "maximum"
     assert cli.run([*asked[:-1], "brilliance"]) == 2
     assert "no score 'brilliance'" in capsys.readouterr().err
     dataset = ["--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192"]

@@ -14,7 +14,8 @@ from rayad.pipeline.fit_density import Fit, fit_detector, latents_of, variables_
 from rayad.pipeline.ingest import ingest
 from rayad.pool import Here
 from rayad.recipes import Density
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import ModelScore, Part
 
 
 def corpus_at(url: str, seed: int) -> Corpus:
@@ -68,7 +69,7 @@ def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
 
 def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(corpus, model, tmp_path):
     other, latents = corpus_at(str(tmp_path / "corpus"), seed=1), str(tmp_path / "latents")
-    trained = Detector("cae", "reconstruction", Preprocessing(), model=model, provenance={"made_of": "cae"})
+    trained = Detector("cae", ModelScore(model, "reconstruction"), Preprocessing(), provenance={"made_of": "cae"})
     how = trained, Density(name="mahalanobis"), EM(), str(tmp_path / "fitted"), latents
     for of in (corpus, other):
         made = fit_detector(Here(), "fitted", of, *how)

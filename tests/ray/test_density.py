@@ -14,7 +14,7 @@ from rayad.pipeline.encode import read_latents
 from rayad.pipeline.fit_density import Fit, fit_density
 from rayad.pipeline.ingest import ingest
 from rayad.pool import Workers
-from rayad.scoring.detector import Part
+from rayad.scoring.scores import Part
 
 
 def corpus_at(url: str, seed: int) -> Corpus:

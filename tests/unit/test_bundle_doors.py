@@ -23,7 +23,8 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring import bundle, floors
 from rayad.scoring.calibrate import Calibration, calibrate
 from rayad.scoring.check import faults
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.scores import Floor, LatentScore, ModelScore, Part, scores_of
 from rayad.serving import cards
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -36,7 +37,7 @@ def healthy() -> Calibration:
 
 
 def floor(name: str) -> Detector:
-    return Detector(name, "brightness", Preprocessing(), calibration=healthy(), provenance={"made_of": "test"})
+    return Detector(name, Floor("brightness"), Preprocessing(), calibration=healthy(), provenance={"made_of": "test"})
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,7 @@ def good(tmp_path_factory) -> Path:
     parts = Part("cae", model, model.build().eval()), Part("spn", config, circuit.eval(), 6)
     url = tmp_path_factory.mktemp("good")
     origin = {"made_of": "test"}
-    bundle.save(
-        Detector("d", "likelihood", Preprocessing(), *parts, calibration=healthy(), provenance=origin), str(url)
-    )
+    bundle.save(Detector("d", LatentScore(*parts), Preprocessing(), calibration=healthy(), provenance=origin), str(url))
     return of_schema_2(url)
 
 
@@ -60,7 +59,9 @@ def good(tmp_path_factory) -> Path:
 def combined(tmp_path_factory) -> Path:
     url = tmp_path_factory.mktemp("combined")
     members = (floor("one"), floor("two"))
-    bundle.save(Detector("both", "fisher", Preprocessing(), members=members, provenance={"made_of": "test"}), str(url))
+    bundle.save(
+        Detector("both", Combined("fisher", members), Preprocessing(), provenance={"made_of": "test"}), str(url)
+    )
     return of_schema_2(url)
 
 
@@ -204,11 +205,11 @@ def test_members_have_names_of_their_own_that_are_their_folders(combined, tmp_pa
 
 def test_a_detector_whose_members_could_not_be_kept_is_not_made():
     with pytest.raises(OptionError, match="letters, digits, blanks"):
-        Detector("both", "fisher", Preprocessing(), members=(floor("one"), floor("../two")))
-    with pytest.raises(OptionError, match="has 65 members in 1 levels; a bundle has at most 64 in 4"):
-        Detector("both", "fisher", Preprocessing(), members=tuple(floor(f"m{i}") for i in range(65)))
-    with pytest.raises(OptionError, match="two of its members have the same name"):
-        Detector("both", "fisher", Preprocessing(), members=(floor("one"), floor("one")))
+        Combined("fisher", (floor("one"), floor("../two")))
+    with pytest.raises(OptionError, match="these are 65 members in 1 levels; a bundle has at most 64 in 4"):
+        Combined("fisher", tuple(floor(f"m{i}") for i in range(65)))
+    with pytest.raises(OptionError, match="two members have the same name"):
+        Combined("fisher", (floor("one"), floor("one")))
 
 
 def test_a_bundle_has_at_most_64_members_in_4_levels(combined, tmp_path):
@@ -400,11 +401,16 @@ def every_part() -> Iterator[tuple[str, str, Any, Any, int]]:
 
 
 def test_every_model_and_density_survives_a_bundle(good, tmp_path):
-    floor_of = bundle.load(str(good))
+    trained = bundle.load(str(good))
+    assert trained.model is not None
     for number, (kind, name, config, module, variables) in enumerate(every_part()):
         url = str(tmp_path / str(number))
-        changed = {"model": None, "density": None} | {kind: Part(name, config, module, variables)}
-        bundle.save(Detector(name, "brightness", floor_of.preprocessing, **changed), url)
+        part = Part(name, config, module, variables)
+        if kind == "model":
+            score = ModelScore(part, scores_of(part)[0])
+        else:
+            score = LatentScore(trained.model, part, "novelty" if hasattr(module, "novelty") else "likelihood")
+        bundle.save(Detector(name, score, trained.preprocessing), url)
         part = getattr(bundle.load(url), kind)
         assert part.config == config, name
         assert part.variables == variables, name

@@ -12,18 +12,20 @@ from rayad.errors import FormatError, StorageError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
-from rayad.scoring.detector import Detector
+from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.scores import Floor
 
 
 def floor(name: str, seed: int = 0) -> Detector:
     """A detector without parts; the seed makes its calibration."""
     calibration = calibrate({"a": [np.random.default_rng(seed).random((9, 9))]})
-    return Detector(name, "brightness", Preprocessing(), calibration=calibration, provenance={"made_of": f"{seed}"})
+    origin = {"made_of": f"{seed}"}
+    return Detector(name, Floor("brightness"), Preprocessing(), calibration=calibration, provenance=origin)
 
 
 def both(seed: int) -> Detector:
     members = floor("one", seed), floor("two", seed)
-    return Detector("both", "fisher", Preprocessing(), members=members, provenance={"made_of": f"{seed}"})
+    return Detector("both", Combined("fisher", members), Preprocessing(), provenance={"made_of": f"{seed}"})
 
 
 def listed(folder: Path) -> set[str]:

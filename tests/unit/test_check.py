@@ -10,7 +10,8 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.models import cae
 from rayad.scoring import bundle
 from rayad.scoring.check import faults
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import ModelScore, Part
 
 
 def saved(url: str, spoil=lambda state: None) -> str:
@@ -18,7 +19,7 @@ def saved(url: str, spoil=lambda state: None) -> str:
     config = cae.Config(width=4, latents=6)
     module = config.build()
     spoil(module.state_dict())
-    bundle.save(Detector("cae", "reconstruction", Preprocessing(), Part("cae", config, module)), url)
+    bundle.save(Detector("cae", ModelScore(Part("cae", config, module), "reconstruction"), Preprocessing()), url)
     return url
 
 

@@ -8,7 +8,7 @@ from rayad.errors import OptionError
 from rayad.fit import Schedule, batches, fit
 from rayad.models.conditional_vae import Config
 from rayad.scoring import dense
-from rayad.scoring.detector import Conditional
+from rayad.scoring.scores import Conditional
 
 SMALL = Config(width=4, latents=6)
 

@@ -13,7 +13,8 @@ from rayad.errors import ImageError, OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import counterfactual
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import Floor, LatentScore, Part
 
 
 class Linear(nn.Module):
@@ -21,6 +22,7 @@ class Linear(nn.Module):
 
     def __init__(self, latents: int) -> None:
         super().__init__()
+        self.latents = latents
         self.decoder = nn.Sequential(nn.Linear(latents, 64 * 64, bias=False), nn.Unflatten(1, (1, 64, 64)))
         patterns = torch.zeros(latents, 64, 64)
         for i in range(latents):
@@ -58,7 +60,7 @@ def standard(mean: Tensor, sd: Tensor) -> spn.SPN:
 def detector(model: nn.Module, density: nn.Module, latents: int) -> Detector:
     preprocessing = Preprocessing(intensity="stored")
     parts = Part("linear", Plain(), model), Part("spn", Plain(), density, latents)
-    return Detector("known", "likelihood", preprocessing, *parts)
+    return Detector("known", LatentScore(*parts), preprocessing)
 
 
 def prepared(pixels: np.ndarray, tissue: np.ndarray) -> Prepared:
@@ -176,13 +178,16 @@ def test_healthy_patches_stay_and_a_blob_goes(learned):
 
 def test_a_detector_without_decoder_or_density_is_told_so(learned):
     x = stripes(1, 0)
-    floor = Detector("glow", "brightness", Preprocessing())
+    floor = Detector("glow", Floor("brightness"), Preprocessing())
     with pytest.raises(OptionError, match="'glow' has the score brightness"):
         counterfactual.patches(floor, x)
-    blind = replace(learned, model=Part("blind", Plain(), nn.Identity()))
+    (model, density), encoder = (learned.model, learned.density), nn.Identity()
+    encoder.latents = density.variables
+    blind = replace(learned, score=LatentScore(Part("blind", Plain(), encoder), density))
     with pytest.raises(OptionError, match="the model 'blind' has no decoder"):
         counterfactual.patches(blind, x)
-    other = replace(learned, density=Part("other", Plain(), nn.Identity(), 5))
+    mixture = catalog.configure("density", "gaussian_mixture").build(density.variables)
+    other = replace(learned, score=LatentScore(model, Part("other", Plain(), mixture, density.variables)))
     with pytest.raises(OptionError, match="the density 'other' is no circuit"):
         counterfactual.patches(other, x)
     assert counterfactual.lacking(learned) == ""

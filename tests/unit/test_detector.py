@@ -14,8 +14,9 @@ from rayad.imaging.picture import Prepared, Source
 from rayad.scoring import bundle, floors
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import Detector, Part, scores_of
-from rayad.scoring.detector import in_context as conditional
+from rayad.scoring.detector import Combined, Detector, score_named
+from rayad.scoring.scores import Floor, LatentScore, ModelScore, Part, scores_of
+from rayad.scoring.scores import in_context as conditional
 
 
 def prepared() -> Prepared:
@@ -33,10 +34,8 @@ def detector() -> Detector:
     density.start(torch.randn(50, 6), 0)
     return Detector(
         "small",
-        "likelihood",
+        LatentScore(Part("cae", config, config.build().eval()), Part("mixture", mixture, density.eval(), 6)),
         Preprocessing(),
-        Part("cae", config, config.build().eval()),
-        Part("mixture", mixture, density.eval(), 6),
         Aggregation("gaussian", 3.0),
         provenance={"made_of": "test"},
     )
@@ -62,7 +61,9 @@ def test_the_states_of_a_circuit_survive_a_bundle(tmp_path):
     config = catalog.configure("density", "spn", ["inputs=2", "replicas=2", "states=0,0,0,0,0,3"])
     density = config.build(6)
     density.start(torch.cat([torch.randn(50, 5), torch.randint(3, (50, 1))], dim=1), 0)
-    bundle.save(replace(one, density=Part("spn", config, density.eval(), 6)), str(tmp_path))
+    assert one.model is not None
+    score = LatentScore(one.model, Part("spn", config, density.eval(), 6))
+    bundle.save(replace(one, score=score), str(tmp_path))
     loaded = bundle.load(str(tmp_path)).density
     assert loaded is not None
     assert loaded.config == config
@@ -74,7 +75,7 @@ def test_every_score_has_values_in_the_tissue_and_only_there():
     learned = detector()
     assert learned.model is not None
     for score in (*scores_of(learned.model), "likelihood", *floors.MAPS):
-        heatmap = replace(learned, score=score).heatmap(prepared(), 16)
+        heatmap = replace(learned, score=score_named(score, learned.model, learned.density)).heatmap(prepared(), 16)
         assert np.array_equal(np.isfinite(heatmap.scores), heatmap.tissue), score
 
 
@@ -119,9 +120,32 @@ def test_an_unknown_model_in_a_bundle_is_answered_with_the_known_ones(url):
 
 def test_a_score_without_its_parts_is_refused():
     with pytest.raises(OptionError, match="needs a trained model"):
-        Detector("d", "likelihood", Preprocessing())
-    with pytest.raises(OptionError, match="no score 'magic'; 'd' has brightness"):
-        Detector("d", "magic", Preprocessing())
+        score_named("likelihood")
+    with pytest.raises(OptionError, match="no score 'magic'; there are brightness"):
+        score_named("magic")
+    with pytest.raises(OptionError, match="no floor 'magic'; rayad has brightness"):
+        Floor("magic")
+    model, density = detector().model, detector().density
+    assert model is not None
+    assert density is not None
+    with pytest.raises(OptionError, match="no score 'elbo'; the model 'cae' has reconstruction, squared"):
+        ModelScore(model, "elbo")
+    with pytest.raises(OptionError, match="no score 'elbo' of latents; a density has likelihood, novelty, context"):
+        LatentScore(model, density, "elbo")
+    with pytest.raises(OptionError, match="mixture has no novelty"):
+        LatentScore(model, density, "novelty")
+    with pytest.raises(OptionError, match="of 6 variables, but model and context give 7"):
+        LatentScore(model, density, "context", ("skin_mm",))
+
+
+def test_a_density_that_the_score_of_a_bundle_does_not_need_is_left_out(url):
+    """Bundles of earlier versions kept it when they were asked for another score."""
+    description = storage.read_json(f"{url}/detector.json")
+    storage.write_json(f"{url}/detector.json", {**description, "score": "squared"})
+    loaded = bundle.load(url)
+    assert loaded.density is None
+    assert loaded.model is not None
+    assert loaded.score == ModelScore(loaded.model, "squared")
 
 
 def in_context() -> Detector:
@@ -132,7 +156,8 @@ def in_context() -> Detector:
     density = mixture.build(7)
     density.start(torch.randn(50, 7) * torch.tensor([1.0] * 6 + [15.0]), 0)
     parts = Part("cae", config, config.build().eval()), Part("mixture", mixture, density.eval(), 7)
-    return Detector("placed", "context", Preprocessing(), *parts, context=("skin_mm",), provenance={"made_of": "test"})
+    score = LatentScore(*parts, "context", ("skin_mm",))
+    return Detector("placed", score, Preprocessing(), provenance={"made_of": "test"})
 
 
 def test_a_likelihood_in_context_is_a_density_of_the_latents():
@@ -156,10 +181,13 @@ def test_the_same_latents_are_scored_by_their_place(tmp_path):
 
 
 def ensemble() -> Detector:
-    fine = replace(detector(), name="fine", preprocessing=Preprocessing(0.2), score="reconstruction")
+    model = detector().model
+    assert model is not None
+    score = ModelScore(model, "reconstruction")
+    fine = replace(detector(), name="fine", preprocessing=Preprocessing(0.2), score=score)
     healthy = calibrate({"a": [np.random.default_rng(0).random((9, 9)) * 50]})
-    members = [one.calibrated(healthy) for one in (detector(), fine)]
-    return Detector("both", "fisher", members[0].preprocessing, members=tuple(members), provenance={"made_of": "x"})
+    members = tuple(one.calibrated(healthy) for one in (detector(), fine))
+    return Detector("both", Combined("fisher", members), members[0].preprocessing, provenance={"made_of": "x"})
 
 
 def test_members_see_their_own_picture_of_the_image_and_survive_a_bundle(tmp_path):
@@ -181,9 +209,9 @@ def test_members_see_their_own_picture_of_the_image_and_survive_a_bundle(tmp_pat
 def test_members_that_are_not_calibrated_and_too_few_are_refused():
     one, other = ensemble().members
     with pytest.raises(OptionError, match="combines at least two"):
-        Detector("both", "fisher", one.preprocessing, members=(one,))
-    with pytest.raises(OptionError, match="its members fine are not calibrated"):
-        Detector("both", "fisher", one.preprocessing, members=(one, replace(other, calibration=None)))
+        Combined("fisher", (one,))
+    with pytest.raises(OptionError, match="the members fine are not calibrated"):
+        Combined("fisher", (one, replace(other, calibration=None)))
 
 
 def test_a_bundle_of_the_first_schema_is_read_in_todays_words(url):

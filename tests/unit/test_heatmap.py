@@ -23,7 +23,8 @@ from rayad.pipeline import heatmap
 from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring.calibrate import calibrate
-from rayad.scoring.detector import Detector, Part
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import LatentScore, ModelScore, Part
 from tests.dicoms import mammogram
 from tests.dicoms import written as written_dicom
 
@@ -35,7 +36,7 @@ def detector() -> Detector:
     density = spn.Config(inputs=3, replicas=2).build(6)
     density.start(torch.randn(50, 6), 0)
     parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
-    one = Detector("cae-spn", "likelihood", Preprocessing(spacing_mm=0.8, intensity="relative"), *parts)
+    one = Detector("cae-spn", LatentScore(*parts), Preprocessing(spacing_mm=0.8, intensity="relative"))
     scores = np.random.default_rng(0).normal(size=(2, 9, 9)).astype(np.float32)
     return one.calibrated(calibrate({"a": [scores[0]], "b": [scores[1]]}))
 
@@ -63,7 +64,7 @@ def test_a_likelihood_leaves_the_healthy_version_of_the_picture_that_the_model_s
 
 
 def test_what_has_no_density_has_no_counterfactual(detector, tmp_path):
-    plain = written(replace(detector, score="reconstruction", density=None), tmp_path)
+    plain = written(replace(detector, score=ModelScore(detector.model, "reconstruction")), tmp_path)
     assert {"counterfactual", "change"}.isdisjoint(plain)
 
 

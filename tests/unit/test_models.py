@@ -13,7 +13,7 @@ from torch import nn
 
 from rayad import catalog
 from rayad.fit import Objective, Pass, Schedule, batches, fit
-from rayad.scoring.detector import Conditional
+from rayad.scoring.scores import Conditional
 from rayad.tensors import Patches
 
 MODELS = catalog.names("models")

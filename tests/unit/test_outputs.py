@@ -16,6 +16,7 @@ from rayad.outputs import MARK, SIGNS, claimed, require_apart
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector
+from rayad.scoring.scores import Floor
 
 HOLDS = """
 import sys
@@ -29,7 +30,7 @@ with claimed(sys.argv[1], "a corpus"):
 def floor(url: Path | str) -> str:
     healthy = calibrate({"a": [np.random.default_rng(0).random((9, 9))]})
     bundle.save(
-        Detector("d", "brightness", Preprocessing(), calibration=healthy, provenance={"made_of": "x"}), str(url)
+        Detector("d", Floor("brightness"), Preprocessing(), calibration=healthy, provenance={"made_of": "x"}), str(url)
     )
     return str(url)
 
@@ -176,10 +177,10 @@ def test_rescore_and_combine_delete_nothing(tmp_path, capsys):
         assert cli.run([*command, detector]) == 2
         assert "in, above or below the input" in capsys.readouterr().err
     assert (tmp_path / "home/thesis.tex").read_text() == "mine"
-    assert bundle.load(detector).score == "brightness"
+    assert bundle.load(detector).score == Floor("brightness")
     assert cli.run([*rescore, str(tmp_path / "new")]) == 0
     assert cli.run([*rescore, str(tmp_path / "new")]) == 0
-    assert bundle.load(str(tmp_path / "new")).score == "top-hat"
+    assert bundle.load(str(tmp_path / "new")).score == Floor("top-hat")
 
 
 def test_heatmaps_do_not_take_the_place_of_images(tmp_path, capsys):

@@ -7,8 +7,8 @@ from rayad.errors import OptionError
 from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import step_px
 from rayad.recipes import Line
-from rayad.scoring import combine, detector, floors
-from rayad.scoring.detector import Part
+from rayad.scoring import combine, floors
+from rayad.scoring.scores import LATENT, Part, scores_of
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -42,7 +42,7 @@ def check_rows(line: Line) -> None:
         assert set(density.context) <= set(CONTEXT)
         catalog.configure("density", density.name, density.fields)
     for row in line.rows.values():
-        assert row.score in (detector.LATENT if row.density else detector.scores_of(models[row.model]))
+        assert row.score in (LATENT if row.density else scores_of(models[row.model]))
         if row.density:
             context = line.densities[row.density].context
             assert (row.score == "context") == bool(context)

@@ -14,11 +14,12 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.score import Kept, score_exam
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
-from rayad.scoring.detector import Detector
+from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.scores import Floor
 
 
 def floor(name: str, score: str, **changes) -> Detector:
-    return Detector(name, score, Preprocessing(), provenance={"made_of": score}, **changes)
+    return Detector(name, Floor(score), Preprocessing(), provenance={"made_of": score}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_another_aggregation_is_another_score(dataset, tmp_path):
 def test_the_time_of_a_combined_detector_is_that_of_its_members_too(dataset, tmp_path):
     exam, healthy = dataset.exams()[0], calibrate({"a": [np.random.default_rng(0).random((9, 9))]})
     members = tuple(floor(name, name, calibration=healthy) for name in ("brightness", "top-hat"))
-    both = Detector("both", "fisher", members[0].preprocessing, members=members, provenance={"made_of": "both"})
+    both = Detector("both", Combined("fisher", members), members[0].preprocessing, provenance={"made_of": "both"})
     keep = kept(dataset, tmp_path, (*members, both), 8)
     assert score_exam(dataset, keep, exam) == ""
     seconds = keep.read(exam).seconds
@@ -70,16 +71,16 @@ def test_members_that_were_scored_are_not_scored_again(dataset, tmp_path, monkey
     fine = replace(floor("top-hat", "top-hat", calibration=healthy), preprocessing=Preprocessing(spacing_mm=0.2))
     for member, step in ((coarse, 8), (fine, 16)):
         assert score_exam(dataset, kept(dataset, tmp_path, (member,), step), exam) == ""
-    both = Detector("both", "fisher", coarse.preprocessing, members=(coarse, fine), provenance={"made_of": "both"})
+    both = Detector("both", Combined("fisher", (coarse, fine)), coarse.preprocessing, provenance={"made_of": "both"})
     keep = kept(dataset, tmp_path, (both,), 8)
     alone = both.heatmap(both.preprocessing.prepare(source_of(dataset, exam)), 8).scores
-    monkeypatch.setattr(Detector, "_places", lambda *_: pytest.fail("a member was scored again"))
+    monkeypatch.setattr(Floor, "places", lambda *_: pytest.fail("a member was scored again"))
     assert score_exam(dataset, keep, exam) == ""
     assert np.array_equal(keep.read(exam).scores["both"], alone, equal_nan=True)
 
 
 def test_a_detector_of_another_modality_is_answered_in_a_sentence(dataset, tmp_path):
-    skin = Detector("skin", "brightness", dermoscopy.Preprocessing(), provenance={"made_of": "x"})
+    skin = Detector("skin", Floor("brightness"), dermoscopy.Preprocessing(), provenance={"made_of": "x"})
     said = score_exam(dataset, kept(dataset, tmp_path, (skin,), 64), dataset.exams()[0])
     assert said == "a dermoscopic image has three channels, this one is grey"
     assert storage.listing(str(tmp_path)) == []

@@ -17,6 +17,7 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector
+from rayad.scoring.scores import Floor
 from rayad.terminal import printable, shortened
 
 RAYAD = (sys.executable, "-m", "rayad.cli")
@@ -29,7 +30,7 @@ LOCALES = [{"LANG": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCAL
 def detector(tmp_path_factory) -> str:
     healthy = calibrate({"a": [np.random.default_rng(0).random((9, 9))]})
     url = str(tmp_path_factory.mktemp("detector"))
-    bundle.save(Detector("d", "brightness", Preprocessing(), calibration=healthy), url)
+    bundle.save(Detector("d", Floor("brightness"), Preprocessing(), calibration=healthy), url)
     return url
 
 

@@ -1,0 +1,183 @@
+"""Scores as values: each holds what it needs and scores places of a prepared image, higher where it is less healthy.
+
+What cannot work cannot be built: a likelihood has its model and its density, and the two fit each other. A score that
+combines those of other detectors is `detector.Combined`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from rayad.arrays import GridMask
+from rayad.errors import OptionError
+from rayad.imaging.context import context
+from rayad.imaging.picture import PATCH, Prepared
+from rayad.scoring import dense, floors, residuals
+from rayad.tensors import Latents, Patches, Scores, like
+
+LATENT = ("likelihood", "novelty", "context")
+"""Names of a density's scores of latents."""
+
+Context = Float[torch.Tensor, "n k"]
+"""What is known of n places: a column a name."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trained plug-in: its file name, its configuration and its parameters."""
+
+    name: str
+    config: Any
+    module: Any
+    """An nn.Module that keeps the promises of its kind."""
+    variables: int = 0
+    """Of a density: the number of variables it was built for."""
+
+    def description(self) -> dict[str, Any]:
+        return {"name": self.name, "config": asdict(self.config), "variables": self.variables}
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """A model that also sees a fact about the image, such as the density of the breast."""
+
+    condition: str
+    """Which one: a field of `Source`."""
+
+    def planes(self, fact: str) -> Sequence[float]:
+        """The fact in numbers, as planes behind the image's channels; all 0 where it is not known."""
+        ...
+
+    def given(self, fact: str) -> nn.Module:
+        """The model for images of which this is known; "" where it is not."""
+        ...
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A score that learns nothing: one of `floors.MAPS`."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in floors.MAPS:
+            raise OptionError(f"no floor {self.name!r}; rayad has {', '.join(floors.MAPS)}")
+
+    def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
+        """Scores of the tissue's places, row by row."""
+        values = floors.MAPS[self.name](prepared.stored, prepared.tissue, prepared.spacing_mm)
+        return values[_grid(prepared, step)][tissue]
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """A score of patches by a model: one of its own, or a residual of its reconstruction (`residuals.OPERATORS`)."""
+
+    model: Part
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in (names := scores_of(self.model)):
+            raise OptionError(f"no score {self.name!r}; the model {self.model.name!r} has {', '.join(names)}")
+
+    def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
+        """Scores of the tissue's places, row by row."""
+        model = _told(self.model.module, prepared)
+        with torch.inference_mode():
+            return dense.patch_scores(model, self._of_patches(model), prepared.pixels, step, tissue).cpu().numpy()
+
+    def _of_patches(self, model: Any) -> Callable[[Patches], Scores]:
+        residual = residuals.OPERATORS.get(self.name)
+        if residual is None:
+            return lambda x: model.scores(x)[self.name]
+        return lambda x: residual(x, model.reconstruct(x))
+
+
+@dataclass(frozen=True)
+class LatentScore:
+    """A score of a model's latents by a density: -log p(z), its own novelty, or -log p(z | c) given the place."""
+
+    model: Part
+    density: Part
+    name: str = "likelihood"
+    """One of `LATENT`."""
+    context: tuple[str, ...] = ()
+    """What the density knows of a place beside the latents: names of `imaging.context.CONTEXT`, its last variables."""
+
+    def __post_init__(self) -> None:
+        if self.name not in LATENT:
+            raise OptionError(f"no score {self.name!r} of latents; a density has {', '.join(LATENT)}")
+        if not hasattr(self.density.module, "novelty" if self.name == "novelty" else "log_prob"):
+            raise OptionError(f"{self.density.name} has no {self.name}")
+        given = self.model.module.latents + len(self.context)
+        if self.density.variables != given:
+            raise OptionError(
+                f"the density is of {self.density.variables} variables, but model and context give {given}"
+            )
+
+    def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
+        """Scores of the tissue's places, row by row."""
+        model, density = _told(self.model.module, prepared), self.density.module
+        with torch.inference_mode():
+            if self.name == "likelihood":
+                scores = dense.likelihood(model, density.log_prob, prepared.pixels, step, tissue)
+            elif self.name == "novelty":
+                scores = dense.latent_scores(model, density.novelty, prepared.pixels, step, tissue)
+            else:
+                latents = dense.encode(model, prepared.pixels, step, tissue)
+                scores = in_context(density, latents, self._context(prepared, step, tissue))
+        return scores.cpu().numpy()
+
+    @property
+    def faster_together(self) -> bool:
+        """Whether several images take fewer passes: on a GPU. On a CPU a batch of tiles leaves the cache."""
+        model = self.model.module
+        return self.name != "context" and not isinstance(model, Conditional) and like(model).device.type != "cpu"
+
+    def places_together(self, images: Sequence[Prepared], step: int, tissues: Sequence[GridMask]) -> list[np.ndarray]:
+        """Scores of several images' places, each as `places` gives it alone."""
+        density = self.density.module
+        score = density.novelty if self.name == "novelty" else lambda z: -density.log_prob(z)
+        pixels = [image.pixels for image in images]
+        with torch.inference_mode():
+            scores = dense.latent_scores_together(self.model.module, score, pixels, step, tissues)
+        return [values.cpu().numpy() for values in scores]
+
+    def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Context:
+        """What is known of the tissue's places, n and a column a name."""
+        maps, at = context(prepared), _grid(prepared, step)
+        return torch.from_numpy(np.stack([maps[name][at][tissue] for name in self.context], 1))
+
+
+def in_context(density: Any, latents: Latents, context: Context) -> Scores:
+    """-log p(z | c) = log p(c) - log p(z, c), in nats: how unusual the latents are *for this place*.
+
+    Exact in a density that answers with variables left out (nan); nan in the context is left out in both terms.
+    """
+    nothing = torch.full_like(latents, torch.nan)
+    context = context.to(latents)
+    return density.log_prob(torch.cat([nothing, context], 1)) - density.log_prob(torch.cat([latents, context], 1))
+
+
+def scores_of(model: Part) -> list[str]:
+    """The scores of patches that a model has, its own first."""
+    module = model.module
+    empty = torch.zeros(0, getattr(model.config, "channels", 1), PATCH, PATCH).to(like(module))
+    with torch.inference_mode():
+        return [*module.scores(empty), *(residuals.OPERATORS if hasattr(module, "reconstruct") else ())]
+
+
+def _told(model: nn.Module, prepared: Prepared) -> nn.Module:
+    """The model for this image: one that sees a fact about images is told it."""
+    return model.given(getattr(prepared.source, model.condition)) if isinstance(model, Conditional) else model
+
+
+def _grid(prepared: Prepared, step: int) -> tuple[np.ndarray, ...]:
+    """Indices of the grid's places in an image."""
+    h, w = prepared.stored.shape
+    return np.ix_(*dense.places(h, w, step))
