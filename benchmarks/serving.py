@@ -31,6 +31,7 @@ import torch
 import tyro
 
 from rayad import provenance
+from rayad.heatmaps.answers import DetectorName
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.heatmaps.judgement import judge
 from rayad.imaging.picture import step_px
@@ -65,13 +66,14 @@ def loop(options: Options, files: Sequence[str], seconds: float) -> int:
     torch.set_num_threads(1)
     detector, request = bundle.load(options.detector), HeatmapRequest(options.spacing_mm, options.view)
     data = [Path(file).read_bytes() for file in files]
+    name = DetectorName(name=detector.name, sha256=bundle.sha256(options.detector))
     ended, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         source = decoded(data[ended % len(data)], "image", detector.preprocessing.channels, request)
         prepared = detector.preprocessing.prepare(source)
         found = detector.heatmap(prepared, step_px(detector.preprocessing, options.step_mm))
         assert detector.calibration is not None
-        json.dumps(judge(prepared, found, detector.calibration).described())
+        judge(prepared, found, detector.calibration).answer(name, {}).model_dump_json()
         ended += 1
     return ended
 

@@ -1,6 +1,5 @@
 """Detectors: how their scores are read and combined, what they are worth, and what they say of images."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -183,6 +182,7 @@ class Heatmap(ReadsImages, OnGpu):
 
     def __call__(self) -> None:
         from rayad.cli.few import ForMany
+        from rayad.heatmaps.answers import Failure
         from rayad.heatmaps.drawing import Written
         from rayad.heatmaps.images import HeatmapRequest
         from rayad.pipeline.heatmap import write_heatmaps
@@ -195,8 +195,8 @@ class Heatmap(ReadsImages, OnGpu):
         number = failures = 0
         with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
             for row in write_heatmaps(ForMany(self.address, Workers(gpu=self.gpu)), one, images, request, out, written):
-                say(json.dumps(row))
-                number, failures = number + 1, failures + ("reason" in row)
+                say(row.model_dump_json())
+                number, failures = number + 1, failures + isinstance(row, Failure)
         if failures:
             raise RayadError(f"{failures} of {number} images failed; the others' heatmaps are in {self.out}")
 

@@ -14,7 +14,7 @@ MOST = 5
 
 
 @dataclass(frozen=True)
-class Finding:
+class MarkedRegion:
     """One connected region of marked places."""
 
     row_mm: float
@@ -30,7 +30,7 @@ class Finding:
 
 def findings(
     scores: Grid, healthy_quantile: Grid, alarm: float, step_mm: float, most: int = MOST
-) -> tuple[list[Finding], int]:
+) -> tuple[list[MarkedRegion], int]:
     """The regions of an image above the alarm, and how many there are in all.
 
     Args:
@@ -49,7 +49,7 @@ def findings(
     for region in np.argsort(-scores.ravel()[places[first]], kind="stable")[:most]:
         row, column = np.unravel_index(places[first[region]], scores.shape)
         listed.append(
-            Finding(
+            MarkedRegion(
                 row_mm=float((row + 0.5) * step_mm),
                 col_mm=float((column + 0.5) * step_mm),
                 size_mm2=float(sizes[region] * step_mm**2),

@@ -1,7 +1,8 @@
 """What a detector says of one image: scores and p-values of its places, of the image, and what stands out."""
 
 import io
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from jaxtyping import Float
 
 from rayad.arrays import Grid, GridMask
 from rayad.evaluation import RESEARCH_USE
-from rayad.heatmaps.findings import ALARM, Finding, findings
+from rayad.heatmaps.answers import Answer, DetectorName, Finding, ImageSize, Verdict
+from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
 from rayad.imaging.picture import Prepared
 from rayad.imaging.plausibility import Doubt
 from rayad.scoring.calibrate import Calibration, image_score
@@ -38,7 +40,7 @@ class Judgement:
     """The smallest p that the calibration can give, 1 / (K + 1)."""
     patients: int
     """K, healthy patients of the calibration."""
-    findings: tuple[Finding, ...]
+    findings: tuple[MarkedRegion, ...]
     """The most unusual marked regions, with places in mm."""
     marked_regions: int
     """How many there are in all."""
@@ -64,30 +66,46 @@ class Judgement:
         np.savez_compressed(buffer, allow_pickle=False, **named, **more)
         return buffer.getvalue()
 
-    def described(self) -> dict[str, Any]:
-        """All but the places, for JSON; rows and columns of findings in px of the image as it came."""
+    def verdict(self) -> Verdict:
+        """What is said of the image as a whole."""
+        return Verdict(**self._whole())
+
+    def answer(self, detector: DetectorName, seconds: Mapping[str, float]) -> Answer:
+        """All but the places; rows and columns of findings in px of the image as it came.
+
+        Args:
+            seconds: what took how long.
+        """
+        return Answer(
+            **self._whole(),
+            detector=detector,
+            image=ImageSize(rows=self.shape[0], columns=self.shape[1], spacing_mm=self.spacing_mm),
+            findings=tuple(map(self._finding, self.findings)),
+            findings_total=self.marked_regions,
+            seconds={name: round(value, 4) for name, value in seconds.items()},
+        )
+
+    def _whole(self) -> dict[str, Any]:
+        """The fields of `Verdict`."""
         return {
-            "image": {"rows": self.shape[0], "columns": self.shape[1], "spacing_mm": self.spacing_mm},
             "score": self.score,
             "p_value": self.p,
             "p_value_floor": self.p_floor,
             "calibration_patients": self.patients,
-            "findings": [self._finding(finding) for finding in self.findings],
-            "findings_total": self.marked_regions,
-            "doubts": [asdict(doubt) for doubt in self.doubts],
+            "doubts": self.doubts,
         }
 
-    def _finding(self, found: Finding) -> dict[str, float]:
+    def _finding(self, region: MarkedRegion) -> Finding:
         """The place of a peak is the centre of a grid's cell."""
-        row, col = int(found.row_mm / self.step_mm), int(found.col_mm / self.step_mm)
-        return {
-            "row": float(self.rows[row]),
-            "column": float(self.cols[col]),
-            "size_mm2": found.size_mm2,
-            "score": found.score,
-            "p_value": float(self.p_values[row, col]),
-            "healthy_quantile": found.healthy_quantile,
-        }
+        row, column = int(region.row_mm / self.step_mm), int(region.col_mm / self.step_mm)
+        return Finding(
+            row=float(self.rows[row]),
+            column=float(self.cols[column]),
+            size_mm2=region.size_mm2,
+            score=region.score,
+            p_value=float(self.p_values[row, column]),
+            healthy_quantile=region.healthy_quantile,
+        )
 
 
 def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Judgement:

@@ -5,41 +5,36 @@ not write. A service that was restarted goes on with those that were running, an
 """
 
 import asyncio
-import json
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
-from rayad.heatmaps.images import HeatmapRequest
+from rayad.heatmaps.answers import Batch, BatchRequest, BatchSummary, Failure, Result, encodable
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import Limits
 from rayad.serving.api import Scored
 from rayad.serving.batches import (
-    LONG,
-    OF_IMAGE,
-    TOLD,
-    Batch,
+    Kept,
     Places,
-    description_of,
-    encodable,
+    how_scored,
     images_of,
-    now,
+    new,
     own_file,
     require_own_folder,
-    row_there,
+    result_there,
 )
-from rayad.serving.cards import Card
+from rayad.serving.cards import Served
 from rayad.serving.fetch import AllowList, fetch
 from rayad.serving.problems import Problem
 from rayad.serving.settings import Replicas
@@ -76,72 +71,69 @@ class Batches:
         self._asking = asking
         self._places, self._state, self._limits = places, places.state, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
-        self._batches: dict[str, Batch] = {}
+        self._batches: dict[str, Kept] = {}
         self._turn, self._starting = threading.Lock(), asyncio.Lock()
         for batch in self._known():
-            self._batches[batch.status["id"]] = batch
-            if batch.status["state"] == "running":
+            self._batches[batch.status.id] = batch
+            if batch.running:
                 self._begin(batch)
             else:
                 self._forget(batch)
 
-    async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
+    async def start(self, request: BatchRequest, served: Served) -> Batch | Refused:
         """Begin one; two cannot share the folder of their results at once."""
         async with self._starting:  # of two that name one folder, one
-            return await self._start(wanted, card)
+            return await self._start(request, served)
 
-    async def _start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any] | Refused:
-        every = list(self._batches.values())
-        running = [other.status["out"].rstrip("/") for other in every if other.status["state"] == "running"]
-        if wanted["out"].rstrip("/") in running:
+    async def _start(self, request: BatchRequest, served: Served) -> Batch | Refused:
+        running = [other.status.out.rstrip("/") for other in list(self._batches.values()) if other.running]
+        if request.out.rstrip("/") in running:
             return Refused(Problem(409, "A batch that still runs writes to this folder."))
         if len(running) >= MOST_RUNNING:
             later = {"Retry-After": "60"}
             return Refused(Problem(429, f"{MOST_RUNNING} batches run or wait, which is the most.", headers=later))
         try:
-            await asyncio.to_thread(require_own_folder, wanted["out"], self._writing.prefixes)
+            await asyncio.to_thread(require_own_folder, request.out, self._writing.prefixes)
         except RayadError as error:
             return refused(error)
-        description = {"id": uuid4().hex, "state": "running", "detector": {"name": card.name, "sha256": card.sha256}}
-        description |= {"out": wanted["out"], "asked": description_of(wanted), "began": now(), "updated": now()}
-        description |= {"total": None, "done": 0, "failed": 0, "research_use_only": RESEARCH_USE}
-        batch = Batch(description | {"failures": [], "results": []}, wanted, card.url)
-        self._batches[batch.status["id"]] = batch
+        batch = new(request, served.name, served.url)
+        self._batches[batch.status.id] = batch
         try:
             await asyncio.to_thread(self._remember, batch, True)
         except RayadError as error:
-            del self._batches[batch.status["id"]]
+            del self._batches[batch.status.id]
             return refused(error)
         self._begin(batch)
         return batch.status
 
-    async def every(self) -> list[dict[str, Any]]:
+    async def every(self) -> tuple[BatchSummary, ...]:
         """All, the newest first, without what came of each image."""
-        short = [{k: v for k, v in batch.status.items() if k not in LONG} for batch in list(self._batches.values())]
-        return sorted(short, key=lambda said: said["began"], reverse=True)
+        summaries = [batch.status.summary() for batch in list(self._batches.values())]
+        return tuple(sorted(summaries, key=lambda batch: batch.began, reverse=True))
 
-    async def one(self, number: str) -> dict[str, Any] | None:
+    async def one(self, number: str) -> Batch | None:
         """One of them; what came of the images of one that has ended is read from where it lies."""
         batch = self._batches.get(number)
-        if batch is None or batch.status["state"] == "running":
+        if batch is None or batch.running:
             return batch and batch.status
-        said = dict(batch.status)  # with its rows, if they are not written down yet
+        status = batch.status  # with its rows, if they are not written down yet
         try:
-            written = await asyncio.to_thread(self._written, batch)
-        except RayadError:
-            written = {}
-        rows = said if written.get("state", "running") == "running" else written
-        return said | {name: rows.get(name, said[name]) for name in LONG}
+            written = await asyncio.to_thread(self._written, status)
+        except (RayadError, ValueError):
+            return status
+        if written.id != status.id or written.state == "running":  # or another batch's results are there by now
+            return status
+        return status.model_copy(update={"failures": written.failures, "results": written.results})
 
-    def _written(self, batch: Batch) -> dict[str, Any]:
-        """What its folder says of it; nothing where another batch's results are there by now."""
-        written = storage.read_json(own_file(self._writing.check(batch.status["out"])), roots=self._writing.prefixes)
-        return written if written.get("id") == batch.status["id"] else {}
+    def _written(self, status: Batch) -> Batch:
+        """What its folder says; ValueError where that is none of a batch."""
+        place = own_file(self._writing.check(status.out))
+        return Batch.model_validate(storage.read_json(place, roots=self._writing.prefixes))
 
-    async def cancel(self, number: str) -> dict[str, Any] | None:
+    async def cancel(self, number: str) -> Batch | None:
         """Stop one: at once if its turn has not come, else with the next image that is through."""
         batch = self._batches.get(number)
-        if batch and batch.status["state"] == "running":
+        if batch and batch.running:
             batch.stop.set()
             if not batch.begun:
                 batch.end("cancelled")
@@ -149,51 +141,50 @@ class Batches:
                 self._forget(batch)
         return batch and batch.status
 
-    def _begin(self, batch: Batch) -> None:
+    def _begin(self, batch: Kept) -> None:
         threading.Thread(target=self._run, args=(batch,), daemon=True).start()
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Kept) -> None:
         """In a thread of its own; whatever goes wrong is the batch's state."""
         with self._turn:
             batch.begun = True
-            if batch.status["state"] != "running":
+            if not batch.running:
                 return  # cancelled while it waited, and written down; another batch may have its folder by now
             try:
                 batch.end("done" if not batch.stop.is_set() and self._through(batch) else "cancelled")
             except Exception as error:
                 if not isinstance(error, RayadError):
-                    LOG.exception("batch %s failed", batch.status["id"])
+                    LOG.exception("batch %s failed", batch.status.id)
                 batch.end("failed", _sentence(error))
         while not self._remembered(batch):
             time.sleep(AGAIN_S)
         with suppress(RayadError):
             if self._state:
-                storage.remove(storage.join(self._state, "images", f"{batch.status['id']}.json"))
+                storage.remove(storage.join(self._state, "images", f"{batch.status.id}.json"))
         self._forget(batch)
 
-    def _forget(self, batch: Batch) -> None:
+    def _forget(self, batch: Kept) -> None:
         """Keep of one that has ended what is told of it; its rows lie in its folder. Of very many, the newest."""
-        batch.status |= {name: [] for name in LONG}
-        batch.wanted = {}
+        batch.status.failures, batch.status.results, batch.request = [], [], None
         batches = list(self._batches.items())  # other threads begin and end batches meanwhile
-        ended = sorted(
-            (other.status["began"], number) for number, other in batches if other.status["state"] != "running"
-        )
+        ended = sorted((other.status.began, number) for number, other in batches if not other.running)
         for _, number in ended[:-MOST_KEPT]:
             self._batches.pop(number, None)
 
-    def _through(self, batch: Batch) -> bool:
+    def _through(self, batch: Kept) -> bool:
         """Send what is lacking through the graph; whether all were sent before the batch was stopped."""
-        card, images = self._card(batch), images_of(batch)
+        request = batch.request
+        assert request is not None  # it runs
+        served, images = self._served(batch, request), images_of(request)
         changed = self._changed(batch, [image for image, _ in images])
         batch.forget(changed)
         if batch.resumed:
             for image, name in batch.lacking(images):
-                if image not in changed and (row := row_there(batch, image, name)):
+                if image not in changed and (row := result_there(batch.status, image, name)):
                     batch.add(row)
         lacking, written, pause = batch.lacking(images), time.monotonic(), EVERY_S
-        batch.status["total"] = len(images)
-        for row in self._rows(lacking, batch.wanted, card):
+        batch.status.total = len(images)
+        for row in self._rows(lacking, request, served):
             batch.add(row)
             if time.monotonic() > written + pause:
                 began = time.monotonic()
@@ -204,14 +195,14 @@ class Batches:
                 break
         return not batch.lacking(images)
 
-    def _changed(self, batch: Batch, images: Sequence[str]) -> set[str]:
+    def _changed(self, batch: Kept, images: Sequence[str]) -> set[str]:
         """The images that are others than when a service before this one began the batch; remembers what they are now.
 
         Of the web's nobody knows, and of none where storage is away.
         """
         if not self._state:
             return set()
-        place = storage.join(self._state, "images", f"{batch.status['id']}.json")
+        place = storage.join(self._state, "images", f"{batch.status.id}.json")
         try:
             versions = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
             before = storage.read_json(place) if storage.exists(place) else {}
@@ -220,16 +211,16 @@ class Batches:
             return set()
         return {image for image, version in versions.items() if before.get(encodable(image), version) != version}
 
-    def _card(self, batch: Batch) -> Card:
+    def _served(self, batch: Kept, request: BatchRequest) -> Served:
         """The detector that it was begun with; RayadError where it is gone, or images may not be read any more."""
-        for url in filter(None, [batch.wanted["prefix"], *batch.wanted["urls"]]):
+        for url in filter(None, [request.prefix, *request.urls]):
             self._reading.check(url)
-        card = cards.card(batch.status["detector"]["name"], batch.url)
-        if card.sha256 != batch.status["detector"]["sha256"]:
-            raise OptionError(f"detector {card.name!r} was replaced after the batch had begun")
-        return card
+        served = cards.served(batch.status.detector.name, batch.url)
+        if served.name != batch.status.detector:
+            raise OptionError(f"detector {served.card.name!r} was replaced after the batch had begun")
+        return served
 
-    def _rows(self, images: list[tuple[str, str]], wanted: dict[str, Any], card: Card) -> Iterator[dict[str, Any]]:
+    def _rows(self, images: list[tuple[str, str]], request: BatchRequest, served: Served) -> Iterator[Result | Failure]:
         """What came of each image, as they are through."""
         if not images:
             return
@@ -237,15 +228,15 @@ class Batches:
         rows = [{"image": image, "name": name} for image, name in images]
         scored_rows = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             _Ask,
-            fn_constructor_args=(wanted, card, self._places, self._limits),
+            fn_constructor_args=(request, served, self._places, self._limits),
             batch_size=TOGETHER,
             compute=ray.data.ActorPoolStrategy(size=min(self._asking, blocks)),
             num_cpus=0,
         )
         for row in scored_rows.iter_rows():
-            yield json.loads(row["row"])
+            yield pickle.loads(row["row"])
 
-    def _remembered(self, batch: Batch) -> bool:
+    def _remembered(self, batch: Kept) -> bool:
         """Whether it could be written down; a batch outlives storage that is away."""
         try:
             self._remember(batch)
@@ -253,74 +244,69 @@ class Batches:
             return False
         return True
 
-    def _remember(self, batch: Batch, begun: bool = False) -> None:
-        storage.write_json(self._writing.check(own_file(batch.status["out"])), batch.status, through_links=False)
-        if begun and self._state:
-            what = {"id": batch.status["id"], "wanted": batch.wanted, "url": batch.url}
-            place = storage.join(self._state, "batches", f"{batch.status['id']}.json")
-            storage.write_json(place, what | {"detector": batch.status["detector"]})
+    def _remember(self, batch: Kept, begun: bool = False) -> None:
+        status = batch.status
+        place = self._writing.check(own_file(status.out))
+        storage.write_json(place, status.model_dump(mode="json"), through_links=False)
+        if begun and self._state and batch.request:
+            what = {"id": status.id, "wanted": batch.request.model_dump(mode="json"), "url": batch.url}
+            what["detector"] = status.detector.model_dump(mode="json")
+            storage.write_json(storage.join(self._state, "batches", f"{status.id}.json"), what)
 
-    def _known(self) -> Iterator[Batch]:
+    def _known(self) -> Iterator[Kept]:
         """Batches of a service before this one."""
         folder = storage.join(self._state, "batches") if self._state else ""
         for file in storage.listing(folder) if folder and storage.exists(folder) else []:
             try:
                 what = storage.read_json(file)
-                status = storage.read_json(
-                    own_file(self._writing.check(what["wanted"]["out"])), roots=self._writing.prefixes
-                )
-                if status["id"] != what["id"]:
-                    continue  # another batch's results are there by now
-                description = {key: status[key] for key in TOLD} | {"out": what["wanted"]["out"]}
-                description |= {
-                    "detector": what["detector"],
-                    "asked": description_of(what["wanted"]),
-                    "research_use_only": RESEARCH_USE,
-                }
-                yield Batch(description, what["wanted"], what["url"], resumed=True)
-            except (RayadError, KeyError, TypeError) as error:
+                request = BatchRequest.model_validate(what["wanted"])
+                place = own_file(self._writing.check(request.out))
+                status = Batch.model_validate(
+                    storage.read_json(place, roots=self._writing.prefixes)
+                    | {"detector": what["detector"], "out": request.out, "asked": how_scored(request)}
+                    | {"research_use_only": RESEARCH_USE}
+                )  # of a folder that others write, no more than how far it is
+                if status.id == what["id"]:  # else another batch's results are there by now
+                    yield Kept(status, request, what["url"], resumed=True)
+            except (RayadError, KeyError, TypeError, ValueError) as error:
                 LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
 
 
 class _Ask:
     """Asks the deployed graph, as its HTTP API does, for some images at once."""
 
-    def __init__(self, wanted: dict[str, Any], card: Card, places: Places, limits: Limits) -> None:
-        self._wanted, self._card, self._limits = wanted, card, limits
+    def __init__(self, request: BatchRequest, served: Served, places: Places, limits: Limits) -> None:
+        self._request, self._served, self._limits = request, served, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
-        self._request = HeatmapRequest(
-            wanted["spacing_mm"], wanted["view"], wanted["step_mm"], tuple(wanted.get("force", ()))
-        )
         self._graph = Graph.deployed()
 
     def __call__(self, images: dict[str, Any]) -> dict[str, Any]:
         rows = asyncio.run(self._all(images["image"], images["name"]))
-        return {"row": [json.dumps(row) for row in rows]}
+        return {"row": [pickle.dumps(row) for row in rows]}
 
-    async def _all(self, images: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+    async def _all(self, images: Sequence[str], names: Sequence[str]) -> list[Result | Failure]:
         return await asyncio.gather(*(self._one(*image) for image in zip(images, names, strict=True)))
 
-    async def _one(self, image: str, name: str) -> dict[str, Any]:
+    async def _one(self, image: str, name: str) -> Result | Failure:
         """A row: what the image scores, or why it does not."""
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 data = await fetch(image, self._reading, self._limits)
-                scored = await self._graph.score(self._card, data, self._request, CALLER)
+                scored = await self._graph.score(self._served, data, self._request.request, CALLER)
                 for ending, content in await self._files(scored, data):
-                    place = self._writing.check(storage.join(self._wanted["out"], f"{name}{ending}"))
+                    place = self._writing.check(storage.join(self._request.out, f"{name}{ending}"))
                     await asyncio.to_thread(storage.write_bytes, place, content, through_links=False)
         except Exception as error:  # whatever it is, the other images are scored
             if not isinstance(error, RayadError | RayError | TimeoutError):
                 LOG.exception("an image of a batch failed")
-            return {"image": image, "reason": _sentence(error)}
-        answer = scored.judged.described()
-        return {"image": image, "name": name} | {key: answer[key] for key in OF_IMAGE}
+            return Failure(image=image, reason=_sentence(error))
+        return scored.judged.verdict().of(image, name)
 
     async def _files(self, scored: Scored, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
-        kinds, files = self._wanted["results"], []
+        kinds, files = self._request.results, []
         if "npz" in kinds:
-            more = await self._graph.arrays(scored, ("counterfactual",) * self._card.counterfactual)
+            more = await self._graph.arrays(scored, ("counterfactual",) * self._served.card.counterfactual)
             files.append((".npz", scored.judged.npz(**more)))
         if "png" in kinds:
             files.append((".png", await self._graph.png(scored)))
@@ -328,7 +314,7 @@ class _Ask:
             objects = await self._graph.objects(scored, data)
             files += [(f"-{kind}.dcm", content) for kind, content in objects.items()]
         if "json" in kinds:  # last: whoever finds it knows that the others are there
-            files.append((".json", json.dumps(scored.answer(), indent=2).encode()))
+            files.append((".json", scored.answer().model_dump_json(indent=2).encode()))
         return files
 
 

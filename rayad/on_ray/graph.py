@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from rayad import bounds
 from rayad.errors import ImageError, RayadError, reason
+from rayad.heatmaps.answers import Card
 from rayad.heatmaps.drawing import drawn, if_healthy
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.heatmaps.judgement import Judgement, judge
@@ -32,7 +33,7 @@ from rayad.imaging.picture import Prepared, Preprocessing
 from rayad.scoring.detector import Detector
 from rayad.serving import cards, objects, problems
 from rayad.serving.api import Scored
-from rayad.serving.cards import Card
+from rayad.serving.cards import Served
 from rayad.serving.problems import Problem
 from rayad.serving.threads import ended, unless_gone, while_wanted
 from rayad.serving.turns import Turns
@@ -295,8 +296,7 @@ class Drawer(Held):
 def _objects(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest) -> dict[str, bytes]:
     usual = HeatmapRequest(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
     changed = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
-    by = objects.Algorithm(card.name, card.sha256)
-    made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, by, changed)
+    made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, card, changed)
     return {kind: objects.to_bytes(dataset) for kind, dataset in made.items()}
 
 
@@ -340,23 +340,23 @@ class Graph:
         """The one that is served on this cluster."""
         return Graph(*(serve.get_deployment_handle(name, app_name=APP) for name in ("Pictures", "Scorer", "Drawer")))
 
-    async def warm(self, card: Card) -> None:
+    async def warm(self, served: Served) -> None:
         """Let a scorer load a detector."""
-        await self._for(self._scorer, card).warm.remote()
+        await self._for(self._scorer, served).warm.remote()
 
-    async def score(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
+    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
         """Decode, prepare, score; callers get equal parts of the time of those that do it.
 
         Raises:
             RayadError: what the image lacks.
         """
 
-        request = replace(request, step_mm=request.step_mm or card.step_mm)
+        request = replace(request, step_mm=request.step_mm or served.card.step_mm)
 
         async def ask() -> Scored:
-            picture = self._picture(card, data, request, caller)
-            judged = unless_refused(await self._for(self._scorer, card).judge.remote(picture, request))
-            return Scored(card, judged.judged, judged.seconds, _Under(picture, data, request, caller))
+            picture = self._picture(served, data, request, caller)
+            judged = unless_refused(await self._for(self._scorer, served).judge.remote(picture, request))
+            return Scored(served, judged.judged, judged.seconds, _Under(picture, data, request, caller))
 
         return await steadily(ask)
 
@@ -381,26 +381,28 @@ class Graph:
         source = scored.picture
         return await self._drawn(
             scored,
-            lambda drawer, _: drawer.objects.remote(data, scored.judged, scored.card, source.request, source.caller),
+            lambda drawer, _: drawer.objects.remote(
+                data, scored.judged, scored.served.card, source.request, source.caller
+            ),
         )
 
     async def _drawn(self, scored: Scored, ask: Callable[[Any, Any], Awaitable[T]]) -> T:
         """What the drawer makes; the picture may have died with whoever prepared it, and is prepared again."""
-        drawer, pictures = self._for(self._drawer, scored.card), [scored.picture.picture]
+        drawer, pictures = self._for(self._drawer, scored.served), [scored.picture.picture]
 
         async def once() -> T:
-            picture = pictures.pop() if pictures else self._picture(scored.card, *scored.picture.again)
+            picture = pictures.pop() if pictures else self._picture(scored.served, *scored.picture.again)
             return unless_refused(await ask(drawer, picture))
 
         return await steadily(once)
 
-    def _picture(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> Any:
-        return self._pictures.prepare.remote(data, card.preprocessing, request, card.whole, caller)
+    def _picture(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> Any:
+        return self._pictures.prepare.remote(data, served.preprocessing, request, served.whole, caller)
 
     @staticmethod
-    def _for(handle: DeploymentHandle, card: Card) -> Any:
+    def _for(handle: DeploymentHandle, served: Served) -> Any:
         """A deployment's replicas, those first that keep this detector."""
-        return handle.options(multiplexed_model_id=card.key)
+        return handle.options(multiplexed_model_id=served.key)
 
 
 async def steadily(ask: Callable[[], Awaitable[T]]) -> T:

@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError
 from rayad import local
 from rayad.bounds import Bounds
 from rayad.errors import OptionError, RayadError
+from rayad.heatmaps.answers import Batch, BatchRequest, BatchSummary
 from rayad.heatmaps.images import HeatmapRequest
 from rayad.on_ray import metrics
 from rayad.on_ray.batch import TOGETHER, Batches, asking
@@ -24,7 +25,7 @@ from rayad.on_ray.graph import Drawer, Graph, Pictures, Scorer, deployment, stea
 from rayad.serving import api, cards
 from rayad.serving.access import Access, Guard, Limits
 from rayad.serving.batches import Places
-from rayad.serving.cards import Card
+from rayad.serving.cards import Served
 from rayad.serving.exchange import Application, Message, Receive, Scope, Send
 from rayad.serving.fetch import AllowList
 from rayad.serving.problems import Problem
@@ -91,16 +92,16 @@ class Offered(Graph):
 
     def __init__(self, queue: int, batches: Any, *handles: Any) -> None:
         super().__init__(*handles)
-        self.cards: Mapping[str, Card] = {}
+        self.served: Mapping[str, Served] = {}
         self._places, self._batches, self._pulse = Shares(queue), batches, Pulse()
 
     async def offer(self, detectors: dict[str, str]) -> None:
         """Serve these from now on; until they are loaded, and if one cannot be, what is served stays."""
         offered = {}
         for name, url in detectors.items():
-            offered[name] = await asyncio.to_thread(cards.card, name, url)
+            offered[name] = await asyncio.to_thread(cards.served, name, url)
             await self.warm(offered[name])
-        self.cards = offered
+        self.served = offered
 
     def check_room(self, caller: str) -> None:
         """Problem where there is no place for one more image of a caller."""
@@ -119,12 +120,12 @@ class Offered(Graph):
             self._places.give_back(caller, 1)
             metrics.show("served_waiting", self._places.held)
 
-    async def score(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> api.Scored:
+    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> api.Scored:
         """As the graph does, counted."""
         began, result = time.perf_counter(), "failed"
         try:
             with self._pulse.asked():
-                scored = await super().score(card, data, request, caller)
+                scored = await super().score(served, data, request, caller)
             result = "scored"
         except RayadError:
             result = "refused"
@@ -138,7 +139,7 @@ class Offered(Graph):
 
     async def ready(self) -> bool:
         """Is there a detector, and have those that score answered of late?"""
-        return bool(self.cards) and self._pulse.silent_seconds < SILENT_S
+        return bool(self.served) and self._pulse.silent_seconds < SILENT_S
 
     async def metrics(self) -> str:
         """Of every node."""
@@ -154,23 +155,23 @@ class Offered(Graph):
             raise Problem(503, "A node does not tell its metrics now.", headers={"Retry-After": "5"}) from error
         return "".join(series)
 
-    async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any]:
+    async def start(self, request: BatchRequest, served: Served) -> Batch:
         """Start a batch."""
         try:
-            return unless_refused(await self._batches.start.remote(wanted, card))
+            return unless_refused(await self._batches.start.remote(request, served))
         except RayActorError as error:
             lost = "The batches' process died; this batch may have begun."
             raise Problem(503, lost, headers={"Retry-After": "30"}) from error
 
-    async def batches(self) -> list[dict[str, Any]]:
+    async def batches(self) -> tuple[BatchSummary, ...]:
         """All batches."""
         return await steadily(lambda: self._batches.every.remote())
 
-    async def batch(self, number: str) -> dict[str, Any] | None:
+    async def batch(self, number: str) -> Batch | None:
         """One batch."""
         return await steadily(lambda: self._batches.one.remote(number))
 
-    async def cancel(self, number: str) -> dict[str, Any] | None:
+    async def cancel(self, number: str) -> Batch | None:
         """Stop a batch."""
         return await steadily(lambda: self._batches.cancel.remote(number))
 

@@ -42,7 +42,7 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
     if listening.front == "none" and not is_loopback(listening.host):
         raise OptionError(f"to listen at {listening.host!r}, which others can reach, it takes HAProxy in front")
     for name, url in service.detectors.items():
-        cards.card(name, url)
+        cards.served(name, url)
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     if not given(address):
@@ -154,7 +154,7 @@ def _can_be_read(service: Service, again: threading.Event) -> bool:
     again.clear()
     try:
         for name, url in service.detectors.items():
-            cards.card(name, url)
+            cards.served(name, url)
     except RayadError as error:
         say(f"rayad: the detectors stay as they are: {error}", sys.stderr)
         return False

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rayad import bounded, bounds, storage
 from rayad.errors import FormatError, OptionError, reason
 from rayad.fingerprint import fingerprint
+from rayad.heatmaps.answers import Failure, Result, encodable
 from rayad.heatmaps.drawing import EVERYTHING, Written, arrays_and_picture
 from rayad.heatmaps.images import Asked, HeatmapRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
@@ -22,7 +22,7 @@ from rayad.pool import Mapper
 from rayad.scoring.detector import Detector
 from rayad.terminal import say
 
-Row = dict[str, Any]
+Row = Result | Failure
 """What came of an image."""
 EVERY_S = 2.0
 """How often rows are written down."""
@@ -71,11 +71,11 @@ def write_heatmaps(
         endings = [".npz", *([".png"] if written.picture else [])]
         done = [row for image in asked if (row := rows.done(image.file, image.name, made_of[image.file], endings))]
         yield from done
-        ready = {row["image"] for row in done}
-        lacking = [image for image in asked if image.file not in ready]
+        ready = {row.image for row in done}
+        lacking = [image for image in asked if encodable(image.file) not in ready]
         through = pool.map(Writer, lacking, "heatmaps", (detector, url, written, pool.device), failed)
         for image, row in zip(lacking, through, strict=True):
-            rows.add(row | {"made_of": made_of[image.file]})
+            rows.add(row, made_of[image.file])
             yield row
 
 
@@ -107,14 +107,12 @@ def write_heatmap(detector: Detector, url: str, written: Written, image: Asked) 
     storage.write_bytes(f"{where}.npz", judged.npz(**arrays))
     if png:
         storage.write_bytes(f"{where}.png", png)
-    p = {"p": judged.p, "p_floor": judged.p_floor, "calibration_patients": judged.patients}
-    doubts = {"doubts": [asdict(doubt) for doubt in judged.doubts]} if judged.doubts else {}
-    return {"image": image.file, "name": image.name, "score": judged.score, **p, **doubts}
+    return judged.verdict().of(image.file, image.name)
 
 
 def failed(why: str, image: Asked) -> Row:
     """The row of an image without a heatmap."""
-    return {"image": image.file, "reason": why}
+    return Failure(image=image.file, reason=why)
 
 
 class Rows:
@@ -123,13 +121,14 @@ class Rows:
     def __init__(self, url: str) -> None:
         """Read those that are there; one that was cut short by a crash counts as none."""
         self._url, self._where = url, storage.join(url, "heatmaps.jsonl")
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, tuple[Row, str]] = {}  # with what each was made of
         self._kept = self._written = time.monotonic()
         if storage.exists(self._where):
             for line in storage.read_bytes(self._where).splitlines():
-                with suppress(FormatError, KeyError, TypeError):
+                with suppress(FormatError, KeyError, TypeError, ValueError):
                     row = bounded.parse_json(line, self._where)
-                    self._rows[row["image"]] = row
+                    kind = Failure if "reason" in row else Result
+                    self._rows[row["image"]] = kind.model_validate(row), row["made_of"]
         self._new = False
 
     def __enter__(self) -> "Rows":
@@ -140,28 +139,29 @@ class Rows:
 
     def require_free(self, files: Sequence[tuple[str, str]]) -> None:
         """OptionError where a name is that of another image's heatmap."""
-        names, requested = {row["name"]: file for file, row in self._rows.items() if "name" in row}, dict(files)
+        names = {row.name: file for file, (row, _) in self._rows.items() if isinstance(row, Result)}
+        requested = dict(files)
         for file, name in files:
             if names.get(name, file) != file and names[name] not in requested:
                 raise OptionError(f"{self._url}: {name} is the heatmap of {names[name]} there; name another folder")
 
     def done(self, file: str, name: str, made_of: str, endings: Sequence[str]) -> Row | None:
         """The row of an image that has its files, made of the same."""
-        row = self._rows.get(file, {})
-        same = row.get("name") == name and row.get("made_of") == made_of
-        if not same or not all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings):
+        row, made_of_then = self._rows.get(encodable(file), (None, ""))
+        if not isinstance(row, Result) or row.name != name or made_of_then != made_of:
             return None
-        return {key: value for key, value in row.items() if key != "made_of"}
+        there = all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings)
+        return row if there else None
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, made_of: str) -> None:
         """Write down what came of an image, soon: long lists take a twentieth of the time."""
-        self._rows[row["image"]], self._new = row, True
+        self._rows[row.image], self._new = (row, made_of), True
         if time.monotonic() > self._kept + max(EVERY_S, 20 * (self._kept - self._written)):
             self._keep()
 
     def _keep(self) -> None:
         if self._new:
             self._written = time.monotonic()
-            lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows.values())
-            storage.write_bytes(self._where, "".join(lines).encode(errors="backslashreplace"))
+            rows = (row.model_dump(mode="json") | {"made_of": made_of} for row, made_of in self._rows.values())
+            storage.write_bytes(self._where, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
             self._kept, self._new = time.monotonic(), False

@@ -13,7 +13,7 @@ from rayad.evaluation import figures
 from rayad.evaluation.figures import Map, View
 from rayad.evaluation.metrics import Scored, usable
 from rayad.heatmaps.drawing import if_healthy
-from rayad.heatmaps.findings import ALARM, Finding, findings
+from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
 from rayad.imaging.picture import Preprocessing
 from rayad.imaging.spacing import resample_mask
 from rayad.pipeline.score import ScoredImage
@@ -52,7 +52,7 @@ class Shown:
         return self.calibrations[self.main.name]
 
     @cached_property
-    def found(self) -> list[tuple[list[Finding], int]]:
+    def found(self) -> list[tuple[list[MarkedRegion], int]]:
         """Of each image the findings that are listed, and how many there are."""
         scores = [image.scores[self.main.name] for image in self.images]
         quantiles = [self.calibration.healthy_quantile(grid) for grid in scores]
@@ -120,7 +120,7 @@ class Shown:
         return {"panel": figures.panel(views, maps, healthy)}
 
 
-def draw(dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, Map, Sequence[Finding]]) -> bytes:
+def draw(dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, Map, Sequence[MarkedRegion]]) -> bytes:
     """The thumbnail of an image with the map and the findings."""
     image, found, listed = item
     seen = view(dataset, preprocessing, image)

@@ -3,7 +3,6 @@
 Answers follow the request's Accept header; errors are problem details (problems.py).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,19 +13,21 @@ from uuid import uuid4
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from fastapi.responses import PlainTextResponse
+from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from rayad.errors import OptionError
+from rayad.heatmaps import answers
+from rayad.heatmaps.answers import Answer, Batch, Batches, BatchRequest, BatchSummary, Card, Closed, Detectors, example
 from rayad.heatmaps.images import HeatmapRequest
 from rayad.heatmaps.judgement import Judgement
 from rayad.imaging import plausibility
 from rayad.outputs import require_apart
 from rayad.serving import RESEARCH_USE, document, problems
 from rayad.serving.access import Limits
-from rayad.serving.cards import Card
+from rayad.serving.cards import Served
 from rayad.serving.fetch import PORTS, AllowList, fetch
 from rayad.serving.problems import Problem
 
@@ -38,25 +39,24 @@ KINDS = (JSON, PNG, NPZ, DICOM)
 class Scored:
     """An image that was scored, and what the backend needs to draw it."""
 
-    card: Card
+    served: Served
+    """What scored it."""
     judged: Judgement
     seconds: dict[str, float]
     picture: Any = field(repr=False, default=None)
     """The backend's own: the prepared image, wherever it is."""
 
-    def answer(self) -> dict[str, Any]:
-        """As JSON."""
-        detector = {"name": self.card.name, "sha256": self.card.sha256}
-        content = {"research_use_only": RESEARCH_USE, "detector": detector, **self.judged.described()}
-        return content | {"seconds": {name: round(value, 4) for name, value in self.seconds.items()}}
+    def answer(self) -> Answer:
+        """What is said of it."""
+        return self.judged.answer(self.served.name, self.seconds)
 
 
 class Backend(Protocol):
     """What the API asks for; errors are those of rayad.errors, or a Problem."""
 
     @property
-    def cards(self) -> Mapping[str, Card]:
-        """The detectors that are served now; the first is the default."""
+    def served(self) -> Mapping[str, Served]:
+        """The detectors that are served now, by name; the first is the default."""
         ...
 
     def check_room(self, caller: str) -> None:
@@ -67,7 +67,7 @@ class Backend(Protocol):
         """Held while an image of this caller is scored and its answer made; Problem where too many images wait."""
         ...
 
-    async def score(self, card: Card, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
+    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
         """Score the image in the bytes of a file, for a caller."""
         ...
 
@@ -91,67 +91,31 @@ class Backend(Protocol):
         """In Prometheus' text format."""
         ...
 
-    async def start(self, wanted: dict[str, Any], card: Card) -> dict[str, Any]:
-        """Start a batch; its description."""
+    async def start(self, request: BatchRequest, served: Served) -> Batch:
+        """Start a batch."""
         ...
 
-    async def batches(self) -> list[dict[str, Any]]:
+    async def batches(self) -> tuple[BatchSummary, ...]:
         """All batches, the newest first."""
         ...
 
-    async def batch(self, number: str) -> dict[str, Any] | None:
+    async def batch(self, number: str) -> Batch | None:
         """One of them."""
         ...
 
-    async def cancel(self, number: str) -> dict[str, Any] | None:
+    async def cancel(self, number: str) -> Batch | None:
         """Stop one."""
         ...
-
-
-class Closed(BaseModel):
-    """Has the fields that are named here and no others; millions of others are one error, not as many."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_others(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not given.keys() <= cls.model_fields.keys():
-            raise ValueError(f"the fields are {', '.join(cls.model_fields)}, and no others")
-        return given
-
-
-def _example(**fields: str) -> dict[str, Any]:
-    return {"additionalProperties": False, "examples": [fields]}
 
 
 class Place(Closed):
     """An image by its URL."""
 
-    model_config = ConfigDict(json_schema_extra=_example(url="s3://hospital/inbox/0001.dcm"))
+    model_config = example({"url": "s3://hospital/inbox/0001.dcm"}, additionalProperties=False)
     url: str = Field(max_length=2000)
 
 
 FORCE = f"^(({'|'.join(plausibility.KINDS)})(,|$))*$"
-
-
-class Wanted(Closed):
-    """A batch: images, where the results go, and how they are scored."""
-
-    model_config = ConfigDict(
-        json_schema_extra=_example(prefix="s3://hospital/inbox/", out="s3://hospital/results/november")
-    )
-    urls: list[str] = Field(default=[], max_length=100_000)
-    prefix: str = Field(default="", max_length=2000, description="every image below it; instead of urls")
-    out: str = Field(max_length=2000, description="folder of the results")
-    detector: str = Field(default="", max_length=200)
-    spacing_mm: float = Field(default=0.0, ge=0, le=10, description="mm a pixel of images that do not say it")
-    view: Literal["", "MLO", "CC"] = ""
-    step_mm: float = Field(default=0.0, ge=0, le=100)
-    force: list[plausibility.Kind] = Field(
-        default=[], max_length=7, description="doubts about images that are overruled"
-    )
-    results: list[Literal["json", "npz", "png", "dicom"]] = Field(default=["json", "npz", "png"], max_length=4)
 
 
 def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limits) -> FastAPI:
@@ -181,7 +145,7 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
 
 
 STEP = "distance of the places, mm; 0: that of the detector's calibration, which p-values are for"
-Number = Annotated[str, Path(description="id of a batch", examples=[document.BATCH["id"]])]
+Number = Annotated[str, Path(description="id of a batch", examples=[answers.BATCH["id"]])]
 Detector = Annotated[str, Query(max_length=200, description="name of a detector; empty: the default")]
 SCORE = {
     "requestBody": {
@@ -207,20 +171,20 @@ SCORE = {
 def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
     router = APIRouter(tags=["scoring"])
 
-    @router.get("/detectors", response_model=document.Detectors)
-    async def detectors() -> dict[str, Any]:
+    @router.get("/detectors")
+    async def detectors() -> Detectors:
         """The detectors that are served, with their cards."""
-        cards = [card.described() for card in backend.cards.values()]
-        return {"detectors": cards, "default": next(iter(backend.cards), ""), "research_use_only": RESEARCH_USE}
+        cards = tuple(served.card for served in backend.served.values())
+        return Detectors(detectors=cards, default=next(iter(backend.served), ""))
 
-    @router.get("/detectors/{name}", response_model=document.CardTold)
-    async def detector(name: Annotated[str, Path(examples=["spn"])]) -> dict[str, Any]:
+    @router.get("/detectors/{name}")
+    async def detector(name: Annotated[str, Path(examples=["spn"])]) -> Card:
         """The card of one."""
-        return _chosen(backend, name).described()
+        return _chosen(backend, name).card
 
-    answers: dict[int | str, dict[str, Any]] = {200: document.SCORED, **document.problems(406)}
+    responses: dict[int | str, dict[str, Any]] = {200: document.SCORED, **document.problems(406)}
 
-    @router.post("/score", openapi_extra=SCORE, response_class=Response, responses=answers)
+    @router.post("/score", openapi_extra=SCORE, response_class=Response, responses=responses)
     async def score(
         http: Request,
         detector: Detector = "",
@@ -233,16 +197,16 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
     ) -> Response:
         """Score one image: the body is its file, a form with the field image, or {"url": ...}."""
         kind = _kind(http.headers.get("accept", ""))
-        card = _chosen(backend, detector)
+        served = _chosen(backend, detector)
         extra = tuple(filter(None, include.split(",")))
-        if "counterfactual" in extra and not card.counterfactual:
-            raise Problem(422, f"detector {card.name!r} draws no healthy version of an image")
+        if "counterfactual" in extra and not served.card.counterfactual:
+            raise Problem(422, f"detector {served.card.name!r} draws no healthy version of an image")
         caller = http.state.caller
         backend.check_room(caller)
         data = await _image(http, reading, limits)
         with backend.room(caller):
             request = HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
-            scored = await backend.score(card, data, request, caller)
+            scored = await backend.score(served, data, request, caller)
             return await _answer(backend, scored, kind, data, extra, object)
 
     return router
@@ -253,12 +217,12 @@ async def _answer(
 ) -> Response:
     """In the form that was asked for."""
     if kind == JSON:
-        return JSONResponse(scored.answer())
+        return Response(scored.answer().model_dump_json(), media_type=JSON)
     if kind == PNG:
         return Response(await backend.png(scored), media_type=PNG)
     if kind == NPZ:
         more = await backend.arrays(scored, include)
-        more["answer"] = np.frombuffer(json.dumps(scored.answer()).encode(), np.uint8)
+        more["answer"] = np.frombuffer(scored.answer().model_dump_json().encode(), np.uint8)
         more["healthy_quantile"] = scored.judged.healthy_quantile.astype(np.float32)
         return Response(await run_in_threadpool(scored.judged.npz, **more), media_type=NPZ)
     objects = await backend.objects(scored, data)
@@ -277,13 +241,13 @@ def multipart(parts: Sequence[bytes]) -> tuple[bytes, str]:
     return b"".join([head + part + b"\r\n" for part in parts] + [f"--{boundary}--\r\n".encode()]), boundary
 
 
-def _chosen(backend: Backend, name: str) -> Card:
-    cards = backend.cards
-    if not name and cards:
-        return next(iter(cards.values()))
-    if name not in cards:
-        raise Problem(404, f"there is no such detector; there are {', '.join(cards)}")
-    return cards[name]
+def _chosen(backend: Backend, name: str) -> Served:
+    served = backend.served
+    if not name and served:
+        return next(iter(served.values()))
+    if name not in served:
+        raise Problem(404, f"there is no such detector; there are {', '.join(served)}")
+    return served[name]
 
 
 def _kind(accept: str) -> str:
@@ -339,53 +303,48 @@ async def _of_form(http: Request) -> bytes:
 def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRouter:
     router = APIRouter(tags=["batches"])
 
-    @router.post(
-        "/batches",
-        status_code=202,
-        response_model=document.BatchWhole,
-        responses=document.problems(409),
-    )
-    async def start(wanted: Wanted, response: Response) -> dict[str, Any]:
+    @router.post("/batches", status_code=202, responses=document.problems(409))
+    async def start(request: BatchRequest, response: Response) -> Batch:
         """Score many images; the results are written below `out`."""
-        card = _chosen(backend, wanted.detector)
-        if bool(wanted.urls) == bool(wanted.prefix):
+        served = _chosen(backend, request.detector)
+        if bool(request.urls) == bool(request.prefix):
             raise Problem(422, "a batch takes urls or a prefix, one of them")
-        await run_in_threadpool(_check_places, wanted, reading, writing)
-        begun = await backend.start(wanted.model_dump(), card)
-        response.headers["location"] = f"/v1/batches/{begun['id']}"
+        begun = await backend.start(await run_in_threadpool(_allowed, request, reading, writing), served)
+        response.headers["location"] = f"/v1/batches/{begun.id}"
         return begun
 
-    @router.get("/batches", response_model=document.Batches)
-    async def every() -> dict[str, Any]:
+    @router.get("/batches")
+    async def every() -> Batches:
         """All batches, the newest first."""
-        return {"batches": await backend.batches()}
+        return Batches(batches=await backend.batches())
 
-    @router.get("/batches/{number}", response_model=document.BatchWhole)
-    async def one(number: Number) -> dict[str, Any]:
+    @router.get("/batches/{number}")
+    async def one(number: Number) -> Batch:
         """How far one is, what it found, what failed and why."""
         return _known(await backend.batch(number))
 
-    @router.delete("/batches/{number}", status_code=202, response_model=document.BatchWhole)
-    async def cancel(number: Number) -> dict[str, Any]:
+    @router.delete("/batches/{number}", status_code=202)
+    async def cancel(number: Number) -> Batch:
         """Stop one; what is written stays."""
         return _known(await backend.cancel(number))
 
     return router
 
 
-def _check_places(wanted: Wanted, reading: AllowList, writing: AllowList) -> None:
-    """Problem where a batch may not read or write; `out` becomes the folder that its links lead to."""
-    if wanted.prefix and reading.place(wanted.prefix).scheme in PORTS:
+def _allowed(request: BatchRequest, reading: AllowList, writing: AllowList) -> BatchRequest:
+    """The batch, into the folder that the links of `out` lead to; Problem where it may not read or write."""
+    if request.prefix and reading.place(request.prefix).scheme in PORTS:
         raise Problem(422, "what a web server has is not known; give urls instead of a prefix")
-    inputs = [reading.check(url) for url in filter(None, [wanted.prefix, *wanted.urls])]
-    wanted.out = writing.check(wanted.out)
+    inputs = [reading.check(url) for url in filter(None, [request.prefix, *request.urls])]
+    out = writing.check(request.out)
     try:
-        require_apart(wanted.out, inputs)
+        require_apart(out, inputs)
     except OptionError as error:
         raise Problem(422, f"{error}.") from error
+    return request.model_copy(update={"out": out})
 
 
-def _known(batch: dict[str, Any] | None) -> dict[str, Any]:
+def _known(batch: Batch | None) -> Batch:
     if batch is None:
         raise Problem(404, "there is no such batch")
     return batch

@@ -4,21 +4,26 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from uuid import uuid4
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
+from rayad.heatmaps.answers import (
+    Answer,
+    Batch,
+    BatchRequest,
+    DetectorName,
+    Failure,
+    HowScored,
+    Result,
+    State,
+    encodable,
+)
 from rayad.heatmaps.images import files_below, named
 from rayad.outputs import require_own
 
-OF_IMAGE = ("score", "p_value", "p_value_floor", "calibration_patients", "doubts")
-"""What a batch tells of an image, of all that its answer says."""
 OWN = "batch"
 """Name of the file that a batch keeps among its results."""
-LONG = ("failures", "results")
-"""Lists of a row an image."""
-TOLD = ("id", "state", "began", "updated", "total", "done", "failed", *LONG)
-"""Entries of its file that a later service takes up."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,13 @@ class Places:
 
 
 @dataclass
-class Batch:
-    """One batch, running or not."""
+class Kept:
+    """A batch that the service runs or remembers."""
 
-    status: dict[str, Any]
+    status: Batch
     """What is told of it."""
-    wanted: dict[str, Any]
+    request: BatchRequest | None
+    """None when it has ended."""
     url: str
     """Of the detector's bundle."""
     stop: threading.Event = field(default_factory=threading.Event)
@@ -45,34 +51,66 @@ class Batch:
     resumed: bool = False
     """Did a service before this one begin it?"""
 
+    @property
+    def running(self) -> bool:
+        """Has it not ended yet, whether or not its turn has come?"""
+        return self.status.state == "running"
+
     def lacking(self, images: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of these images and names that are neither scored nor given up."""
-        ended = {row["image"] for row in [*self.status["results"], *self.status["failures"]]}
+        ended = {row.image for row in (*self.status.results, *self.status.failures)}
         return [image for image in images if encodable(image[0]) not in ended]
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Result | Failure) -> None:
         """What came of an image."""
-        row = {key: encodable(value) if isinstance(value, str) else value for key, value in row.items()}
-        self.status["failures" if "reason" in row else "results"].append(row)
-        self.status |= {"done": len(self.status["results"]), "failed": len(self.status["failures"]), "updated": now()}
+        if isinstance(row, Failure):
+            self.status.failures.append(row)
+        else:
+            self.status.results.append(row)
+        self.status.done, self.status.failed = len(self.status.results), len(self.status.failures)
+        self.status.updated = now()
 
     def forget(self, images: set[str]) -> None:
         """What came of these images, as far as anything did."""
         names = {encodable(image) for image in images}
-        for name in LONG:
-            self.status[name] = [row for row in self.status[name] if row["image"] not in names]
+        self.status.results = [row for row in self.status.results if row.image not in names]
+        self.status.failures = [row for row in self.status.failures if row.image not in names]
 
-    def end(self, state: str, reason: str = "") -> None:
+    def end(self, state: State, reason: str = "") -> None:
         """It is over; the reason says why, where that is an error."""
         if reason:
-            self.status["failures"].append({"image": "", "reason": encodable(reason)})
-        self.status |= {"state": state, "updated": now()}
+            self.status.failures.append(Failure(image="", reason=reason))
+        self.status.state, self.status.updated = state, now()
 
 
-def images_of(batch: Batch) -> list[tuple[str, str]]:
+def new(request: BatchRequest, detector: DetectorName, url: str) -> Kept:
+    """A batch that begins now.
+
+    Args:
+        url: of the detector's bundle.
+    """
+    began = now()
+    status = Batch(
+        id=uuid4().hex,
+        state="running",
+        detector=detector,
+        out=request.out,
+        asked=how_scored(request),
+        began=began,
+        updated=began,
+    )
+    return Kept(status, request, url)
+
+
+def how_scored(request: BatchRequest) -> HowScored:
+    """What is told of what was asked."""
+    return HowScored(**{name: getattr(request, name) for name in HowScored.model_fields})
+
+
+def images_of(request: BatchRequest) -> list[tuple[str, str]]:
     """URLs and names of a batch's images; OptionError where they cannot be scored as it was begun."""
-    prefix = batch.wanted["prefix"]  # URLs of a list are not listed: only `fetch` may ask a web server
-    images = named(files_below(prefix) if prefix else batch.wanted["urls"])
+    # URLs of a list are not listed: only `fetch` may ask a web server
+    images = named(files_below(request.prefix) if request.prefix else request.urls)
     if any(name == OWN for _, name in images):
         raise OptionError(f"an image's results cannot be called {OWN!r}, as the batch's own file is")
     nameless = [image for image, name in images if not name]
@@ -81,21 +119,19 @@ def images_of(batch: Batch) -> list[tuple[str, str]]:
     return images
 
 
-def row_there(batch: Batch, image: str, name: str) -> dict[str, Any] | None:
-    """The row of an image whose results are all there, though nobody wrote it down; its JSON is written last."""
-    place = storage.join(batch.status["out"], f"{name}.json")
-    if "json" not in batch.wanted["results"]:
+def result_there(batch: Batch, image: str, name: str) -> Result | None:
+    """The result of an image whose files are all there, though nobody wrote it down; its JSON is written last."""
+    place = storage.join(batch.out, f"{name}.json")
+    if "json" not in batch.asked.results:
         return None
     try:
         # object stores know the time to the second, as `began` does
-        if storage.modified(place) < datetime.fromisoformat(batch.status["began"]):
+        if storage.modified(place) < datetime.fromisoformat(batch.began):
             return None
-        answer = storage.read_json(place, roots=(batch.status["out"],))
-        if answer["detector"]["sha256"] != batch.status["detector"]["sha256"]:
-            return None
-        return {"image": image, "name": name} | {key: answer[key] for key in OF_IMAGE}
-    except (RayadError, KeyError, TypeError):
+        answer = Answer.model_validate(storage.read_json(place, roots=(batch.out,)))
+    except (RayadError, ValueError):
         return None
+    return answer.of(image, name) if answer.detector.sha256 == batch.detector.sha256 else None
 
 
 def own_file(out: str) -> str:
@@ -111,16 +147,6 @@ def require_own_folder(out: str, roots: Sequence[str]) -> None:
         raise OptionError(
             f"{out}: batch {there.get('id')} of another service writes there; if that is gone, remove {OWN}.json"
         )
-
-
-def description_of(wanted: dict[str, Any]) -> dict[str, Any]:
-    """What is told of what was asked."""
-    return {key: wanted[key] for key in ("prefix", "spacing_mm", "view", "step_mm", "results")}
-
-
-def encodable(text: str) -> str:
-    """A text that can be written: names of files may be in no encoding."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def now() -> str:

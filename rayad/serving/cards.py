@@ -3,60 +3,44 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from rayad import storage
 from rayad.errors import OptionError
+from rayad.heatmaps.answers import Card, DetectorName
 from rayad.imaging.picture import Preprocessing, described
 from rayad.scoring import bundle, counterfactual
 from rayad.scoring.detector import STEP_MM, Detector
 
 
 @dataclass(frozen=True)
-class Card:
-    """One detector as it is offered; it stays what it is while a request is under way, whatever replaces it."""
+class Served:
+    """A detector that is served; it stays what it is while a request is under way, whatever replaces it."""
 
-    name: str
-    """By which it is asked for."""
+    card: Card
+    """What is told of it."""
     url: str
-    """Of its bundle; "" in what is told to the outside."""
-    sha256: str
-    """Of detector.json, which holds the hashes of all that belongs to it."""
-    score: str
-    summary: str
-    calibration_patients: int
-    p_value_floor: float
-    step_mm: float
-    """Distance of the places that its p-values are for."""
+    """Of its bundle."""
     preprocessing: Preprocessing
-    counterfactual: bool
-    """Can it draw the image as if it were healthy?"""
     whole: bool
     """Does it need the image as it came? Members of a combination may prepare it in ways of their own."""
-    provenance: dict[str, Any]
+
+    @property
+    def name(self) -> DetectorName:
+        """Its name and hash, as answers tell them."""
+        return DetectorName(name=self.card.name, sha256=self.card.sha256)
 
     @property
     def key(self) -> str:
         """Bundle and content: what replicas keep it by."""
-        return f"{self.sha256} {self.url}"
-
-    def described(self) -> dict[str, Any]:
-        """For JSON; where the bundle lies and where its corpus came from stay inside."""
-        calibrated = ("calibration_patients", "p_value_floor", "step_mm")
-        names = ("name", "sha256", "score", "summary", *calibrated, "counterfactual")
-        provenance = {k: v for k, v in self.provenance.items() if k in TOLD}
-        return {k: getattr(self, k) for k in names} | {
-            "preprocessing": described(self.preprocessing),
-            "provenance": provenance,
-        }
+        return f"{self.card.sha256} {self.url}"
 
 
 TOLD = ("dataset", "corpus", "made_of", "seed", "commit", "versions", "train_minutes")
-"""Of a bundle's provenance; machines, faults and places of whoever trained it are not told."""
+"""Of a bundle's provenance; where its corpus came from, machines and faults of whoever trained it are not told."""
 
 
 def load(key: str) -> Detector:
-    """The detector of a card's key.
+    """The detector of a key.
 
     Raises:
         OptionError: another bundle is there by now.
@@ -69,8 +53,8 @@ def load(key: str) -> Detector:
     return detector
 
 
-def card(name: str, url: str) -> Card:
-    """The card of a bundle; of a link to one, what it leads to now: the link may be turned while replicas still load.
+def served(name: str, url: str) -> Served:
+    """The detector of a bundle; of a link to one, what it leads to now: it may be turned while replicas still load.
 
     Raises:
         OptionError: it is not calibrated, so it has no p-values.
@@ -82,20 +66,19 @@ def card(name: str, url: str) -> Card:
     detector = load(f"{sha256} {url}")
     if detector.calibration is None:
         raise OptionError(f"detector {name!r} at {url} is not calibrated, so it has no p-values: run rayad calibrate")
-    return Card(
+    card = Card(
         name=name,
-        url=url,
         sha256=sha256,
         score=detector.score.name,
         summary=detector.summary(),
         calibration_patients=detector.calibration.patients,
         p_value_floor=detector.calibration.floor,
         step_mm=detector.provenance.get("step_mm", STEP_MM),
-        preprocessing=detector.preprocessing,
+        preprocessing=described(detector.preprocessing),
         counterfactual=not counterfactual.lacking(detector),
-        whole=bool(detector.members),
-        provenance=detector.provenance,
+        provenance={name: value for name, value in detector.provenance.items() if name in TOLD},
     )
+    return Served(card, url, detector.preprocessing, whole=bool(detector.members))
 
 
 def named(urls: Iterable[str]) -> dict[str, str]:

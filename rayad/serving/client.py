@@ -7,9 +7,8 @@ a few times. Starting a batch is not: who lost the answer looks at `batches`.
 import io
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from email.message import Message
 from http import HTTPStatus
 from pathlib import Path
@@ -18,13 +17,16 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 import numpy as np
 import pydicom
 import requests
+from pydantic import BaseModel, ValidationError
 from pydicom import Dataset
 
 from rayad import bounded
 from rayad.errors import FormatError, ImageError, ServiceError, StorageError
+from rayad.heatmaps.answers import Answer, Batch, Batches, BatchSummary, Card, Detectors, Written
 from rayad.imaging.dicom import explained
+from rayad.imaging.plausibility import Kind
 
-T = TypeVar("T")
+T = TypeVar("T", bound=BaseModel)
 TIMEOUT_S = (10.0, 600.0)
 """For a connection to the server, and for its answer."""
 PAUSE_S = 0.5
@@ -33,7 +35,6 @@ LONGEST_S = 60.0
 """The longest Retry-After that is waited for."""
 BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
-Result = Literal["json", "npz", "png", "dicom"]
 
 
 class Asked(TypedDict, total=False):
@@ -47,88 +48,8 @@ class Asked(TypedDict, total=False):
     """Of images that do not say it."""
     step_mm: float
     """Distance of the places that are scored."""
-
-
-@dataclass(frozen=True)
-class Offered:
-    """A detector that is served."""
-
-    name: str
-    sha256: str
-    """Of its bundle's detector.json."""
-    score: str
-    """Of what kind; see docs/formats.md."""
-    summary: str
-    calibration_patients: int
-    p_value_floor: float
-    counterfactual: bool
-    """Does it draw the image as if it were healthy?"""
-    preprocessing: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    step_mm: float = 0.0
-    """Distance of the places that its p-values are for; 0: an older server does not say it."""
-
-
-@dataclass(frozen=True)
-class Detector:
-    """The detector of an answer."""
-
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """The image as it came."""
-
-    rows: int
-    columns: int
-    spacing_mm: float
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A connected region of marked places, by its highest one."""
-
-    row: float
-    """px of the image as it came."""
-    column: float
-    size_mm2: float
-    score: float
-    p_value: float
-    healthy_quantile: float
-    """The share of healthy places that score lower."""
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """What may be wrong with an image."""
-
-    kind: str
-    """By which it is overruled: polarity, frame, size, depth, kind."""
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a detector says of an image."""
-
-    detector: Detector
-    image: ImageFacts
-    score: float
-    """Higher is more anomalous."""
-    p_value: float
-    p_value_floor: float
-    """The smallest that the calibration can give."""
-    calibration_patients: int
-    findings: tuple[Finding, ...]
-    """The most unusual ones first."""
-    findings_total: int
-    """How many there are, listed or not."""
-    seconds: Mapping[str, float]
-    research_use_only: str
-    doubts: tuple[Doubt, ...] = ()
-    """What may be wrong with the image, and so with its score."""
+    force: Sequence[Kind]
+    """Doubts about images that are overruled."""
 
 
 @dataclass(frozen=True)
@@ -138,52 +59,6 @@ class Heatmap:
     answer: Answer
     arrays: Mapping[str, np.ndarray]
     """By their names in the npz (docs/formats.md)."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image of a batch that has no score."""
-
-    image: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An image of a batch that has one."""
-
-    image: str
-    name: str
-    """Of its files below `out`, without their endings."""
-    score: float
-    p_value: float
-    p_value_floor: float = 0.0
-    calibration_patients: int = 0
-    doubts: tuple[Doubt, ...] = ()
-    """What may be wrong with the image."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch, as far as it is."""
-
-    id: str
-    state: Literal["running", "done", "cancelled", "failed"]
-    detector: Detector
-    out: str
-    asked: Mapping[str, Any]
-    """How its images are scored: prefix, spacing_mm, view, step_mm; and results, what is written of each."""
-    began: str
-    updated: str
-    total: int | None
-    """Images; None while they are counted."""
-    done: int
-    failed: int
-    research_use_only: str
-    failures: tuple[Failure, ...] = ()
-    """Not told by `batches`."""
-    results: tuple[Scored, ...] = ()
-    """Not told by `batches`."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +72,10 @@ class Client:
     attempts: int = 4
     """How often a request is made at most."""
 
-    def detectors(self) -> tuple[Offered, ...]:
+    def detectors(self) -> tuple[Card, ...]:
         """Those that are served, the default first."""
-        content = self._json("GET", "/v1/detectors")
-        with _understood("detectors"):
-            offered = tuple(_made(Offered, card) for card in content["detectors"])
-            return tuple(sorted(offered, key=lambda one: one.name != content["default"]))
+        served = self._asked(Detectors, "GET", "/v1/detectors")
+        return tuple(sorted(served.detectors, key=lambda card: card.name != served.default))
 
     def score(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> Answer:
         """Score an image.
@@ -212,7 +85,7 @@ class Client:
             url: of an image that the server fetches, in place of `image`.
             asked: see `Asked`.
         """
-        return _answer(self._scored(JSON, image, url, asked).content)
+        return _understood(Answer, self._scored(JSON, image, url, asked).content)
 
     def heatmap(
         self,
@@ -231,10 +104,12 @@ class Client:
             asked: see `Asked`.
         """
         answer = self._scored(NPZ, image, url, asked, include=",".join(include))
-        with _understood("arrays"):
+        try:
             arrays = bounded.load_npz(answer.content, "its arrays")
-            answer_bytes = arrays.pop("answer").tobytes()
-        return Heatmap(_answer(answer_bytes), arrays)
+            content = arrays.pop("answer").tobytes()
+        except (FormatError, KeyError) as error:
+            raise FormatError(f"the server's answer is none of rayad's: {error}") from error
+        return Heatmap(_understood(Answer, content), arrays)
 
     def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> bytes:
         """The image under its heatmap, as PNG; arguments as of `score`."""
@@ -255,7 +130,7 @@ class Client:
         *,
         prefix: str = "",
         urls: Sequence[str] = (),
-        results: Sequence[Result] = ("json", "npz", "png"),
+        results: Sequence[Written] = ("json", "npz", "png"),
         **asked: Unpack[Asked],
     ) -> Batch:
         """Let the server score many images.
@@ -268,17 +143,15 @@ class Client:
             asked: see `Asked`.
         """
         body = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **asked}
-        return _batch(self._json("POST", "/v1/batches", json=body))
+        return self._asked(Batch, "POST", "/v1/batches", json=body)
 
-    def batches(self) -> tuple[Batch, ...]:
+    def batches(self) -> tuple[BatchSummary, ...]:
         """All of them, the newest first."""
-        content = self._json("GET", "/v1/batches")
-        with _understood("batches"):
-            return tuple(map(_batch, content["batches"]))
+        return self._asked(Batches, "GET", "/v1/batches").batches
 
     def batch(self, number: str) -> Batch:
         """One of them, by its id."""
-        return _batch(self._json("GET", f"/v1/batches/{number}"))
+        return self._asked(Batch, "GET", f"/v1/batches/{number}")
 
     def wait(self, number: str, timeout_s: float = float("inf"), poll_s: float = 1.0) -> Batch:
         """A batch as it has ended; as it is, if that takes too long."""
@@ -289,7 +162,7 @@ class Client:
 
     def cancel(self, number: str) -> Batch:
         """Stop a batch, as soon as the images that are on their way are through; what is written stays."""
-        return _batch(self._json("DELETE", f"/v1/batches/{number}"))
+        return self._asked(Batch, "DELETE", f"/v1/batches/{number}")
 
     def _scored(
         self, kind: str, image: str | Path | bytes, url: str, asked: Mapping[str, Any], **more: str
@@ -297,12 +170,11 @@ class Client:
         if bool(image) == bool(url):
             raise ImageError("an image is a file, bytes or a URL, one of them")
         body: dict[str, Any] = {"json": {"url": url}} if url else {"data": _bytes(image)}
-        return self._ask("POST", "/v1/score", params={**asked, **more}, headers={"Accept": kind}, **body)
+        query = {**asked, "force": ",".join(asked.get("force", ())), **more}
+        return self._ask("POST", "/v1/score", params=query, headers={"Accept": kind}, **body)
 
-    def _json(self, method: str, path: str, **request: Any) -> Any:
-        answer = self._ask(method, path, **request)
-        with _understood(path):
-            return bounded.parse_json(answer.content, path)
+    def _asked(self, kind: type[T], method: str, path: str, **request: Any) -> T:
+        return _understood(kind, self._ask(method, path, **request).content)
 
     def _ask(self, method: str, path: str, **request: Any) -> requests.Response:
         """What the server answers, in the end."""
@@ -361,49 +233,16 @@ def parts(body: bytes, content_type: str) -> list[bytes]:
     return [piece.partition(b"\r\n\r\n")[2] for piece in pieces[:-1]]
 
 
-@contextmanager
-def _understood(what: str) -> Iterator[None]:
-    """FormatError where the server's words are not what the API promises."""
+def _understood(kind: type[T], content: bytes) -> T:
+    """What the server says; FormatError where that is not what the API promises."""
     try:
-        yield
+        return kind.model_validate(bounded.parse_json(content, "its JSON"))
     except FormatError as error:
         raise FormatError(f"the server's answer is none of rayad's: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"the server's answer is none of rayad's ({what}): {type(error).__name__}") from error
-
-
-def _made(kind: type[T], said: Mapping[str, Any], **parts: Any) -> T:
-    """A value of what the server says; what a newer one adds is left out."""
-    names = {one.name for one in fields(kind)}  # type: ignore[reportArgumentType]
-    return kind(**({name: value for name, value in said.items() if name in names} | parts))
-
-
-def _answer(content: bytes) -> Answer:
-    with _understood("answer"):
-        body = bounded.parse_json(content, "its JSON")
-        return _made(
-            Answer,
-            body,
-            detector=_made(Detector, body["detector"]),
-            image=_made(ImageFacts, body["image"]),
-            findings=tuple(_made(Finding, one) for one in body["findings"]),
-            doubts=_doubts(body),
-        )
-
-
-def _doubts(said: Mapping[str, Any]) -> tuple[Doubt, ...]:
-    return tuple(_made(Doubt, one) for one in said.get("doubts", ()))
-
-
-def _batch(said: Mapping[str, Any]) -> Batch:
-    with _understood("batch"):
-        return _made(
-            Batch,
-            said,
-            detector=_made(Detector, said["detector"]),
-            failures=tuple(_made(Failure, one) for one in said.get("failures", ())),
-            results=tuple(_made(Scored, one, doubts=_doubts(one)) for one in said.get("results", ())),
-        )
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        where = ".".join(map(str, first["loc"])) or kind.__name__
+        raise FormatError(f"the server's answer is none of rayad's: {where}: {first['msg']}") from error
 
 
 def _problem(answer: requests.Response) -> ServiceError:

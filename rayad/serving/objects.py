@@ -37,6 +37,7 @@ from scipy import ndimage
 from rayad.arrays import Image, Mask
 from rayad.errors import ImageError
 from rayad.evaluation import figures
+from rayad.heatmaps.answers import Answer, DetectorName, Finding
 from rayad.heatmaps.judgement import Judgement
 from rayad.imaging.dicom import explained
 from rayad.serving import RESEARCH_USE
@@ -89,15 +90,6 @@ _TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
 _GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness")
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """The detector, as objects name it."""
-
-    name: str
-    sha256: str
-    """Of its bundle, hexadecimal."""
-
-
 def uid(source: str, sha256: str, kind: Kind, asked: Mapping[str, str] = MappingProxyType({})) -> str:
     """The SOP instance UID of an object (PS3.5, 9).
 
@@ -110,7 +102,7 @@ def uid(source: str, sha256: str, kind: Kind, asked: Mapping[str, str] = Mapping
 
 
 def objects(
-    source: Dataset, pixels: Image, judged: Judgement, by: Algorithm, asked: Mapping[str, str] = MappingProxyType({})
+    source: Dataset, pixels: Image, judged: Judgement, by: DetectorName, asked: Mapping[str, str] = MappingProxyType({})
 ) -> dict[Kind, Dataset]:
     """The objects of an image that was scored.
 
@@ -158,7 +150,7 @@ class _Work:
     source: Dataset
     """See `_plain`."""
     judged: Judgement
-    by: Algorithm
+    by: DetectorName
     asked: Mapping[str, str]
 
     def facts(self, kind: Kind) -> dict[str, Any]:
@@ -430,8 +422,8 @@ def _map(work: _Work) -> Dataset:
 
 def _report(work: _Work) -> Dataset:
     """TID 1500, with a group of the whole image (TID 1501) and a group a finding, at its peak (TID 1410)."""
-    answer = work.judged.described()
-    findings = [_finding(work, number, finding) for number, finding in enumerate(answer["findings"], 1)]
+    answer = work.judged.answer(work.by, {})
+    findings = [_finding(work, number, finding) for number, finding in enumerate(answer.findings, 1)]
     context = hd.sr.ObservationContext(observer_device_context=_observer(work))
     report = hd.sr.MeasurementReport(
         observation_context=context,
@@ -456,13 +448,13 @@ def _comment(text: str) -> hd.sr.TextContentItem:
     )
 
 
-def _summary(said: Mapping[str, Any]) -> str:
-    doubts = "".join(f" Doubtful: {doubt['sentence']}." for doubt in said["doubts"])
-    if not said["findings_total"]:
+def _summary(answer: Answer) -> str:
+    doubts = "".join(f" Doubtful: {doubt.sentence}." for doubt in answer.doubts)
+    if not answer.findings_total:
         return f"Nothing is marked: no place scores above 99 of 100 places of healthy patients.{doubts}"
     return (
-        f"{said['findings_total']} regions are marked, whose places score above 99 of 100 places of healthy patients; "
-        f"the {len(said['findings'])} with the highest scores are listed, each at its highest place.{doubts}"
+        f"{answer.findings_total} regions are marked, whose places score above 99 of 100 places of healthy patients; "
+        f"the {len(answer.findings)} with the highest scores are listed, each at its highest place.{doubts}"
     )
 
 
@@ -478,20 +470,22 @@ def _observer(work: _Work) -> hd.sr.ObserverContext:
     return hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=attributes)
 
 
-def _whole(work: _Work, said: Mapping[str, Any]) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+def _whole(work: _Work, answer: Answer) -> hd.sr.MeasurementsAndQualitativeEvaluations:
     source = hd.sr.SourceImageForMeasurementGroup(work.source.SOPClassUID, work.source.SOPInstanceUID)
     names = ("score", "p_value", "p_value_floor", "calibration_patients", "findings_total")
     return hd.sr.MeasurementsAndQualitativeEvaluations(
-        source_images=[source], measurements=[_number(name, said[name]) for name in names], **_group(work, "image")
+        source_images=[source],
+        measurements=[_number(name, getattr(answer, name)) for name in names],
+        **_group(work, "image"),
     )
 
 
-def _finding(work: _Work, number: int, found: Mapping[str, float]) -> Any:
+def _finding(work: _Work, number: int, finding: Finding) -> Any:
     """A point in px from the outer corner of the first pixel, whose centre is at 0.5 (PS3.3, C.18.6.1.2)."""
     image = hd.sr.SourceImageForRegion(work.source.SOPClassUID, work.source.SOPInstanceUID)
-    peak = np.array([[found["column"] + 0.5, found["row"] + 0.5]])
-    measurements = [_number(name, found[name]) for name in ("score", "p_value", "healthy_quantile")]
-    size = hd.sr.Measurement(name=codes.SCT.Area, value=found["size_mm2"], unit=codes.UCUM.SquareMillimeter)
+    peak = np.array([[finding.column + 0.5, finding.row + 0.5]])
+    measurements = [_number(name, getattr(finding, name)) for name in ("score", "p_value", "healthy_quantile")]
+    size = hd.sr.Measurement(name=codes.SCT.Area, value=finding.size_mm2, unit=codes.UCUM.SquareMillimeter)
     return hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POINT, peak, image),
         measurements=[*measurements, size],

@@ -17,11 +17,11 @@ from http import HTTPStatus
 from pydicom import Dataset
 
 from rayad.errors import FormatError, ImageError, OptionError, ServiceError, StorageError
+from rayad.heatmaps.answers import DetectorName
 from rayad.imaging import dicomweb
 from rayad.imaging.dicom import explained
 from rayad.serving import objects
 from rayad.serving.client import Client
-from rayad.serving.objects import Algorithm
 from rayad.terminal import say
 
 BACKOFF_S = (1.0, 60.0)
@@ -120,7 +120,7 @@ class _Scorer:
     client: Client
     detector: str
 
-    def algorithm(self) -> Algorithm:
+    def algorithm(self) -> DetectorName:
         """The detector that scores now; a server that was started again may have another."""
         with self._explained():
             offered = self.client.detectors()
@@ -128,9 +128,9 @@ class _Scorer:
         name = self.detector or next(iter(names), "")
         if name not in names:
             raise OptionError(f"{self.client.url} has no detector {name!r}, only {', '.join(names) or 'none'}")
-        return Algorithm(name, offered[names.index(name)].sha256)
+        return DetectorName(name=name, sha256=offered[names.index(name)].sha256)
 
-    def score(self, data: bytes, by: Algorithm) -> list[Dataset]:
+    def score(self, data: bytes, by: DetectorName) -> list[Dataset]:
         """The objects of an image.
 
         Raises:
@@ -170,7 +170,7 @@ class _Memory:
     def done(self) -> int:
         return self.counts.stored + self.counts.present + self.counts.unscorable
 
-    def settle(self, image: dicomweb.Listed, by: Algorithm) -> None:
+    def settle(self, image: dicomweb.Listed, by: DetectorName) -> None:
         self.settled[image.instance] = image.said, by.sha256
         self.deferred.pop(image.instance, None)
 
@@ -207,7 +207,7 @@ def _pass(pacs: str, scorer: _Scorer, memory: _Memory, days: int) -> bool:
 
 
 def _one(
-    pacs: str, image: dicomweb.Listed, by: Algorithm, scorer: _Scorer, studies: dict[str, set[str]], counts: Counts
+    pacs: str, image: dicomweb.Listed, by: DetectorName, scorer: _Scorer, studies: dict[str, set[str]], counts: Counts
 ) -> None:
     """An image from the archive to the server and its objects back, those that are missing.
 

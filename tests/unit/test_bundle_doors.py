@@ -259,7 +259,7 @@ def test_no_link_leads_out_of_a_bundle(good, combined, tmp_path, lead_out):
     lead_out(tmp_path / "bundle", tmp_path / "elsewhere")
     assert "a link leads there" in refusal(url)
     with pytest.raises(RayadError, match="a link leads there"):
-        cards.card("d", url)
+        cards.served("d", url)
 
 
 def test_a_bundle_may_be_a_link_and_have_links_within(good, tmp_path):
@@ -269,7 +269,7 @@ def test_a_bundle_may_be_a_link_and_have_links_within(good, tmp_path):
     (tmp_path / "link").symlink_to("bundle")
     assert bundle.load(str(tmp_path / "link")).name == "d"
     assert faults(str(tmp_path / "link")) == []
-    assert cards.card("d", str(tmp_path / "link")).name == "d"
+    assert cards.served("d", str(tmp_path / "link")).card.name == "d"
 
 
 def test_a_pipe_and_a_device_in_the_place_of_a_file_are_refused(good, tmp_path):
@@ -507,4 +507,4 @@ def test_a_description_of_gigabytes_is_not_read(good, tmp_path):
     os.truncate(f"{url}/detector.json", 5_000_000_000)  # sparse
     assert "JSON of at most 4 MB is read" in refusal(url)
     with pytest.raises(RayadError, match="at most 4 MB"):
-        cards.card("d", url)
+        cards.served("d", url)

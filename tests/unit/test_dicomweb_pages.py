@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from rayad.errors import StorageError
+from rayad.heatmaps.answers import DetectorName
 from rayad.imaging import dicomweb
 from rayad.serving import watch
 
@@ -93,6 +94,6 @@ def test_a_list_that_the_server_does_not_give_whole_is_an_error(how):
 
 def test_a_single_pass_at_an_archive_that_never_answered_ends(monkeypatch):
     monkeypatch.setattr(watch, "BACKOFF_S", (0.01, 0.02))
-    monkeypatch.setattr(watch._Scorer, "algorithm", lambda self: watch.Algorithm("a", "b"))
+    monkeypatch.setattr(watch._Scorer, "algorithm", lambda self: DetectorName(name="a", sha256="b" * 64))
     with pytest.raises(StorageError, match=r"cannot read http://127\.0\.0\.1:1"):
         watch.watch("http://127.0.0.1:1", "http://127.0.0.1:2", once=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from served import PATIENTS, made, png
 
 from rayad.errors import ImageError
+from rayad.heatmaps.answers import Failure, Result
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.pipeline import heatmap
 from rayad.pipeline.heatmap import write_heatmaps
@@ -38,7 +39,7 @@ def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
     for name, exam in zip(("00-first", "99-last"), exams, strict=True):
         (tmp_path / f"{name}.png").write_bytes(png(PATIENTS, exam))
     rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "out")))
-    assert [row["name"] for row in rows if "reason" not in row] == ["00-first", "99-last"]
+    assert [row.name for row in rows if isinstance(row, Result)] == ["00-first", "99-last"]
     assert len(rows) == len(files) + 2
 
 
@@ -54,7 +55,8 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
     opened = heatmap.opened
     monkeypatch.setattr(heatmap, "opened", broken)
     rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "out")))
-    assert [row.get("reason") for row in rows] == [None, "it failed: ZeroDivisionError: division", None]
+    assert [row.reason for row in rows if isinstance(row, Failure)] == ["it failed: ZeroDivisionError: division"]
+    assert isinstance(rows[1], Failure)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.errors import DatasetError, ImageError, OptionError
+from rayad.heatmaps.answers import Failure, Result
 from rayad.heatmaps.drawing import Written
 from rayad.heatmaps.images import HeatmapRequest, found_in, named
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline import heatmap
-from rayad.pipeline.heatmap import write_heatmaps
+from rayad.pipeline.heatmap import Row, write_heatmaps
 from rayad.pool import Here
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector
@@ -48,7 +49,8 @@ def written(detector: Detector, folder) -> dict[str, np.ndarray]:
     rows = list(
         write_heatmaps(Here(), detector, [str(folder / "one.png")], HeatmapRequest(0.8, "MLO"), str(folder / "maps"))
     )
-    assert rows[0]["name"] == "one"
+    assert isinstance(rows[0], Result)
+    assert rows[0].name == "one"
     assert (folder / "maps/one.png").read_bytes().startswith(b"\x89PNG")
     with np.load(folder / "maps/one.npz") as arrays:
         return dict(arrays)
@@ -127,7 +129,7 @@ def scored(monkeypatch) -> list[str]:
 MLO, QUICK = HeatmapRequest(0.8, "MLO"), Written(counterfactual=False)
 
 
-def again(detector, images, request=MLO, written=QUICK) -> list[dict]:
+def again(detector, images, request=MLO, written=QUICK) -> list[Row]:
     return list(write_heatmaps(Here(), detector, [str(images)], request, str(images.parent / "out"), written))
 
 
@@ -138,14 +140,14 @@ def test_a_table_says_of_each_image_its_spacing_and_view(detector, images, tmp_p
     plain = again(detector, images, HeatmapRequest(0.8, "MLO"))
     request = HeatmapRequest(spacing_mm=0.8, view="CC")
     rows = list(write_heatmaps(Here(), detector, [str(tmp_path / "new.csv")], request, str(tmp_path / "maps"), QUICK))
-    assert [Path(row["image"]).name for row in rows] == [*names, "z.png"]
-    assert rows[0] == plain[0] | {"image": rows[0]["image"]}
-    assert rows[2]["reason"].endswith("not an image") or "reason" in rows[2]
+    assert [Path(row.image).name for row in rows] == [*names, "z.png"]
+    assert rows[0] == plain[0].model_copy(update={"image": rows[0].image})
+    assert isinstance(rows[2], Failure)
     columns = {"url": [f"{images}/{names[0]}"], "spacing_mm": [0.8], "view": ["MLO"]}
     pq.write_table(pa.table(columns), tmp_path / "new.parquet")
     table = [str(tmp_path / "new.parquet")]
     (row,) = write_heatmaps(Here(), detector, table, HeatmapRequest(), str(tmp_path / "more"), QUICK)
-    assert row["score"] == plain[0]["score"]
+    assert row.score == plain[0].score
 
 
 @pytest.mark.parametrize(
@@ -179,12 +181,12 @@ def test_a_table_cannot_name_what_lies_in_the_target(detector, images, tmp_path)
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, images, monkeypatch):
     names = scored(monkeypatch)
     first = again(detector, images)
-    good = [row["name"] for row in first if "name" in row]
+    good = [row.name for row in first if isinstance(row, Result)]
     assert (len(good), names) == (2, [*good, "z"])
     assert again(detector, images) == first
     assert names == [*good, "z", "z"]
     lines = [json.loads(line) for line in (images.parent / "out/heatmaps.jsonl").read_text().splitlines()]
-    assert [line["image"] for line in lines] == [row["image"] for row in first]
+    assert [line["image"] for line in lines] == [row.image for row in first]
     os.utime(images / f"{good[0]}.png", (1, 1))
     (images.parent / f"out/{good[1]}.npz").unlink()
     assert again(detector, images) == first
@@ -237,7 +239,7 @@ def test_pictures_and_healthy_versions_can_be_left_out(detector, images):
 
 def test_every_row_has_the_floor_of_its_p_value_and_the_patients_behind_it(detector, images):
     row = again(detector, images)[0]
-    assert (row["p_floor"], row["calibration_patients"]) == (1 / 3, 2)
+    assert (row.p_value_floor, row.calibration_patients) == (1 / 3, 2)
     assert detector.calibration.few == "calibrated on 2 healthy patients, fewer than 20: no p-value is below 0.333"
 
 

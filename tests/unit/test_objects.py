@@ -13,6 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from rayad.errors import ImageError
+from rayad.heatmaps.answers import DetectorName
 from rayad.heatmaps.judgement import Judgement, judge
 from rayad.imaging import dicom
 from rayad.imaging.picture import Prepared, Source
@@ -27,7 +28,7 @@ from tests.dicoms import complete, written
 SHAPE = (301, 190)
 LESION = (150, 70)
 """Row and column of the middle of a bright square of 9 px."""
-BY = objects.Algorithm("pca", "0123456789abcdef" * 4)
+BY = DetectorName(name="pca", sha256="0123456789abcdef" * 4)
 IN_SPACE = {
     "FrameOfReferenceUID": "1.2.3",
     "PositionReferenceIndicator": "",
@@ -137,13 +138,13 @@ def test_patient_and_study_are_those_of_the_image_and_nothing_is_added():
 def test_the_report_says_what_the_judgement_says():
     source = complete(with_lesion())
     pixels = dicom.decode(written(source), "source")
-    said = judged(pixels).described()
+    answer = judged(pixels).answer(BY, {})
     report = made(source)["sr"]
-    (finding,) = said["findings"]
-    expected = [said[name] for name in ("score", "p_value", "p_value_floor", "calibration_patients", "findings_total")]
-    expected += [finding[name] for name in ("score", "p_value", "healthy_quantile", "size_mm2")]
+    (finding,) = answer.findings
+    expected = [answer.score, answer.p_value, answer.p_value_floor, answer.calibration_patients, answer.findings_total]
+    expected += [finding.score, finding.p_value, finding.healthy_quantile, finding.size_mm2]
     assert [value for _, value in numbers(report)] == pytest.approx(expected)
-    assert points(report) == [pytest.approx((finding["column"] + 0.5, finding["row"] + 0.5))]
+    assert points(report) == [pytest.approx((finding.column + 0.5, finding.row + 0.5))]
     assert {"pca", BY.sha256} <= set(texts(report))
 
 
