@@ -23,7 +23,6 @@ import tyro
 
 from rayad import catalog, storage
 from rayad.datasets.exam import Images
-from rayad.density.em import EM
 from rayad.evaluation import metrics
 from rayad.evaluation.metrics import Scored
 from rayad.fingerprint import fingerprint
@@ -36,10 +35,10 @@ from rayad.patches.sample import Sampling
 from rayad.pipeline.detectors import aggregated
 from rayad.pipeline.fit_density import fit_detector
 from rayad.pipeline.ingest import write_corpus
+from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import exams_of, score
 from rayad.pipeline.train import train_detector
 from rayad.pool import Pool, Workers
-from rayad.recipes import Density, Line, Model, Row
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector
 
@@ -47,6 +46,18 @@ MARGIN = 0.01
 """A third of the standard error of a figure over so few images."""
 STEP_MM = 3.2
 RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is chosen for lesions of one kind: from images to the scores of places."""
+
+    ingest: Ingest
+    schedule: Schedule
+    density: DensityRequest = DensityRequest()
+    aggregation: Aggregation = Aggregation()
+
+
 Change = Callable[[Line], Line]
 
 
@@ -65,12 +76,11 @@ def epochs(number: int) -> Change:
 
 
 def circuit(inputs: int, replicas: int) -> Change:
-    return lambda line: replace(line, densities={"spn": Density({"inputs": inputs, "replicas": replicas})})
+    return lambda line: replace(line, density=DensityRequest(settings=(f"inputs={inputs}", f"replicas={replicas}")))
 
 
 def aggregation(kind: str, size_mm: float = 0.0) -> Change:
-    row = Row("model", "likelihood", "spn", Aggregation(kind, size_mm))
-    return lambda line: replace(line, rows={"spn": row})
+    return lambda line: replace(line, aggregation=Aggregation(kind, size_mm))
 
 
 STORED, RELATIVE, SPECKS = "stored", "relative", "specks"
@@ -123,9 +133,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Answer the questions, print every figure, write the results."""
-    model, density = Model(name=options.model), Density({"inputs": 45, "replicas": 50})
-    rows = {"spn": Row("model", "likelihood", "spn")}
-    line = Line("", Ingest(shard_patches=2048), {}, {"model": model}, {"spn": density}, rows, Schedule(epochs=6), EM())
+    line = Line(Ingest(shard_patches=2048), Schedule(epochs=6))
     sets = {
         "development": catalog.configure("datasets", "mias", {"source": options.source}),
         "pasted": catalog.configure("datasets", "pasted", {"source": options.source}),
@@ -154,7 +162,7 @@ def chosen(figures: Mapping[str, float]) -> str:
 
 def figure(pool: Pool, line: Line, options: Options, sets: Mapping[str, Images]) -> dict[str, float]:
     """The figures of a line's likelihood on both sets, and their mean."""
-    detector = aggregated(learned(pool, line, options, sets["development"]), line.rows["spn"].aggregation)
+    detector = aggregated(learned(pool, line, options, sets["development"]), line.aggregation)
     found = {}
     for name, dataset in sets.items():
         split = "development" if name == "development" else "test"  # where lesions pasted into healthy patients stand
@@ -170,14 +178,14 @@ def figure(pool: Pool, line: Line, options: Options, sets: Mapping[str, Images])
 def learned(pool: Pool, line: Line, options: Options, dataset: Images) -> Detector:
     """The line's model and circuit, trained as a recipe trains them."""
     at = partial(storage.join, storage.absolute(options.out))
-    config, density = catalog.configure("models", options.model), line.densities["spn"]
     corpus = write_corpus(
         pool, "mias", options.source, dataset, line.ingest, at(f"corpus-{fingerprint(asdict(line.ingest))}")
     )
     name = fingerprint([corpus.manifest["content"], asdict(line.schedule)])
-    trained = train_detector(pool, "model", corpus, options.model, config, line.schedule, at(f"model-{name}"))
-    name = fingerprint([name, density])
-    return fit_detector(pool, "spn", corpus, trained, density, line.em, at(f"spn-{name}"))
+    request = TrainRequest(options.model, schedule=line.schedule)
+    trained = train_detector(pool, "model", corpus, request, at(f"model-{name}"))
+    name = fingerprint([name, line.density])
+    return fit_detector(pool, "spn", corpus, trained, line.density, at(f"spn-{name}"))
 
 
 def scored(pool: Pool, detector: Detector, dataset: Images, split: str, url: str) -> Sequence[Scored]:

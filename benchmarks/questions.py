@@ -40,10 +40,10 @@ from rayad.patches.sample import cut, generator
 from rayad.pipeline.combine import combine
 from rayad.pipeline.fit_density import fit_detector
 from rayad.pipeline.ingest import write_corpus
+from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import exams_of, score
 from rayad.pipeline.train import train_detector
 from rayad.pool import Pool, Workers
-from rayad.recipes import Density
 from rayad.scoring.detector import Detector
 
 STEP_MM = 3.2
@@ -106,10 +106,10 @@ class Bench:
     def learned(self, corpus: Corpus, seed: int = 0) -> list[Detector]:
         """A CAE by reconstruction, and by the likelihood of its latents."""
         name = fingerprint([corpus.manifest["content"], seed])
-        config = catalog.configure("models", "cae")
-        schedule, em = Schedule(epochs=6, seed=seed), EM(seed=seed)
-        trained = train_detector(self.pool, "cae", corpus, "cae", config, schedule, self._at(f"cae-{name}"))
-        fitted = fit_detector(self.pool, "cae-spn", corpus, trained, Density(), em, self._at(f"cae-spn-{name}"))
+        request = TrainRequest("cae", schedule=Schedule(epochs=6, seed=seed))
+        trained = train_detector(self.pool, "cae", corpus, request, self._at(f"cae-{name}"))
+        density = DensityRequest(em=EM(seed=seed))
+        fitted = fit_detector(self.pool, "cae-spn", corpus, trained, density, self._at(f"cae-spn-{name}"))
         return [trained, fitted]
 
     def rows(self, detectors: Sequence[Detector], **said: Any) -> list[dict[str, Any]]:

@@ -35,7 +35,8 @@ from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Corpus
 from rayad.pipeline.detectors import floor_detector
 from rayad.pipeline.encode import encode
-from rayad.pipeline.fit_density import Fit, fit_density
+from rayad.pipeline.fit_density import fit_density
+from rayad.pipeline.requests import DensityRequest
 from rayad.pipeline.score import score_exams
 from rayad.pipeline.train import order_of, pixels, train, validation_batches
 from rayad.pool import Workers
@@ -117,11 +118,11 @@ def bare(corpus: Corpus, options: Options) -> dict[str, float]:
 def learned(corpus: Corpus, options: Options, part: Part, workers: int) -> dict[str, float]:
     """Expectation-maximization on the latents, which are there."""
     em = EM(epochs=options.epochs, patience=options.epochs)
-    wanted = Fit("spn", catalog.configure("density", "spn"), em)
+    request = DensityRequest(em=em)
     latents = f"{options.out}/latents"
     with own_ray(workers + 1):
         encode(OnRay(), corpus, part, latents)
-        _, said = fit_density(OnRay(Workers(workers)), corpus.url, part, wanted, latents)
+        _, said = fit_density(OnRay(Workers(workers)), corpus.url, part, request, latents)
     return told(said["rows"])
 
 

@@ -71,6 +71,17 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
     return config
 
 
+def settings_of(config: Any) -> tuple[str, ...]:
+    """The configuration as NAME=VALUE, as `configure` reads it."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, tuple):
+            return ",".join(map(str, value))
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return tuple(f"{field.name}={text(getattr(config, field.name))}" for field in fields(config))
+
+
 def restored(kind: type[T], settings: Mapping[str, Any], most: int = options.LARGEST) -> T:
     """A dataclass from its fields as JSON has them, which may be a stranger's; fields that lack have their defaults.
 

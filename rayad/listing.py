@@ -59,8 +59,7 @@ def _lines(kind: str, whole: bool) -> Iterator[str]:
     else:
         for name in recipes.names():
             recipe = recipes.find(name)
-            detectors = [row for line in recipe.lines for row in line.rows]
-            yield from _entry(name, f"Data set {recipe.dataset}; detectors {', '.join(detectors)}.")
+            yield from _entry(name, f"{first_sentence(recipe.docstring)} Data set {recipe.dataset}.")
 
 
 def _plug_ins(folder: str, whole: bool) -> Iterator[str]:

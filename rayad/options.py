@@ -1,4 +1,4 @@
-"""Numbers that an option can have: finite, and in the range that stands beside the option.
+"""What an option can have: settings, names, and numbers that are finite and in the range that stands beside the option.
 
 A range is part of the field's type, ``step_mm: Millimetres = 3.2``; `check` reads it there.
 """
@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
+import tyro
+
 from rayad.errors import OptionError
+
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
+"""Fields of a plug-in."""
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 
 LARGEST = 2**63 - 1
 """Whole numbers of 64 bits end here."""

@@ -53,7 +53,7 @@ COMMANDS = {
 }
 """Name of a command -> module and class of this package; a module is imported when its command is asked for."""
 EXTRAS = {
-    "serve": ("starlette", "fastapi", "pydantic", "uvicorn", "anyio", "jwt", "limits", "python_multipart"),
+    "serve": ("starlette", "fastapi", "uvicorn", "anyio", "jwt", "limits", "python_multipart"),
     "dashboard": ("tensorboard", "optuna_dashboard"),
 }
 """Extra of the package -> the modules that it brings (pyproject.toml)."""

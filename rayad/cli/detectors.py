@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rayad import storage
-from rayad.cli.shared import Names, OfDataset, OnGpu, ReadsImages, Several, WithStep
+from rayad.cli.shared import OfDataset, OnGpu, ReadsImages, Several, WithStep
 from rayad.datasets.exam import read_by
 from rayad.errors import RayadError
-from rayad.options import Amount, MillimetresOrNone, SpacingOrNone
+from rayad.options import Amount, MillimetresOrNone, Names, SpacingOrNone
 from rayad.outputs import claimed, require_apart
 from rayad.pool import Workers
 from rayad.scoring import bundle

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from rayad import catalog, storage
-from rayad.cli.shared import OfDataset, Settings, place
+from rayad.cli.shared import OfDataset, place
 from rayad.datasets.exam import Excluded, read_by, reasons
 from rayad.errors import DatasetError
-from rayad.options import Amount, Count, Share
+from rayad.options import Amount, Count, Settings, Share
 from rayad.outputs import claimed
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling

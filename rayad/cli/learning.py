@@ -1,56 +1,49 @@
 """Learning: image models, densities of their latents, and the search of their settings."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import tyro
 
 from rayad import catalog, storage
-from rayad.cli.shared import Names, OnCluster, Settings, place
+from rayad.cli.shared import OnCluster, place
 from rayad.density.em import EM
 from rayad.errors import OptionError
 from rayad.fit import Schedule
+from rayad.options import Settings
 from rayad.outputs import claimed
 from rayad.patches.corpus import Corpus
-from rayad.pipeline.requests import Search, Strips
+from rayad.pipeline.requests import DensityRequest, Search, TrainRequest, part
 from rayad.pool import Pool, Workers
-from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(OnCluster):
+class Train(TrainRequest, OnCluster):
     """A corpus to a detector that scores by reconstruction."""
 
     corpus: str
     """URL of the patch corpus."""
     out: str
     """Folder or URL of the detector."""
-    model: str = "cae"
-    """An image model that rayad knows: cae, bvae, ..."""
     name: str = ""
     """Name of the detector; empty: that of the model."""
-    settings: Settings = ()
-    """Fields of the model's Config, such as latents=32 or padding=same."""
-    schedule: Schedule = Schedule()
-    strips: Strips = Strips()
     workers: Workers = Workers()
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
         from rayad.pipeline.train import train_detector
 
-        config = catalog.configure("models", self.model, self.settings)
+        catalog.configure("models", self.model, self.settings)  # what is wrong with it is said before Ray starts
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with claimed(out, "a detector", [corpus.url]), connected(self.address, self.workers) as pool:
-            name = self.name or self.model
-            train_detector(pool, name, corpus, self.model, config, self.schedule, out, self.strips)
+            train_detector(pool, self.name or self.model, corpus, part(TrainRequest, self), out)
         say(f"The detector is at {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitDensity(OnCluster):
+class FitDensity(DensityRequest, OnCluster):
     """A trained detector's latents to a detector that scores by likelihood."""
 
     detector: str
@@ -59,20 +52,8 @@ class FitDensity(OnCluster):
     """URL of the patch corpus."""
     out: str
     """Folder or URL of the detector."""
-    density: str = "spn"
-    """A density that rayad knows: spn, mixture, ..."""
     name: str = ""
     """Name of the detector; empty: the trained detector's and the density's, such as cae-spn."""
-    settings: Settings = ()
-    """Fields of the density's Config, such as replicas=20."""
-    context: Names = ()
-    """Facts about a place that stand beside the latents: skin_mm, rel_row, rel_col, ring_density, image_density; scores
-    are then in context."""
-    smooth: bool = False
-    """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
-    classes: str = ""
-    """Column of the index, such as density: a circuit of as many roots as it has values learns one for each."""
-    em: EM = EM()
     workers: Workers = Workers()
 
     def __call__(self) -> None:
@@ -80,14 +61,14 @@ class FitDensity(OnCluster):
         from rayad.pipeline.detectors import model_of
         from rayad.pipeline.fit_density import density_config, fit_detector
 
-        density = Density(self.settings, self.density, self.context, self.smooth, self.classes)
+        request = part(DensityRequest, self)
         detector = storage.absolute(self.detector)
         trained = bundle.load(detector)
-        density_config(density, model_of(trained))  # what is wrong with it is said before Ray starts
+        density_config(request, model_of(trained))  # what is wrong with it is said before Ray starts
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         with claimed(out, "a detector", [detector, corpus.url]), connected(self.address, self.workers) as pool:
-            fit_detector(pool, name, corpus, trained, density, self.em, out)
+            fit_detector(pool, name, corpus, trained, request, out)
         say(f"The detector is at {self.out}")
 
 
@@ -148,21 +129,19 @@ class Sweep(OnCluster):
         from rayad.on_ray import sweep
         from rayad.pipeline import trial
         from rayad.pipeline.detectors import model_of
-        from rayad.pipeline.fit_density import Fit, density_config, fit_detector, latents_of
+        from rayad.pipeline.fit_density import fit_detector, latents_of
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
         trained = bundle.load(storage.absolute(self.detector))
         model = model_of(trained)
-        density = Density(self.settings, self.density, classes=self.classes)
-        fit = Fit(self.density, density_config(density, model), self.em, classes=self.classes)
+        request = DensityRequest(self.density, self.settings, classes=self.classes, em=self.em)
         latents = latents_of(trained, corpus, out)
-        task, data = trial.of_density(pool, model, fit, self.space, corpus.url, latents)
+        task, data = trial.of_density(pool, model, request, self.space, corpus.url, latents)
         summary = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
-            winner = replace(density, fields=asdict(parts["density"]))
-            url = storage.join(out, "detector")
-            fit_detector(pool, summary["name"], corpus, trained, winner, parts["em"], url, out)
+            winner = replace(request, settings=catalog.settings_of(parts["density"]), em=parts["em"])
+            fit_detector(pool, summary["name"], corpus, trained, winner, storage.join(out, "detector"), out)
         return summary
 
     def _of_model(self, pool: Pool) -> dict[str, Any]:
@@ -172,11 +151,11 @@ class Sweep(OnCluster):
         from rayad.pipeline.train import train_detector
 
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        config = catalog.configure("models", self.model, self.settings)
-        task, data = trial.of_model(config, self.schedule, self.space, corpus.url)
+        request = TrainRequest(self.model, self.settings, self.schedule)
+        task, data = trial.of_model(request, self.space, corpus.url)
         summary = sweep.sweep(self.name or self.model, task, data, self.search, out)
         if self.apply:
             parts = search.applied(task.parts, task.space, summary["best"]["settings"])
-            model, schedule, url = parts["model"], parts["schedule"], storage.join(out, "detector")
-            train_detector(pool, summary["name"], corpus, self.model, model, schedule, url)
+            winner = replace(request, settings=catalog.settings_of(parts["model"]), schedule=parts["schedule"])
+            train_detector(pool, summary["name"], corpus, winner, storage.join(out, "detector"))
         return summary

@@ -1,24 +1,23 @@
 """Whole runs: recipes from images to a report, and what there is to choose from."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import tyro
 
-from rayad import catalog, recipes, storage
-from rayad.cli.shared import ReadsImages, Settings, all_settings, place
+from rayad import recipes, storage
+from rayad.cli.shared import ReadsImages, all_settings, place
 from rayad.errors import OptionError
-from rayad.options import Count, SpacingOrNone
+from rayad.options import Count, Settings, SpacingOrNone
 from rayad.outputs import claimed
+from rayad.pipeline.requests import part
+from rayad.pipeline.run import Changes, Data, RunRequest, rehearse, run_recipe
 from rayad.pool import Workers
 from rayad.terminal import say
 
-OWN = "own"
-"""The recipe for a data set that an option names."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(ReadsImages):
+class Demo(Changes, ReadsImages):
     """The main job on synthetic mammograms, from nothing to the report, in minutes."""
 
     out: str = "demo"
@@ -26,55 +25,61 @@ class Demo(ReadsImages):
     workers: Workers = Workers()
 
     def __call__(self) -> None:
-        _run(recipes.find("demo"), "", self.out, self, self.workers)
+        recipe = recipes.find("demo")
+        request = RunRequest(recipe, Data(recipe.dataset, "", recipe.settings), changes=part(Changes, self))
+        _run(request, self.out, self, self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(ReadsImages):
+class Run(Changes, ReadsImages):
     """All stages of a recipe; stages that are done are not run again."""
 
     recipe: tyro.conf.Positional[str]
-    """demo, mias, detectors, isic, ham10000; or own, for any data set of mammograms."""
-    out: str
-    """Folder or URL for corpus, detectors and report."""
-    source: str = ""
-    """Folder or URL of the recipe's data set; demo needs none."""
-    dataset: str = ""
-    """Data set of the recipe own: folder (the default), dicom, cbis_ddsm, ..."""
-    settings: Settings = ()
-    """Fields of that data set, such as healthy=true."""
-    spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of the recipe own's images that do not say it."""
-    workers: Workers = Workers()
-
-    def __call__(self) -> None:
-        recipe, settings = recipes.find(self.recipe), all_settings(self.settings, self.spacing_mm)
-        if self.recipe == OWN:
-            fields = dict(map(catalog.pair, settings))
-            recipe = replace(recipe, dataset=self.dataset or recipe.dataset, dataset_fields=fields)
-        elif self.dataset or settings:
-            raise OptionError(f"recipe {self.recipe} has a data set and settings of its own; {OWN} takes any")
-        _run(recipe, self.source, self.out, self, self.workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark(ReadsImages):
-    """A recipe with several seeds: the table with its spread over them; what is done is not run again."""
-
-    recipe: tyro.conf.Positional[str]
-    """detectors (every detector of the literature on mini-MIAS), isic, ham10000, mias or demo."""
+    """demo, mias, detectors, isic, ham10000; own, for any data set of mammograms; or a Python file that defines one
+    (docs/recipes.md)."""
     out: str
     """Folder or URL for corpora, detectors, scores and the report."""
     source: str = ""
-    """Folder or URL of the recipe's data set; demo needs none."""
-    seeds: Count = 3
+    """Folder or URL of the data set; demo needs none."""
+    dataset: str = ""
+    """Data set, such as dicom or cbis_ddsm; empty: the recipe's (of own: folder)."""
+    settings: Settings = ()
+    """Fields of the data set, such as healthy=true, beside the recipe's."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of images that do not say it: the data set's setting of this name."""
+    test_source: str = ""
+    """Folder or URL of other images to judge, all that have a label; empty: the test split of the data set."""
+    test_dataset: str = ""
+    """Data set of those images; empty: the same."""
+    test_settings: Settings = ()
+    """Fields of that data set."""
+    seeds: Count = 1
     """Number of seeds with which everything that learns is trained."""
+    workers: Workers = Workers()
     split: Literal["test", "development"] = "test"
     """Split whose images are judged; development is for choices."""
-    workers: Workers = Workers()
 
     def __call__(self) -> None:
-        _run(recipes.find(self.recipe), self.source, self.out, self, self.workers, self.seeds, self.split)
+        _run(self._request(), self.out, self, self.workers)
+
+    def _request(self) -> RunRequest:
+        recipe = recipes.find(self.recipe)
+        kept = recipe.settings if self.dataset in ("", recipe.dataset) else ()
+        settings = all_settings((*kept, *self.settings), self.spacing_mm)
+        data = Data(self.dataset or recipe.dataset, place(self.source), settings)
+        if (self.test_dataset or self.test_settings) and not self.test_source:
+            raise OptionError("other images to judge need --test-source, where they lie")
+        other = Data(self.test_dataset or data.dataset, place(self.test_source), self.test_settings)
+        test = other if self.test_source else None
+        return RunRequest(recipe, data, test, self.seeds, self.split, part(Changes, self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Run):
+    """A recipe with several seeds: the table with its spread over them; what is done is not run again."""
+
+    seeds: Count = 3
+    """Number of seeds with which everything that learns is trained."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +96,14 @@ class List:
             say(line)
 
 
-def _run(
-    recipe: recipes.Recipe,
-    source: str,
-    out: str,
-    where: ReadsImages,
-    workers: Workers,
-    seeds: int = 1,
-    split: str = "test",
-) -> None:
+def _run(request: RunRequest, out: str, where: ReadsImages, workers: Workers) -> None:
     """Run a recipe, and say where its report is."""
     from rayad.on_ray.pool import connected
-    from rayad.pipeline.run import run_recipe
 
-    images, url = place(source), storage.absolute(out)
-    with claimed(url, "a run", [images]), connected(where.address, workers) as pool:
-        report = run_recipe(pool, recipe, images, url, seeds, split)
+    rehearse(request)  # what cannot be is said before Ray starts
+    url, inputs = storage.absolute(out), [request.data.source, request.test.source if request.test else ""]
+    with claimed(url, "a run", inputs), connected(where.address, workers) as pool:
+        report = run_recipe(pool, request, url)
     if report:
         say(f"The report is at {report}")
     else:

@@ -8,12 +8,10 @@ import tyro
 from rayad import bounds, catalog, storage
 from rayad.bounds import Bounds
 from rayad.datasets.exam import Images
-from rayad.options import GPUs, Millimetres, SpacingOrNone
+from rayad.options import GPUs, Millimetres, Settings, SpacingOrNone
 
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
-Settings = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")]
 Forced = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DOUBT ...")]
-Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 
 
 @dataclass(frozen=True, kw_only=True)

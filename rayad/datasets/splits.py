@@ -16,6 +16,8 @@ HEALTHY = (("train", 0.60), ("validation", 0.70), ("calibration", 0.85), ("test"
 """Split of a healthy patient and the upper end of its share of [0, 1)."""
 DISEASED = (("development", 0.5), ("test", 1.0))
 """The same for a patient with an anomalous image."""
+SPLITS = tuple(dict.fromkeys(name for name, _ in (*HEALTHY, *DISEASED)))
+"""All of these, of images that have a label."""
 UNLABELLED = "unlabelled"
 """Split of images that take part in nothing, because nobody knows whether they are healthy."""
 

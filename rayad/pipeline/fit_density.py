@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,15 +11,15 @@ from torch import nn
 
 from rayad import catalog, storage
 from rayad.checkpoints import Folder
-from rayad.density.em import EM, fit
+from rayad.density.em import fit
 from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import FULL_SCALE, Corpus
 from rayad.pipeline.detectors import finished, minutes_since, model_of, origin_of
 from rayad.pipeline.encode import encode, read_latents
+from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Fault, Member, Pool
 from rayad.progress import State
-from rayad.recipes import Density
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import LatentScore, Part
@@ -39,25 +39,9 @@ class Learner(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What is fitted, how, and to what."""
-
-    density: str
-    """Name of the plug-in."""
-    config: Any
-    em: EM
-    """How a circuit learns; of others only the seed counts."""
-    context: tuple[str, ...] = ()
-    """Columns of the corpus's index that stand beside the latents."""
-    smooth: bool = False
-    """Fit to the smoothest patches alone."""
-    classes: str = ""
-    """Column of the corpus's index, such as density: a circuit with as many roots as it has values learns one root for
-    the patches of each."""
-
-
-def fit_density(pool: Pool, corpus_url: str, model: Part, wanted: Fit, url: str) -> tuple[Part, dict[str, Any]]:
+def fit_density(
+    pool: Pool, corpus_url: str, model: Part, request: DensityRequest, url: str
+) -> tuple[Part, dict[str, Any]]:
     """Fit a detector of latents to a corpus's healthy patches; interrupted, EM goes on from the last epoch.
 
     Args:
@@ -71,25 +55,24 @@ def fit_density(pool: Pool, corpus_url: str, model: Part, wanted: Fit, url: str)
         TrainingError: latents that are not numbers, or too few.
         FormatError: the corpus is of an older rayad and lacks a column of the context.
     """
-    catalog.find("density", wanted.density)
-    corpus = Corpus.open(corpus_url)
+    config, corpus = density_config(request, model), Corpus.open(corpus_url)
     encode(pool, corpus, model, url)
-    variables = variables_of(corpus, url, wanted, "validation").shape[1]
-    module: nn.Module = wanted.config.build(variables)
-    result = storage.join(url, fingerprint(asdict(wanted)))
-    task = {"corpus": corpus_url, "latents": url, "wanted": wanted, "result": result}
+    variables = variables_of(corpus, url, request, "validation").shape[1]
+    module: nn.Module = config.build(variables)
+    result = storage.join(url, fingerprint([config, asdict(request)]))
+    task = {"corpus": corpus_url, "latents": url, "request": request, "config": config, "result": result}
     faults: list[Fault] = []
     if isinstance(module, Learner):
-        list(pool.map(_learn_alone, [task], wanted.density))
+        list(pool.map(_learn_alone, [task], request.density))
     else:
         task["checkpoints"] = storage.join(result, "learning")
-        faults = pool.learn(_loop, task, storage.join(url, "ray"), wanted.em.epochs, wanted.density)
+        faults = pool.learn(_loop, task, storage.join(url, "ray"), request.em.epochs, request.density)
         storage.remove(task["checkpoints"])
     state = Folder(result).load()
     assert state is not None  # rank 0 or the only one saved it
     module.load_state_dict(state.tensors)
     history = state.scalars | {"faults": [asdict(fault) for fault in faults]}
-    return Part(wanted.density, wanted.config, module.eval(), variables), history
+    return Part(request.density, config, module.eval(), variables), history
 
 
 def fit_detector(
@@ -97,8 +80,7 @@ def fit_detector(
     name: str,
     corpus: Corpus,
     trained: Detector,
-    density: Density,
-    em: EM,
+    request: DensityRequest,
     url: str,
     latents_url: str = "",
 ) -> Detector:
@@ -108,29 +90,32 @@ def fit_detector(
         latents_url: folder for the latents, which further densities of the same model use again; "": none keeps them.
     """
     model = model_of(trained)
-    config = density_config(density, model)
-    settings = [density.name, config, density.context, density.smooth, density.classes, em]
-    request = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings])
-    done = finished(url, request)
+    settings = [request.density, density_config(request, model), request.context, request.smooth, request.classes]
+    made_of = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings, request.em])
+    done = finished(url, made_of)
     if done is not None:
         return done
     began = time.perf_counter()
     latents = latents_of(trained, corpus, latents_url or url)
-    fit = Fit(density.name, config, em, density.context, density.smooth, density.classes)
-    part, history = fit_density(pool, corpus.url, model, fit, latents)
+    part, history = fit_density(pool, corpus.url, model, request, latents)
     for warning in history.get("warnings", ()):
         say(f"rayad: {name}: {warning}", sys.stderr)
     minutes = trained.provenance.get("train_minutes", 0.0) + minutes_since(began)
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
     history.pop("rows", None)
-    origin = origin_of(corpus, request, em) | {"density_training": history, "train_minutes": minutes, "faults": faults}
-    kind = "novelty" if hasattr(part.module, "novelty") else "context" if density.context else "likelihood"
-    score = LatentScore(model, part, kind, density.context)
-    fitted = replace(trained, name=name, score=score, provenance=origin, calibration=None)
+    learned = {"density_training": history, "train_minutes": minutes, "faults": faults}
+    origin = origin_of(corpus, made_of, request.em) | learned
+    fitted = replace(trained, name=name, score=score_of(model, part, request), provenance=origin, calibration=None)
     bundle.save(fitted, url)
     if not latents_url:
         storage.remove(latents)
     return fitted
+
+
+def score_of(model: Part, density: Part, request: DensityRequest) -> LatentScore:
+    """What a fitted density says of latents: its own novelty, or how unlikely they are, in context if it has one."""
+    kind = "novelty" if hasattr(density.module, "novelty") else "context" if request.context else "likelihood"
+    return LatentScore(model, density, kind, request.context)
 
 
 def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
@@ -139,42 +124,42 @@ def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
     return storage.join(url, f"latents-{made_of}")
 
 
-def density_config(density: Density, model: Part) -> Any:
+def density_config(request: DensityRequest, model: Part) -> Any:
     """The density's configuration; where the latents are codes, it is told how many there are of each."""
     states: tuple[int, ...] = getattr(model.module, "states", ())
     each = states * (model.module.latents if len(states) == 1 else 1)
-    states_of = {"states": (*each, *[0] * len(density.context))} if states else {}
-    return catalog.configure("density", density.name, density.fields, **states_of)
+    states_of = {"states": (*each, *[0] * len(request.context))} if states else {}
+    return catalog.configure("density", request.density, request.settings, **states_of)
 
 
-def variables_of(corpus: Corpus, url: str, wanted: Fit, split: str) -> Latents:
+def variables_of(corpus: Corpus, url: str, request: DensityRequest, split: str) -> Latents:
     """What a density is fitted to: the latents of a split, and the context of the places beside them."""
     latents = read_latents(corpus, url, split)
-    if wanted.context:
+    if request.context:
         index = corpus.index()
-        if missing := [name for name in wanted.context if name not in index]:
+        if missing := [name for name in request.context if name not in index]:
             raise FormatError(f"{corpus.url}: the corpus has no {', '.join(missing)}; ingest it again")
         index = index.set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
-        beside = index.loc[index["split"] == split, list(wanted.context)].to_numpy(np.float32)
+        beside = index.loc[index["split"] == split, list(request.context)].to_numpy(np.float32)
         latents = torch.cat([latents, torch.from_numpy(beside)], 1)
-    return latents[_smoothest(corpus, split)] if wanted.smooth else latents
+    return latents[_smoothest(corpus, split)] if request.smooth else latents
 
 
-def classes_of(corpus: Corpus, wanted: Fit, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def classes_of(corpus: Corpus, request: DensityRequest, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """The class of each row that a density is fitted to, -1 where it is not known, and their names, sorted.
 
     Raises:
         OptionError: the index has no such column.
     """
-    if not wanted.classes:
+    if not request.classes:
         return np.empty(0, np.int64), ()
     index = corpus.index().set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
-    if wanted.classes not in index:
-        raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {wanted.classes!r}")
-    labels = index.loc[index["split"] == split, wanted.classes].astype(str)
+    if request.classes not in index:
+        raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {request.classes!r}")
+    labels = index.loc[index["split"] == split, request.classes].astype(str)
     names = tuple(sorted(set(labels) - {""}))
     rows = labels.map({name: number for number, name in enumerate(names)}).fillna(-1).to_numpy(np.int64)
-    return (rows[_smoothest(corpus, split).numpy()] if wanted.smooth else rows), names
+    return (rows[_smoothest(corpus, split).numpy()] if request.smooth else rows), names
 
 
 def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
@@ -187,11 +172,11 @@ def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
 def _learn_alone(task: dict[str, Any]) -> None:
     """Let a density learn that does so by itself, where its latents are read."""
     torch.set_num_threads(1)
-    corpus, fit = Corpus.open(task["corpus"]), task["wanted"]
-    latents = {s: variables_of(corpus, task["latents"], fit, s) for s in ("train", "validation")}
-    density = fit.config.build(latents["train"].shape[1])
+    corpus, request = Corpus.open(task["corpus"]), task["request"]
+    latents = {s: variables_of(corpus, task["latents"], request, s) for s in ("train", "validation")}
+    density = task["config"].build(latents["train"].shape[1])
     assert isinstance(density, Learner)  # fit_density() asked
-    history = density.learn(latents["train"], latents["validation"], fit.em.seed)
+    history = density.learn(latents["train"], latents["validation"], request.em.seed)
     Folder(task["result"]).save(State(density.state_dict(), history))
 
 
@@ -199,18 +184,16 @@ def _loop(task: dict[str, Any], member: Member) -> None:
     """One worker's part of `fit_density`: every worker holds all latents and sums over its share of the rows."""
     torch.set_num_threads(1)
     corpus, device = Corpus.open(task["corpus"]), member.device
-    fit_settings: Fit = task["wanted"]
-    latents = {s: variables_of(corpus, task["latents"], fit_settings, s).to(device) for s in ("train", "validation")}
-    density = fit_settings.config.build(latents["train"].shape[1]).to(device)
-    rows, names = classes_of(corpus, fit_settings, "train")
-    labels = (
-        torch.from_numpy(rows).to(device) if names and getattr(fit_settings.config, "roots", 0) == len(names) else None
-    )
+    request, config = task["request"], task["config"]
+    latents = {s: variables_of(corpus, task["latents"], request, s).to(device) for s in ("train", "validation")}
+    density = config.build(latents["train"].shape[1]).to(device)
+    rows, names = classes_of(corpus, request, "train")
+    labels = torch.from_numpy(rows).to(device) if names and getattr(config, "roots", 0) == len(names) else None
     history = fit(
         density,
         latents["train"],
         latents["validation"],
-        fit_settings.em,
+        request.em,
         labels=labels,
         sync=member.sync,
         checkpoints=Folder(task["checkpoints"]),

@@ -1,9 +1,14 @@
 """What is asked of the stages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
+from rayad.density.em import EM
 from rayad.errors import OptionError
-from rayad.options import Amount, Count, GPUs, Minutes, Seed
+from rayad.fit import Schedule
+from rayad.options import Amount, Count, GPUs, Minutes, Names, Seed, Settings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,36 @@ class Strips:
 
 NOTHING = Strips()
 """No pictures of what is learned."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """An image model, and how it learns."""
+
+    model: str = "cae"
+    """An image model that rayad knows: cae, bvae, ... (`rayad list models`)."""
+    settings: Settings = ()
+    """Fields of the model's Config, such as latents=32 or padding=same."""
+    schedule: Schedule = Schedule()
+    strips: Strips = Strips()
+
+
+@dataclass(frozen=True)
+class DensityRequest:
+    """A density, and how it is fitted to the latents of a model."""
+
+    density: str = "spn"
+    """A density that rayad knows: spn, mixture, ... (`rayad list densities`)."""
+    settings: Settings = ()
+    """Fields of the density's Config, such as replicas=20."""
+    context: Names = ()
+    """Facts about a place that stand beside the latents: skin_mm, rel_row, rel_col, ring_density, image_density; scores
+    are then in context."""
+    smooth: bool = False
+    """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
+    classes: str = ""
+    """Column of the index, such as density: a circuit of as many roots as it has values learns one for each."""
+    em: EM = EM()
 
 
 @dataclass(frozen=True)
@@ -60,3 +95,8 @@ class Search:
     def device(self) -> str:
         """Where a trial learns, as torch names it; of the GPUs a process sees its own."""
         return "cuda" if self.gpu else "cpu"
+
+
+def part(kind: type[T], options: Any) -> T:
+    """The request among a command's options, which are more."""
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})  # type: ignore[reportArgumentType]

@@ -1,47 +1,310 @@
-"""Run a recipe: ingest, train, fit densities, combine, calibrate, evaluate, report."""
+"""A whole run: the stages strung together by a recipe, then calibration, evaluation and the report."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rayad import catalog, recipes, storage
+import numpy as np
+
+from rayad import catalog, storage
 from rayad.datasets.exam import Images
-from rayad.datasets.splits import assign
-from rayad.patches.corpus import Corpus
+from rayad.errors import OptionError
+from rayad.imaging.context import CONTEXT
+from rayad.imaging.picture import described
+from rayad.options import Amount, Settings
+from rayad.patches.corpus import Corpus, Ingest
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
-from rayad.pipeline.detectors import aggregated, asked, floor_detector, saved
+from rayad.pipeline.detectors import (
+    aggregated,
+    asked,
+    floor_detector,
+    model_of,
+    origin_of,
+    preprocessing_of,
+    saved,
+)
 from rayad.pipeline.evaluate import Evaluation, evaluate
-from rayad.pipeline.fit_density import fit_detector
+from rayad.pipeline.fit_density import density_config, fit_detector, score_of
 from rayad.pipeline.ingest import write_corpus
+from rayad.pipeline.requests import DensityRequest, TrainRequest
+from rayad.pipeline.score import EVERY, exams_of
 from rayad.pipeline.train import train_detector
-from rayad.pool import Pool
-from rayad.recipes import Line
+from rayad.pool import Here, Pool
 from rayad.scoring import bundle
-from rayad.scoring.detector import Detector
+from rayad.scoring.calibrate import calibrate
+from rayad.scoring.combine import PLAIN, Aggregation
+from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.scores import LatentScore, ModelScore, Part, scores_of
 from rayad.terminal import warn_once
 
 
-def run_recipe(pool: Pool, recipe: recipes.Recipe, source: str, url: str, seeds: int = 1, split: str = "test") -> str:
+@dataclass(frozen=True)
+class Data:
+    """A data set, and where it lies."""
+
+    dataset: str
+    """Name of the plug-in."""
+    source: str = ""
+    """Folder or URL of the images."""
+    settings: Settings = ()
+    """Fields of the data set that are not the defaults."""
+
+    def opened(self) -> Images:
+        """Its images; OptionError where a setting is none of the data set's."""
+        return catalog.configure("datasets", self.dataset, [f"source={self.source}", *self.settings])
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is other than a recipe says."""
+
+    epochs: Amount = 0
+    """Epochs of every image model; 0: the recipe's."""
+    density_epochs: Amount = 0
+    """Epochs of expectation-maximization of every density; 0: the recipe's."""
+    picture: Settings = ()
+    """Fields of every preparation of an image, such as spacing_mm=0.8."""
+
+
+NO_CHANGES = Changes()
+
+
+class Run:
+    """The stages of a recipe with one seed. What is done is not done again.
+
+    Below its URL lie ``corpus``, ``models``, ``latents``, ``densities``, ``detectors`` and ``scores``; what is learned
+    with another seed than 0 goes below ``seed-1`` and so on.
+    """
+
+    def __init__(
+        self, pool: Pool, data: Data, url: str, seed: int = 0, step_mm: float = 3.2, changes: Changes = NO_CHANGES
+    ) -> None:
+        """With the images of `data`, whose healthy patients are learned from, places `step_mm` apart."""
+        self.pool, self.data, self.url, self.seed, self.step_mm, self.changes = pool, data, url, seed, step_mm, changes
+        self.dataset = data.opened()
+        self._names: dict[str, str] = {}  # URL of a corpus -> its name
+        self._pictures: dict[str, str] = {}  # content of a corpus -> its name
+
+    def corpus(self, ingest: Ingest, name: str = "") -> Corpus:
+        """Healthy patches as one preparation of images gives them.
+
+        Args:
+            name: of the corpus, where a recipe has several; what is learned from it is called by it.
+        """
+        url = storage.join(self.url, "-".join(filter(None, ["corpus", name])))
+        corpus = self._ingested(self._changed(ingest), url)
+        self._names[corpus.url] = self._pictures[corpus.manifest["content"]] = name
+        return corpus
+
+    def floor(self, corpus: Corpus, score: str, name: str = "", aggregation: Aggregation = PLAIN) -> Detector:
+        """A detector that learns nothing, by one of `floors.MAPS`."""
+        return aggregated(floor_detector(name or score, score, corpus), aggregation)
+
+    def train(self, corpus: Corpus, request: TrainRequest, name: str = "") -> Detector:
+        """A model that is trained on a corpus's patches.
+
+        Args:
+            name: of the model; "": that of the plug-in.
+        """
+        epochs = self.changes.epochs or request.schedule.epochs
+        schedule = replace(request.schedule, seed=self.seed, epochs=epochs)
+        name = name or request.model
+        return self._trained(name, corpus, replace(request, schedule=schedule), self._at(corpus, "models", name))
+
+    def fit(self, corpus: Corpus, trained: Detector, request: DensityRequest, name: str = "") -> Detector:
+        """A trained model with a density that is fitted to its latents of a corpus's patches.
+
+        Args:
+            name: of the density; "": that of the plug-in.
+        """
+        epochs = self.changes.density_epochs or request.em.epochs
+        request = replace(request, em=replace(request.em, seed=self.seed, epochs=epochs))
+        name = name or request.density
+        where, latents = self._at(corpus, "densities", trained.name, name), self._at(corpus, "latents", trained.name)
+        return self._fitted(name, corpus, trained, request, where, latents)
+
+    def ask(self, detector: Detector, name: str, score: str = "", aggregation: Aggregation = PLAIN) -> Detector:
+        """A detector of the table: one that was learned, asked for one of its scores.
+
+        Args:
+            score: "": the first that it has.
+        """
+        return aggregated(asked(detector, name, score or detector.score.name), aggregation)
+
+    def combine(self, name: str, rule: str, members: Sequence[Detector], aggregation: Aggregation = PLAIN) -> Detector:
+        """A detector whose score combines those of others, by one of `combine.RULES`."""
+        return aggregated(self._combined(name, rule, members), aggregation)
+
+    def calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
+        """With their p-values, saved; those that have them already are loaded."""
+        by_name: dict[str, Detector] = {}
+        alone = [d for d in detectors if not d.members]
+        groups = [[d for d in alone if d.preprocessing == p] for p in dict.fromkeys(d.preprocessing for d in alone)]
+        for group in [*groups, *([d] for d in detectors if d.members)]:
+            by_name |= {d.name: d for d in self._calibrated(group)}
+        return [by_name[d.name] for d in detectors]
+
+    def heading(self, detector: Detector) -> str:
+        """The heading under which the table has a detector."""
+        if isinstance(detector.score, Combined):
+            return "Combined"
+        learned = {ModelScore: "Image models", LatentScore: "Latents"}.get(type(detector.score), "Learn nothing")
+        return ", ".join(filter(None, [learned, self._pictures[detector.origin("corpus")]]))
+
+    def _changed(self, ingest: Ingest) -> Ingest:
+        given = dict(map(catalog.pair, self.changes.picture))
+        if not given:
+            return ingest
+        kind = catalog.described(ingest.preprocessing)["kind"]
+        settings = dict(map(catalog.pair, catalog.settings_of(ingest.preprocessing))) | given
+        return replace(ingest, preprocessing=catalog.configure("imaging", kind, settings))
+
+    def _ingested(self, ingest: Ingest, url: str) -> Corpus:
+        return write_corpus(self.pool, self.data.dataset, self.data.source, self.dataset, ingest, url)
+
+    def _trained(self, name: str, corpus: Corpus, request: TrainRequest, url: str) -> Detector:
+        return train_detector(self.pool, name, corpus, request, url)
+
+    def _fitted(
+        self, name: str, corpus: Corpus, trained: Detector, request: DensityRequest, url: str, latents: str
+    ) -> Detector:
+        return fit_detector(self.pool, name, corpus, trained, request, url, latents)
+
+    def _combined(self, name: str, rule: str, members: Sequence[Detector]) -> Detector:
+        return combine(self.pool, name, rule, members, self.dataset, self.step_mm, storage.join(self.url, "scores"))
+
+    def _calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
+        places = [storage.join(self._home, "detectors", d.name) for d in detectors]
+        ready = [saved(d, url) for d, url in zip(detectors, places, strict=True)]
+        done = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, storage.join(self.url, "scores"))
+        for before, after, url in zip(ready, done, places, strict=True):
+            if before is not after:
+                bundle.save(after, url)
+            if after.calibration and after.calibration.few:
+                warn_once(f"detectors are {after.calibration.few}")
+        return done
+
+    @property
+    def _home(self) -> str:
+        """Where what depends on the seed lies."""
+        return storage.join(self.url, f"seed-{self.seed}") if self.seed else self.url
+
+    def _at(self, corpus: Corpus, kind: str, *names: str) -> str:
+        return storage.join(self._home, kind, "-".join(filter(None, [self._names[corpus.url], *names])))
+
+
+class _Rehearsal(Run):
+    """A run without images: the same detectors, which learned nothing."""
+
+    def __init__(self, request: "RunRequest") -> None:
+        super().__init__(Here(), request.data, "", 0, request.recipe.step_mm, request.changes)
+
+    def _ingested(self, ingest: Ingest, url: str) -> Corpus:
+        parameters = {"preprocessing": described(ingest.preprocessing)}
+        return Corpus(url, {"content": url, "dataset": self.data.dataset, "parameters": parameters})
+
+    def _trained(self, name: str, corpus: Corpus, request: TrainRequest, url: str) -> Detector:
+        config, preprocessing = catalog.configure("models", request.model, request.settings), preprocessing_of(corpus)
+        if (channels := getattr(config, "channels", 1)) != preprocessing.channels:
+            raise OptionError(
+                f"model {name} is of images with {channels} channels, but the picture has {preprocessing.channels}"
+            )
+        model = Part(request.model, config, config.build().eval())
+        origin = origin_of(corpus, name, request.schedule)
+        return Detector(name, ModelScore(model, scores_of(model)[0]), preprocessing, provenance=origin)
+
+    def _fitted(
+        self, name: str, corpus: Corpus, trained: Detector, request: DensityRequest, url: str, latents: str
+    ) -> Detector:
+        if unknown := [fact for fact in request.context if fact not in CONTEXT]:
+            raise OptionError(f"density {name}: a context is of {', '.join(CONTEXT)}; not {unknown[0]!r}")
+        model = model_of(trained)
+        config, variables = density_config(request, model), model.module.latents + len(request.context)
+        density = Part(request.density, config, config.build(variables).eval(), variables)
+        return replace(trained, name=name, score=score_of(model, density, request))
+
+    def _combined(self, name: str, rule: str, members: Sequence[Detector]) -> Detector:
+        healthy = calibrate({"": [np.arange(4.0).reshape(2, 2)]})
+        score = Combined(rule, tuple(member.calibrated(healthy) for member in members))
+        return Detector(name, score, members[0].preprocessing, provenance=members[0].provenance)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run that can be asked for by name: a data set, detectors, and how they are compared."""
+
+    name: str
+    detectors: Callable[[Run], Sequence[Detector]]
+    """Makes the detectors of the table with the stages of a run; its docstring says what they are."""
+    dataset: str = "folder"
+    """Data set whose healthy patients are learned from, and whose images are judged where no others are given."""
+    settings: Settings = ()
+    """Fields of the data set."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of lesion, a row of the table each; none: those of the test images."""
+    step_mm: float = 3.2
+    """Distance of the scored places."""
+    order: tuple[str, ...] = ()
+    """Detectors that stand first in the table, in this order."""
+    first: str = ""
+    """Heading under which those stand."""
+    dense: tuple[str, ...] = ()
+    """Classes of tissue that count as dense, where the data set has classes: then figures are given for both."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Which detectors are tested against each other; none: see `pipeline.evaluate.pairs`. More tests, less power."""
+    literature: tuple[dict[str, Any], ...] = ()
+    """Figures that others reported, on other data."""
+    why: str = ""
+    """How the settings were chosen."""
+
+    @property
+    def docstring(self) -> str:
+        """What its detectors are, in the words of the function that makes them."""
+        return getattr(self.detectors, "func", self.detectors).__doc__ or ""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A recipe, its images, and what is other than it says."""
+
+    recipe: Recipe
+    data: Data
+    test: Data | None = None
+    """Other images to judge, all of those that have a label; None: the split of `data`."""
+    seeds: int = 1
+    """How often everything that learns is trained; the table is of seed 0, with the spread over the others."""
+    split: str = "test"
+    """Whose images of `data` are judged: test, or development for choices."""
+    changes: Changes = field(default_factory=Changes)
+
+
+def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     """Run all stages that are not done; return the URL of the report's page, "" if there is nothing to report.
 
-    There is nothing where the recipe names no kind of lesion and no image of the split has a finding.
+    There is nothing where the recipe names no kind of lesion and no image that is judged has a finding.
 
     Args:
-        source: folder or URL of the recipe's data set.
-        url: where ``corpus``, ``models``, ``densities``, ``detectors``, ``scores`` and ``report`` go; what is learned
-            with another seed than 0 goes below ``seed-1`` and so on.
-        seeds: how often everything that learns is trained; the table is of seed 0, with the spread over the others.
-        split: whose images are judged: test, or development for choices.
+        url: where everything goes: what `Run` makes, and ``report``.
+
+    Raises:
+        OptionError: what the recipe asks for cannot be, which is said before anything starts.
     """
-    dataset = catalog.configure("datasets", recipe.dataset, {"source": source, **recipe.dataset_fields})
-    runs = [_Run(pool, recipe, dataset, source, url, seed).detectors() for seed in range(seeds)]
-    exams = dataset.exams()
-    assigned = assign(exams)
-    if not recipe.kinds and not any(exam.anomalous and assigned[exam.exam_id] == split for exam in exams):
+    rehearse(request)
+    recipe = request.recipe
+    runs, headings = [], {}
+    for seed in range(request.seeds):
+        run = Run(pool, request.data, url, seed, recipe.step_mm, request.changes)
+        made = run.calibrated(recipe.detectors(run))
+        headings = {d.name: run.heading(d) for d in made} | dict.fromkeys(recipe.order, recipe.first)
+        runs.append(_in_order(made, recipe.order, headings))
+    judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
+    dataset = judged.opened()
+    if not recipe.kinds and not any(exam.anomalous for exam in exams_of(dataset, split)):
         return ""
     options = Evaluation(
-        recipe.dataset,
-        source,
+        judged.dataset,
+        judged.source,
         split,
         step_mm=recipe.step_mm,
         kinds=recipe.kinds,
@@ -50,79 +313,32 @@ def run_recipe(pool: Pool, recipe: recipes.Recipe, source: str, url: str, seeds:
         dense=recipe.dense,
         compare=recipe.compare,
         literature=recipe.literature,
-        groups=recipe.groups,
+        groups=headings,
     )
-    where = storage.join(url, "report" if split == "test" else f"report-{split}")
+    where = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
     return evaluate(pool, runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
 
 
-class _Run:
-    """The detectors of a recipe with one seed."""
+def rehearse(request: RunRequest) -> list[Detector]:
+    """The detectors of a run before anything is read or learned.
 
-    def __init__(self, pool: Pool, recipe: recipes.Recipe, dataset: Images, source: str, url: str, seed: int) -> None:
-        self.recipe, self.dataset, self.source, self.url = recipe, dataset, source, url
-        self.pool, self.seed = pool, seed
+    Raises:
+        OptionError: a data set, model, density, setting or score that there is not, or two detectors of one name.
+    """
+    detectors = list(request.recipe.detectors(_Rehearsal(request)))
+    names = [detector.name for detector in detectors]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise OptionError(f"recipe {request.recipe.name}: two detectors are called {twice[0]!r}")
+    wanted = [*request.recipe.order, *(name for two in request.recipe.compare for name in two)]
+    if missing := [name for name in wanted if name not in names]:
+        raise OptionError(f"recipe {request.recipe.name} has no detector {missing[0]!r}, only {', '.join(names)}")
+    if request.test:
+        request.test.opened()
+    return detectors
 
-    def detectors(self) -> list[Detector]:
-        """All of them, calibrated and saved, in the order of the table."""
-        by_name: dict[str, Detector] = {}
-        for line in self.recipe.lines:
-            by_name |= {d.name: d for d in self._of_line(line)}
-        for name, combination in self.recipe.combined.items():
-            by_name[name] = self._combined(name, combination, by_name)
-        groups = self.recipe.groups
-        headings = list(dict.fromkeys(groups[name] for name in [*self.recipe.order, *by_name]))
-        place = {name: i for i, name in enumerate(dict.fromkeys([*self.recipe.order, *by_name]))}
-        return [by_name[name] for name in sorted(by_name, key=lambda n: (headings.index(groups[n]), place[n]))]
 
-    def _of_line(self, line: Line) -> list[Detector]:
-        where = storage.join(self.url, "-".join(filter(None, ["corpus", line.name])))
-        corpus = write_corpus(self.pool, self.recipe.dataset, self.source, self.dataset, line.ingest, where)
-        detectors = [
-            aggregated(floor_detector(name, score, corpus), aggregation)
-            for name, (score, aggregation) in line.floors.items()
-        ]
-        for name, row in line.rows.items():
-            base = self._trained(line, corpus, row.model)
-            if row.density:
-                base = self._fitted(line, corpus, row.model, row.density, base)
-            detectors.append(aggregated(asked(base, name, row.score), row.aggregation))
-        return self._calibrated(detectors)
-
-    def _trained(self, line: Line, corpus: Corpus, label: str) -> Detector:
-        model = line.models[label]
-        plugin = model.name or label
-        config = catalog.configure("models", plugin, model.fields)
-        schedule = replace(line.schedule, seed=self.seed, epochs=model.epochs or line.schedule.epochs)
-        where = self._at("models", line.name, label)
-        return train_detector(self.pool, label, corpus, plugin, config, schedule, where)
-
-    def _fitted(self, line: Line, corpus: Corpus, label: str, density: str, trained: Detector) -> Detector:
-        density_settings = line.densities[density]
-        where, latents = self._at("densities", line.name, label, density), self._at("latents", line.name, label)
-        em = replace(line.em, seed=self.seed)
-        return fit_detector(self.pool, density, corpus, trained, density_settings, em, where, latents)
-
-    def _combined(self, name: str, of: recipes.Combined, found: dict[str, Detector]) -> Detector:
-        members = [found[member] for member in of.members]
-        scores = storage.join(self.url, "scores")
-        made = combine(self.pool, name, of.rule, members, self.dataset, self.recipe.step_mm, scores)
-        return self._calibrated([aggregated(made, of.aggregation)])[0]
-
-    def _calibrated(self, detectors: list[Detector]) -> list[Detector]:
-        """With their p-values; those that have them already are loaded."""
-        ready = [saved(d, self._at("detectors", d.name)) for d in detectors]
-        done = calibrate_detectors(
-            self.pool, ready, self.dataset, self.recipe.step_mm, storage.join(self.url, "scores")
-        )
-        for before, after in zip(ready, done, strict=True):
-            if before is not after:
-                bundle.save(after, self._at("detectors", after.name))
-        for one in done:
-            if one.calibration and one.calibration.few:
-                warn_once(f"detectors are {one.calibration.few}")
-        return done
-
-    def _at(self, kind: str, *names: Any) -> str:
-        home = storage.join(self.url, f"seed-{self.seed}") if self.seed else self.url
-        return storage.join(home, kind, "-".join(filter(None, names)))
+def _in_order(detectors: Sequence[Detector], first: Sequence[str], headings: dict[str, str]) -> list[Detector]:
+    """The rows of the table: those that stand first, then the others, and what has one heading together."""
+    names = list(dict.fromkeys([*first, *(d.name for d in detectors)]))
+    groups = list(dict.fromkeys(headings[name] for name in names))
+    return sorted(detectors, key=lambda d: (groups.index(headings[d.name]), names.index(d.name)))

@@ -13,7 +13,7 @@ import numpy as np
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
 from rayad.datasets.exam import Exam, Images, source_of
-from rayad.datasets.splits import assign
+from rayad.datasets.splits import SPLITS, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.fingerprint import fingerprint
@@ -65,11 +65,15 @@ class ScoredImage:
         )
 
 
+EVERY = "every"
+"""In the place of a split: all images that have a label."""
+
+
 def exams_of(dataset: Images, split: str) -> list[Exam]:
-    """The exams of a split; DatasetError if there are none."""
+    """The exams of a split, or of `EVERY`; DatasetError if there are none."""
     exams = dataset.exams()
     assigned = assign(exams)
-    chosen = [e for e in exams if assigned[e.exam_id] == split]
+    chosen = [e for e in exams if assigned[e.exam_id] in ((split,) if split != EVERY else (*SPLITS,))]
     if not chosen:
         raise DatasetError(f"no image of {len(exams)} is in the {split} split")
     return chosen

@@ -22,7 +22,7 @@ from rayad.fit import Objective, Schedule, fit
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
 from rayad.patches.order import Order, Read
 from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of
-from rayad.pipeline.requests import NOTHING, Strips
+from rayad.pipeline.requests import NOTHING, Strips, TrainRequest
 from rayad.pool import Fault, Member, Pool
 from rayad.progress import Row
 from rayad.scoring import bundle
@@ -161,31 +161,23 @@ def train(
     return Part(model, config, module.eval()), faults
 
 
-def train_detector(
-    pool: Pool,
-    name: str,
-    corpus: Corpus,
-    model: str,
-    config: Any,
-    schedule: Schedule,
-    url: str,
-    watch: Strips = NOTHING,
-) -> Detector:
+def train_detector(pool: Pool, name: str, corpus: Corpus, request: TrainRequest, url: str) -> Detector:
     """Patches to a detector that scores by reconstruction, or whatever the model's first score is.
 
     Args:
-        watch: pictures of what is learned, below the detector's URL.
+        url: of the detector; what was made of the same is loaded.
     """
-    request = fingerprint(["train", corpus.manifest["content"], model, config, schedule])
-    done = finished(url, request)
+    config, schedule = catalog.configure("models", request.model, request.settings), request.schedule
+    made_of = fingerprint(["train", corpus.manifest["content"], request.model, config, schedule])
+    done = finished(url, made_of)
     if done is not None:
         return done
     corpus.require_disjoint()
     began = time.perf_counter()
-    checkpoints = storage.join(url, f"training-{request}")
-    part, faults = train(pool, corpus.url, model, config, schedule, checkpoints, watch)
+    checkpoints = storage.join(url, f"training-{made_of}")
+    part, faults = train(pool, corpus.url, request.model, config, schedule, checkpoints, request.strips)
     spent = {"train_minutes": minutes_since(began), "faults": [asdict(fault) for fault in faults]}
-    origin = origin_of(corpus, request, schedule) | spent
+    origin = origin_of(corpus, made_of, schedule) | spent
     trained = Detector(name, ModelScore(part, scores_of(part)[0]), preprocessing_of(corpus), provenance=origin)
     bundle.save(trained, url)
     storage.remove(checkpoints)

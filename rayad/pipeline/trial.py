@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from rayad import catalog, search
 from rayad import fit as learning
-from rayad import search
 from rayad.density import em
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import Corpus
 from rayad.pipeline.encode import encode
-from rayad.pipeline.fit_density import Fit, classes_of, variables_of
+from rayad.pipeline.fit_density import classes_of, density_config, variables_of
+from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.train import order_of, pixels, reader, validation_batches
 from rayad.pool import Pool
 from rayad.scoring.description import Describes, bits_a_pixel
@@ -74,22 +75,23 @@ Report = Callable[[int, float], None]
 
 
 def of_density(
-    pool: Pool, model: Part, wanted: Fit, texts: tuple[str, ...], corpus_url: str, latents_url: str
+    pool: Pool, model: Part, request: DensityRequest, texts: tuple[str, ...], corpus_url: str, latents_url: str
 ) -> tuple[Task, Data]:
     """A sweep over fields of a density and of EM at a fixed encoder, whose latents are encoded once."""
     corpus = Corpus.open(corpus_url)
-    parts = {"density": wanted.config, "em": wanted.em}
+    parts = {"density": density_config(request, model), "em": request.em}
     space = search.parse(texts, parts)
     encode(pool, corpus, model, latents_url)
-    held = {split: variables_of(corpus, latents_url, wanted, split).numpy() for split in ("train", "validation")}
+    held = {split: variables_of(corpus, latents_url, request, split).numpy() for split in ("train", "validation")}
     search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
-    rows, names = classes_of(corpus, wanted, "train")
+    rows, names = classes_of(corpus, request, "train")
     objective = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
     return Task(parts, space, corpus_url, objective), Data(**held, classes=rows, names=names)
 
 
-def of_model(config: Any, schedule: learning.Schedule, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
+def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
     """A sweep over fields of an image model and of its schedule."""
+    config, schedule = catalog.configure("models", request.model, request.settings), request.schedule
     parts = {"model": config, "schedule": schedule}
     space = search.parse(texts, parts)
     search.check(parts, space, lambda parts: parts["model"].build())

@@ -38,6 +38,10 @@ class Aggregation:
             raise OptionError(f"no aggregation {self.kind!r}; rayad has none, gaussian, maximum")
 
 
+PLAIN = Aggregation()
+"""The scores as they are."""
+
+
 def aggregate(scores: Grid, tissue: GridMask, aggregation: Aggregation, step_mm: float) -> Grid:
     """Aggregate over the tissue around each place; nan outside the tissue stays nan.
 

@@ -13,7 +13,7 @@ from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
 from rayad.scoring import combine, dense, floors
 from rayad.scoring.calibrate import Calibration
-from rayad.scoring.combine import Aggregation, aggregate
+from rayad.scoring.combine import PLAIN, Aggregation, aggregate
 from rayad.scoring.files import DEEPEST, LONGEST_NAME, MOST_MEMBERS, is_plain
 from rayad.scoring.scores import LATENT, Floor, LatentScore, ModelScore, Part, scores_of
 from rayad.terminal import printable
@@ -41,7 +41,7 @@ class Detector:
     name: str
     score: "Floor | ModelScore | LatentScore | Combined"
     preprocessing: Preprocessing
-    aggregation: Aggregation = Aggregation()
+    aggregation: Aggregation = PLAIN
     calibration: Calibration | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -156,8 +156,9 @@ class Combined:
     def __post_init__(self) -> None:
         if self.name not in combine.RULES:
             raise OptionError(f"no rule {self.name!r}; detectors are combined by {', '.join(combine.RULES)}")
-        if len(self.members) < 2:
-            raise OptionError(f"{self.name} combines at least two detectors")
+        if len(self.members) < 2 or (self.name == "difference" and len(self.members) > 2):
+            number = "two" if self.name == "difference" else "at least two"
+            raise OptionError(f"{self.name} combines {number} detectors, not {len(self.members)}")
         names = [member.name for member in self.members]
         odd = [name for name in names if not is_plain(name)]
         if odd:

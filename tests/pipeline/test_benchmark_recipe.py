@@ -6,62 +6,56 @@ from dataclasses import replace
 
 import pytest
 
-from rayad import cli, recipes, storage
+from rayad import cli, storage
 from rayad.datasets import folder, phantom
+from rayad.density.em import EM
+from rayad.fit import Schedule
+from rayad.imaging.mammogram import Preprocessing
+from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
-from rayad.pipeline.run import run_recipe
+from rayad.pipeline.requests import DensityRequest, TrainRequest
+from rayad.pipeline.run import Data, Recipe, Run, RunRequest, rehearse, run_recipe
 from rayad.pool import Here
-from rayad.recipes import Combined, Density, Model, Recipe, Row
 from rayad.scoring import bundle
+from rayad.scoring.detector import Detector
+
+DATA = Data("phantom", settings=("patients=40", "height=256", "width=192"))
+SPN = ("inputs=3", "replicas=3")
+CODES = ("width=8", "codes=8", "embedding=16", "blocks=1", "padding=valid", "book=ema")
 
 
-def small() -> Recipe:
-    demo = recipes.find("demo")
-    line = replace(
-        demo.lines[0],
-        ingest=replace(demo.lines[0].ingest, sampling=Sampling(patches=12)),
-        floors={"relative-brightness": demo.lines[0].floors["relative-brightness"]},
-        models={
-            "cae": Model({"width": 4, "latents": 8}),
-            "codes": Model(
-                {"width": 8, "codes": 8, "embedding": 16, "blocks": 1, "padding": "valid", "book": "ema"},
-                name="vqvae",
-                epochs=20,
-            ),
-            "conditional_vae": Model({"width": 4, "latents": 8, "beta": 1e-7}),
-            "pca": Model({"components": 8, "side": 16}),
-        },
-        densities={
-            "spn": Density({"inputs": 3, "replicas": 3}),
-            "context": Density({"inputs": 3, "replicas": 3}, context=("skin_mm", "rel_row", "image_density")),
-            "background": Density({"inputs": 3, "replicas": 3}, smooth=True),
-            "lof": Density({"neighbours": 5}, name="local_outlier_factor"),
-        },
-        rows={
-            "cae": Row("cae"),
-            "cae-ssim": Row("cae", "ssim"),
-            "cae-spn": Row("cae", "likelihood", "spn"),
-            "cae-context": Row("cae", "context", "context"),
-            "cae-background": Row("cae", "likelihood", "background"),
-            "cae-lof": Row("cae", "novelty", "lof"),
-            "codes-spn": Row("codes", "likelihood", "spn"),
-            "conditional": Row("conditional_vae", "elbo"),
-            "pca": Row("pca"),
-        },
-        schedule=replace(demo.lines[0].schedule, epochs=2, batch=8),
-        em=replace(demo.lines[0].em, epochs=2),
-    )
-    return replace(
-        demo,
-        lines=(line,),
-        dataset_fields={"patients": 40, "height": 256, "width": 192},
-        combined={
-            "ratio": Combined("difference", ("cae-spn", "cae-background")),
-            "both": Combined("fisher", ("cae-spn", "relative-brightness")),
-        },
-        order=("pca", "both"),
-        dense=("D",),
-    )
+def small(run: Run) -> list[Detector]:
+    corpus = run.corpus(Ingest(Preprocessing(intensity="relative"), Sampling(patches=12), shard_patches=1024))
+
+    def learns(model: str, *settings: str, epochs: int = 2) -> TrainRequest:
+        return TrainRequest(model, settings, Schedule(epochs=epochs, patience=3, batch=8))
+
+    cae = run.train(corpus, learns("cae", "width=4", "latents=8"))
+    codes = run.train(corpus, learns("vqvae", *CODES, epochs=20), "codes")
+    em = EM(epochs=2)
+    spn = run.ask(run.fit(corpus, cae, DensityRequest(settings=SPN, em=em)), "cae-spn")
+    context = DensityRequest(settings=SPN, context=("skin_mm", "rel_row", "image_density"), em=em)
+    background = run.fit(corpus, cae, DensityRequest(settings=SPN, smooth=True, em=em), "background")
+    background = run.ask(background, "cae-background")
+    floor = run.floor(corpus, "relative-brightness")
+    return [
+        floor,
+        run.ask(cae, "cae"),
+        run.ask(cae, "cae-ssim", "ssim"),
+        spn,
+        run.ask(run.fit(corpus, cae, context, "context"), "cae-context"),
+        background,
+        run.ask(run.fit(corpus, cae, DensityRequest("local_outlier_factor", ("neighbours=5",)), "lof"), "cae-lof"),
+        run.ask(run.fit(corpus, codes, DensityRequest(settings=SPN, em=em)), "codes-spn"),
+        run.ask(run.train(corpus, learns("conditional_vae", "width=4", "latents=8", "beta=1e-7")), "conditional"),
+        run.ask(run.train(corpus, learns("pca", "components=8", "side=16")), "pca"),
+        run.combine("ratio", "difference", [spn, background]),
+        run.combine("both", "fisher", [spn, floor]),
+    ]
+
+
+RECIPE = Recipe("small", small, kinds=("mass", "calcification"), order=("pca", "both"), first="First", dense=("D",))
+SEEDS = RunRequest(RECIPE, DATA, seeds=2)
 
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
@@ -70,7 +64,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("benchmark"))
-    run_recipe(Here(), small(), "", out, seeds=2)
+    run_recipe(Here(), SEEDS, out)
     return out
 
 
@@ -78,7 +72,7 @@ def test_every_detector_has_its_rows_in_the_order_that_the_recipe_wants(place):
     results = storage.read_json(f"{place}/report/results.json")
     names = list(dict.fromkeys(row["detector"] for row in results["rows"]))
     assert names[:2] == ["pca", "both"]
-    assert set(names) == {*small().lines[0].rows, *small().lines[0].floors, *small().combined}
+    assert set(names) == {detector.name for detector in rehearse(SEEDS)}
     assert {row["detector"] for row in results["rows"] if row["pixel_auc"]["value"] is None} == set()
     assert set(results["costs"]) == set(results["row_provenance"]) == set(names)
     assert all(of["score_seconds"] > 0 for of in results["costs"].values())
@@ -100,13 +94,13 @@ def test_seeds_differ_where_something_is_learned(place):
 
 def test_a_benchmark_that_is_done_does_nothing_again(place):
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(place)}
-    run_recipe(Here(), small(), "", place, seeds=2)
+    run_recipe(Here(), SEEDS, place)
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(place)} == before
 
 
 def test_another_number_of_seeds_is_another_report(place, tmp_path):
     shutil.copytree(place, tmp_path / "copy")
-    run_recipe(Here(), small(), "", str(tmp_path / "copy"), seeds=1)
+    run_recipe(Here(), replace(SEEDS, seeds=1), str(tmp_path / "copy"))
     assert storage.read_json(f"{tmp_path}/copy/report/results.json")["seeds"] == []
 
 

@@ -8,9 +8,15 @@ import pytest
 from PIL import Image
 
 from rayad import recipes, storage
-from rayad.pipeline.run import run_recipe
+from rayad.density.em import EM
+from rayad.fit import Schedule
+from rayad.imaging import dermoscopy
+from rayad.patches.corpus import Ingest
+from rayad.patches.sample import Sampling
+from rayad.pipeline.requests import DensityRequest, TrainRequest
+from rayad.pipeline.run import Data, Run, RunRequest, run_recipe
 from rayad.pool import Here
-from rayad.recipes import Density, Model, Row
+from rayad.scoring.detector import Detector
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -33,19 +39,16 @@ def photographs(tmp_path_factory) -> Path:
 
 
 def test_malignant_images_stand_out_and_get_verdicts(photographs, tmp_path):
-    whole = recipes.find("isic")
-    line = replace(
-        whole.lines[0],
-        models={
-            "cae": Model({"channels": 3, "width": 4, "latents": 8}),
-            "pca": Model({"channels": 3, "components": 8}),
-        },
-        densities={"spn": Density({"inputs": 3, "replicas": 3})},
-        rows={"cae": Row("cae"), "cae-spn": Row("cae", "likelihood", "spn"), "pca": Row("pca")},
-        schedule=replace(whole.lines[0].schedule, epochs=20, batch=8),
-        em=replace(whole.lines[0].em, epochs=3),
-    )
-    run_recipe(Here(), replace(whole, lines=(line,), combined={}), str(photographs), str(tmp_path))
+    def few(run: Run) -> list[Detector]:
+        corpus = run.corpus(Ingest(dermoscopy.Preprocessing(), Sampling(1, 0.0, where="centre"), shard_patches=512))
+        learned = Schedule(epochs=20, batch=8)
+        cae = run.train(corpus, TrainRequest("cae", ("channels=3", "width=4", "latents=8"), learned))
+        spn = run.fit(corpus, cae, DensityRequest(settings=("inputs=3", "replicas=3"), em=EM(epochs=3)))
+        pca = run.train(corpus, TrainRequest("pca", ("channels=3", "components=8"), learned))
+        return [run.ask(cae, "cae"), run.ask(spn, "cae-spn"), run.ask(pca, "pca")]
+
+    recipe = replace(recipes.find("isic"), detectors=few, order=())
+    run_recipe(Here(), RunRequest(recipe, Data("isic", str(photographs))), str(tmp_path))
     results = storage.read_json(f"{tmp_path}/report/results.json")
     exam_auc = {row["detector"]: row["exam_auc"]["value"] for row in results["rows"]}
     assert exam_auc["cae"] > 0.9

@@ -5,15 +5,14 @@ import torch
 
 from rayad import catalog
 from rayad.datasets import phantom
-from rayad.density.em import EM
 from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.encode import encode, read_latents
-from rayad.pipeline.fit_density import Fit, fit_detector, latents_of, variables_of
+from rayad.pipeline.fit_density import fit_detector, latents_of, variables_of
 from rayad.pipeline.ingest import ingest
+from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Here
-from rayad.recipes import Density
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import ModelScore, Part
 
@@ -38,7 +37,7 @@ def model() -> Part:
 
 def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, tmp_path):
     encode(Here(), corpus, model, str(tmp_path))
-    wanted = Fit("spn", None, EM(), context=("rel_row", "skin_mm"))
+    wanted = DensityRequest(context=("rel_row", "skin_mm"))
     found = variables_of(corpus, str(tmp_path), wanted, "train")
     assert torch.equal(found[:, :6], read_latents(corpus, str(tmp_path), "train"))
     index = corpus.index().set_index(["shard", "row_in_shard"])
@@ -49,9 +48,7 @@ def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, t
 
 def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
     encode(Here(), corpus, model, str(tmp_path))
-    every, smooth = (
-        variables_of(corpus, str(tmp_path), Fit("spn", None, EM(), smooth=s), "train") for s in (False, True)
-    )
+    every, smooth = (variables_of(corpus, str(tmp_path), DensityRequest(smooth=s), "train") for s in (False, True))
     patches = torch.cat([torch.from_numpy(corpus.read(name).astype("float64")) for name, _ in corpus.shards("train")])
     deviation = patches.flatten(1).std(1)
     kept = deviation <= deviation.quantile(1 / 3)
@@ -70,7 +67,7 @@ def test_latents_are_those_of_the_corpus_in_its_order(corpus, model, tmp_path):
 def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(corpus, model, tmp_path):
     other, latents = corpus_at(str(tmp_path / "corpus"), seed=1), str(tmp_path / "latents")
     trained = Detector("cae", ModelScore(model, "reconstruction"), Preprocessing(), provenance={"made_of": "cae"})
-    how = trained, Density(name="mahalanobis"), EM(), str(tmp_path / "fitted"), latents
+    how = trained, DensityRequest("mahalanobis"), str(tmp_path / "fitted"), latents
     for of in (corpus, other):
         made = fit_detector(Here(), "fitted", of, *how)
         own = read_latents(of, latents_of(trained, of, latents), "train")

@@ -11,8 +11,9 @@ from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.encode import read_latents
-from rayad.pipeline.fit_density import Fit, fit_density
+from rayad.pipeline.fit_density import fit_density
 from rayad.pipeline.ingest import ingest
+from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Workers
 from rayad.scoring.scores import Part
 
@@ -40,7 +41,13 @@ def model() -> Part:
 )
 def test_two_workers_learn_the_density_of_one_process(corpus, model, tmp_path, schedule):
     config = catalog.configure("density", "spn", {"inputs": 3, "replicas": 4})
-    part, said = fit_density(OnRay(Workers(2)), corpus.url, model, Fit("spn", config, schedule), str(tmp_path))
+    part, said = fit_density(
+        OnRay(Workers(2)),
+        corpus.url,
+        model,
+        DensityRequest(settings=("inputs=3", "replicas=4"), em=schedule),
+        str(tmp_path),
+    )
     train, validation = (read_latents(corpus, str(tmp_path), split) for split in ("train", "validation"))
     alone = config.build(train.shape[1])
     em.fit(alone, train, validation, schedule)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +9,8 @@ import pytest
 from rayad import cli, recipes, storage
 from rayad.datasets import folder, phantom
 from rayad.on_ray.pool import OnRay
-from rayad.patches.sample import Sampling
-from rayad.pipeline.run import run_recipe
+from rayad.pipeline.run import Changes, Data, RunRequest, run_recipe
 from rayad.pool import Workers
-from rayad.recipes import Density, Model
 
 PHANTOM = ["--dataset", "phantom", "--settings", "patients=30"]
 
@@ -84,20 +81,12 @@ def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_p
 
 @pytest.mark.long
 def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
-    demo = recipes.find("demo")
-    line = demo.lines[0]
-    line = replace(
-        line,
-        ingest=replace(line.ingest, sampling=Sampling(patches=12)),
-        models={"cae": Model({"width": 4})},
-        schedule=replace(line.schedule, epochs=1),
-        densities={"spn": Density({"inputs": 3, "replicas": 3})},
-        em=replace(line.em, epochs=2),
-    )
-    small = replace(demo, lines=(line,), dataset_fields={"patients": 30, "height": 256, "width": 192})
-    report = run_recipe(OnRay(Workers(1)), small, "", str(tmp_path))
+    settings = ("patients=30", "height=256", "width=192")
+    changes = Changes(epochs=1, density_epochs=2)
+    request = RunRequest(recipes.find("demo"), Data("phantom", settings=settings), changes=changes)
+    report = run_recipe(OnRay(Workers(1)), request, str(tmp_path))
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
-    assert run_recipe(OnRay(Workers(1)), small, "", str(tmp_path)) == report
+    assert run_recipe(OnRay(Workers(1)), request, str(tmp_path)) == report
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))} == before
 
 

@@ -9,27 +9,24 @@ from pathlib import Path
 import optuna
 import pytest
 
-from rayad import catalog, cli, storage
+from rayad import cli, storage
 from rayad.datasets import phantom
-from rayad.density import spn
 from rayad.density.em import EM
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Schedule
-from rayad.models import bvae
 from rayad.on_ray import sweep
 from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline import trial
-from rayad.pipeline.fit_density import Fit, fit_density, fit_detector
+from rayad.pipeline.fit_density import fit_density, fit_detector
 from rayad.pipeline.ingest import ingest
-from rayad.pipeline.requests import Search
+from rayad.pipeline.requests import DensityRequest, Search, TrainRequest
 from rayad.pipeline.train import train_detector
 from rayad.pool import Workers
-from rayad.recipes import Density
 from rayad.scoring import bundle
 
-SMALL = Fit("spn", spn.Config(inputs=3, replicas=3), EM(epochs=4, batches=4))
+SMALL = DensityRequest(settings=("inputs=3", "replicas=3"), em=EM(epochs=4, batches=4))
 SPACE = ("inputs=2..8", "replicas=2,4", "step=0.05..0.5:log")
 FEW = Search(trials=4, seeds=2, grace=2, minutes=5)
 
@@ -46,9 +43,8 @@ def corpus(tmp_path_factory) -> Corpus:
 def trained(corpus, tmp_path_factory) -> str:
     """URL of a detector whose latents are searched over."""
     url = str(tmp_path_factory.mktemp("cae"))
-    config = {"width": 4, "latents": 6}
-    made = catalog.configure("models", "cae", config)
-    train_detector(OnRay(Workers(1)), "cae", corpus, "cae", made, Schedule(epochs=1), url)
+    request = TrainRequest("cae", ("width=4", "latents=6"), Schedule(epochs=1))
+    train_detector(OnRay(Workers(1)), "cae", corpus, request, url)
     return url
 
 
@@ -90,7 +86,7 @@ def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_
     values = {"inputs": 5, "replicas": 4, "step": 0.2}
     told: list[float] = []
     trial.learn(task, data, values, None, lambda epoch, value: told.append(value))
-    wanted = replace(SMALL, config=spn.Config(inputs=5, replicas=4), em=replace(SMALL.em, step=0.2))
+    wanted = replace(SMALL, settings=("inputs=5", "replicas=4"), em=replace(SMALL.em, step=0.2))
     _, said = fit_density(OnRay(Workers(1)), corpus.url, model, wanted, latents)
     assert told[-1] == pytest.approx(said["best"]["validation"], abs=1e-5)
     assert told == sorted(told, reverse=True)
@@ -116,9 +112,8 @@ def test_the_command_trains_the_winner(corpus, trained, tmp_path, capsys):
 
 @pytest.mark.long
 def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path):
-    schedule = Schedule(epochs=3, batch=16)
-    config = bvae.Config(width=4, latents=4, learning_rate=3e-3)
-    task, data = trial.of_model(config, schedule, ("beta=0.001,1000",), corpus.url)
+    request = TrainRequest("bvae", ("width=4", "latents=4", "learning_rate=3e-3"), Schedule(epochs=3, batch=16))
+    task, data = trial.of_model(request, ("beta=0.001,1000",), corpus.url)
     found = sweep.sweep("bvae", task, data, Search(trials=2, seeds=1, grace=0, minutes=5), str(tmp_path / "sweep"))
     assert {row["how"] for row in found["rows"]} <= {"whole", "failed"}
     assert "bits a pixel" in found["objective"]
@@ -128,9 +123,10 @@ def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path
 
 @pytest.mark.long
 def test_settings_that_diverge_with_their_seeds_do_not_end_the_sweep(corpus, tmp_path):
-    config, url = bvae.Config(width=4, latents=4, learning_rate=1000), str(tmp_path / "sweep")
+    url, schedule = str(tmp_path / "sweep"), Schedule(epochs=1, batch=16)
+    request = TrainRequest("bvae", ("width=4", "latents=4", "learning_rate=1000"), schedule)
     space = ("learning_rate=0.001,0.002,0.003,1000",)
-    task, data = trial.of_model(config, Schedule(epochs=1, batch=16), space, corpus.url)
+    task, data = trial.of_model(request, space, corpus.url)
     found = sweep.sweep("rates", task, data, Search(trials=4, seeds=2, grace=0, minutes=5), url)
     best, base = found["seeds"]["best"], found["seeds"]["base"]
     assert math.isfinite(best["mean"])
@@ -170,9 +166,10 @@ def test_a_root_a_class_of_tissue(corpus, trained, tmp_path):
     names = sorted(set(index["density"]) - {""})
     assert len(names) > 1
     detector = bundle.load(trained)
-    density = Density({"inputs": 4, "replicas": 4, "roots": len(names)}, classes="density")
+    settings = ("inputs=4", "replicas=4", f"roots={len(names)}")
+    request = DensityRequest(settings=settings, classes="density", em=EM(epochs=5))
     made = fit_detector(
-        OnRay(Workers(1)), "classes", corpus, detector, density, EM(epochs=5), str(tmp_path / "d"), str(tmp_path / "l")
+        OnRay(Workers(1)), "classes", corpus, detector, request, str(tmp_path / "d"), str(tmp_path / "l")
     )
     assert made.density is not None
     train = index[index["split"] == "train"]

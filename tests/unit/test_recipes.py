@@ -1,55 +1,113 @@
-"""Every recipe names plug-ins, fields and scores that there are."""
+"""Recipes: what they name is there, and what cannot be is said before anything is read."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rayad import catalog, recipes
 from rayad.errors import OptionError
-from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import step_px
-from rayad.recipes import Line
-from rayad.scoring import combine, floors
-from rayad.scoring.scores import LATENT, Part, scores_of
+from rayad.pipeline.requests import DensityRequest, TrainRequest
+from rayad.pipeline.run import Changes, Data, Recipe, Run, RunRequest, rehearse
+
+SKIN = ("isic", "ham10000")
+
+
+def request(recipe: Recipe) -> RunRequest:
+    return RunRequest(recipe, Data(recipe.dataset, "", recipe.settings))
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_can_be_built(name: str):
     recipe = recipes.find(name)
-    catalog.configure("datasets", recipe.dataset, recipe.dataset_fields)
-    names = [line.name for line in recipe.lines]
-    assert len(set(names)) == len(names)
-    detectors = [name for line in recipe.lines for name in (*line.floors, *line.rows)]
-    assert len(set(detectors)) == len(detectors)
-    everything = {*detectors, *recipe.combined}
-    assert {*recipe.order, *(name for pair in recipe.compare for name in pair)} <= everything
-    assert set(recipe.groups) == everything
-    for line in recipe.lines:
-        assert {score for score, _ in line.floors.values()} <= set(floors.MAPS)
-        assert line.ingest.preprocessing.channels > 1 or step_px(line.ingest.preprocessing, recipe.step_mm) % 8 == 0
-        check_rows(line)
-    for name, of in recipe.combined.items():
-        assert of.rule in combine.RULES
-        assert set(of.members) <= {*detectors, *list(recipe.combined)[: list(recipe.combined).index(name)]}
+    detectors = rehearse(request(recipe))
+    assert len(detectors) >= 6
+    assert recipe.docstring
+    for detector in detectors:
+        assert name in SKIN or step_px(detector.preprocessing, recipe.step_mm) % 8 == 0
 
 
-def check_rows(line: Line) -> None:
-    """Every model and density is asked something that it has."""
-    models = {}
-    for label, model in line.models.items():
-        config = catalog.configure("models", model.name or label, model.fields)
-        assert getattr(config, "channels", 1) == line.ingest.preprocessing.channels
-        models[label] = Part(model.name or label, config, config.build().eval())
-    for density in line.densities.values():
-        assert set(density.context) <= set(CONTEXT)
-        catalog.configure("density", density.name, density.fields)
-    for row in line.rows.values():
-        assert row.score in (LATENT if row.density else scores_of(models[row.model]))
-        if row.density:
-            context = line.densities[row.density].context
-            assert (row.score == "context") == bool(context)
-    assert {row.model for row in line.rows.values()} == set(line.models)
-    assert {row.density for row in line.rows.values()} - {""} == set(line.densities)
+def test_changes_reach_every_picture_and_every_epoch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Run, "ask", lambda self, detector, *_, **__: seen.append(detector) or detector)
+    changes = Changes(epochs=2, density_epochs=3, picture=("spacing_mm=0.8",))
+    recipe = replace(recipes.find("mias"), detectors=lambda run: (recipes.mias(run), [])[1])
+    rehearse(replace(request(recipe), changes=changes))
+    assert {detector.preprocessing.spacing_mm for detector in seen} == {0.8}
+    assert {detector.preprocessing.intensity for detector in seen} == {"relative", "specks"}
+    assert {detector.provenance["settings"].count("epochs=2") for detector in seen} == {1}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda run, corpus: run.floor(corpus, "glow"), "no floor 'glow'"),
+        (lambda run, corpus: run.train(corpus, TrainRequest("cea")), "rayad has bvae, cae"),
+        (lambda run, corpus: run.train(corpus, TrainRequest(settings=("wide=4",))), "cae has no 'wide'"),
+        (lambda run, corpus: run.train(corpus, TrainRequest(settings=("channels=3",))), "the picture has 1"),
+        (lambda run, corpus: run.ask(run.train(corpus, TrainRequest()), "a", "elbo"), "no score 'elbo'"),
+        (
+            lambda run, corpus: run.fit(corpus, run.train(corpus, TrainRequest()), DensityRequest(context=("nose",))),
+            "a context is of skin_mm, .*; not 'nose'",
+        ),
+        (
+            lambda run, corpus: run.combine("both", "difference", [run.floor(corpus, "top-hat")] * 3),
+            "difference combines two detectors, not 3",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(make, said):
+    def wrong(run: Run) -> list:
+        return [make(run, run.corpus(recipes._relative()))]
+
+    with pytest.raises(OptionError, match=said):
+        rehearse(request(Recipe("wrong", wrong, "phantom")))
+
+
+def test_names_of_detectors_are_different_and_those_that_are_compared_are_there():
+    def floors(run: Run) -> list:
+        return [run.floor(run.corpus(recipes._relative()), "top-hat")]
+
+    with pytest.raises(OptionError, match="two detectors are called 'top-hat'"):
+        rehearse(request(Recipe("twice", lambda run: floors(run) * 2, "phantom")))
+    with pytest.raises(OptionError, match="has no detector 'cae', only top-hat"):
+        rehearse(request(Recipe("absent", floors, "phantom", compare=(("cae", "top-hat"),))))
+
+
+def test_a_file_of_one_s_own_is_a_recipe(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from rayad.pipeline.run import Recipe\nRECIPE = Recipe('mine', lambda run: [], 'phantom')\n")
+    assert recipes.find(str(file)).name == "mine"
+    file.write_text("RECIPE = 3\n")
+    with pytest.raises(OptionError, match="defines no RECIPE"):
+        recipes.find(str(file))
+    file.write_text("import nothing_of_that_name\n")
+    with pytest.raises(OptionError, match=r"mine\.py: ModuleNotFoundError: No module named 'nothing_of_that_name'"):
+        recipes.find(str(file))
+    with pytest.raises(OptionError, match="there is no recipe"):
+        recipes.find(str(tmp_path / "yours.py"))
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
     with pytest.raises(OptionError, match="no recipe 'mais'; rayad has demo, "):
         recipes.find("mais")
+
+
+@pytest.mark.parametrize("name", catalog.names("density"))
+def test_a_configuration_is_the_same_from_its_settings(name):
+    config = catalog.configure("density", name)
+    assert catalog.configure("density", name, catalog.settings_of(config)) == config
+
+
+def test_settings_of_every_type_come_back():
+    given = {"inputs": 7, "min_variance": 1e-05, "states": (0, 3, 2)}
+    config = catalog.configure("density", "spn", given)
+    assert catalog.configure("density", "spn", catalog.settings_of(config)) == config
+
+
+def test_the_recipe_of_the_documentation_can_be_run(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    names = [detector.name for detector in rehearse(request(recipes.find(str(tmp_path / "mine.py"))))]
+    assert names == ["relative-brightness", "bvae", "bvae-ssim", "bvae-spn", "bvae-gaussian", "both"]
