@@ -28,7 +28,7 @@ from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.fit_density import density_config, fit_detector, score_of
 from rayad.pipeline.ingest import write_corpus
 from rayad.pipeline.requests import DensityRequest, TrainRequest
-from rayad.pipeline.score import EVERY, exams_of
+from rayad.pipeline.score import EVERY, in_split
 from rayad.pipeline.train import train_detector
 from rayad.pool import Here, Pool
 from rayad.scoring import bundle
@@ -300,7 +300,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         runs.append(_in_order(made, recipe.order, headings))
     judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
     dataset = judged.opened()
-    if not recipe.kinds and not any(exam.anomalous for exam in exams_of(dataset, split)):
+    if not recipe.kinds and not any(exam.anomalous for exam in in_split(dataset.exams(), split)):
         return ""
     options = Evaluation(
         judged.dataset,

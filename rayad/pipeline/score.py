@@ -72,11 +72,16 @@ EVERY = "every"
 def exams_of(dataset: Images, split: str) -> list[Exam]:
     """The exams of a split, or of `EVERY`; DatasetError if there are none."""
     exams = dataset.exams()
-    assigned = assign(exams)
-    chosen = [e for e in exams if assigned[e.exam_id] in ((split,) if split != EVERY else (*SPLITS,))]
+    chosen = in_split(exams, split)
     if not chosen:
         raise DatasetError(f"no image of {len(exams)} is in the {split} split")
     return chosen
+
+
+def in_split(exams: Sequence[Exam], split: str) -> list[Exam]:
+    """Those of a split, or of `EVERY`."""
+    assigned, wanted = assign(exams), SPLITS if split == EVERY else (split,)
+    return [exam for exam in exams if assigned[exam.exam_id] in wanted]
 
 
 def score(
