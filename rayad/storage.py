@@ -249,6 +249,20 @@ def mapped(url: str) -> bytes | mmap.mmap:
         return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
+def part(url: str, start: int, end: int) -> bytes:
+    """The bytes of a file from one place to another, fewer where it ends before; StorageError if it cannot be read."""
+
+    def read() -> bytes:
+        path = _local(url)
+        if path is None:
+            filesystem, key = _remote(url)
+            return cast(bytes, filesystem.cat_file(key, start=start, end=end))
+        with open(path, "rb") as file:
+            return os.pread(file.fileno(), end - start, start)
+
+    return _patiently("read", url, read)
+
+
 def write_bytes(url: str, data: bytes, through_links: bool = True) -> None:
     """Write a whole file, atomically; arguments and errors as of `writing`."""
     with writing(url, through_links) as file:
@@ -257,16 +271,7 @@ def write_bytes(url: str, data: bytes, through_links: bool = True) -> None:
 
 def head(url: str, size: int) -> bytes:
     """The first bytes of a file; StorageError where it cannot be read."""
-
-    def first() -> bytes:
-        path = _local(url)
-        if path is None:
-            filesystem, key = _remote(url)
-            return cast(bytes, filesystem.cat_file(key, start=0, end=size))
-        with open(path, "rb") as file:
-            return file.read(size)
-
-    return _patiently("read", url, first)
+    return part(url, 0, size)
 
 
 def read_json(url: str, largest: int = bounded.LARGEST_JSON, roots: Sequence[str] = ()) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 ``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy.zst`` hold n x 64 x 64
 uint16 pixels (65535 is the full scale of the image they come from). docs/formats.md has every field.
+The rows of a shard are cut into lanes of equal size, a frame of zstd each, so that one of many workers reads and
+decompresses its own lanes alone; all frames together are the npy file.
 A shard depends on its exams, the settings and the seed alone, so it has the same bytes whoever writes
 it; a shard that is complete is not written again, so an interrupted corpus goes on, and one that grows
 keeps what it has.
@@ -13,13 +15,14 @@ import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt16
+from jaxtyping import Int64, UInt16
 
 from rayad import storage
 from rayad.datasets.exam import Exam, Images, shortened, source_of
@@ -27,7 +30,7 @@ from rayad.errors import DatasetError, FormatError, StorageError, reason
 from rayad.fingerprint import fingerprint
 from rayad.imaging import mammogram
 from rayad.imaging.context import context
-from rayad.imaging.picture import Preprocessing, described
+from rayad.imaging.picture import PATCH, Preprocessing, described, from_description
 from rayad.imaging.plausibility import Doubt
 from rayad.patches.sample import Sampling, choose, cut, leaves_image
 
@@ -35,13 +38,19 @@ SCHEMA = 2
 Stored = UInt16[np.ndarray, "n 64 64 ..."]
 """Patches as shards hold them: n x 64 x 64, of colours n x 64 x 64 x 3."""
 FULL_SCALE = 65535
+SHORT = 32
+"""Digits of the hash of a lane."""
 LEARNING_SPLITS = ("train", "validation")
 SHARD = ".npy.zst"
 """How the name of a shard's file ends."""
 ZSTD = pa.Codec("zstd", compression_level=1)
 """docs/scaling.md has what it was chosen from."""
+LANES = 16
+"""Frames of a shard: up to so many workers share the reading of a corpus."""
 HEADER = 1024
 """Bytes that hold the header of an npy file of patches, and more."""
+RECORDED = ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")
+"""What the manifest has of every shard."""
 PLAN = "plan.json"
 """Which exams are in which shard."""
 
@@ -226,7 +235,8 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
     index_url = storage.join(url, "index.parquet")
     _join([storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]], index_url)
     shards = [
-        {k: r[k] for k in ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")} for r in records
+        {k: r[k] for k in (*RECORDED, "frames") if k in r}  # shards of an earlier version are one frame
+        for r in records
     ]
     manifest = {
         "schema": SCHEMA,
@@ -261,8 +271,8 @@ class Corpus:
 
     url: str
     manifest: dict[str, Any]
-    checked: set[str] = field(default_factory=set, compare=False, repr=False)
-    """Shards whose hash was found to be the manifest's."""
+    checked: set[tuple[str, int]] = field(default_factory=set, compare=False, repr=False)
+    """Shards and lanes whose hash was found to be the manifest's; -1: of the whole file."""
 
     @staticmethod
     def open(url: str) -> "Corpus":
@@ -284,15 +294,52 @@ class Corpus:
         """Name and number of patches of the split's shards."""
         return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
 
-    def read(self, shard: str) -> Stored:
-        """The patches of a shard, not to be written to; checked against the manifest's hash when read first."""
-        where = storage.join(self.url, shard + SHARD)
+    def read(self, shard: str, lanes: tuple[int, int] = (0, LANES)) -> Stored:
+        """The patches of a shard, not to be written to; checked against the manifest's hashes when read first.
+
+        Args:
+            lanes: the first that is wanted, and the one after the last.
+        """
         record = next(s for s in self.manifest["shards"] if s["name"] == shard)
+        if lanes == (0, LANES) or "frames" not in record:
+            first, last = (int(bound) for bound in bounds_of(record["patches"])[list(lanes)])
+            return self._whole(shard, record)[first:last]
+        return self._lanes(shard, record, *lanes)
+
+    def _lanes(self, shard: str, record: dict[str, Any], first: int, last: int) -> Stored:
+        """Some lanes of a shard: a part of its file."""
+        where, sizes = storage.join(self.url, shard + SHARD), [size for size, _ in record["frames"]]
+        ends = np.cumsum([0, *sizes]).tolist()
+        data, rows = storage.part(where, ends[first], ends[last]), bounds_of(record["patches"])
+        for lane in range(first, last):
+            frame = data[ends[lane] - ends[first] : ends[lane + 1] - ends[first]]
+            if (shard, lane) not in self.checked:
+                if hashlib.sha256(frame).hexdigest()[:SHORT] != record["frames"][lane][1]:
+                    raise FormatError(f"{where}: altered or truncated, the hash of lane {lane} is not the manifest's")
+                self.checked.add((shard, lane))
+        patch = self.patch_shape
+        size = int(np.prod(patch)) * np.dtype(np.uint16).itemsize
+        header = record["npy_bytes"] - record["patches"] * size if first == 0 else 0
+        number = int(rows[last] - rows[first])
+        try:
+            pixels = ZSTD.decompress(data, header + number * size)
+            return np.frombuffer(pixels, np.uint16, offset=header).reshape(number, *patch)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise FormatError(f"{where}: lanes {first} to {last - 1} hold no {number} patches: {error}") from None
+
+    @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """Rows, columns and, of colours, channels of a patch."""
+        channels = from_description(self.manifest["parameters"]["preprocessing"]).channels
+        return (PATCH, PATCH) if channels == 1 else (PATCH, PATCH, channels)
+
+    def _whole(self, shard: str, record: dict[str, Any]) -> Stored:
+        where = storage.join(self.url, shard + SHARD)
         data = storage.mapped(where)
-        if shard not in self.checked:
+        if (shard, -1) not in self.checked:
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
                 raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
-            self.checked.add(shard)
+            self.checked.add((shard, -1))
         try:
             return _array(ZSTD.decompress(data, record["npy_bytes"]))
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -330,14 +377,23 @@ class Corpus:
         return pq.read_table(data, columns=list(columns) or None, filters=filters).to_pandas()
 
 
+def bounds_of(patches: int) -> Int64[np.ndarray, " l"]:
+    """The row that each lane of so many patches begins with, and the one after the last."""
+    return np.arange(LANES + 1) * patches // LANES
+
+
 def packed(patches: Stored) -> tuple[bytes, dict[str, Any]]:
-    """The file of a shard with its hash, and size and hash of the npy in it, which no version of zstd changes."""
+    """The file of a shard with its hashes, and size and hash of the npy in it, which no version of zstd changes."""
     buffer = io.BytesIO()
     np.save(buffer, patches, allow_pickle=False)
     npy = buffer.getvalue()
-    data = ZSTD.compress(npy, asbytes=True)
+    places = len(npy) - patches.nbytes + bounds_of(len(patches)) * (patches.nbytes // max(len(patches), 1))
+    places[0] = 0  # the first frame begins with the header
+    frames = [ZSTD.compress(npy[start:end], asbytes=True) for start, end in pairwise(places.tolist())]
+    data = b"".join(frames)
     hashes = {"sha256": hashlib.sha256(data).hexdigest(), "npy_sha256": hashlib.sha256(npy).hexdigest()}
-    return data, {"npy_bytes": len(npy)} | hashes
+    lanes = [[len(frame), hashlib.sha256(frame).hexdigest()[:SHORT]] for frame in frames]
+    return data, {"npy_bytes": len(npy), "frames": lanes} | hashes
 
 
 def _array(data: pa.Buffer) -> np.ndarray:

@@ -12,7 +12,7 @@ from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
 from rayad.errors import DatasetError, FormatError, ImageError
-from rayad.patches.corpus import Corpus, Ingest
+from rayad.patches.corpus import LANES, ZSTD, Corpus, Ingest, bounds_of
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
 from rayad.pool import Here
@@ -152,3 +152,43 @@ def test_a_shard_reads_with_the_tools_that_everybody_has(tmp_path):
     record = corpus.manifest["shards"][0]
     assert (len(npy), hashlib.sha256(npy).hexdigest()) == (record["npy_bytes"], record["npy_sha256"])
     np.testing.assert_array_equal(np.load(io.BytesIO(npy)), corpus.read("shard-00000"))
+
+
+def test_lanes_of_a_shard_are_its_rows_and_are_read_alone(tmp_path):
+    ingest(Here(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    corpus = Corpus.open(str(tmp_path / "a"))
+    name, count = corpus.shards("train")[0]
+    whole, bounds = corpus.read(name), bounds_of(count)
+    assert (bounds[0], bounds[-1]) == (0, count)
+    assert max(np.diff(bounds)) - min(np.diff(bounds)) <= 1
+    for first, last in ((0, 1), (0, 8), (3, 4), (8, LANES), (5, 5), (0, LANES)):
+        np.testing.assert_array_equal(corpus.read(name, (first, last)), whole[bounds[first] : bounds[last]])
+    file = tmp_path / f"a/{name}.npy.zst"
+    sizes = [size for size, _ in corpus.manifest["shards"][0]["frames"]]
+    assert sum(sizes) == file.stat().st_size
+    data = bytearray(file.read_bytes())
+    data[sum(sizes[:9]) + 5] ^= 1
+    file.write_bytes(bytes(data))
+    damaged = Corpus.open(str(tmp_path / "a"))
+    np.testing.assert_array_equal(damaged.read(name, (0, 9)), whole[: bounds[9]])
+    with pytest.raises(FormatError, match="the hash of lane 9 is not the manifest's"):
+        damaged.read(name, (8, LANES))
+
+
+def test_shards_of_one_frame_are_read_as_they_were(tmp_path):
+    """As earlier versions wrote them."""
+    ingest(Here(), Healthy(patients=12), str(tmp_path / "a"), SETTINGS, {})
+    corpus = Corpus.open(str(tmp_path / "a"))
+    name, count = corpus.shards("train")[0]
+    whole, bounds = corpus.read(name), bounds_of(count)
+    buffer = io.BytesIO()
+    np.save(buffer, whole)
+    data = ZSTD.compress(buffer.getvalue(), asbytes=True)
+    storage.write_bytes(f"{tmp_path}/a/{name}.npy.zst", data)
+    old = corpus.manifest["shards"][0] | {"sha256": hashlib.sha256(data).hexdigest()}
+    del old["frames"]
+    shards = [old, *corpus.manifest["shards"][1:]]
+    storage.write_json(f"{tmp_path}/a/manifest.json", corpus.manifest | {"shards": shards})
+    again = Corpus.open(str(tmp_path / "a"))
+    np.testing.assert_array_equal(again.read(name), whole)
+    np.testing.assert_array_equal(again.read(name, (3, 9)), whole[bounds[3] : bounds[9]])
