@@ -24,6 +24,8 @@ import tyro
 
 from rayad import provenance, storage
 from rayad.fingerprint import fingerprint
+from rayad.imaging.mammogram import Preprocessing
+from rayad.imaging.picture import described
 from rayad.patches.corpus import SCHEMA, SHARD, Corpus, packed
 from rayad.patches.order import Order
 from rayad.pipeline.train import pixels
@@ -60,7 +62,8 @@ def made(url: str, patches: np.ndarray, number: int, shard_patches: int, plain: 
         if plain:
             np.save(storage.join(url, f"{name}.npy"), chosen)
         shards.append({"name": name, "split": "train", "patches": shard_patches, **facts})
-    manifest = {"schema": SCHEMA, "shards": shards, "content": fingerprint(shards)}
+    parameters = {"preprocessing": described(Preprocessing())}
+    manifest = {"schema": SCHEMA, "shards": shards, "content": fingerprint(shards), "parameters": parameters}
     storage.write_json(storage.join(url, "manifest.json"), manifest)
     return Corpus.open(url)
 
@@ -83,6 +86,11 @@ def rayad_loop(corpus: Corpus, epoch: int) -> Iterator[np.ndarray]:
     return Order(tuple(corpus.shards("train")), BATCH, window=WINDOW).batches(corpus.read, epoch)
 
 
+def fourth_loop(corpus: Corpus, epoch: int) -> Iterator[np.ndarray]:
+    """What the first of four workers does."""
+    return Order(tuple(corpus.shards("train")), BATCH, window=WINDOW).batches(corpus.read, epoch, 0, 4)
+
+
 def seconds(batches: Iterator[np.ndarray]) -> float:
     """Time of an epoch, and that it is whole."""
     began, total = time.perf_counter(), 0.0
@@ -100,6 +108,7 @@ def main(options: Options) -> None:
         shard_patches = megabytes * 2**20 // 8192
         local = made(storage.join(options.out, f"{megabytes}"), patches, options.patches, shard_patches, plain=True)
         loops = {"memmap": lambda n, c=local: memmap_loop(c, n), "rayad": lambda n, c=local: rayad_loop(c, n)}
+        loops["rayad-fourth"] = lambda n, c=local: fourth_loop(c, n)
         loops["rayad-1"] = lambda n, c=local: rayad_loop(Corpus.open(c.url), n)
         if options.s3:
             remote = made(storage.join(options.s3, f"{megabytes}"), patches, options.patches, shard_patches)

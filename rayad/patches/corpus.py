@@ -47,6 +47,7 @@ ZSTD = pa.Codec("zstd", compression_level=1)
 """docs/scaling.md has what it was chosen from."""
 LANES = 16
 """Frames of a shard: up to so many workers share the reading of a corpus."""
+ALL_LANES = (0, LANES)
 HEADER = 1024
 """Bytes that hold the header of an npy file of patches, and more."""
 RECORDED = ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")
@@ -294,14 +295,14 @@ class Corpus:
         """Name and number of patches of the split's shards."""
         return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
 
-    def read(self, shard: str, lanes: tuple[int, int] = (0, LANES)) -> Stored:
+    def read(self, shard: str, lanes: tuple[int, int] = ALL_LANES) -> Stored:
         """The patches of a shard, not to be written to; checked against the manifest's hashes when read first.
 
         Args:
             lanes: the first that is wanted, and the one after the last.
         """
         record = next(s for s in self.manifest["shards"] if s["name"] == shard)
-        if lanes == (0, LANES) or "frames" not in record:
+        if lanes == ALL_LANES or "frames" not in record:
             first, last = (int(bound) for bound in bounds_of(record["patches"])[list(lanes)])
             return self._whole(shard, record)[first:last]
         return self._lanes(shard, record, *lanes)

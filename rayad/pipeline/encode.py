@@ -8,7 +8,7 @@ import torch
 
 from rayad import bounded, storage
 from rayad.errors import TrainingError
-from rayad.patches.corpus import LEARNING_SPLITS, Corpus
+from rayad.patches.corpus import ALL_LANES, LEARNING_SPLITS, Corpus
 from rayad.pipeline.train import pixels, reader
 from rayad.pool import Pool
 from rayad.scoring.scores import Part
@@ -50,7 +50,7 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     where = storage.join(url, f"{shard}.npy")
     if storage.exists(where):
         return
-    patches, module = reader(corpus, model.module)(shard), model.module
+    patches, module = reader(corpus, model.module)(shard, ALL_LANES), model.module
     with torch.inference_mode():
         starts = range(0, len(patches), ROWS)
         batches = (pixels(patches[start : start + ROWS]).to(like(module)) for start in starts)

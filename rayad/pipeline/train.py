@@ -6,7 +6,7 @@ of the interpreter's time from the training beside it.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from rayad.errors import OptionError
 from rayad.evaluation import strips
 from rayad.fingerprint import fingerprint
 from rayad.fit import Objective, Schedule, fit
-from rayad.patches.corpus import FULL_SCALE, Corpus, Stored
-from rayad.patches.order import Order, Read
+from rayad.patches.corpus import FULL_SCALE, Corpus, Stored, bounds_of
+from rayad.patches.order import Lanes, Order, Read, in_turn, lanes_of
 from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of
 from rayad.pipeline.requests import NOTHING, Strips, TrainRequest
 from rayad.pool import Fault, Member, Pool
@@ -44,9 +44,10 @@ class WithCondition:
     corpus: Corpus
     model: Conditional
 
-    def __call__(self, shard: str) -> Stored:
-        patches, index = self.corpus.read(shard), self.corpus.index(shard=shard)
-        facts = index.set_index("row_in_shard").sort_index()[self.model.condition]
+    def __call__(self, shard: str, lanes: Lanes) -> Stored:
+        patches, index = self.corpus.read(shard, lanes), self.corpus.index(shard=shard)
+        first, last = bounds_of(len(index))[list(lanes)]
+        facts = index.set_index("row_in_shard").sort_index()[self.model.condition].iloc[first:last]
         numbers = {fact: self.model.planes(fact) for fact in facts.unique()}
         planes = np.array([numbers[fact] for fact in facts], np.float32) * FULL_SCALE  # n k
         colours = patches if patches.ndim == 4 else patches[..., None]
@@ -62,16 +63,8 @@ def reader(corpus: Corpus, model: Any) -> Read:
 def validation_batches(
     read: Read, corpus: Corpus, batch: int, rank: int, world: int
 ) -> Callable[[], Iterable[torch.Tensor]]:
-    """The rank's parts of the validation patches, in the corpus's order; the last global batch may be small."""
-
-    def batches() -> Iterator[torch.Tensor]:
-        for name, _ in corpus.shards("validation"):
-            patches = read(name)
-            for start in range(0, len(patches), batch):
-                parts = np.array_split(patches[start : start + batch], world)
-                yield pixels(parts[rank])
-
-    return batches
+    """The rank's parts of the validation patches, always in the same order."""
+    return lambda: map(pixels, in_turn(read, corpus.shards("validation"), batch, rank, world))
 
 
 class _Watch:
@@ -146,11 +139,11 @@ def train(
 
     Raises:
         TrainingError: a loss that is not a number, a collapse.
-        OptionError: unknown model, or a batch that the workers cannot share.
+        OptionError: unknown model, a batch that is larger than the corpus, or more workers than lanes.
     """
     catalog.find("models", model)
-    for number in pool.workers.counts:
-        order_of(Corpus.open(corpus_url), schedule).check(number)
+    order_of(Corpus.open(corpus_url), schedule)
+    lanes_of(0, max(pool.workers.counts))
     task = {"corpus": corpus_url, "config": config, "schedule": schedule, "checkpoints": url, "watch": watch}
     faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * _learning_stages(config), model)
     state = Folder(url).load()

@@ -97,7 +97,7 @@ def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> 
     search.check(parts, space, lambda parts: parts["model"].build())
     if not isinstance(config.build(), Describes):
         raise OptionError("a sweep over an image model needs one with a likelihood of patches: bvae, conditional_vae")
-    order_of(Corpus.open(corpus_url), schedule).check(1)
+    order_of(Corpus.open(corpus_url), schedule)
     return Task(parts, space, corpus_url, "bits a pixel of healthy validation patches, of 16"), None
 
 

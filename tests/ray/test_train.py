@@ -81,10 +81,10 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tm
     assert Folder(url).load() is None  # there was no good epoch to keep
 
 
-def test_a_batch_that_workers_cannot_share_is_refused(corpus, tmp_path):
+def test_more_workers_than_a_corpus_has_lanes_are_refused(corpus, tmp_path):
     config = catalog.configure("models", "cae", SMALL)
-    with pytest.raises(OptionError, match="does not divide over 3"):
-        train(OnRay(Workers(3)), corpus.url, "cae", config, TEN_STEPS, str(tmp_path))
+    with pytest.raises(OptionError, match="16 lanes"):
+        train(OnRay(Workers(17)), corpus.url, "cae", config, TEN_STEPS, str(tmp_path))
 
 
 @pytest.mark.parametrize(
