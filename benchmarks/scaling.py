@@ -26,7 +26,7 @@ import torch
 import tyro
 
 from rayad import catalog, provenance, storage
-from rayad.checkpoints import Folder
+from rayad.checkpoints import CheckpointFolder
 from rayad.density.em import EM
 from rayad.fit import Schedule, fit
 from rayad.on_ray.cluster import quiet_data
@@ -95,7 +95,7 @@ def trained(corpus: Corpus, options: Options, workers: int) -> tuple[Part, dict[
     with tempfile.TemporaryDirectory(dir=options.out) as folder, own_ray(workers + 1):  # one leads
         pool, config = OnRay(Workers(workers)), catalog.configure("models", options.model)
         part, _ = train(pool, corpus.url, options.model, config, schedule, folder)
-        state = Folder(folder).load()
+        state = CheckpointFolder(folder).load()
     assert state is not None
     return part, told(state.scalars["rows"])
 

@@ -21,7 +21,7 @@ from rayad.progress import State
 
 
 @dataclass(frozen=True)
-class Folder:
+class CheckpointFolder:
     """A folder that holds the last checkpoint, `checkpoint.safetensors`."""
 
     url: str

@@ -130,7 +130,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class History:
+class TrainingHistory:
     """What `report` was told, in order."""
 
     rows: tuple[Row, ...]
@@ -176,7 +176,7 @@ def fit(
     sync: Sync = ALONE,
     checkpoints: Checkpoints | None = None,
     report: Callable[[Row], None] = lambda row: None,
-) -> History:
+) -> TrainingHistory:
     """Train all stages of the model, in place, and leave it with the parameters of lowest validation loss.
 
     Args:
@@ -230,7 +230,7 @@ def fit(
             if checkpoints and sync.rank == 0:
                 checkpoints.save(pack(model, model.state_dict(), [], progress))
     model.eval()
-    return History(tuple(progress.rows))
+    return TrainingHistory(tuple(progress.rows))
 
 
 def batches(patches: Patches, schedule: Schedule, epoch: int | None = None, *, sync: Sync = ALONE) -> Iterator[Patches]:

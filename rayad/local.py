@@ -112,7 +112,7 @@ def open_folder(path: str, make: bool = False) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialFile:
     """A file that is being written: it has no name yet, or a hidden one where the file system knows no other."""
 
     folder: int
@@ -146,7 +146,7 @@ class Part:
 
 
 @contextmanager
-def part(path: str, through_links: bool = True) -> Iterator[Part]:
+def part(path: str, through_links: bool = True) -> Iterator[PartialFile]:
     """A new file for a path; unless it is finished when the block ends, nothing is left of it.
 
     Args:
@@ -164,7 +164,7 @@ def part(path: str, through_links: bool = True) -> Iterator[Part]:
     try:
         descriptor = _open_part(folder, hidden)
         try:
-            yield Part(folder, hidden, name, descriptor)
+            yield PartialFile(folder, hidden, name, descriptor)
         finally:
             os.close(descriptor)
             with suppress(FileNotFoundError):

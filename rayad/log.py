@@ -23,7 +23,7 @@ EVERY_S = 30.0
 
 
 @runtime_checkable
-class Stream(Protocol):
+class Copied(Protocol):
     """Where a command prints."""
 
     def write(self, text: str, /) -> int: ...
@@ -66,7 +66,7 @@ class _Log:
 
     url: str
     text: io.StringIO
-    complaints: Stream
+    complaints: Copied
 
     def keep_up(self, over: threading.Event, every_s: float) -> None:
         """Copy the text whenever it has grown, until all of it is there."""
@@ -90,7 +90,7 @@ class _Log:
 class _Twice(io.TextIOBase):
     """A stream whose text is kept besides; no terminal, so progress comes as lines."""
 
-    def __init__(self, stream: Stream, kept: io.StringIO) -> None:
+    def __init__(self, stream: Copied, kept: io.StringIO) -> None:
         self._stream, self._kept = stream, kept
 
     def write(self, text: str, /) -> int:

@@ -31,7 +31,7 @@ TERMINATED = 128 + signal.SIGTERM
 GOES_ON = "rayad: stopped; the same command goes on where it stopped"
 COMMANDS = {
     "demo": "runs.Demo",
-    "run": "runs.Run",
+    "run": "runs.RunRecipe",
     "benchmark": "runs.Benchmark",
     "list": "runs.List",
     "inspect": "images.Inspect",
@@ -44,7 +44,7 @@ COMMANDS = {
     "calibrate": "detectors.Calibrate",
     "evaluate": "detectors.Evaluate",
     "report": "detectors.Report",
-    "heatmap": "detectors.Heatmap",
+    "heatmap": "detectors.Heatmaps",
     "check": "detectors.Check",
     "dashboard": "dashboard.Dashboard",
     "serve": "services.Serve",

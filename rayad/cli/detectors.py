@@ -160,7 +160,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heatmap(ReadsImages, OnGpu):
+class Heatmaps(ReadsImages, OnGpu):
     """Images to heatmaps: NAME.npz with scores and p-values, NAME.png with the overlay."""
 
     detector: str

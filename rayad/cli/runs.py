@@ -31,7 +31,7 @@ class Demo(Changes, ReadsImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Changes, ReadsImages):
+class RunRecipe(Changes, ReadsImages):
     """All stages of a recipe; stages that are done are not run again."""
 
     recipe: tyro.conf.Positional[str]
@@ -75,7 +75,7 @@ class Run(Changes, ReadsImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(Run):
+class Benchmark(RunRecipe):
     """A recipe with several seeds: the table with its spread over them; what is done is not run again."""
 
     seeds: Count = 3

@@ -37,7 +37,7 @@ class Found:
 
 
 @dataclass
-class Run:
+class RunRow:
     """Detectors of one folder and the reports on them."""
 
     name: str
@@ -71,7 +71,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepRow:
     """A search for settings, running or ended."""
 
     place: str
@@ -91,7 +91,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusRow:
     """A patch corpus."""
 
     place: str
@@ -105,7 +105,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Fault:
+class FaultRow:
     """Something that went wrong, and where it is written."""
 
     where: str
@@ -119,10 +119,10 @@ class Fault:
 class Overview:
     """Everything that the page says."""
 
-    runs: list[Run] = field(default_factory=list)
-    sweeps: list[Sweep] = field(default_factory=list)
-    corpora: list[Corpus] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    runs: list[RunRow] = field(default_factory=list)
+    sweeps: list[SweepRow] = field(default_factory=list)
+    corpora: list[CorpusRow] = field(default_factory=list)
+    faults: list[FaultRow] = field(default_factory=list)
     events: dict[str, str] = field(default_factory=dict)
     """Local folders of TensorBoard's event files, by their places."""
     folders: set[str] = field(default_factory=set)

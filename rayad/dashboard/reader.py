@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rayad import storage
-from rayad.dashboard.overview import Corpus, Fault, Figure, Found, Overview, Run, Sweep
+from rayad.dashboard.overview import CorpusRow, FaultRow, Figure, Found, Overview, RunRow, SweepRow
 from rayad.errors import RayadError
 from rayad.terminal import shortened
 
@@ -102,12 +102,12 @@ class _Runs:
     """Runs by the place of their folder, as their files are seen."""
 
     def __init__(self) -> None:
-        self._at: dict[tuple[str, ...], Run] = {}
+        self._at: dict[tuple[str, ...], RunRow] = {}
         self._bundles: dict[tuple[tuple[str, ...], str], tuple[int, Found]] = {}
 
-    def at(self, home: tuple[str, ...]) -> Run:
+    def at(self, home: tuple[str, ...]) -> RunRow:
         """The run whose folder this is."""
-        return self._at.setdefault(home, Run("/".join(home)))
+        return self._at.setdefault(home, RunRow("/".join(home)))
 
     def add(self, document: _Document, found: Found) -> None:
         """A bundle: of a recipe below the run's folder, or in that folder beside others."""
@@ -117,7 +117,7 @@ class _Runs:
         if key not in self._bundles or rank < self._bundles[key][0]:
             self._bundles[key] = rank, found
 
-    def sorted(self) -> list[Run]:
+    def sorted(self) -> list[RunRow]:
         """The newest first; their detectors in the order of the report, the others behind."""
         for (home, _), (_, detector) in self._bundles.items():
             self.at(home).detectors.append(detector)
@@ -164,7 +164,7 @@ class _Look:
 
     def fault(self, where: str, what: str, url: str, when: str = "") -> None:
         """Something went wrong."""
-        self._overview.faults.append(Fault(where, what, url, when))
+        self._overview.faults.append(FaultRow(where, what, url, when))
 
     def _detector(self, document: _Document) -> None:
         content, origin = document.said, document.said["provenance"]
@@ -201,7 +201,9 @@ class _Look:
             len(manifest["failures"]),
             len(manifest.get("excluded", [])),
         )
-        self._overview.corpora.append(Corpus(document.where, document.url, when, _text(manifest["dataset"]), *counts))
+        self._overview.corpora.append(
+            CorpusRow(document.where, document.url, when, _text(manifest["dataset"]), *counts)
+        )
         for failure in manifest["failures"]:
             what = f"{failure['exam_id']}: {failure['reason']}"
             self.fault(document.where, what, document.url, when.isoformat(timespec="seconds"))
@@ -217,7 +219,7 @@ class _Look:
         database = self._beside(document, "optuna.db")
         path = "" if "://" in database else database
         self._overview.sweeps.append(
-            Sweep(document.where, document.url, summary, self._beside(document, "index.html"), path)
+            SweepRow(document.where, document.url, summary, self._beside(document, "index.html"), path)
         )
         failed = summary["trials"]["failed"]
         if failed:
@@ -262,7 +264,7 @@ def _number(value: Any) -> float:
     return value
 
 
-def _once(faults: Iterable[Fault]) -> list[Fault]:
+def _once(faults: Iterable[FaultRow]) -> list[FaultRow]:
     """A trained model's faults stand in every detector that was made of it: each once."""
     return list({(fault.when, fault.what) if fault.when else fault: fault for fault in faults}.values())
 

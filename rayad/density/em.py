@@ -109,7 +109,7 @@ def paper(rows: int) -> EM:
 
 
 @dataclass(frozen=True)
-class History:
+class EMHistory:
     """How learning went: epoch (from 1), step, train and validation in bits a dimension, seconds."""
 
     rows: tuple[Row, ...]
@@ -133,7 +133,7 @@ def fit(
     sync: Sync = ALONE,
     checkpoints: Checkpoints | None = None,
     report: Callable[[Row], None] = lambda row: None,
-) -> History:
+) -> EMHistory:
     """Start the density from the training rows, then `improve` it."""
     _check(train, validation, labels)
     saved = checkpoints.load() if checkpoints else None
@@ -152,7 +152,7 @@ def improve(
     sync: Sync = ALONE,
     checkpoints: Checkpoints | None = None,
     report: Callable[[Row], None] = lambda row: None,
-) -> History:
+) -> EMHistory:
     """Learn from where the density stands, in place, and leave the parameters that are best on validation in it.
 
     Args:
@@ -185,7 +185,7 @@ class _Around:
 
 def _improve(
     density: Density[S], train: Latents, validation: Held, em: EM, around: _Around, saved: State | None
-) -> History:
+) -> EMHistory:
     assert isinstance(density, nn.Module)  # Density's docstring; a Protocol cannot say it
     progress, best = unpack(saved, density) if saved else (Progress(), density.state_dict())
     timed = Timed(around.sync)
@@ -206,7 +206,7 @@ def _improve(
         around.report(progress.rows[-1])
     density.load_state_dict(best)
     steps = len(_batches(len(train), em, 1)) * sum(row["step"] for row in progress.rows)
-    return History(tuple(progress.rows), steps, tuple(_warnings(steps, train)))
+    return EMHistory(tuple(progress.rows), steps, tuple(_warnings(steps, train)))
 
 
 def _epoch(density: Density[S], train: Latents, em: EM, epoch: int, around: _Around) -> tuple[float, Tensor]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from rayad.density.categorical import FLOOR, CategoricalLeaves
-from rayad.density.em import EM, Held, History, Labels, improve
+from rayad.density.em import EM, EMHistory, Held, Labels, improve
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves
 from rayad.density.mixed import MixedLeaves
-from rayad.density.spn import SPN, Statistics
+from rayad.density.spn import SPN, CircuitStatistics
 from rayad.density.sums import MIN_WEIGHT
 from rayad.fit import ALONE, Row, Sync
 from rayad.tensors import Latents, Scores
@@ -36,7 +36,7 @@ def fit_by_gradient(
     labels: Labels | None = None,
     sync: Sync = ALONE,
     report: Callable[[Row], None] = lambda row: None,
-) -> History:
+) -> EMHistory:
     """Start the circuit from the training rows and climb; the best parameters on validation stay in it.
 
     Args:
@@ -58,7 +58,7 @@ class _Coordinate(NamedTuple):
     """Its value in the circuit."""
     put: Callable[[Tensor], object]
     """Give the circuit this value."""
-    slope: Callable[[Statistics], Tensor]
+    slope: Callable[[CircuitStatistics], Tensor]
     """Derivative of the likelihood of the rows."""
 
 
@@ -79,11 +79,11 @@ class _Climber(nn.Module):
     def log_prob(self, z: Latents) -> Scores:
         return self.circuit.log_prob(z)
 
-    def statistics(self, z: Latents, labels: Labels | None = None) -> Statistics:
+    def statistics(self, z: Latents, labels: Labels | None = None) -> CircuitStatistics:
         return self.circuit.statistics(z, labels)
 
     @torch.no_grad()
-    def update(self, statistics: Statistics, step: float) -> None:
+    def update(self, statistics: CircuitStatistics, step: float) -> None:
         """Climb with this learning rate."""
         for group in self.adam.param_groups:
             group["lr"] = step
@@ -111,7 +111,7 @@ def _sums(circuit: SPN) -> Iterator[_Coordinate]:
     yield _shares(circuit.mixing, (0,), lambda statistics: statistics.roots)
 
 
-def _leaves(leaves: nn.Module, moments: Callable[[Statistics], Any]) -> Iterator[_Coordinate]:
+def _leaves(leaves: nn.Module, moments: Callable[[CircuitStatistics], Any]) -> Iterator[_Coordinate]:
     match leaves:
         case GaussianLeaves():
             yield from _gaussian(leaves, moments)
@@ -122,38 +122,38 @@ def _leaves(leaves: nn.Module, moments: Callable[[Statistics], Any]) -> Iterator
             yield _categorical(leaves.categorical, lambda statistics: moments(statistics).categorical)
 
 
-def _shares(weights: Tensor, together: tuple[int, ...], visits: Callable[[Statistics], Tensor]) -> _Coordinate:
+def _shares(weights: Tensor, together: tuple[int, ...], visits: Callable[[CircuitStatistics], Tensor]) -> _Coordinate:
     """Logits of weights that add to one over these dimensions."""
 
     def put(logits: Tensor) -> None:
         weights.copy_(_softmax(logits, together).clamp_min_(MIN_WEIGHT))
 
-    def slope(statistics: Statistics) -> Tensor:
+    def slope(statistics: CircuitStatistics) -> Tensor:
         seen = visits(statistics)
         return seen - weights * seen.sum(together, keepdim=True)
 
     return _Coordinate(lambda: weights.log(), put, slope)
 
 
-def _gaussian(leaves: GaussianLeaves, moments: Callable[[Statistics], Any]) -> Iterator[_Coordinate]:
+def _gaussian(leaves: GaussianLeaves, moments: Callable[[CircuitStatistics], Any]) -> Iterator[_Coordinate]:
     def put(logarithm: Tensor) -> None:
         logarithm.clamp_(math.log(leaves.min_variance), math.log(MAX_VARIANCE))
         leaves.variance.copy_(logarithm.exp().clamp_(leaves.min_variance, MAX_VARIANCE))
 
-    def widen(statistics: Statistics) -> Tensor:
+    def widen(statistics: CircuitStatistics) -> Tensor:
         return (moments(statistics).second / leaves.variance - moments(statistics).mass) / 2
 
     yield _Coordinate(leaves.mean.clone, leaves.mean.copy_, lambda s: moments(s).first / leaves.variance)
     yield _Coordinate(leaves.variance.log, put, widen)
 
 
-def _categorical(leaves: CategoricalLeaves, counts: Callable[[Statistics], Any]) -> _Coordinate:
+def _categorical(leaves: CategoricalLeaves, counts: Callable[[CircuitStatistics], Any]) -> _Coordinate:
     def put(logits: Tensor) -> None:
         sizes = leaves.sizes[..., None, None].to(logits)
         theta = _softmax(logits, (2,)).mul_(1 - FLOOR * sizes).add_(FLOOR)
         leaves.probabilities.copy_(theta.masked_fill_(~leaves.used, 0))
 
-    def slope(statistics: Statistics) -> Tensor:
+    def slope(statistics: CircuitStatistics) -> Tensor:
         mass, table = counts(statistics).tensors()
         return table - leaves.probabilities * mass[:, :, None]
 

@@ -40,7 +40,7 @@ Classes = Float[Tensor, "n c"]
 Combine = Callable[[Weights, Left, Right], Float[Tensor, "p s n"]]
 
 
-class Upward(NamedTuple):
+class NodeValues(NamedTuple):
     """Logarithms of all nodes' values, for some rows."""
 
     levels: list[Tensor]
@@ -295,16 +295,16 @@ def _log_joint(circuit: SPN, z: Latents) -> Classes:
     return torch.cat([part.logsumexp(0).T for part in parts]) - volume[:, None]
 
 
-def _upward(circuit: SPN, leaves: Float[Tensor, "l i n"], combine: Combine) -> Upward:
+def _upward(circuit: SPN, leaves: Float[Tensor, "l i n"], combine: Combine) -> NodeValues:
     """Logarithms of all nodes, from those of the leaves."""
     levels = [leaves]
     for layer in circuit.layers()[:-1]:
         levels.append(combine(layer.weights, *_halves(circuit, levels[-1])))
     roots = combine(circuit.root.weights, *_halves(circuit, levels[-1]))
-    return Upward(levels, roots + circuit.mixing.log()[:, None])
+    return NodeValues(levels, roots + circuit.mixing.log()[:, None])
 
 
-def _slopes(circuit: SPN, up: Upward) -> Float[Tensor, "l i n"]:
+def _slopes(circuit: SPN, up: NodeValues) -> Float[Tensor, "l i n"]:
     """Logarithms of the derivatives of p by every leaf.
 
     At each sum it is the same product of weights and two inputs as on the way up, with the sum's own derivative in
@@ -337,7 +337,7 @@ def _log_max(weights: Weights, left: Left, right: Right) -> Float[Tensor, "p s n
 
 
 def _descend(
-    circuit: SPN, up: Upward, choose: Callable[[Float[Tensor, "n k o"]], Int64[Tensor, "n k"]]
+    circuit: SPN, up: NodeValues, choose: Callable[[Float[Tensor, "n k o"]], Int64[Tensor, "n k"]]
 ) -> tuple[Int64[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Follow each row's choices from the roots to the k = 2**depth leaves of one replica: their regions and inputs.
 

@@ -118,7 +118,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class CircuitStatistics:
     """What rows say about a circuit with its current parameters; a value that adds over batches and workers."""
 
     rows: Float[Tensor, ""]
@@ -138,8 +138,8 @@ class Statistics:
         """All of it, for a sum over workers in place."""
         return [self.rows, self.log_likelihood, *self.leaves.tensors(), *self.sums, self.roots]
 
-    def __add__(self, other: "Statistics") -> "Statistics":
-        return Statistics(
+    def __add__(self, other: "CircuitStatistics") -> "CircuitStatistics":
+        return CircuitStatistics(
             self.rows + other.rows,
             self.log_likelihood + other.log_likelihood,
             cast(Any, self.leaves) + other.leaves,
@@ -241,7 +241,7 @@ class SPN(nn.Module):
         return torch.cat(parts) - self.standardization.log_volume(x)
 
     @torch.no_grad()
-    def statistics(self, z: Latents, labels: Labels | None = None) -> Statistics:
+    def statistics(self, z: Latents, labels: Labels | None = None) -> CircuitStatistics:
         """E-step: what these rows say about every parameter; there may be no rows.
 
         Memory does not depend on the number of rows but for a standardized copy of them. Rows that do not fit in
@@ -256,14 +256,14 @@ class SPN(nn.Module):
         """
         self._check(labels)
         x = self.standardization(z)
-        return reduce(Statistics.__add__, (self._statistics(*part) for part in _blocks(x, labels, ROWS_A_SUM)))
+        return reduce(CircuitStatistics.__add__, (self._statistics(*part) for part in _blocks(x, labels, ROWS_A_SUM)))
 
-    def _statistics(self, x: Latents, labels: Labels | None) -> Statistics:
+    def _statistics(self, x: Latents, labels: Labels | None) -> CircuitStatistics:
         """Those of standardized rows, all at once."""
         missing = bool(x.isnan().any())
         packed = None if missing or labels is not None else kernel.packed(self, learns=True)
         sums = Sums(*packed.statistics(x)) if packed else self._sums(x, labels, missing)
-        return Statistics(
+        return CircuitStatistics(
             x.new_full((), len(x), dtype=torch.float64),
             sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
             sums.leaves,
@@ -285,7 +285,7 @@ class SPN(nn.Module):
         return Sums(log_likelihood, roots, self.leaves.finish(leaves), visits)
 
     @torch.no_grad()
-    def update(self, statistics: Statistics, step: float) -> None:
+    def update(self, statistics: CircuitStatistics, step: float) -> None:
         """M-step: move all parameters towards what the rows say, in the space of expectation parameters.
 
         With all training rows and step 1 this is expectation-maximization; no step in (0, 1] lowers their likelihood

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rayad.evaluation import froc
-from rayad.evaluation.metrics import Pool
+from rayad.evaluation.metrics import PooledPlaces
 
 BINS = 4096
 MIN_PATIENTS = 5
@@ -69,7 +69,9 @@ def histograms(
     return np.bincount(slot, weights, minlength=patients * bins).astype(float).reshape(patients, bins)
 
 
-def pooled(pool: Pool, measures: dict[str, Cumulated], weights: Float[np.ndarray, "r p"]) -> dict[str, np.ndarray]:
+def pooled(
+    pool: PooledPlaces, measures: dict[str, Cumulated], weights: Float[np.ndarray, "r p"]
+) -> dict[str, np.ndarray]:
     """Resampled values of figures that are read off the cumulative counts of places.
 
     Args:

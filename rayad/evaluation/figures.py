@@ -56,7 +56,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Map:
+class DetectorMap:
     """What one detector says about one view."""
 
     healthy_quantile: Grid
@@ -76,7 +76,7 @@ class Healthy:
     """Which picture: stored, relative or specks (rayad/imaging/mammogram.py)."""
 
 
-def overlay(view: View, found: Map, *, title: str = "") -> bytes:
+def overlay(view: View, found: DetectorMap, *, title: str = "") -> bytes:
     """One image under its heatmap, with mask contour, scale bar and color bar."""
     tall = 7.0
     figure = _figure(tall * _ratio(view.pixels) + 1.1, tall)
@@ -94,7 +94,7 @@ def overlay(view: View, found: Map, *, title: str = "") -> bytes:
     return _png(figure)
 
 
-def explained(view: View, found: Map, healthy: Healthy) -> bytes:
+def explained(view: View, found: DetectorMap, healthy: Healthy) -> bytes:
     """Side by side: the image, the image under its heatmap, its healthy counterfactual, and the difference."""
     tall = 5.0
     figure = _figure(4 * tall * _ratio(view.pixels) + 2.2, tall + 0.5)
@@ -117,7 +117,9 @@ def explained(view: View, found: Map, healthy: Healthy) -> bytes:
     return _png(figure)
 
 
-def thumbnail(view: View, found: Map, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()) -> bytes:
+def thumbnail(
+    view: View, found: DetectorMap, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()
+) -> bytes:
     """The overlay alone, without words or bars, for lists of images; the image alone where it is one place.
 
     Args:
@@ -136,7 +138,7 @@ def thumbnail(view: View, found: Map, height_px: int = 260, *, marks: Sequence[t
     return _png(figure)
 
 
-def panel(views: Sequence[View], maps: Mapping[str, Sequence[Map]], healthy: Sequence[Healthy] = ()) -> bytes:
+def panel(views: Sequence[View], maps: Mapping[str, Sequence[DetectorMap]], healthy: Sequence[Healthy] = ()) -> bytes:
     """Images as rows: image, annotated lesion, then heatmap and mask of each detector.
 
     The arrangement of Fig. 2 of Dietrichstein et al. (2022).
@@ -197,7 +199,7 @@ def distributions(scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]]) -
     return _png(figure)
 
 
-def _fill_row(row: np.ndarray, view: View, found: Sequence[Map]) -> None:
+def _fill_row(row: np.ndarray, view: View, found: Sequence[DetectorMap]) -> None:
     height, width = view.pixels.shape[:2]
     for axes in row:
         _image(axes, view)
@@ -346,7 +348,7 @@ def _outline_pixels(axes: Axes, truth: Mask) -> None:
         lines.set(path_effects=[withStroke(linewidth=2.6, foreground="#222222")])
 
 
-def _window(view: View, found: Map) -> tuple[float, float, float, float]:
+def _window(view: View, found: DetectorMap) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of the tissue with 5 mm around it; the whole image where there is none."""
     height, width = view.pixels.shape[:2]
     places = np.argwhere(~np.isnan(found.healthy_quantile))

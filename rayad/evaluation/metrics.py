@@ -91,7 +91,7 @@ def truth_on_grid(mask: Mask, rows: Int[np.ndarray, " gh"], cols: Int[np.ndarray
 
 
 @dataclass(frozen=True)
-class Pool:
+class PooledPlaces:
     """Places of many images, those that count for one kind of lesion."""
 
     scores: Float[np.ndarray, " n"]
@@ -105,7 +105,7 @@ class Pool:
     """Whether a patient brings an image that holds the kind."""
 
 
-def pool(scored: Sequence[Scored], kind: str, *, with_healthy: bool = False) -> Pool:
+def pool(scored: Sequence[Scored], kind: str, *, with_healthy: bool = False) -> PooledPlaces:
     """Collect the places of all images that hold this kind of lesion inside the tissue.
 
     Args:
@@ -124,7 +124,7 @@ def pool(scored: Sequence[Scored], kind: str, *, with_healthy: bool = False) -> 
     masks = [image.counted(kind) for image in images]
     sizes = [int(mask.sum()) for mask in masks]
     pairs = list(zip(images, masks, strict=True))
-    return Pool(
+    return PooledPlaces(
         scores=np.concatenate([image.scores[mask] for image, mask in pairs]).astype(np.float64),
         anomalous=np.concatenate([image.lesion(kind)[mask] for image, mask in pairs]),
         share=np.concatenate([_shares(image.lesion(kind) & image.tissue)[mask] for image, mask in pairs]),
@@ -175,7 +175,7 @@ def region_overlap(
     """AUPRO: mean share of a lesion that is found, over false positive rates up to `limit`; 1 is perfect.
 
     Args:
-        tp: cumulated `Pool.share`.
+        tp: cumulated `PooledPlaces.share`.
         fp: cumulated normal places.
         limit: the highest false positive rate; 0.3 as in Bergmann et al., Uninformed Students (CVPR 2020).
     """

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from rayad.evaluation.bootstrap import MIN_PATIENTS, draw, interval
-from rayad.evaluation.metrics import Pool, Undefined, require_both
+from rayad.evaluation.metrics import PooledPlaces, Undefined, require_both
 
 ROUGH = 10
 """Fewer patients of a class make DeLong's normal approximation rough."""
@@ -87,7 +87,7 @@ def unpaired(a: Mapping[str, float], b: Mapping[str, float], resamples: int = 10
     return Difference("Mann-Whitney", difference, float(low), float(high), p, floor, total, note)
 
 
-def concordance(pool: Pool) -> Float[np.ndarray, "p p"]:
+def concordance(pool: PooledPlaces) -> Float[np.ndarray, "p p"]:
     """Pairs in the right order, ties half, of patient i's anomalous and patient j's normal places.
 
     With weights w, n_i anomalous and m_j normal places, w C w / ((w n)(w m)) is exactly the pooled AUROC of a draw.
@@ -102,7 +102,7 @@ def concordance(pool: Pool) -> Float[np.ndarray, "p p"]:
     return table
 
 
-def resampled_auc(pool: Pool, weights: Float[np.ndarray, "r p"]) -> Float[np.ndarray, " r"]:
+def resampled_auc(pool: PooledPlaces, weights: Float[np.ndarray, "r p"]) -> Float[np.ndarray, " r"]:
     """The exact pooled AUROC of each draw of patients."""
     anomalous, normal = (
         np.bincount(pool.patient[mask], minlength=len(pool.patients)) for mask in (pool.anomalous, ~pool.anomalous)
@@ -112,7 +112,7 @@ def resampled_auc(pool: Pool, weights: Float[np.ndarray, "r p"]) -> Float[np.nda
         return right / ((weights @ anomalous) * (weights @ normal))
 
 
-def paired_bootstrap(a: Pool, b: Pool, resamples: int = 10_000, seed: int = 0) -> Difference:
+def paired_bootstrap(a: PooledPlaces, b: PooledPlaces, resamples: int = 10_000, seed: int = 0) -> Difference:
     """Difference of pooled AUROC, both detectors in the same draws of patients.
 
     p = 2 min(P(d* <= 0), P(d* >= 0)) with one added to numerator and denominator: its floor is 2 / (resamples + 1).

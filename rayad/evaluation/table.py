@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from rayad.arrays import GridMask
 from rayad.evaluation import bootstrap, froc, metrics, significance, surface
-from rayad.evaluation.metrics import Pool, Scored, Undefined
+from rayad.evaluation.metrics import PooledPlaces, Scored, Undefined
 from rayad.scoring.calibrate import image_score
 
 Row = dict[str, object]
@@ -172,7 +172,7 @@ def _place_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row
     return figures | {"pixel_auc_with_healthy": healthy}
 
 
-def _pooled(pool: Pool, measures: Mapping[str, Callable[..., np.ndarray]], options: Options) -> dict[str, Row]:
+def _pooled(pool: PooledPlaces, measures: Mapping[str, Callable[..., np.ndarray]], options: Options) -> dict[str, Row]:
     """Exact values over all places, with intervals from histograms."""
     weights = bootstrap.draw(pool.diseased, options.resamples, options.seed)
     drawn = bootstrap.pooled(pool, dict(measures), weights)
@@ -235,7 +235,7 @@ def _exam_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row:
     except Undefined as reason:
         return {name: _null("value", str(reason)) | counted for name in ("exam_auc", "exam_ap")}
     ids = tuple(of_patients)
-    patients = Pool(scores, diseased, diseased.astype(float), np.arange(scores.size), ids, diseased)
+    patients = PooledPlaces(scores, diseased, diseased.astype(float), np.arange(scores.size), ids, diseased)
     values = _pooled(patients, {"auc": metrics.area, "ap": metrics.average_precision}, options)
     prevalence: Row = {"prevalence": float(diseased.mean())}
     return {"exam_auc": values["auc"] | counted, "exam_ap": values["ap"] | counted | prevalence}
@@ -254,7 +254,7 @@ def _single_image_figures(scored: Sequence[Scored], kind: str, options: Options)
     ids, owner = np.unique([image.patient_id for image in images], return_inverse=True)
     diseased = np.zeros(len(ids), dtype=bool)
     diseased[owner[held]] = True
-    pool = Pool(scores, held, held.astype(float), owner, tuple(ids), diseased)
+    pool = PooledPlaces(scores, held, held.astype(float), owner, tuple(ids), diseased)
     values = _pooled(pool, {"auc": metrics.area, "ap": metrics.average_precision}, options)
     return {
         "image_auc": values["auc"] | counted,

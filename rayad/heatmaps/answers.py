@@ -296,7 +296,7 @@ class Batch(BatchSummary):
         return BatchSummary(**{name: getattr(self, name) for name in BatchSummary.model_fields})
 
 
-class Batches(Value):
+class BatchList(Value):
     """All batches, the newest first."""
 
     model_config = example({"batches": [BATCH]})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayad import bounds
-from rayad.evaluation.figures import Healthy, Map, View, explained, overlay
+from rayad.evaluation.figures import DetectorMap, Healthy, View, explained, overlay
 from rayad.heatmaps.judgement import Judgement
 from rayad.imaging.picture import Prepared
 from rayad.scoring import counterfactual
@@ -53,7 +53,7 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
     return Healthy(healthy.pixels, healthy.change, detector.preprocessing.intensity)
 
 
-def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, Map]:
+def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, DetectorMap]:
     """The image and the map as figures take them."""
     nothing = np.zeros(prepared.stored.shape, bool)
     shown = prepared.stored if prepared.pixels.ndim == 2 else prepared.pixels
@@ -64,4 +64,4 @@ def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, Ma
     view = View(
         name, shown, prepared.spacing_mm, rows.round().astype(np.int64), columns.round().astype(np.int64), nothing
     )
-    return view, Map(judged.healthy_quantile, judged.mask)
+    return view, DetectorMap(judged.healthy_quantile, judged.mask)

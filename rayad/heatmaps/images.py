@@ -79,7 +79,7 @@ def _spacing(said: float, name: str, request: HeatmapRequest, fault: str = "") -
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageRequest:
     """An image that a heatmap is asked of."""
 
     file: str
@@ -89,7 +89,7 @@ class Asked:
     """What is said of it."""
 
 
-def asked_of(places: Sequence[str], request: HeatmapRequest) -> tuple[list[Asked], list[str]]:
+def asked_of(places: Sequence[str], request: HeatmapRequest) -> tuple[list[ImageRequest], list[str]]:
     """The images of files, folders and tables, and what else is in the folders.
 
     A table (CSV or parquet, rayad/tables.py) has a row an image: its `url`, below the table's folder where it is
@@ -111,7 +111,7 @@ def asked_of(places: Sequence[str], request: HeatmapRequest) -> tuple[list[Asked
         else:
             others.append(place)
     files, left_out = found_in(others)
-    return [Asked(file, name, own.get(file, request)) for file, name in named(_some(files, places))], left_out
+    return [ImageRequest(file, name, own.get(file, request)) for file, name in named(_some(files, places))], left_out
 
 
 def _rows(url: str, request: HeatmapRequest) -> dict[str, HeatmapRequest]:

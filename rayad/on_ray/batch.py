@@ -23,9 +23,9 @@ from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
 from rayad.serving import RESEARCH_USE, cards
 from rayad.serving.access import Limits
-from rayad.serving.api import Scored
+from rayad.serving.api import ServedScore
 from rayad.serving.batches import (
-    Kept,
+    KeptBatch,
     Places,
     how_scored,
     images_of,
@@ -71,7 +71,7 @@ class Batches:
         self._asking = asking
         self._places, self._state, self._limits = places, places.state, limits
         self._reading, self._writing = AllowList(places.read), AllowList(places.write)
-        self._batches: dict[str, Kept] = {}
+        self._batches: dict[str, KeptBatch] = {}
         self._turn, self._starting = threading.Lock(), asyncio.Lock()
         for batch in self._known():
             self._batches[batch.status.id] = batch
@@ -141,10 +141,10 @@ class Batches:
                 self._forget(batch)
         return batch and batch.status
 
-    def _begin(self, batch: Kept) -> None:
+    def _begin(self, batch: KeptBatch) -> None:
         threading.Thread(target=self._run, args=(batch,), daemon=True).start()
 
-    def _run(self, batch: Kept) -> None:
+    def _run(self, batch: KeptBatch) -> None:
         """In a thread of its own; whatever goes wrong is the batch's state."""
         with self._turn:
             batch.begun = True
@@ -163,7 +163,7 @@ class Batches:
                 storage.remove(storage.join(self._state, "images", f"{batch.status.id}.json"))
         self._forget(batch)
 
-    def _forget(self, batch: Kept) -> None:
+    def _forget(self, batch: KeptBatch) -> None:
         """Keep of one that has ended what is told of it; its rows lie in its folder. Of very many, the newest."""
         batch.status.failures, batch.status.results, batch.request = [], [], None
         batches = list(self._batches.items())  # other threads begin and end batches meanwhile
@@ -171,7 +171,7 @@ class Batches:
         for _, number in ended[:-MOST_KEPT]:
             self._batches.pop(number, None)
 
-    def _through(self, batch: Kept) -> bool:
+    def _through(self, batch: KeptBatch) -> bool:
         """Send what is lacking through the graph; whether all were sent before the batch was stopped."""
         request = batch.request
         assert request is not None  # it runs
@@ -195,7 +195,7 @@ class Batches:
                 break
         return not batch.lacking(images)
 
-    def _changed(self, batch: Kept, images: Sequence[str]) -> set[str]:
+    def _changed(self, batch: KeptBatch, images: Sequence[str]) -> set[str]:
         """The images that are others than when a service before this one began the batch; remembers what they are now.
 
         Of the web's nobody knows, and of none where storage is away.
@@ -211,7 +211,7 @@ class Batches:
             return set()
         return {image for image, version in versions.items() if before.get(encodable(image), version) != version}
 
-    def _served(self, batch: Kept, request: BatchRequest) -> Served:
+    def _served(self, batch: KeptBatch, request: BatchRequest) -> Served:
         """The detector that it was begun with; RayadError where it is gone, or images may not be read any more."""
         for url in filter(None, [request.prefix, *request.urls]):
             self._reading.check(url)
@@ -236,7 +236,7 @@ class Batches:
         for row in scored_rows.iter_rows():
             yield pickle.loads(row["row"])
 
-    def _remembered(self, batch: Kept) -> bool:
+    def _remembered(self, batch: KeptBatch) -> bool:
         """Whether it could be written down; a batch outlives storage that is away."""
         try:
             self._remember(batch)
@@ -244,7 +244,7 @@ class Batches:
             return False
         return True
 
-    def _remember(self, batch: Kept, begun: bool = False) -> None:
+    def _remember(self, batch: KeptBatch, begun: bool = False) -> None:
         status = batch.status
         place = self._writing.check(own_file(status.out))
         storage.write_json(place, status.model_dump(mode="json"), through_links=False)
@@ -253,7 +253,7 @@ class Batches:
             what["detector"] = status.detector.model_dump(mode="json")
             storage.write_json(storage.join(self._state, "batches", f"{status.id}.json"), what)
 
-    def _known(self) -> Iterator[Kept]:
+    def _known(self) -> Iterator[KeptBatch]:
         """Batches of a service before this one."""
         folder = storage.join(self._state, "batches") if self._state else ""
         for file in storage.listing(folder) if folder and storage.exists(folder) else []:
@@ -267,7 +267,7 @@ class Batches:
                     | {"research_use_only": RESEARCH_USE}
                 )  # of a folder that others write, no more than how far it is
                 if status.id == what["id"]:  # else another batch's results are there by now
-                    yield Kept(status, request, what["url"], resumed=True)
+                    yield KeptBatch(status, request, what["url"], resumed=True)
             except (RayadError, KeyError, TypeError, ValueError) as error:
                 LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
 
@@ -302,7 +302,7 @@ class _Ask:
             return Failure(image=image, reason=_sentence(error))
         return scored.judged.verdict().of(image, name)
 
-    async def _files(self, scored: Scored, data: bytes) -> list[tuple[str, bytes]]:
+    async def _files(self, scored: ServedScore, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
         kinds, files = self._request.results, []
         if "npz" in kinds:

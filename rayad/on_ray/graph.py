@@ -32,7 +32,7 @@ from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Preprocessing
 from rayad.scoring.detector import Detector
 from rayad.serving import cards, objects, problems
-from rayad.serving.api import Scored
+from rayad.serving.api import ServedScore
 from rayad.serving.cards import Served
 from rayad.serving.problems import Problem
 from rayad.serving.threads import ended, unless_gone, while_wanted
@@ -171,7 +171,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Asked:
+class WaitingImage:
     """An image that waits to be scored."""
 
     picture: Picture
@@ -197,7 +197,7 @@ class Scorer(Held):
     @_refusing
     async def judge(self, picture: Picture, request: HeatmapRequest) -> Judged | Refused:
         """What the detector of this request says."""
-        waiting = Asked(picture, request.step_mm)
+        waiting = WaitingImage(picture, request.step_mm)
         async with self._turns.taken(picture.caller, picture.turns(request.step_mm)):
             try:
                 return await self._together(waiting)
@@ -207,7 +207,7 @@ class Scorer(Held):
                     await ended(work)
 
     @batched(max_batch_size=SCORED_TOGETHER, batch_wait_timeout_s=0.005, max_concurrent_batches=2)
-    async def _together(self, images: list[Asked]) -> list[Judged | Refused]:
+    async def _together(self, images: list[WaitingImage]) -> list[Judged | Refused]:
         """Ray Serve puts images of one detector together."""
         try:
             detector = await self.detector(serve.get_multiplexed_model_id())
@@ -219,7 +219,7 @@ class Scorer(Held):
         return await asyncio.shield(work)
 
 
-def judged_together(detector: Detector, images: Sequence[Asked]) -> list[Judged | Refused]:
+def judged_together(detector: Detector, images: Sequence[WaitingImage]) -> list[Judged | Refused]:
     """Judge images, those of one grid in one pass; each gets what it would get alone."""
     answers: list[Judged | Refused] = [Refused(Problem(503, "Nobody waits for this image any more."))] * len(images)
     by_step: dict[float, list[int]] = {}
@@ -232,7 +232,7 @@ def judged_together(detector: Detector, images: Sequence[Asked]) -> list[Judged 
     return answers
 
 
-def _judged(detector: Detector, images: Sequence[Asked], step_mm: float) -> list[Judged | Refused]:
+def _judged(detector: Detector, images: Sequence[WaitingImage], step_mm: float) -> list[Judged | Refused]:
     assert detector.calibration is not None  # a card saw to it
     began, pictures, waiting = (
         time.perf_counter(),
@@ -344,7 +344,7 @@ class Graph:
         """Let a scorer load a detector."""
         await self._for(self._scorer, served).warm.remote()
 
-    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
+    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> ServedScore:
         """Decode, prepare, score; callers get equal parts of the time of those that do it.
 
         Raises:
@@ -353,18 +353,18 @@ class Graph:
 
         request = replace(request, step_mm=request.step_mm or served.card.step_mm)
 
-        async def ask() -> Scored:
+        async def ask() -> ServedScore:
             picture = self._picture(served, data, request, caller)
             judged = unless_refused(await self._for(self._scorer, served).judge.remote(picture, request))
-            return Scored(served, judged.judged, judged.seconds, _Under(picture, data, request, caller))
+            return ServedScore(served, judged.judged, judged.seconds, _Under(picture, data, request, caller))
 
         return await steadily(ask)
 
-    async def png(self, scored: Scored) -> bytes:
+    async def png(self, scored: ServedScore) -> bytes:
         """The overlay."""
         return await self._drawn(scored, lambda drawer, picture: drawer.png.remote(picture, scored.judged))
 
-    async def arrays(self, scored: Scored, include: Sequence[str]) -> dict[str, np.ndarray]:
+    async def arrays(self, scored: ServedScore, include: Sequence[str]) -> dict[str, np.ndarray]:
         """Pixels as they came, and the healthy version: what `include` names."""
         if not include:
             return {}
@@ -374,7 +374,7 @@ class Graph:
         )
         return dict(arrays)
 
-    async def objects(self, scored: Scored, data: bytes) -> dict[str, bytes]:
+    async def objects(self, scored: ServedScore, data: bytes) -> dict[str, bytes]:
         """DICOM objects by kind; Problem where the image did not come as DICOM."""
         if raster.is_raster(data):
             raise Problem(406, "DICOM objects refer to a DICOM image; this one is none")
@@ -386,7 +386,7 @@ class Graph:
             ),
         )
 
-    async def _drawn(self, scored: Scored, ask: Callable[[Any, Any], Awaitable[T]]) -> T:
+    async def _drawn(self, scored: ServedScore, ask: Callable[[Any, Any], Awaitable[T]]) -> T:
         """What the drawer makes; the picture may have died with whoever prepared it, and is prepared again."""
         drawer, pictures = self._for(self._drawer, scored.served), [scored.picture.picture]
 

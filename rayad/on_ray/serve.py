@@ -120,7 +120,7 @@ class Offered(Graph):
             self._places.give_back(caller, 1)
             metrics.show("served_waiting", self._places.held)
 
-    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> api.Scored:
+    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> api.ServedScore:
         """As the graph does, counted."""
         began, result = time.perf_counter(), "failed"
         try:

@@ -37,7 +37,7 @@ from rayad.on_ray.cluster import same_signal
 from rayad.on_ray.pool import OnRay, awaited
 from rayad.patches.corpus import Corpus
 from rayad.pipeline.requests import Search
-from rayad.pipeline.trial import Data, Task, learn
+from rayad.pipeline.trial import SharedLatents, Task, learn
 from rayad.pool import Workers
 from rayad.terminal import progress_bar
 
@@ -48,7 +48,7 @@ QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 """Environment in which Ray Tune writes no files and no lines of its own for every trial."""
 
 
-def _trial(values: dict[str, Any], task: Task, data: Data | None, device: str) -> None:
+def _trial(values: dict[str, Any], task: Task, data: SharedLatents | None, device: str) -> None:
     """A trial as Ray Tune calls it; what goes wrong on purpose is its last report."""
     last = {"value": math.inf, "epoch": 0}
 
@@ -69,7 +69,7 @@ class _Again:
     """Learns with settings and a seed what a trial learns."""
 
     task: Task
-    data: Data | None
+    data: SharedLatents | None
     device: str
 
     def __call__(self, item: tuple[dict[str, Any], int]) -> tuple[float | None, str]:
@@ -83,7 +83,7 @@ class _Again:
         return (losses[-1], "") if math.isfinite(losses[-1]) else (None, f"the value is {losses[-1]}")
 
 
-def sweep(name: str, task: Task, data: Data | None, how: Search, url: str) -> dict[str, Any]:
+def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: str) -> dict[str, Any]:
     """Search, fit the best with several seeds, and write `sweep.json`, `trials.csv`, `index.html` and its pictures.
 
     Args:
@@ -147,7 +147,7 @@ def _at_hand(url: str) -> Iterator[str]:
 class _Book:
     """What is known of a sweep, kept in `sweep.json` and, where the sweep is not on a local disk, its database too."""
 
-    def __init__(self, name: str, task: Task, data: Data | None, how: Search, url: str, folder: str) -> None:
+    def __init__(self, name: str, task: Task, data: SharedLatents | None, how: Search, url: str, folder: str) -> None:
         self.url, self.folder = url, folder
         content = [Corpus.open(task.corpus).manifest["content"], data and data.fingerprint]
         made_of = fingerprint(
@@ -257,7 +257,7 @@ class _Searcher(OptunaSearch):
         open(checkpoint_path, "wb").close()
 
 
-def _run(task: Task, data: Data | None, how: Search, database: RDBStorage, book: _Book) -> None:
+def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStorage, book: _Book) -> None:
     """The trials that are lacking; KeyboardInterrupt if somebody stopped them."""
     lacking, ends = how.trials - len(book.rows), time.monotonic() + 60 * how.minutes
     if lacking <= 0:
@@ -337,7 +337,7 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _with_seeds(task: Task, data: Data | None, how: Search, best: dict[str, Any]) -> dict[str, Any]:
+def _with_seeds(task: Task, data: SharedLatents | None, how: Search, best: dict[str, Any]) -> dict[str, Any]:
     """The best settings and those without a search, fitted again with several seeds: mean, deviation, all values."""
     candidates = {"best": best, "base": search.base(task.parts, task.space)}
     jobs = [(values, seed) for values in candidates.values() for seed in range(how.seeds)]

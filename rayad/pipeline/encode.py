@@ -21,7 +21,7 @@ ROWS = 512
 def encode(pool: Pool, corpus: Corpus, model: Part, url: str) -> None:
     """Write the latents of every patch of the corpus, an npy file a shard, float32 n m; those that are there stay."""
     names = [name for split in LEARNING_SPLITS for name, _ in corpus.shards(split)]
-    for outcome in pool.map(Encoder, names, f"latents to {url}", (corpus, model, url, pool.device), _unencoded):
+    for outcome in pool.map(EncodeShard, names, f"latents to {url}", (corpus, model, url, pool.device), _unencoded):
         if outcome:
             raise TrainingError(f"{corpus.url}: {outcome}")
 
@@ -31,7 +31,7 @@ def _unencoded(why: str, shard: str) -> str:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncodeShard:
     """Encodes shards with one model, which it keeps."""
 
     corpus: Corpus

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rayad import catalog, storage
-from rayad.checkpoints import Folder
+from rayad.checkpoints import CheckpointFolder
 from rayad.density.em import fit
 from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
@@ -68,7 +68,7 @@ def fit_density(
         task["checkpoints"] = storage.join(result, "learning")
         faults = pool.learn(_loop, task, storage.join(url, "ray"), request.em.epochs, request.density)
         storage.remove(task["checkpoints"])
-    state = Folder(result).load()
+    state = CheckpointFolder(result).load()
     assert state is not None  # rank 0 or the only one saved it
     module.load_state_dict(state.tensors)
     history = state.scalars | {"faults": [asdict(fault) for fault in faults]}
@@ -177,7 +177,7 @@ def _learn_alone(task: dict[str, Any]) -> None:
     density = task["config"].build(latents["train"].shape[1])
     assert isinstance(density, Learner)  # fit_density() asked
     history = density.learn(latents["train"], latents["validation"], request.em.seed)
-    Folder(task["result"]).save(State(density.state_dict(), history))
+    CheckpointFolder(task["result"]).save(State(density.state_dict(), history))
 
 
 def _loop(task: dict[str, Any], member: Member) -> None:
@@ -196,10 +196,10 @@ def _loop(task: dict[str, Any], member: Member) -> None:
         request.em,
         labels=labels,
         sync=member.sync,
-        checkpoints=Folder(task["checkpoints"]),
+        checkpoints=CheckpointFolder(task["checkpoints"]),
         report=member.report,
     )
     if member.sync.rank == 0:
         rows = list(history.rows)
         summary = {"best": history.best, "epochs": len(rows), "rows": rows, "warnings": list(history.warnings)}
-        Folder(task["result"]).save(State(density.state_dict(), summary))
+        CheckpointFolder(task["result"]).save(State(density.state_dict(), summary))

@@ -15,7 +15,7 @@ from rayad.errors import FormatError, OptionError, reason
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.answers import Failure, Result, encodable
 from rayad.heatmaps.drawing import EVERYTHING, Written, arrays_and_picture
-from rayad.heatmaps.images import Asked, HeatmapRequest, asked_of, opened
+from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
 from rayad.outputs import require_apart
 from rayad.pool import Mapper
@@ -88,11 +88,11 @@ class Writer:
     written: Written
     device: str = "cpu"
 
-    def __call__(self, image: Asked) -> Row:
+    def __call__(self, image: ImageRequest) -> Row:
         return write_heatmap(self.detector.on(self.device), self.url, self.written, image)
 
 
-def write_heatmap(detector: Detector, url: str, written: Written, image: Asked) -> Row:
+def write_heatmap(detector: Detector, url: str, written: Written, image: ImageRequest) -> Row:
     """Score one image and write what it gives; its row. StorageError where that cannot be written."""
     assert detector.calibration is not None  # whoever calls saw to it
     where, request = storage.join(url, image.name), image.request
@@ -110,7 +110,7 @@ def write_heatmap(detector: Detector, url: str, written: Written, image: Asked) 
     return judged.verdict().of(image.file, image.name)
 
 
-def failed(why: str, image: Asked) -> Row:
+def failed(why: str, image: ImageRequest) -> Row:
     """The row of an image without a heatmap."""
     return Failure(image=image.file, reason=why)
 

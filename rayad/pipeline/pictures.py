@@ -10,7 +10,7 @@ import numpy as np
 
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.evaluation import figures
-from rayad.evaluation.figures import Map, View
+from rayad.evaluation.figures import DetectorMap, View
 from rayad.evaluation.metrics import Scored, usable
 from rayad.heatmaps.drawing import if_healthy
 from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
@@ -120,7 +120,9 @@ class Shown:
         return {"panel": figures.panel(views, maps, healthy)}
 
 
-def draw(dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, Map, Sequence[MarkedRegion]]) -> bytes:
+def draw(
+    dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, DetectorMap, Sequence[MarkedRegion]]
+) -> bytes:
     """The thumbnail of an image with the map and the findings."""
     image, found, listed = item
     seen = view(dataset, preprocessing, image)
@@ -153,10 +155,10 @@ class Explainer:
         return if_healthy(self.detector.on(self.device), prepared)
 
 
-def mapped(calibration: Calibration, scores: np.ndarray) -> Map:
+def mapped(calibration: Calibration, scores: np.ndarray) -> DetectorMap:
     """Scores as healthy quantiles, and the places above the alarm quantile."""
     quantile = calibration.healthy_quantile(scores)
-    return Map(quantile, np.nan_to_num(quantile) > ALARM)
+    return DetectorMap(quantile, np.nan_to_num(quantile) > ALARM)
 
 
 def _if_healthy(

@@ -124,10 +124,10 @@ def score_exams(
     Returns:
         The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
-    keep = Kept.of(dataset, exams, url, detectors, step)
+    keep = KeptScores.of(dataset, exams, url, detectors, step)
     scored, failures = [], []
     for exam, failure in zip(
-        exams, pool.map(Scorer, exams, label, (dataset, keep, pool.device), unscored), strict=True
+        exams, pool.map(ScoreExam, exams, label, (dataset, keep, pool.device), unscored), strict=True
     ):
         pool.count("scored_images", 1, result="failed" if failure else "done")
         if failure:
@@ -143,7 +143,7 @@ def unscored(why: str, exam: Exam) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptScores:
     """Where the scores of some detectors are kept."""
 
     url: str
@@ -153,9 +153,9 @@ class Kept:
     """exam_id -> what it is made of; its scores are those of these contents alone."""
 
     @staticmethod
-    def of(dataset: Images, exams: Sequence[Exam], url: str, detectors: Sequence[Detector], step: int) -> "Kept":
+    def of(dataset: Images, exams: Sequence[Exam], url: str, detectors: Sequence[Detector], step: int) -> "KeptScores":
         """For these exams as they are now; says how many are others than those that were scored."""
-        keep = Kept(url, tuple(detectors), step, contents(dataset, exams))
+        keep = KeptScores(url, tuple(detectors), step, contents(dataset, exams))
         if changed := keep.changed(exams):
             say(f"{changed} of {len(exams)} images or their labels changed: they are scored anew", sys.stderr)
         return keep
@@ -223,11 +223,11 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class ScoreExam:
     """Scores images with some detectors, which it keeps."""
 
     dataset: Images
-    keep: Kept
+    keep: KeptScores
     device: str = "cpu"
 
     def __call__(self, exam: Exam) -> str:
@@ -235,7 +235,7 @@ class Scorer:
         return score_exam(self.dataset, self.keep, exam)
 
 
-def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
+def score_exam(dataset: Images, keep: KeptScores, exam: Exam) -> str:
     """Score one image with the detectors that it was not scored with; return why it failed, or an empty text."""
     missing = keep.missing(exam)
     if not missing and storage.exists(keep.places(exam)):
@@ -250,7 +250,7 @@ def score_exam(dataset: Images, keep: Kept, exam: Exam) -> str:
     return ""
 
 
-def _score(prepared: Prepared, keep: Kept, exam: Exam, wanted: Sequence[Detector]) -> None:
+def _score(prepared: Prepared, keep: KeptScores, exam: Exam, wanted: Sequence[Detector]) -> None:
     """Score the image with each detector; what members have found, those that combine them need not find again."""
     for detector in wanted:
         member_heatmaps = keep.known(detector, exam)

@@ -18,7 +18,7 @@ from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Preprocessing, step_px
 from rayad.pipeline.evaluate import Evaluation, calibration_of
-from rayad.pipeline.score import Kept, exams_of, score_exam, unscored
+from rayad.pipeline.score import KeptScores, exams_of, score_exam, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
 
@@ -48,7 +48,7 @@ def streamed(
     failures: dict[str, str] = {}
     for preprocessing, group in groups.items():
         step = step_px(preprocessing, options.step_mm)
-        keep = Kept.of(dataset, exams, storage.join(url, "scores"), group, step)
+        keep = KeptScores.of(dataset, exams, storage.join(url, "scores"), group, step)
         edges = {d.name: streaming.edges_of(calibration_of(d).levels, calibration_of(d).quantiles) for d in group}
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
         results = pool.map(PlaceCounter, exams, label, (dataset, keep, kinds, edges, pool.device), unscored)
@@ -77,7 +77,7 @@ class PlaceCounter:
     """Counts the places of images under some detectors, which it keeps."""
 
     dataset: Images
-    keep: Kept
+    keep: KeptScores
     kinds: Sequence[str]
     edges: Mapping[str, np.ndarray]
     device: str = "cpu"
@@ -88,7 +88,7 @@ class PlaceCounter:
 
 
 def count_exam(
-    dataset: Images, keep: Kept, kinds: Sequence[str], edges: Mapping[str, np.ndarray], exam: Exam
+    dataset: Images, keep: KeptScores, kinds: Sequence[str], edges: Mapping[str, np.ndarray], exam: Exam
 ) -> Counts | str:
     """The counts of one image, or why there are none; an image counts for the kinds that it holds."""
     reason = score_exam(dataset, keep, exam)

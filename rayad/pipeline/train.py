@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rayad import catalog, storage
-from rayad.checkpoints import Folder
+from rayad.checkpoints import CheckpointFolder
 from rayad.errors import OptionError
 from rayad.evaluation import strips
 from rayad.fingerprint import fingerprint
@@ -146,7 +146,7 @@ def train(
     lanes_of(0, max(pool.workers.counts))
     task = {"corpus": corpus_url, "config": config, "schedule": schedule, "checkpoints": url, "watch": watch}
     faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * _learning_stages(config), model)
-    state = Folder(url).load()
+    state = CheckpointFolder(url).load()
     assert state is not None  # the workers saved it
     best = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
     module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
@@ -209,7 +209,7 @@ def _loop(task: dict[str, Any], member: Member) -> None:
             validation,
             schedule,
             sync=us,
-            checkpoints=Folder(task["checkpoints"]),
+            checkpoints=CheckpointFolder(task["checkpoints"]),
             report=tell,
         )
     finally:

@@ -53,7 +53,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Data:
+class SharedLatents:
     """The latents that trials of a density share; read-only, since they lie in the object store."""
 
     train: np.ndarray
@@ -76,7 +76,7 @@ Report = Callable[[int, float], None]
 
 def of_density(
     pool: Pool, model: Part, request: DensityRequest, texts: tuple[str, ...], corpus_url: str, latents_url: str
-) -> tuple[Task, Data]:
+) -> tuple[Task, SharedLatents]:
     """A sweep over fields of a density and of EM at a fixed encoder, whose latents are encoded once."""
     corpus = Corpus.open(corpus_url)
     parts = {"density": density_config(request, model), "em": request.em}
@@ -86,7 +86,7 @@ def of_density(
     search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
     rows, names = classes_of(corpus, request, "train")
     objective = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
-    return Task(parts, space, corpus_url, objective), Data(**held, classes=rows, names=names)
+    return Task(parts, space, corpus_url, objective), SharedLatents(**held, classes=rows, names=names)
 
 
 def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
@@ -102,7 +102,12 @@ def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> 
 
 
 def learn(
-    task: Task, data: Data | None, values: Mapping[str, Any], seed: int | None, report: Report, device: str = "cpu"
+    task: Task,
+    data: SharedLatents | None,
+    values: Mapping[str, Any],
+    seed: int | None,
+    report: Report,
+    device: str = "cpu",
 ) -> None:
     """One trial: learn with these values.
 
@@ -120,7 +125,7 @@ def learn(
         _learn_density(data, parts, report, device)
 
 
-def _learn_density(data: Data, parts: dict[str, Any], report: Report, device: str) -> None:
+def _learn_density(data: SharedLatents, parts: dict[str, Any], report: Report, device: str) -> None:
     train, validation, classes = (
         torch.tensor(array).to(device) for array in (data.train, data.validation, data.classes)
     )

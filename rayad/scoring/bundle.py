@@ -30,7 +30,7 @@ from rayad.scoring import files
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, score_named
-from rayad.scoring.files import Folder
+from rayad.scoring.files import BundleFolder
 from rayad.scoring.scores import LatentScore, Part
 from rayad.terminal import shortened
 
@@ -185,7 +185,7 @@ def _called(kind: type | tuple[type, ...]) -> str:
     return " or ".join(words.get(one, "null") for one in kinds)
 
 
-def _describe(folder: Folder) -> dict[str, Any]:
+def _describe(folder: BundleFolder) -> dict[str, Any]:
     description = folder.description()
     schema = description.get("schema", 0)
     if type(schema) is not int:
@@ -206,7 +206,7 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     return description | {"context": [], "members": []} | ({"score": "elbo"} if loss else {})
 
 
-def _load(folder: Folder, anyway: bool) -> Detector:
+def _load(folder: BundleFolder, anyway: bool) -> Detector:
     description = _describe(folder)
     _check(folder, description)
     members = [_member(folder, name, description, anyway) for name in description["members"]]
@@ -216,7 +216,7 @@ def _load(folder: Folder, anyway: bool) -> Detector:
     return detector
 
 
-def _check(folder: Folder, description: dict[str, Any]) -> None:
+def _check(folder: BundleFolder, description: dict[str, Any]) -> None:
     """FormatError unless every field has its type, and names are what names can be."""
     where = folder.name
     for fault in lacking(description):
@@ -232,14 +232,14 @@ def _check(folder: Folder, description: dict[str, Any]) -> None:
     files.check_members(description["members"], where)
 
 
-def _member(folder: Folder, name: str, description: dict[str, Any], anyway: bool) -> Detector:
+def _member(folder: BundleFolder, name: str, description: dict[str, Any], anyway: bool) -> Detector:
     member = _load(folder.member(name, description), anyway)
     if member.name != name:
         raise FormatError(f"{folder.url}: member {name} calls itself {shortened(member.name)}; names and folders agree")
     return member
 
 
-def _built(folder: Folder, description: dict[str, Any], members: list[Detector]) -> Detector:
+def _built(folder: BundleFolder, description: dict[str, Any], members: list[Detector]) -> Detector:
     with _explained(f"{folder.name}: 'preprocessing'"):
         settings = dict(description["preprocessing"])
         kind = settings.pop("kind", "mammogram")  # before there were several kinds, all were of mammograms
@@ -262,7 +262,7 @@ def _built(folder: Folder, description: dict[str, Any], members: list[Detector])
     )
 
 
-def _calibration(folder: Folder, description: dict[str, Any]) -> Calibration | None:
+def _calibration(folder: BundleFolder, description: dict[str, Any]) -> Calibration | None:
     if "calibration" not in description["sha256"]:
         return None
     where, data = folder.tensors("calibration", description)
@@ -271,7 +271,7 @@ def _calibration(folder: Folder, description: dict[str, Any]) -> Calibration | N
         return Calibration.from_tensors(safetensors.numpy.load(data))
 
 
-def _part(folder: Folder, kind: str, description: dict[str, Any]) -> Part | None:
+def _part(folder: BundleFolder, kind: str, description: dict[str, Any]) -> Part | None:
     part_description = description[kind]
     if part_description is None:
         return None

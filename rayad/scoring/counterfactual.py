@@ -133,7 +133,7 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     return Counterfactual(pixels, prepared.pixels - pixels, replaced)
 
 
-def _parts(detector: Detector) -> tuple[dense.Scorer, Decode, SPN]:
+def _parts(detector: Detector) -> tuple[dense.ImageModel, Decode, SPN]:
     """Model, its decoder and the circuit."""
     reason = lacking(detector)
     if reason:

@@ -39,7 +39,7 @@ LogProb = Callable[[Latents], Scores]
 
 
 @runtime_checkable
-class Scorer(Protocol):
+class ImageModel(Protocol):
     """What a model is asked for here."""
 
     def encode(self, x: Patches) -> Latents: ...
@@ -196,7 +196,7 @@ def encode_patches(
     Raises:
         ImageError: the image is smaller than a patch.
     """
-    scorer = cast(Scorer, model)
+    scorer = cast(ImageModel, model)
     with torch.no_grad():
         latents = [scorer.encode(x) for x in _patches(model, pixels, step, mask, batch)]
     return _full_precision(torch.cat(latents))

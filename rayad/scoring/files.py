@@ -60,7 +60,7 @@ class Allowance:
 
 
 @dataclass(frozen=True)
-class Folder:
+class BundleFolder:
     """The folder of a bundle, or of a member in it."""
 
     url: str
@@ -124,7 +124,7 @@ class Folder:
             raise FormatError(f"{where}: altered or truncated, its hash is not the one in detector.json")
         return where, data
 
-    def member(self, name: str, description: dict[str, Any]) -> "Folder":
+    def member(self, name: str, description: dict[str, Any]) -> "BundleFolder":
         """The folder of a member; FormatError where a bundle has too many of them, or too many levels."""
         self.left.members -= 1
         if self.left.members < 0 or self.level == DEEPEST:
@@ -139,9 +139,9 @@ class Folder:
         return replace(self, url=url, sha256=sha256, level=self.level + 1)
 
 
-def opened(url: str) -> Folder:
+def opened(url: str) -> BundleFolder:
     """The folder of a bundle; it may be a link itself."""
-    return Folder(url, url)
+    return BundleFolder(url, url)
 
 
 def is_hashed(description: dict[str, Any]) -> bool:

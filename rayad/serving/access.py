@@ -18,7 +18,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from rayad.errors import OptionError
 from rayad.options import Amount, Count, Seconds, Weight
-from rayad.serving.exchange import Application, Bounds, Exchange, Receive, Scope, Send, make_audible, values
+from rayad.serving.exchange import Application, Exchange, Receive, RequestBounds, Scope, Send, make_audible, values
 from rayad.serving.issuer import Issuer, is_loopback
 from rayad.serving.problems import Problem
 from rayad.serving.shares import Shares
@@ -160,13 +160,13 @@ class Guard:
         else:
             await self.app(scope, receive, send)
 
-    def _bounds(self, scope: Scope) -> Bounds:
+    def _bounds(self, scope: Scope) -> RequestBounds:
         most, kind = self.limits.max_body, b"".join(values(scope, b"content-type")[:1]).partition(b";")[0]
         if scope["path"] == "/v1/batches":
             most = min(most, LARGEST_BATCH)
         elif kind.strip().lower() == b"application/json":
             most = min(most, LARGEST_PLACE)
-        return Bounds(most, self.limits.body_seconds, self.limits.least_kb_s * 1000)
+        return RequestBounds(most, self.limits.body_seconds, self.limits.least_kb_s * 1000)
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, for as long as a request may take."""

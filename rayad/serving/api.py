@@ -20,7 +20,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from rayad.errors import OptionError
 from rayad.heatmaps import answers
-from rayad.heatmaps.answers import Answer, Batch, Batches, BatchRequest, BatchSummary, Card, Closed, Detectors, example
+from rayad.heatmaps.answers import (
+    Answer,
+    Batch,
+    BatchList,
+    BatchRequest,
+    BatchSummary,
+    Card,
+    Closed,
+    Detectors,
+    example,
+)
 from rayad.heatmaps.images import HeatmapRequest
 from rayad.heatmaps.judgement import Judgement
 from rayad.imaging import plausibility
@@ -36,7 +46,7 @@ KINDS = (JSON, PNG, NPZ, DICOM)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ServedScore:
     """An image that was scored, and what the backend needs to draw it."""
 
     served: Served
@@ -67,19 +77,19 @@ class Backend(Protocol):
         """Held while an image of this caller is scored and its answer made; Problem where too many images wait."""
         ...
 
-    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> Scored:
+    async def score(self, served: Served, data: bytes, request: HeatmapRequest, caller: str) -> ServedScore:
         """Score the image in the bytes of a file, for a caller."""
         ...
 
-    async def png(self, scored: Scored) -> bytes:
+    async def png(self, scored: ServedScore) -> bytes:
         """The overlay."""
         ...
 
-    async def arrays(self, scored: Scored, include: Sequence[str]) -> dict[str, np.ndarray]:
+    async def arrays(self, scored: ServedScore, include: Sequence[str]) -> dict[str, np.ndarray]:
         """The image's pixels, its healthy version."""
         ...
 
-    async def objects(self, scored: Scored, data: bytes) -> dict[str, bytes]:
+    async def objects(self, scored: ServedScore, data: bytes) -> dict[str, bytes]:
         """DICOM objects by kind, of an image that came as DICOM."""
         ...
 
@@ -108,7 +118,7 @@ class Backend(Protocol):
         ...
 
 
-class Place(Closed):
+class ImageUrl(Closed):
     """An image by its URL."""
 
     model_config = example({"url": "s3://hospital/inbox/0001.dcm"}, additionalProperties=False)
@@ -135,7 +145,7 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
         redoc_url=None,
         responses=document.problems(),
     )
-    document.complete(app, Place)
+    document.complete(app, ImageUrl)
     problems.install(app)
     app.include_router(_scoring(backend, reading, limits), prefix="/v1")
     app.include_router(_batches(backend, reading, writing), prefix="/v1")
@@ -160,7 +170,7 @@ SCORE = {
                 }
             },
             JSON: {
-                "schema": {"$ref": "#/components/schemas/Place"},
+                "schema": {"$ref": "#/components/schemas/ImageUrl"},
                 "example": {"url": "s3://hospital/inbox/0001.dcm"},
             },
         },
@@ -213,7 +223,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
 
 
 async def _answer(
-    backend: Backend, scored: Scored, kind: str, data: bytes, include: Sequence[str], wanted: str
+    backend: Backend, scored: ServedScore, kind: str, data: bytes, include: Sequence[str], wanted: str
 ) -> Response:
     """In the form that was asked for."""
     if kind == JSON:
@@ -274,7 +284,7 @@ async def _image(http: Request, reading: AllowList, limits: Limits) -> bytes:
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON:
         try:
-            place = Place.model_validate_json(await http.body())
+            place = ImageUrl.model_validate_json(await http.body())
         except ValidationError as error:
             raise Problem(422, f'{error.errors()[0]["msg"]}: an image by its URL is {{"url": ...}}') from error
         data = await fetch(place.url, reading, limits)
@@ -314,9 +324,9 @@ def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRou
         return begun
 
     @router.get("/batches")
-    async def every() -> Batches:
+    async def every() -> BatchList:
         """All batches, the newest first."""
-        return Batches(batches=await backend.batches())
+        return BatchList(batches=await backend.batches())
 
     @router.get("/batches/{number}")
     async def one(number: Number) -> Batch:

@@ -36,7 +36,7 @@ class Places:
 
 
 @dataclass
-class Kept:
+class KeptBatch:
     """A batch that the service runs or remembers."""
 
     status: Batch
@@ -83,7 +83,7 @@ class Kept:
         self.status.state, self.status.updated = state, now()
 
 
-def new(request: BatchRequest, detector: DetectorName, url: str) -> Kept:
+def new(request: BatchRequest, detector: DetectorName, url: str) -> KeptBatch:
     """A batch that begins now.
 
     Args:
@@ -99,7 +99,7 @@ def new(request: BatchRequest, detector: DetectorName, url: str) -> Kept:
         began=began,
         updated=began,
     )
-    return Kept(status, request, url)
+    return KeptBatch(status, request, url)
 
 
 def how_scored(request: BatchRequest) -> HowScored:

@@ -22,7 +22,7 @@ from pydicom import Dataset
 
 from rayad import bounded
 from rayad.errors import FormatError, ImageError, ServiceError, StorageError
-from rayad.heatmaps.answers import Answer, Batch, Batches, BatchSummary, Card, Detectors, Written
+from rayad.heatmaps.answers import Answer, Batch, BatchList, BatchSummary, Card, Detectors, Written
 from rayad.imaging.dicom import explained
 from rayad.imaging.plausibility import Kind
 
@@ -37,7 +37,7 @@ BUSY = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
 
 
-class Asked(TypedDict, total=False):
+class ScoreOptions(TypedDict, total=False):
     """How an image is scored; the server has a default for what is left out."""
 
     detector: str
@@ -53,7 +53,7 @@ class Asked(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Heatmap:
+class HeatmapAnswer:
     """An answer with its arrays."""
 
     answer: Answer
@@ -77,13 +77,13 @@ class Client:
         served = self._asked(Detectors, "GET", "/v1/detectors")
         return tuple(sorted(served.detectors, key=lambda card: card.name != served.default))
 
-    def score(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> Answer:
+    def score(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[ScoreOptions]) -> Answer:
         """Score an image.
 
         Args:
             image: a file, or the bytes of one.
             url: of an image that the server fetches, in place of `image`.
-            asked: see `Asked`.
+            asked: see `ScoreOptions`.
         """
         return _understood(Answer, self._scored(JSON, image, url, asked).content)
 
@@ -93,15 +93,15 @@ class Client:
         *,
         url: str = "",
         include: Sequence[Literal["pixels", "counterfactual"]] = (),
-        **asked: Unpack[Asked],
-    ) -> Heatmap:
+        **asked: Unpack[ScoreOptions],
+    ) -> HeatmapAnswer:
         """Score an image, with the numbers of every place.
 
         Args:
             image: as for `score`.
             url: as for `score`.
             include: pixels: of the image as it came; counterfactual: the image as if it were healthy, and the change.
-            asked: see `Asked`.
+            asked: see `ScoreOptions`.
         """
         answer = self._scored(NPZ, image, url, asked, include=",".join(include))
         try:
@@ -109,13 +109,15 @@ class Client:
             content = arrays.pop("answer").tobytes()
         except (FormatError, KeyError) as error:
             raise FormatError(f"the server's answer is none of rayad's: {error}") from error
-        return Heatmap(_understood(Answer, content), arrays)
+        return HeatmapAnswer(_understood(Answer, content), arrays)
 
-    def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> bytes:
+    def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[ScoreOptions]) -> bytes:
         """The image under its heatmap, as PNG; arguments as of `score`."""
         return self._scored(PNG, image, url, asked).content
 
-    def objects(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[Asked]) -> list[Dataset]:
+    def objects(
+        self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[ScoreOptions]
+    ) -> list[Dataset]:
         """The DICOM objects of a DICOM image; arguments as of `score`."""
         answer = self._scored(DICOM, image, url, asked)
         try:
@@ -131,7 +133,7 @@ class Client:
         prefix: str = "",
         urls: Sequence[str] = (),
         results: Sequence[Written] = ("json", "npz", "png"),
-        **asked: Unpack[Asked],
+        **asked: Unpack[ScoreOptions],
     ) -> Batch:
         """Let the server score many images.
 
@@ -140,14 +142,14 @@ class Client:
             prefix: every image below it.
             urls: images, in place of a prefix.
             results: files of each image.
-            asked: see `Asked`.
+            asked: see `ScoreOptions`.
         """
         body = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **asked}
         return self._asked(Batch, "POST", "/v1/batches", json=body)
 
     def batches(self) -> tuple[BatchSummary, ...]:
         """All of them, the newest first."""
-        return self._asked(Batches, "GET", "/v1/batches").batches
+        return self._asked(BatchList, "GET", "/v1/batches").batches
 
     def batch(self, number: str) -> Batch:
         """One of them, by its id."""

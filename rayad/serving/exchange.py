@@ -51,7 +51,7 @@ SAFE = {
 
 
 @dataclass(frozen=True)
-class Bounds:
+class RequestBounds:
     """Of a request's body."""
 
     most: int
@@ -65,7 +65,7 @@ class Bounds:
 class Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, bounds: Bounds, bodies: Shares) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, bounds: RequestBounds, bodies: Shares) -> None:
         """Take over a request.
 
         Args:

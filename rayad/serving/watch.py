@@ -50,7 +50,7 @@ DERIVED = (
 
 
 @dataclass
-class Counts:
+class WatchCounts:
     """Images since the start."""
 
     stored: int = 0
@@ -72,7 +72,7 @@ def watch(
     poll_s: float = 30.0,
     days: int = 0,
     once: bool = False,
-) -> Counts:
+) -> WatchCounts:
     """Score what arrives until KeyboardInterrupt; what fails is tried again, ever more rarely.
 
     An image that the server cannot score is not sent again while it stays as it is.
@@ -160,7 +160,7 @@ class _Scorer:
 class _Memory:
     """What this process has seen; all of it can be lost."""
 
-    counts: Counts = field(default_factory=Counts)
+    counts: WatchCounts = field(default_factory=WatchCounts)
     settled: dict[str, tuple[str, str]] = field(default_factory=dict)
     """SOP instance UID -> what the archive said of it and the detector, when there was nothing left to do."""
     deferred: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -207,7 +207,12 @@ def _pass(pacs: str, scorer: _Scorer, memory: _Memory, days: int) -> bool:
 
 
 def _one(
-    pacs: str, image: dicomweb.Listed, by: DetectorName, scorer: _Scorer, studies: dict[str, set[str]], counts: Counts
+    pacs: str,
+    image: dicomweb.Listed,
+    by: DetectorName,
+    scorer: _Scorer,
+    studies: dict[str, set[str]],
+    counts: WatchCounts,
 ) -> None:
     """An image from the archive to the server and its objects back, those that are missing.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rayad.evaluation import report, table
-from rayad.evaluation.figures import Map, View, distributions, panel, thumbnail
+from rayad.evaluation.figures import DetectorMap, View, distributions, panel, thumbnail
 from rayad.evaluation.metrics import Scored
 from rayad.evaluation.results import read
 
@@ -39,7 +39,7 @@ def pictures(images):
     centers = np.arange(4, 96, 8)
     truth = np.repeat(np.repeat(images[9].truth["mass"], 8, axis=0), 8, axis=1)
     view = View("e9", np.full((96, 96), 0.4, dtype=np.float32), 0.4, centers, centers, truth)
-    found = Map(np.clip(images[9].scores / 4, 0, 1), images[9].scores > 2)
+    found = DetectorMap(np.clip(images[9].scores / 4, 0, 1), images[9].scores > 2)
     places = {"healthy": images[0].scores.ravel(), "mass": images[9].scores[images[9].truth["mass"]]}
     return {
         "panel": panel([view], {"cae": [found]}),

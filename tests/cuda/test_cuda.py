@@ -8,7 +8,7 @@ from rayad import catalog
 from rayad.density import em, spn
 from rayad.density.em import EM
 from rayad.fit import Schedule, batches, fit
-from rayad.pipeline.trial import Data, Task, learn
+from rayad.pipeline.trial import SharedLatents, Task, learn
 from rayad.scoring import dense
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -40,7 +40,7 @@ def test_the_density_learned_on_a_gpu_is_that_of_the_cpu():
 def test_a_trial_of_a_sweep_ends_on_a_gpu_with_the_value_of_the_cpu():
     rng, found = np.random.default_rng(0), {}
     train, validation = (rng.normal(size=(rows, 8)).astype(np.float32) for rows in (300, 100))
-    data = Data(train, validation, classes=rng.integers(-1, 2, 300), names=("fatty", "dense"))
+    data = SharedLatents(train, validation, classes=rng.integers(-1, 2, 300), names=("fatty", "dense"))
     parts = {"density": spn.Config(roots=2, inputs=4, replicas=4), "em": EM(epochs=3)}
     for device in ("cpu", "cuda"):
         learn(Task(parts, {}, "", "bits"), data, {}, 0, lambda _, value: found.update({device: value}), device)  # noqa: B023

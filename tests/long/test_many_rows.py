@@ -4,7 +4,7 @@ import memory
 import pytest
 import torch
 
-from rayad.density.spn import Config, Statistics
+from rayad.density.spn import CircuitStatistics, Config
 
 BLOCKS, ROWS = 100, 100_000
 
@@ -19,7 +19,7 @@ def test_statistics_of_ten_million_rows_take_the_memory_of_a_block(states: tuple
         return ((z + 4).clamp(0, 7).floor() if states else z) if seed else torch.full((ROWS, 4), 1.0)
 
     density.start(block(1), seed=0)
-    total: Statistics = density.statistics(block(0)) + density.statistics(block(1))
+    total: CircuitStatistics = density.statistics(block(0)) + density.statistics(block(1))
     before = memory.now()
     for number in range(2, BLOCKS):
         total = total + density.statistics(block(number))

@@ -119,7 +119,7 @@ def held(archive: Archive, study: str, modality: str) -> list[Dataset]:
     return [dicomweb.instance(one.url) for one in found]
 
 
-def once(archive: Archive, server: Server, **options) -> watch.Counts:
+def once(archive: Archive, server: Server, **options) -> watch.WatchCounts:
     return watch.watch(archive.url, server.url, token=TOKEN, once=True, **options)
 
 
@@ -130,7 +130,7 @@ def small() -> Dataset:
 def test_objects_come_back_once_and_lie_on_the_image(archive, server, capsys):
     image = complete(with_lesion())
     put(archive, image, complete(with_lesion(), PatientID="MADE-UP-3"), small())
-    assert once(archive, server) == watch.Counts(stored=2, unscorable=1)
+    assert once(archive, server) == watch.WatchCounts(stored=2, unscorable=1)
     assert count(archive) == 3 + 2 * 3
     (segmented,), (report,) = (held(archive, image.StudyInstanceUID, of) for of in ("SEG", "SR"))
     (capture,) = held(archive, image.StudyInstanceUID, "OT")
@@ -147,7 +147,7 @@ def test_objects_come_back_once_and_lie_on_the_image(archive, server, capsys):
     assert "smaller than a patch" in said
     assert not any(word in said for word in ("Made", "MADE-UP", "19600102", "A1"))
 
-    assert once(archive, server) == watch.Counts(present=2, unscorable=1)
+    assert once(archive, server) == watch.WatchCounts(present=2, unscorable=1)
     assert count(archive) == 9
     assert len(server.scored) == 4  # the small one is asked for again by another watcher, the others are not
 
@@ -160,7 +160,7 @@ def test_what_a_broken_store_left_out_is_added_and_nothing_is_stored_twice(archi
     (capture,) = held(archive, image.StudyInstanceUID, "OT")
     found = requests.post(f"{archive.root}/tools/lookup", data=report.SOPInstanceUID, auth=LOGIN, timeout=30).json()
     requests.delete(f"{archive.root}{found[0]['Path']}", auth=LOGIN, timeout=30).raise_for_status()
-    assert once(archive, server) == watch.Counts(stored=1)
+    assert once(archive, server) == watch.WatchCounts(stored=1)
     assert count(archive) == 4
     (again,) = held(archive, image.StudyInstanceUID, "OT")
     assert again.TimeOfSecondaryCapture == capture.TimeOfSecondaryCapture  # still the first one
@@ -210,8 +210,8 @@ def test_what_is_new_is_found_until_the_process_is_told_to_stop(archive, server)
 
 def test_old_studies_are_left_out(archive, server):
     put(archive, complete(with_lesion(), StudyDate="20200101"))
-    assert once(archive, server, days=30) == watch.Counts()
-    assert once(archive, server) == watch.Counts(stored=1)
+    assert once(archive, server, days=30) == watch.WatchCounts()
+    assert once(archive, server) == watch.WatchCounts(stored=1)
 
 
 def test_what_never_answers_and_what_is_refused_is_said(archive, server, monkeypatch):

@@ -317,13 +317,13 @@ BROKEN = """
 from served import PATIENTS, made, png
 
 from rayad.heatmaps.images import HeatmapRequest
-from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
+from rayad.on_ray.graph import WaitingImage, Picture, judged_together, prepared_image
 from rayad.scoring.detector import Detector
 
 detector, asked, really = made(0), HeatmapRequest(0.8, "MLO"), Detector.heatmaps
 files = [png(PATIENTS, exam) for exam in PATIENTS.exams()[:2]]
 broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), "jane", 0.0) for file in files)
-(alone,) = judged_together(detector, [Asked(whole, asked.step_mm)])
+(alone,) = judged_together(detector, [WaitingImage(whole, asked.step_mm)])
 
 def heatmaps(self, images, step):
     if any(image is broken.prepared for image in images):
@@ -331,7 +331,7 @@ def heatmaps(self, images, step):
     return really(self, images, step)
 
 Detector.heatmaps = heatmaps
-one, other = judged_together(detector, [Asked(broken, asked.step_mm), Asked(whole, asked.step_mm)])
+one, other = judged_together(detector, [WaitingImage(broken, asked.step_mm), WaitingImage(whole, asked.step_mm)])
 print(one.problem.status, other.judged.score == alone.judged.score)
 """
 """What a replica says of two images at once, the first of which breaks the detector."""
@@ -344,7 +344,7 @@ import time
 from served import PATIENTS, made, png
 
 from rayad.heatmaps.images import HeatmapRequest
-from rayad.on_ray.graph import Asked, Picture, judged_together, prepared_image
+from rayad.on_ray.graph import WaitingImage, Picture, judged_together, prepared_image
 
 detector = made(1, "reconstruction")
 data, asked = png(PATIENTS, PATIENTS.exams()[0]), HeatmapRequest(0.8, "MLO")
@@ -355,8 +355,8 @@ def seconds(image):
     (answer,) = judged_together(detector, [image])
     return answer, time.monotonic() - began
 
-whole, took = seconds(Asked(picture, 0.8))
-left = Asked(picture, 0.8)
+whole, took = seconds(WaitingImage(picture, 0.8))
+left = WaitingImage(picture, 0.8)
 threading.Timer(took / 10, left.gone.set).start()
 refused, until = seconds(left)
 never, at_once = seconds(left)

@@ -14,11 +14,11 @@ from served import PATIENTS, TOKEN, Served, dicom, png, serving
 
 from rayad.errors import ServiceError
 from rayad.serving import RESEARCH_USE
-from rayad.serving.client import Asked, Client
+from rayad.serving.client import Client, ScoreOptions
 
 pytestmark = pytest.mark.long
 SCARCE = "a token with one request a minute"
-ASKED: Asked = {"spacing_mm": 0.8, "view": "MLO"}
+ASKED: ScoreOptions = {"spacing_mm": 0.8, "view": "MLO"}
 
 
 @pytest.fixture(scope="module")

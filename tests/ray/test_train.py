@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayad import catalog
-from rayad.checkpoints import Folder
+from rayad.checkpoints import CheckpointFolder
 from rayad.datasets import phantom
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Schedule, fit
@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tm
     url = str(tmp_path / "training")
     with pytest.raises(TrainingError, match=r"epoch 1.*step"):
         train(OnRay(Workers(2, max_failures=0)), corpus.url, "cae", config, TEN_STEPS, url)
-    assert Folder(url).load() is None  # there was no good epoch to keep
+    assert CheckpointFolder(url).load() is None  # there was no good epoch to keep
 
 
 def test_more_workers_than_a_corpus_has_lanes_are_refused(corpus, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save
 
 from rayad import storage
-from rayad.checkpoints import Folder
+from rayad.checkpoints import CheckpointFolder
 from rayad.errors import FormatError, StorageError, TrainingError
 from rayad.fit import Schedule, batches, fit
 from rayad.models import cae
@@ -26,8 +26,8 @@ SCALARS = {"epoch": 3, "best_loss": 0.1 + 0.2, "rows": [{"train_x": 1e-300}], "n
 
 
 @pytest.fixture
-def folder(tmp_path) -> Folder:
-    return Folder(str(tmp_path / "run"))
+def folder(tmp_path) -> CheckpointFolder:
+    return CheckpointFolder(str(tmp_path / "run"))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def file(folder, tmp_path):
 
 @pytest.mark.parametrize("url", ["memory://checkpoints/run", None])
 def test_a_state_comes_back_to_the_bit(url, folder):
-    folder = Folder(url) if url else folder
+    folder = CheckpointFolder(url) if url else folder
     folder.save(State(TENSORS, SCALARS))
     state = folder.load()
     assert state is not None
@@ -139,7 +139,7 @@ def test_what_cannot_be_written_leaves_the_last_state(folder, file, monkeypatch)
 def test_training_goes_on_from_the_file_to_the_same_bits(folder):
     x = torch.rand(20, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 
-    def train(epochs: int, folder: Folder) -> dict[str, torch.Tensor]:
+    def train(epochs: int, folder: CheckpointFolder) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = cae.Config(width=4, latents=6).build()
         schedule = Schedule(epochs=epochs, batch=8)
@@ -152,9 +152,9 @@ def test_training_goes_on_from_the_file_to_the_same_bits(folder):
         )
         return model.state_dict()
 
-    whole = train(3, Folder(storage.join(folder.url, "whole")))
+    whole = train(3, CheckpointFolder(storage.join(folder.url, "whole")))
 
-    class Interrupted(Folder):
+    class Interrupted(CheckpointFolder):
         def save(self, state: State) -> None:
             super().save(state)
             if state.scalars["epoch"] == 2:

@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from rayad.density.em import EM, History, fit, full_batch, improve, paper
+from rayad.density.em import EM, EMHistory, fit, full_batch, improve, paper
 from rayad.density.spn import SPN, Config
 from rayad.errors import FormatError, OptionError, TrainingError
 from rayad.progress import State
@@ -67,11 +67,11 @@ class Worker:
         raise AssertionError("densities only need sums")
 
 
-def learned(world: int, dtype: torch.dtype, em: EM, train: Tensor) -> tuple[list[SPN], History]:
+def learned(world: int, dtype: torch.dtype, em: EM, train: Tensor) -> tuple[list[SPN], EMHistory]:
     """The densities of all workers after learning."""
     together, densities = Together(world), [SMALL.build(5).to(dtype) for _ in range(world)]
 
-    def work(rank: int) -> History:
+    def work(rank: int) -> EMHistory:
         return fit(densities[rank], train, clusters(50, seed=1), em, sync=Worker(rank, together))
 
     with ThreadPoolExecutor(world) as pool:

@@ -10,8 +10,8 @@ from rayad.evaluation.figures import (
     CHANGE,
     HIGH,
     LOW,
+    DetectorMap,
     Healthy,
-    Map,
     View,
     distributions,
     explained,
@@ -30,7 +30,7 @@ def view(side=96, level=0.5, truth=None, spacing_mm=0.5):
 
 def heat(quantile, mask=None):
     grid = np.full((12, 12), quantile) if np.isscalar(quantile) else quantile
-    return Map(grid, np.zeros(grid.shape, dtype=bool) if mask is None else mask)
+    return DetectorMap(grid, np.zeros(grid.shape, dtype=bool) if mask is None else mask)
 
 
 def decoded(png):
@@ -162,7 +162,7 @@ def test_a_picture_of_a_very_long_image_is_no_larger_than_another(shape):
     pixels = np.linspace(0, 1, h * w, dtype=np.float32).reshape(shape)
     long = View("long", pixels, 0.01, *places, np.zeros(shape, bool))
     quantile = np.full((len(places[0]), len(places[1])), 0.995)
-    found = Map(quantile, quantile > 0.99)
+    found = DetectorMap(quantile, quantile > 0.99)
     for png in (
         overlay(long, found),
         explained(long, found, Healthy(pixels, pixels, "stored")),

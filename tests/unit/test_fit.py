@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workers import Shared, in_threads
 
 from rayad.errors import FormatError, OptionError, TrainingError
-from rayad.fit import ALONE, Draw, History, Objective, Pass, Schedule, Stage, Sync, batches, fit
+from rayad.fit import ALONE, Draw, Objective, Pass, Schedule, Stage, Sync, TrainingHistory, batches, fit
 from rayad.models import bvae, cae
 from rayad.progress import Row, State
 from rayad.tensors import Patches, Scores
@@ -58,7 +58,7 @@ def patches(n: int, seed: int = 0) -> Patches:
     return torch.rand(n, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
 
 
-def run(model: nn.Module, x: Patches, schedule: Schedule, sync: Sync = ALONE, **options) -> History:
+def run(model: nn.Module, x: Patches, schedule: Schedule, sync: Sync = ALONE, **options) -> TrainingHistory:
     validation = options.pop("validation", x)
     return fit(
         model,

@@ -11,7 +11,7 @@ from rayad.datasets import phantom
 from rayad.datasets.exam import source_of
 from rayad.imaging import dermoscopy
 from rayad.imaging.mammogram import Preprocessing
-from rayad.pipeline.score import Kept, score_exam
+from rayad.pipeline.score import KeptScores, score_exam
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Combined, Detector
@@ -27,8 +27,8 @@ def dataset() -> phantom.Dataset:
     return phantom.Dataset(patients=3, height=256, width=192, diseased=1.0)
 
 
-def kept(dataset, folder, detectors, step) -> Kept:
-    return Kept.of(dataset, dataset.exams(), str(folder), detectors, step)
+def kept(dataset, folder, detectors, step) -> KeptScores:
+    return KeptScores.of(dataset, dataset.exams(), str(folder), detectors, step)
 
 
 def test_a_detector_that_is_added_costs_only_itself(dataset, tmp_path):
@@ -94,11 +94,11 @@ def test_scores_and_truth_of_what_an_image_was_are_not_taken_for_what_it_is(data
     assert keep.changed(exams) == 0
     assert capsys.readouterr().err == ""
     other = [replace(e, lesions=()) if e == exam else e for e in exams]
-    again = Kept.of(dataset, other, str(tmp_path / "scores"), (one,), 8)
+    again = KeptScores.of(dataset, other, str(tmp_path / "scores"), (one,), 8)
     assert f"1 of {len(exams)} images or their labels changed" in capsys.readouterr().err
     changed = other[exams.index(exam)]
     assert again.missing(changed) == [one]
     assert score_exam(dataset, again, changed) == ""
     assert keep.read(exam).truth.keys()
     assert not again.read(changed).truth
-    assert Kept.of(dataset, other, str(tmp_path / "scores"), (one,), 8).changed(other) == 0
+    assert KeptScores.of(dataset, other, str(tmp_path / "scores"), (one,), 8).changed(other) == 0

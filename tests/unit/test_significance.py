@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from rayad.evaluation import bootstrap
-from rayad.evaluation.metrics import Pool, Undefined
+from rayad.evaluation.metrics import PooledPlaces, Undefined
 from rayad.evaluation.significance import (
     concordance,
     delong,
@@ -41,7 +41,9 @@ def places(seed, patients=8, size=40, shift=(1.0, 1.0), healthy=0):
     base = generator.normal(size=patients)[patient]
     share = np.zeros(patient.size)
     return [
-        Pool(base + generator.normal(size=patient.size) + s * anomalous, anomalous, share, patient, ids, diseased)
+        PooledPlaces(
+            base + generator.normal(size=patient.size) + s * anomalous, anomalous, share, patient, ids, diseased
+        )
         for s in shift
     ]
 
