@@ -57,7 +57,7 @@ def fit_density(
     """
     config, corpus = density_config(request, model), Corpus.open(corpus_url)
     encode(pool, corpus, model, url)
-    variables = variables_of(corpus, url, request, "validation").shape[1]
+    variables = model.module.latents + len(request.context)
     module: nn.Module = config.build(variables)
     result = storage.join(url, fingerprint([config, asdict(request)]))
     task = {"corpus": corpus_url, "latents": url, "request": request, "config": config, "result": result}

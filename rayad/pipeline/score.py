@@ -126,14 +126,13 @@ def score_exams(
     """
     keep = KeptScores.of(dataset, exams, url, detectors, step)
     scored, failures = [], []
-    for exam, failure in zip(
-        exams, pool.map(ScoreExam, exams, label, (dataset, keep, pool.device), unscored), strict=True
-    ):
-        pool.count("scored_images", 1, result="failed" if failure else "done")
-        if failure:
-            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": failure})
+    outcomes = pool.map(ScoreExam, exams, label, (dataset, keep, pool.device), unscored)
+    for exam, outcome in zip(exams, outcomes, strict=True):
+        pool.count("scored_images", 1, result="done" if isinstance(outcome, ScoredImage) else "failed")
+        if isinstance(outcome, ScoredImage):
+            scored.append(outcome)
         else:
-            scored.append(keep.read(exam))
+            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": outcome})
     return scored, failures
 
 
@@ -230,9 +229,10 @@ class ScoreExam:
     keep: KeptScores
     device: str = "cpu"
 
-    def __call__(self, exam: Exam) -> str:
+    def __call__(self, exam: Exam) -> "ScoredImage | str":
+        """The image's scores, or why there are none."""
         self.keep.on(self.device)
-        return score_exam(self.dataset, self.keep, exam)
+        return score_exam(self.dataset, self.keep, exam) or self.keep.read(exam)
 
 
 def score_exam(dataset: Images, keep: KeptScores, exam: Exam) -> str:
