@@ -45,8 +45,6 @@ def made(seed: int, score: str = "likelihood") -> Detector:
     density.start(torch.randn(50, 6), 0)
     parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
     one = Detector("cae-spn", score_named(score, *parts), Preprocessing(spacing_mm=0.8, intensity="relative"))
-    if score == "reconstruction":
-        one = replace(one, density=None)
     healthy = phantom.Dataset(patients=4, diseased=0.0, height=256, width=192, spacing_mm=0.8)
     grids: dict[str, list[np.ndarray]] = {}
     for exam in healthy.exams():
