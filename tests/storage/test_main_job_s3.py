@@ -52,7 +52,7 @@ def test_ingest_train_density_and_heatmap_live_on_s3(own_ray, capsys):
     ]
     for stage in stages:
         assert cli.run(stage) == 0, capsys.readouterr().err
-    assert {url.rsplit(".", 1)[-1] for url in storage.listing(f"{root}/maps")} == {"npz", "png"}
+    assert {url.rsplit(".", 1)[-1] for url in storage.listing(f"{root}/maps")} == {"jsonl", "npz", "png"}
 
 
 def test_a_bucket_that_is_not_there_is_named(own_ray, capsys):
