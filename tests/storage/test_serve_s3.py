@@ -1,5 +1,6 @@
 """`rayad serve` on a real S3 server that goes away, and a service that is killed in the middle of a batch."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import psutil
 import pytest
 import requests
 from faulty import Proxy, faulty
-from served import ME, PATIENTS, Served, png, serving
+from served import ME, PATIENTS, Served, png, private_folder, serving
 
 from rayad import storage
 from rayad.on_ray.private import keep_private
@@ -133,7 +134,9 @@ def test_a_batch_outlives_its_service_and_scores_nothing_twice(served, truth):
     place = begun(served, out := "s3://rayad/out/killed")
     assert wait(served, place, 6)["state"] == "running"
     command, environment = served.process.cmdline(), served.process.environ()
+    temporary = private_folder(served.process)
     killed(served)
+    shutil.rmtree(temporary)  # whoever would have removed it was killed too
     before = written(out)
     assert 6 <= len(before) < COUNT
     with (served.folder / "log").open("w") as log:
