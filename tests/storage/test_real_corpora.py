@@ -126,7 +126,7 @@ def test_the_report_says_what_the_tables_say(said: str, place: str) -> None:
     assert counts["view"] == {"CC": 2}
     assert counts["side"] == {"L": 1, "R": 1}
     maps = {url.rsplit("/", 1)[1] for url in storage.listing(f"{place}/out/maps")}
-    assert maps == {f"{name}.{ending}" for name in ("1-130", "1-282") for ending in ("npz", "png")}
+    assert maps == {"heatmaps.jsonl", *(f"{name}.{end}" for name in ("1-130", "1-282") for end in ("npz", "png"))}
 
 
 def test_two_nodes_write_the_corpus_that_one_process_writes(said: str, place: str, real_data: Path, tmp_path) -> None:
