@@ -24,10 +24,10 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 NODES = """
 import json, sys
-import ray
-from rayad import cli
 from rayad.on_ray.private import keep_private
 keep_private()
+import ray
+from rayad import cli
 from ray.cluster_utils import Cluster
 small = {"object_store_memory": 150 * 2**20, "num_cpus": 3}
 cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0, "include_dashboard": False,
