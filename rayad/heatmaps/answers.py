@@ -7,7 +7,7 @@ a newer server adds is left out; one that an older server does not know has its 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from rayad.evaluation import RESEARCH_USE
 from rayad.heatmaps.images import HeatmapRequest
@@ -179,6 +179,12 @@ class Failure(Value):
 
     image: Text
     reason: Text
+
+
+Row = Result | Failure
+"""What came of an image of many."""
+ROW: TypeAdapter[Row] = TypeAdapter(Row)
+"""Reads one from JSON."""
 
 
 class HowScored(BaseModel):

@@ -6,7 +6,6 @@ not write. A service that was restarted goes on with those that were running, an
 
 import asyncio
 import logging
-import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
-from rayad.heatmaps.answers import Batch, BatchRequest, BatchSummary, Failure, Result, encodable
+from rayad.heatmaps.answers import ROW, Batch, BatchRequest, BatchSummary, Failure, Row, encodable
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
 from rayad.serving import RESEARCH_USE, cards
@@ -220,7 +219,7 @@ class Batches:
             raise OptionError(f"detector {served.card.name!r} was replaced after the batch had begun")
         return served
 
-    def _rows(self, images: list[tuple[str, str]], request: BatchRequest, served: Served) -> Iterator[Result | Failure]:
+    def _rows(self, images: list[tuple[str, str]], request: BatchRequest, served: Served) -> Iterator[Row]:
         """What came of each image, as they are through."""
         if not images:
             return
@@ -234,7 +233,7 @@ class Batches:
             num_cpus=0,
         )
         for row in scored_rows.iter_rows():
-            yield pickle.loads(row["row"])
+            yield ROW.validate_json(row["row"])
 
     def _remembered(self, batch: KeptBatch) -> bool:
         """Whether it could be written down; a batch outlives storage that is away."""
@@ -282,12 +281,12 @@ class _Ask:
 
     def __call__(self, images: dict[str, Any]) -> dict[str, Any]:
         rows = asyncio.run(self._all(images["image"], images["name"]))
-        return {"row": [pickle.dumps(row) for row in rows]}
+        return {"row": [row.model_dump_json() for row in rows]}
 
-    async def _all(self, images: Sequence[str], names: Sequence[str]) -> list[Result | Failure]:
+    async def _all(self, images: Sequence[str], names: Sequence[str]) -> list[Row]:
         return await asyncio.gather(*(self._one(*image) for image in zip(images, names, strict=True)))
 
-    async def _one(self, image: str, name: str) -> Result | Failure:
+    async def _one(self, image: str, name: str) -> Row:
         """A row: what the image scores, or why it does not."""
         try:
             async with asyncio.timeout(self._limits.request_seconds):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rayad import bounded, bounds, storage
 from rayad.errors import FormatError, OptionError, reason
 from rayad.fingerprint import fingerprint
-from rayad.heatmaps.answers import Failure, Result, encodable
+from rayad.heatmaps.answers import ROW, Failure, Result, Row, encodable
 from rayad.heatmaps.drawing import EVERYTHING, Written, arrays_and_picture
 from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
@@ -22,8 +22,6 @@ from rayad.pool import Mapper
 from rayad.scoring.detector import Detector
 from rayad.terminal import say
 
-Row = Result | Failure
-"""What came of an image."""
 EVERY_S = 2.0
 """How often rows are written down."""
 
@@ -127,8 +125,7 @@ class Rows:
             for line in storage.read_bytes(self._where).splitlines():
                 with suppress(FormatError, KeyError, TypeError, ValueError):
                     row = bounded.parse_json(line, self._where)
-                    kind = Failure if "reason" in row else Result
-                    self._rows[row["image"]] = kind.model_validate(row), row["made_of"]
+                    self._rows[row["image"]] = ROW.validate_python(row), row["made_of"]
         self._new = False
 
     def __enter__(self) -> "Rows":

@@ -285,12 +285,8 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     There is nothing where the recipe names no kind of lesion and no image that is judged has a finding.
 
     Args:
-        url: where everything goes: what `Run` makes, and ``report``.
-
-    Raises:
-        OptionError: what the recipe asks for cannot be, which is said before anything starts.
+        url: where everything goes: what `Run` makes, and ``report``. What cannot be, `rehearse` says beforehand.
     """
-    rehearse(request)
     recipe = request.recipe
     runs, headings = [], {}
     for seed in range(request.seeds):

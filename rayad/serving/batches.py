@@ -16,6 +16,7 @@ from rayad.heatmaps.answers import (
     Failure,
     HowScored,
     Result,
+    Row,
     State,
     encodable,
 )
@@ -61,7 +62,7 @@ class KeptBatch:
         ended = {row.image for row in (*self.status.results, *self.status.failures)}
         return [image for image in images if encodable(image[0]) not in ended]
 
-    def add(self, row: Result | Failure) -> None:
+    def add(self, row: Row) -> None:
         """What came of an image."""
         if isinstance(row, Failure):
             self.status.failures.append(row)

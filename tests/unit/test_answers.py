@@ -38,6 +38,14 @@ def test_names_of_files_in_no_encoding_can_be_written():
     assert json.loads(failure.model_dump_json())["image"] == r"folder/\udce9.png"
 
 
+def test_a_row_is_a_result_or_a_failure_whichever_its_json_is():
+    result = Result.model_validate(answers.VERDICT | {"image": "a", "name": "a"})
+    for row in (result, Failure(image="b", reason="it is empty")):
+        assert answers.ROW.validate_json(row.model_dump_json()) == row
+    with pytest.raises(ValidationError):
+        answers.ROW.validate_json('{"image": "c"}')
+
+
 def test_a_request_has_the_fields_that_it_names_and_no_others():
     request = BatchRequest.model_validate_json('{"prefix": "s3://in/", "out": "s3://out", "force": ["kind"]}')
     assert request.request.force == ("kind",)

@@ -16,12 +16,12 @@ from rayad import catalog
 from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.errors import DatasetError, ImageError, OptionError
-from rayad.heatmaps.answers import Failure, Result
+from rayad.heatmaps.answers import Failure, Result, Row
 from rayad.heatmaps.drawing import Written
 from rayad.heatmaps.images import HeatmapRequest, found_in, named
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline import heatmap
-from rayad.pipeline.heatmap import Row, write_heatmaps
+from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector
