@@ -172,7 +172,9 @@ class Client:
         if bool(image) == bool(url):
             raise ImageError("an image is a file, bytes or a URL, one of them")
         body: dict[str, Any] = {"json": {"url": url}} if url else {"data": _bytes(image)}
-        query = {**asked, "force": ",".join(asked.get("force", ())), **more}
+        query = {**asked, **more}
+        if forced := query.pop("force", ()):
+            query["force"] = ",".join(forced)
         return self._ask("POST", "/v1/score", params=query, headers={"Accept": kind}, **body)
 
     def _asked(self, kind: type[T], method: str, path: str, **request: Any) -> T:

@@ -91,7 +91,7 @@ def test_no_more_is_decompressed_than_is_allowed() -> None:
 def test_a_shard_that_is_not_what_its_header_declares_is_refused(tmp_path: Path, content: bytes) -> None:
     file = ZSTD.compress(content, asbytes=True)
     (tmp_path / "a.npy.zst").write_bytes(file)
-    shard = {"name": "a", "sha256": hashlib.sha256(file).hexdigest(), "npy_bytes": len(content)}
+    shard = {"name": "a", "patches": 1, "sha256": hashlib.sha256(file).hexdigest(), "npy_bytes": len(content)}
     with pytest.raises(FormatError, match=rf"a\.npy\.zst: holds no npy of {len(content)} bytes, as the manifest says"):
         Corpus(str(tmp_path), {"shards": [shard]}).read("a")
 
