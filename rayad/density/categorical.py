@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rayad.density.region_graph import Scopes, refuse_strange_scopes
+from rayad.density.rows import added, chosen, held
+from rayad.fit import ALONE, Sync
 from rayad.tensors import Latents
 
 FLOOR = 1e-9
@@ -196,17 +198,19 @@ class CategoricalLeaves(nn.Module):
         ]
         return torch.stack(logs).sum() * prior
 
-    def start(self, x: Latents, generator: torch.Generator, likeness: Flow | None = None) -> None:
+    def start(
+        self, x: Latents, generator: torch.Generator, sync: Sync = ALONE, likeness: Float[Tensor, "l i k"] | None = None
+    ) -> None:
         """Clusters around rows drawn at random in every region; each input takes the shares of codes in its cluster.
 
         Args:
             likeness: by which a row chooses its cluster besides: log densities of the first START_ROWS rows.
         """
-        rows = x[:START_ROWS]
+        rows = first_rows(x, sync)
         codes = self.features(rows, missing=True)
         chosen = torch.randint(len(rows), (len(codes.places), self.inputs), generator=generator).to(x.device)
         cluster = _nearest(codes, chosen, generator, likeness)
-        shares = self._shares(x)
+        shares = self._shares(x, sync)
         for w in range(self.scopes.shape[1]):
             theta = self.probabilities[:, w]  # l k i
             theta.copy_(shares[self.scopes[:, w], :, None] * START_PRIOR)
@@ -255,7 +259,7 @@ class CategoricalLeaves(nn.Module):
         own = torch.zeros_like(mean).scatter_(2, (codes % mean.shape[2])[..., None], 1)
         self.probabilities[region, :, :, node] = torch.where((codes >= 0)[..., None], (mean + own) / 2, mean)
 
-    def _shares(self, x: Latents) -> Float[Tensor, "v k"]:
+    def _shares(self, x: Latents, sync: Sync) -> Float[Tensor, "v k"]:
         """Of every code among a variable's, with a row spread evenly over them; last that of an unfilled place."""
         most = self.probabilities.shape[2]
         states = torch.arange(most, device=x.device)
@@ -263,7 +267,7 @@ class CategoricalLeaves(nn.Module):
         for v in self.scopes.unique().tolist():
             if v < self.variables:
                 codes = x[:, v][~x[:, v].isnan()].long()
-                shares[v] = shares[v] / shares[v].sum() + torch.bincount(codes, minlength=most)
+                shares[v] = shares[v] / shares[v].sum() + added(torch.bincount(codes, minlength=most).to(x), sync)
         return shares / shares.sum(1, keepdim=True)
 
     def _clear_unused_(self) -> None:
@@ -272,7 +276,9 @@ class CategoricalLeaves(nn.Module):
 
 
 def _look_up(flat: Float[Tensor, "t i"], place: Int64[Tensor, "l n"], missing: bool) -> Float[Tensor, "l n i"]:
-    values = flat.index_select(0, (place.clamp_min(0) if missing else place).flatten()).view(*place.shape, -1)
+    values = flat.index_select(0, (place.clamp_min(0) if missing else place).flatten()).view(
+        *place.shape, flat.shape[1]
+    )
     return values.masked_fill_((place < 0)[..., None], 1) if missing else values
 
 
@@ -293,6 +299,11 @@ def _add_visits(table: Theta, codes: Codes, flow: Float[Tensor, "l n i"], gain: 
         if codes.missing:
             visits = visits * (place >= 0)[..., None]
         flat.index_add_(0, place.clamp_min(0).flatten() if codes.missing else place.flatten(), visits.flatten(0, 1))
+
+
+def first_rows(x: Latents, sync: Sync) -> Float[Tensor, "k m"]:
+    """Of the rows of all workers, those that the start looks at."""
+    return chosen(x, torch.arange(min(START_ROWS, held(x, sync).total)), sync)
 
 
 def _nearest(

@@ -1,12 +1,12 @@
 """Learning of densities by expectation-maximization, on one worker or many with the same numbers.
 
-Every step takes a batch of training rows: each worker computes the statistics of its share, the statistics are
-summed over workers, and every worker makes the same M-step. With one batch an epoch and step 1 this is EM on all
-rows; with more it is stochastic EM (Cappe and Moulines 2009), which blends the expectation parameters of every node
-with the batch's own, however few the visits they rest on. So a node that only one row visits still learns from the
-next best rows of the batches that lack this row: with b batches an epoch it rests on about b rows. Few batches
-over-fit, many blur; 16 served 1,000 rows of digits and 20,000 patches alike. Learning ends when the likelihood of
-validation rows has stopped to rise, and the best parameters are kept.
+Every worker holds its share of the rows and no more. A step takes a batch of all rows: each worker computes the
+statistics of those that it holds, the statistics are summed over workers, and every worker makes the same M-step.
+With one batch an epoch and step 1 this is EM on all rows; with more it is stochastic EM (Cappe and Moulines 2009),
+which blends the expectation parameters of every node with the batch's own, however few the visits they rest on. So a
+node that only one row visits still learns from the next best rows of the batches that lack this row: with b batches
+an epoch it rests on about b rows. Few batches over-fit, many blur; 16 served 1,000 rows of digits and 20,000 patches
+alike. Learning ends when the likelihood of validation rows has stopped to rise, and the best parameters are kept.
 """
 
 import math
@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from rayad.density.rows import Held, added, held
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import ALONE, Checkpoints, Row, Sync, Timed
 from rayad.options import Count, Seed, Share, Weight
@@ -44,7 +45,7 @@ class Statistics(Protocol):
 
 
 S = TypeVar("S", bound=Statistics)
-Held = Float[Tensor, "v m"]
+Validation = Float[Tensor, "v m"]
 """Validation rows."""
 Labels = Int64[Tensor, " k"]
 """The root of every training row, -1 where it is not known."""
@@ -54,11 +55,11 @@ Labels = Int64[Tensor, " k"]
 class Density(Protocol[S]):
     """What learning asks of a density: an nn.Module with an E-step and an M-step."""
 
-    def start(self, z: Latents, seed: int) -> None: ...
+    def start(self, z: Latents, seed: int, sync: Sync = ALONE) -> None: ...
     def log_prob(self, z: Latents) -> Scores: ...
     def statistics(self, z: Latents, labels: Labels | None = None) -> S: ...
     def update(self, statistics: S, step: float) -> None: ...
-    def revive(self, z: Latents, visits: Tensor, share: float, seed: int) -> int: ...
+    def revive(self, z: Latents, visits: Tensor, share: float, seed: int, sync: Sync = ALONE) -> int: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state_dict: dict[str, Tensor], /) -> object: ...
 
@@ -126,7 +127,7 @@ class EMHistory:
 def fit(
     density: Density[S],
     train: Latents,
-    validation: Held,
+    validation: Validation,
     em: EM,
     *,
     labels: Labels | None = None,
@@ -135,17 +136,17 @@ def fit(
     report: Callable[[Row], None] = lambda row: None,
 ) -> EMHistory:
     """Start the density from the training rows, then `improve` it."""
-    _check(train, validation, labels)
+    _check(train, validation, labels, sync)
     saved = checkpoints.load() if checkpoints else None
     if saved is None:
-        density.start(train, em.seed)
+        density.start(train, em.seed, sync)
     return _improve(density, train, validation, em, _Around(labels, sync, checkpoints, report), saved)
 
 
 def improve(
     density: Density[S],
     train: Latents,
-    validation: Held,
+    validation: Validation,
     em: EM,
     *,
     labels: Labels | None = None,
@@ -156,8 +157,9 @@ def improve(
     """Learn from where the density stands, in place, and leave the parameters that are best on validation in it.
 
     Args:
-        train: all training rows, the same on every worker; missing values are NaN.
-        validation: rows that decide when to stop; the same on every worker.
+        train: training rows; missing values are NaN. Of several workers each has its share: together, in the order of
+            their ranks, they are what one worker would have.
+        validation: rows that decide when to stop; of several workers, the share of this one.
         labels: the root that a training row is known to come from, -1 where it is not: roots become classes.
         checkpoints: saved by rank 0 after every epoch. Where a state is saved, every worker goes on from it, to the
             same bits as without the interruption.
@@ -168,7 +170,7 @@ def improve(
         OptionError: another number of variables than the density was built for, or of labels than of rows.
         FormatError: the checkpoint is of another density.
     """
-    _check(train, validation, labels)
+    _check(train, validation, labels, sync)
     saved = checkpoints.load() if checkpoints else None
     return _improve(density, train, validation, em, _Around(labels, sync, checkpoints, report), saved)
 
@@ -184,36 +186,38 @@ class _Around:
 
 
 def _improve(
-    density: Density[S], train: Latents, validation: Held, em: EM, around: _Around, saved: State | None
+    density: Density[S], train: Latents, validation: Validation, em: EM, around: _Around, saved: State | None
 ) -> EMHistory:
     assert isinstance(density, nn.Module)  # Density's docstring; a Protocol cannot say it
     progress, best = unpack(saved, density) if saved else (Progress(), density.state_dict())
     timed = Timed(around.sync)
-    around = replace(around, sync=timed)
+    around, share = replace(around, sync=timed), held(train, timed)
     while progress.epoch < em.epochs and progress.epoch - progress.best_epoch < em.patience:
         epoch, began, timed.seconds = progress.epoch + 1, time.perf_counter(), 0.0
-        bits, visits = _epoch(density, train, em, epoch, around)
-        row = {"epoch": epoch, "step": em.step_of(epoch - 1), "samples": len(train) / around.sync.world, "train": bits}
+        bits, visits = _epoch(density, train, share, em, epoch, around)
+        row = {"epoch": epoch, "step": em.step_of(epoch - 1), "samples": share.total / around.sync.world, "train": bits}
         row["validation"] = _bits(density, validation, epoch, around.sync)
         times = {"seconds": time.perf_counter() - began, "seconds_agreement": timed.seconds}
         progress = progress.after_epoch(row | times)
         if progress.best_epoch == epoch:
             best = {name: value.clone() for name, value in density.state_dict().items()}
         if em.revive > 0:
-            density.revive(train, visits, em.revive, em.seed + epoch)
+            density.revive(train, visits, em.revive, em.seed + epoch, timed)
         if around.checkpoints and around.sync.rank == 0:
             around.checkpoints.save(pack(density, best, [], progress))
         around.report(progress.rows[-1])
     density.load_state_dict(best)
-    steps = len(_batches(len(train), em, 1)) * sum(row["step"] for row in progress.rows)
-    return EMHistory(tuple(progress.rows), steps, tuple(_warnings(steps, train)))
+    steps = min(em.batches, share.total) * sum(row["step"] for row in progress.rows)
+    return EMHistory(tuple(progress.rows), steps, tuple(_warnings(steps, _missing(train, share, timed))))
 
 
-def _epoch(density: Density[S], train: Latents, em: EM, epoch: int, around: _Around) -> tuple[float, Tensor]:
+def _epoch(
+    density: Density[S], train: Latents, share: Held, em: EM, epoch: int, around: _Around
+) -> tuple[float, Tensor]:
     """All steps of an epoch; returns bits a dimension of the rows, each as it was met, and the visits of inputs."""
     total, visits, sync, labels = 0.0, torch.zeros(()), around.sync, around.labels
-    for number, rows in enumerate(_batches(len(train), em, epoch), 1):
-        mine = rows[sync.rank :: sync.world]
+    for number, rows in enumerate(_batches(share.total, em, epoch), 1):
+        mine = share.places(rows)
         classes = () if labels is None else (labels[mine],)
         statistics = density.statistics(train[mine], *classes)
         if sync.world > 1:  # of codes, a table is only made where it has to be added
@@ -225,7 +229,7 @@ def _epoch(density: Density[S], train: Latents, em: EM, epoch: int, around: _Aro
         if em.revive > 0:
             visits = visits.to(statistics.visits) + statistics.visits
         density.update(statistics, em.step_of(epoch - 1))
-    return -total / (train.numel() * math.log(2)), visits
+    return -total / (share.total * train.shape[1] * math.log(2)), visits
 
 
 def _batches(number: int, em: EM, epoch: int) -> list[Int64[Tensor, " b"]]:
@@ -235,31 +239,36 @@ def _batches(number: int, em: EM, epoch: int) -> list[Int64[Tensor, " b"]]:
 
 
 def _bits(density: Density[S], z: Latents, epoch: int, sync: Sync) -> float:
-    """Bits a dimension of all rows, of which every worker does its share."""
-    total = density.log_prob(z[sync.rank :: sync.world]).sum(dtype=torch.float64)
-    sync.sum_([total])
+    """Bits a dimension of the rows of all workers."""
+    total, rows = density.log_prob(z).sum(dtype=torch.float64), torch.tensor(len(z), device=z.device)
+    sync.sum_([total, rows])
     if not total.isfinite():
         raise TrainingError(f"the validation log likelihood is {float(total)} after epoch {epoch}")
-    return -float(total) / (z.numel() * math.log(2))
+    return -float(total) / (int(rows) * z.shape[1] * math.log(2))
 
 
-def _check(train: Latents, validation: Held, labels: Labels | None) -> None:
+def _check(train: Latents, validation: Validation, labels: Labels | None, sync: Sync) -> None:
     for name, z in (("training", train), ("validation", validation)):
-        if not len(z):
+        if not held(z, sync).total:
             raise TrainingError(f"there are no {name} rows")
-    infinite = train.isinf().any(1).nonzero()
+    infinite, share = train.isinf().any(1).nonzero(), held(train, sync)
     if len(infinite):
-        raise TrainingError(f"training rows must be finite or missing; row {int(infinite[0])} is not")
+        row = share.first + int(infinite[0])
+        raise TrainingError(f"training rows must be finite or missing; row {row} is not")
     if labels is not None and len(labels) != len(train):
         raise OptionError(f"every training row needs a label or -1: {len(train)} rows have {len(labels)} labels")
 
 
-def _warnings(progress: float, train: Latents) -> Iterator[str]:
+def _missing(train: Latents, share: Held, sync: Sync) -> float:
+    """Share of the training values that are missing."""
+    return float(added(train.isnan().double().sum(), sync)) / (share.total * train.shape[1])
+
+
+def _warnings(progress: float, missing: float) -> Iterator[str]:
     if progress < ENOUGH:
         yield (
             f"the steps add up to {progress:.2g}, below {ENOUGH:g}: the density has hardly left its start;"
             " take larger steps or more epochs"
         )
-    missing = float(train.isnan().double().mean())
     if missing:
         yield f"{missing:.2%} of the training values are missing"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from rayad.density.categorical import FLOOR, CategoricalLeaves
-from rayad.density.em import EM, EMHistory, Held, Labels, improve
+from rayad.density.em import EM, EMHistory, Labels, Validation, improve
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves
 from rayad.density.mixed import MixedLeaves
 from rayad.density.spn import SPN, CircuitStatistics
@@ -30,7 +30,7 @@ from rayad.tensors import Latents, Scores
 def fit_by_gradient(
     circuit: SPN,
     train: Latents,
-    validation: Held,
+    validation: Validation,
     schedule: EM,
     *,
     labels: Labels | None = None,
@@ -46,7 +46,7 @@ def fit_by_gradient(
         TrainingError: no rows, an infinite value, or a likelihood that is not finite.
         OptionError: another number of variables than the circuit was built for.
     """
-    circuit.start(train, schedule.seed)
+    circuit.start(train, schedule.seed, sync)
     climber = _Climber(circuit)
     return improve(climber, train, validation, schedule, labels=labels, sync=sync, report=report)
 
@@ -72,8 +72,8 @@ class _Climber(nn.Module):
         self.values = [coordinate.take() for coordinate in self.coordinates]
         self.adam = Adam(self.values)
 
-    def start(self, z: Latents, seed: int) -> None:
-        self.circuit.start(z, seed)
+    def start(self, z: Latents, seed: int, sync: Sync = ALONE) -> None:
+        self.circuit.start(z, seed, sync)
         self._take()
 
     def log_prob(self, z: Latents) -> Scores:
@@ -93,8 +93,8 @@ class _Climber(nn.Module):
         for value, coordinate in zip(self.values, self.coordinates, strict=True):
             coordinate.put(value)
 
-    def revive(self, z: Latents, visits: Tensor, share: float, seed: int) -> int:
-        number = self.circuit.revive(z, visits, share, seed)
+    def revive(self, z: Latents, visits: Tensor, share: float, seed: int, sync: Sync = ALONE) -> int:
+        number = self.circuit.revive(z, visits, share, seed, sync)
         self._take()
         return number
 

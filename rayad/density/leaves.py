@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from rayad.density.region_graph import Scopes, refuse_strange_scopes, spread
+from rayad.density.rows import added, chosen, held
 from rayad.errors import OptionError, TrainingError
+from rayad.fit import ALONE, Sync
 from rayad.tensors import Latents, Scores
 
 MAX_VARIANCE = 10.0
@@ -59,8 +61,11 @@ class Standardization(nn.Module):
         self.register_buffer("scale", torch.ones(variables))
 
     @torch.no_grad()
-    def start(self, z: Latents) -> None:
+    def start(self, z: Latents, sync: Sync = ALONE) -> None:
         """Take mean and standard deviation from these rows; a variable that is constant in them keeps its unit.
+
+        Args:
+            z: rows; of several workers, the share of this one.
 
         Raises:
             TrainingError: no rows, or an infinite value (names the row).
@@ -70,11 +75,13 @@ class Standardization(nn.Module):
         infinite = z.isinf().any(1).nonzero()
         if len(infinite):
             raise TrainingError(f"training latents must be finite or missing; row {int(infinite[0])} is not")
-        if not len(z):
-            raise TrainingError("a density cannot start from no rows")
         z = z.double()
-        centre = z.nanmean(0).nan_to_num()
-        scale = (z - centre).square().nanmean(0).sqrt().nan_to_num()
+        rows, known = torch.tensor(len(z), device=z.device), z.isnan().logical_not().sum(0)
+        sync.sum_([rows, known])
+        if not int(rows):
+            raise TrainingError("a density cannot start from no rows")
+        centre = (added(z.nansum(0), sync) / known).nan_to_num()
+        scale = (added((z - centre).square().nansum(0), sync) / known).sqrt().nan_to_num()
         coded = self.states > 0
         constant = (scale <= 1e-6 * centre.abs() + 1e-30) | coded
         self.centre.copy_(centre.masked_fill(coded, 0))
@@ -135,11 +142,11 @@ class PrincipalAxes(Standardization):
         self.register_buffer("spread", torch.ones(variables))
 
     @torch.no_grad()
-    def start(self, z: Latents) -> None:
-        super().start(z)
+    def start(self, z: Latents, sync: Sync = ALONE) -> None:
+        super().start(z, sync)
         x = super().forward(z).double()
         self._refuse_missing(x)
-        variances, axes = torch.linalg.eigh(x.T @ x / len(x))
+        variances, axes = torch.linalg.eigh(added(x.T @ x, sync) / held(x, sync).total)
         self.axes.copy_(axes)
         self.spread.copy_(variances.clamp_min(MIN_AXIS).sqrt())
 
@@ -334,9 +341,10 @@ class GaussianLeaves(nn.Module):
         self.mean[region, node] = values.gather(1, self.scopes[region])
         self.variance[region, node] = 1
 
-    def start(self, x: Latents, generator: torch.Generator) -> None:
+    def start(self, x: Latents, generator: torch.Generator, sync: Sync = ALONE) -> None:
         """k-means in every region, from rows drawn at random; each input takes the moments of its cluster."""
-        rows = x[torch.randperm(len(x), generator=generator)[:START_ROWS]].nan_to_num(0)
+        drawn = torch.randperm(held(x, sync).total, generator=generator)[:START_ROWS]
+        rows = chosen(x, drawn, sync).nan_to_num(0)
         table = torch.cat([rows.T, rows.new_zeros(1, len(rows))])
         regions, inputs, _ = self.mean.shape
         size = max(1, START_BLOCK // (inputs * len(rows)))

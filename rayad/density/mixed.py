@@ -11,6 +11,7 @@ from rayad.density import categorical
 from rayad.density.categorical import CategoricalLeaves, Codes, Counts
 from rayad.density.leaves import Features, GaussianLeaves, Moments, Parameters, Raw
 from rayad.density.region_graph import Scopes, refuse_strange_scopes
+from rayad.fit import ALONE, Sync
 from rayad.tensors import Latents
 
 
@@ -135,12 +136,12 @@ class MixedLeaves(nn.Module):
         self.gaussian.revive(dead, x)
         self.categorical.revive(dead, x)
 
-    def start(self, x: Latents, generator: torch.Generator) -> None:
+    def start(self, x: Latents, generator: torch.Generator, sync: Sync = ALONE) -> None:
         """k-means on the numbers; a row's codes count in the cluster that its numbers and codes are most like."""
-        self.gaussian.start(x, generator)
-        rows = x[: categorical.START_ROWS]
+        self.gaussian.start(x, generator, sync)
+        rows = categorical.first_rows(x, sync)
         likeness = self.gaussian(self.gaussian.features(rows, bool(rows.isnan().any())))
-        self.categorical.start(x, generator, likeness)
+        self.categorical.start(x, generator, sync, likeness)
 
 
 def _narrowed(scopes: Scopes, keep: Bool[Tensor, " m"]) -> Int64[Tensor, "l v"]:

@@ -34,8 +34,10 @@ from rayad.density.leaves import (
 )
 from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments
 from rayad.density.region_graph import Scopes, random_scopes
+from rayad.density.rows import chosen, held
 from rayad.density.sums import MIN_WEIGHT, SumLayer
 from rayad.errors import OptionError
+from rayad.fit import ALONE, Sync
 from rayad.options import Seed, Share, Size, Weight, Within
 from rayad.tensors import Latents, Scores
 
@@ -208,17 +210,20 @@ class SPN(nn.Module):
         """Of training, which the priors are measured by."""
 
     @torch.no_grad()
-    def start(self, z: Latents, seed: int) -> None:
+    def start(self, z: Latents, seed: int, sync: Sync = ALONE) -> None:
         """Take scale and leaves from these rows (k-means in every region) and draw the weights of the sums.
+
+        Args:
+            z: rows; of several workers, the share of this one.
 
         Raises:
             TrainingError: no rows, or an infinite value.
             OptionError: another number of variables than the circuit was built for.
         """
         generator = torch.Generator().manual_seed(seed)
-        self.standardization.start(z)
-        self.rows.fill_(len(z))
-        self.leaves.start(self.standardization(z), generator)
+        self.standardization.start(z, sync)
+        self.rows.fill_(held(z, sync).total)
+        self.leaves.start(self.standardization(z), generator, sync)
         for layer in self.layers():
             layer.start(generator)
         self.mixing.fill_(1 / len(self.mixing))
@@ -306,11 +311,12 @@ class SPN(nn.Module):
         return sums + float(self.leaves.log_prior(self._leaf_prior(1)))
 
     @torch.no_grad()
-    def revive(self, z: Latents, visits: Float[Tensor, "l i"], share: float, seed: int) -> int:
+    def revive(self, z: Latents, visits: Float[Tensor, "l i"], share: float, seed: int, sync: Sync = ALONE) -> int:
         """Start dead inputs anew, each around a row that the circuit explains poorly, with mean weights above it.
 
         Args:
-            z: rows to choose from: among some drawn at random, a tenth, the least likely.
+            z: rows to choose from: among some drawn at random, a tenth, the least likely; of several workers, the
+                share of this one.
             visits: of every input, in the last epoch.
             share: of the mean visits, below which an input is dead.
             seed: of the choice.
@@ -323,10 +329,11 @@ class SPN(nn.Module):
         if number == 0:
             return 0
         generator = torch.Generator().manual_seed(seed)
-        some = z[torch.randperm(len(z), generator=generator)[:START_ROWS].to(z.device)]
+        drawn = torch.randperm(held(z, sync).total, generator=generator)[:START_ROWS]
+        some = chosen(z, drawn, sync)
         worst = self.log_prob(some).argsort()[: max(1, len(some) // 10)]
-        chosen = worst[torch.randint(len(worst), (number,), generator=generator).to(z.device)]
-        self.leaves.revive(dead, self.standardization(some[chosen]))
+        around = worst[torch.randint(len(worst), (number,), generator=generator).to(z.device)]
+        self.leaves.revive(dead, self.standardization(some[around]))
         left, right = dead.chunk(2) if self.config.depth else (dead, dead.new_zeros(len(dead), 1))
         self.layers()[0].revive(left, right)
         return number

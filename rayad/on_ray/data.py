@@ -46,5 +46,5 @@ class _Shard:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         (name,) = batch["shard"]
-        index = self.corpus.index(shard=name).sort_values("row_in_shard")
+        index = self.corpus.index(shards=[name]).sort_values("row_in_shard")
         return {"patch": self.corpus.read(name)} | {column: index[column].to_numpy() for column in index}

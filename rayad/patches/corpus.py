@@ -295,6 +295,20 @@ class Corpus:
         """Name and number of patches of the split's shards."""
         return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
 
+    def share(self, split: str, rank: int = 0, world: int = 1) -> list[tuple[str, slice]]:
+        """The rows of a split's shards that one of several workers holds: neighbours, as many for each, but for one.
+
+        Returns:
+            Names of shards and rows in each; those of all workers, one after the other, are the split's. A worker for
+            whom nothing is left has no rows of the first shard.
+        """
+        shards = self.shards(split)
+        ends = np.cumsum([0, *(number for _, number in shards)])
+        first, last = (int(ends[-1]) * bound // world for bound in (rank, rank + 1))
+        rows = np.clip(np.stack([first - ends[:-1], last - ends[:-1]]), 0, np.diff(ends)).T.tolist()
+        held = [(name, slice(*bounds)) for (name, _), bounds in zip(shards, rows, strict=True) if bounds[0] < bounds[1]]
+        return held or [(name, slice(0, 0)) for name, _ in shards[:1]]
+
     def read(self, shard: str, lanes: tuple[int, int] = ALL_LANES) -> Stored:
         """The patches of a shard, not to be written to; checked against the manifest's hashes when read first.
 
@@ -366,15 +380,15 @@ class Corpus:
                 sentences.append(str(error))
         return sentences
 
-    def index(self, *columns: str, shard: str = "") -> pd.DataFrame:
+    def index(self, *columns: str, shards: Sequence[str] = ()) -> pd.DataFrame:
         """A row a patch: shard, row_in_shard, exam and place.
 
         Args:
             columns: those that are wanted; none means all.
-            shard: only its rows; empty: those of all shards.
+            shards: only their rows; none means those of all.
         """
         data = pa.BufferReader(storage.mapped(storage.join(self.url, "index.parquet")))
-        filters = [("shard", "==", shard)] if shard else None
+        filters = [("shard", "in", list(shards))] if shards else None
         return pq.read_table(data, columns=list(columns) or None, filters=filters).to_pandas()
 
 

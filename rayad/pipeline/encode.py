@@ -63,8 +63,10 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     storage.write_bytes(where, buffer.getvalue())
 
 
-def read_latents(corpus: Corpus, url: str, split: str) -> Latents:
-    """The latents of a split, n m, in the corpus's order."""
-    files = [storage.join(url, f"{name}.npy") for name, _ in corpus.shards(split)]
-    arrays = [bounded.load_npy(storage.read_bytes(file), file) for file in files]
-    return torch.from_numpy(np.concatenate(arrays))
+def read_latents(corpus: Corpus, url: str, split: str, rank: int = 0, world: int = 1) -> Latents:
+    """The latents of a split, n m, in the corpus's order; of several workers, the share of one."""
+    parts = []
+    for name, rows in corpus.share(split, rank, world):
+        file = storage.join(url, f"{name}.npy")
+        parts.append(bounded.load_npy(storage.read_bytes(file), file)[rows].copy())
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,20 +1,24 @@
 """Latents to a detector of latents: by expectation-maximization on N workers whose statistics add, or by one."""
 
+import math
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from rayad import catalog, storage
 from rayad.checkpoints import CheckpointFolder
 from rayad.density.em import fit
+from rayad.density.rows import chosen, held
 from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
-from rayad.patches.corpus import FULL_SCALE, Corpus
+from rayad.fit import ALONE, Sync
+from rayad.patches.corpus import FULL_SCALE, LEARNING_SPLITS, Corpus
 from rayad.pipeline.detectors import finished, minutes_since, model_of, origin_of
 from rayad.pipeline.encode import encode, read_latents
 from rayad.pipeline.requests import DensityRequest
@@ -132,74 +136,100 @@ def density_config(request: DensityRequest, model: Part) -> Any:
     return catalog.configure("density", request.density, request.settings, **states_of)
 
 
-def variables_of(corpus: Corpus, url: str, request: DensityRequest, split: str) -> Latents:
-    """What a density is fitted to: the latents of a split, and the context of the places beside them."""
-    latents = read_latents(corpus, url, split)
-    if request.context:
-        index = corpus.index()
-        if missing := [name for name in request.context if name not in index]:
-            raise FormatError(f"{corpus.url}: the corpus has no {', '.join(missing)}; ingest it again")
-        index = index.set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
-        beside = index.loc[index["split"] == split, list(request.context)].to_numpy(np.float32)
-        latents = torch.cat([latents, torch.from_numpy(beside)], 1)
-    return latents[_smoothest(corpus, split)] if request.smooth else latents
+@dataclass(frozen=True)
+class Rows:
+    """What a density is fitted to: the rows of a corpus that one of several workers holds."""
 
+    corpus: Corpus
+    latents_url: str
+    request: DensityRequest
+    sync: Sync = ALONE
+    device: torch.device = torch.device("cpu")
 
-def classes_of(corpus: Corpus, request: DensityRequest, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The class of each row that a density is fitted to, -1 where it is not known, and their names, sorted.
+    def variables(self, split: str) -> Latents:
+        """The latents of a split, and the context of the places beside them.
 
-    Raises:
-        OptionError: the index has no such column.
-    """
-    if not request.classes:
-        return np.empty(0, np.int64), ()
-    index = corpus.index().set_index(["shard", "row_in_shard"]).sort_index()  # as the shards hold them
-    if request.classes not in index:
-        raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {request.classes!r}")
-    labels = index.loc[index["split"] == split, request.classes].astype(str)
-    names = tuple(sorted(set(labels) - {""}))
-    rows = labels.map({name: number for number, name in enumerate(names)}).fillna(-1).to_numpy(np.int64)
-    return (rows[_smoothest(corpus, split).numpy()] if request.smooth else rows), names
+        Raises:
+            FormatError: the corpus is of an older rayad and lacks a column of the context.
+        """
+        latents = read_latents(self.corpus, self.latents_url, split, self.sync.rank, self.sync.world)
+        if self.request.context:
+            index = self._index(split)
+            if missing := [name for name in self.request.context if name not in index]:
+                raise FormatError(f"{self.corpus.url}: the corpus has no {', '.join(missing)}; ingest it again")
+            beside = torch.tensor(index[list(self.request.context)].to_numpy(np.float32))
+            latents = torch.cat([latents, beside], 1)
+        return (latents[self._smoothest(split)] if self.request.smooth else latents).to(self.device)
 
+    def classes(self, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The class of each row of `variables`, -1 where it is not known, and the names of all classes, sorted.
 
-def _smoothest(corpus: Corpus, split: str) -> torch.Tensor:
-    """Which patches of a split are among its smoothest."""
-    shards = (corpus.read(name) for name, _ in corpus.shards(split))
-    deviation = np.concatenate([(p / FULL_SCALE).reshape(len(p), -1).std(1) for p in shards])
-    return torch.from_numpy(deviation <= np.quantile(deviation, SMOOTH))
+        Raises:
+            OptionError: the index has no such column.
+        """
+        column = self.request.classes
+        if not column:
+            return np.empty(0, np.int64), ()
+        index = self._index(split)
+        if column not in index:
+            raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {column!r}")
+        of_all = self.corpus.index("split", column).query("split == @split")[column].astype(str)
+        names = tuple(sorted(set(of_all) - {""}))
+        numbers = {name: number for number, name in enumerate(names)}
+        rows = np.array([numbers.get(label, -1) for label in index[column].astype(str)], np.int64)
+        return (rows[self._smoothest(split).numpy()] if self.request.smooth else rows), names
+
+    def _share(self, split: str) -> list[tuple[str, slice]]:
+        return self.corpus.share(split, self.sync.rank, self.sync.world)
+
+    def _index(self, split: str) -> pd.DataFrame:
+        """The index of the worker's rows, in the order of the shards."""
+        share = self._share(split)
+        shards = dict(tuple(self.corpus.index(shards=[name for name, _ in share]).groupby("shard")))
+        return pd.concat([shards[name].sort_values("row_in_shard").iloc[rows] for name, rows in share])
+
+    def _smoothest(self, split: str) -> torch.Tensor:
+        """Which of the worker's rows are among the smoothest of the whole split."""
+        shards = (self.corpus.read(name)[rows] for name, rows in self._share(split))
+        deviation = np.concatenate([(p / FULL_SCALE).reshape(len(p), math.prod(p.shape[1:])).std(1) for p in shards])
+        own = torch.from_numpy(deviation)[:, None].to(self.device)
+        every = chosen(own, torch.arange(held(own, self.sync).total), self.sync)
+        return torch.from_numpy(deviation <= np.quantile(every.cpu(), SMOOTH))
 
 
 def _learn_alone(task: dict[str, Any]) -> None:
     """Let a density learn that does so by itself, where its latents are read."""
     torch.set_num_threads(1)
-    corpus, request = Corpus.open(task["corpus"]), task["request"]
-    latents = {s: variables_of(corpus, task["latents"], request, s) for s in ("train", "validation")}
-    density = task["config"].build(latents["train"].shape[1])
+    rows = Rows(Corpus.open(task["corpus"]), task["latents"], task["request"])
+    train, validation = (rows.variables(split) for split in LEARNING_SPLITS)
+    density = task["config"].build(train.shape[1])
     assert isinstance(density, Learner)  # fit_density() asked
-    history = density.learn(latents["train"], latents["validation"], request.em.seed)
+    history = density.learn(train, validation, rows.request.em.seed)
     CheckpointFolder(task["result"]).save(State(density.state_dict(), history))
 
 
 def _loop(task: dict[str, Any], member: Member) -> None:
-    """One worker's part of `fit_density`: every worker holds all latents and sums over its share of the rows."""
+    """One worker's part of `fit_density`."""
     torch.set_num_threads(1)
-    corpus, device = Corpus.open(task["corpus"]), member.device
-    request, config = task["request"], task["config"]
-    latents = {s: variables_of(corpus, task["latents"], request, s).to(device) for s in ("train", "validation")}
-    density = config.build(latents["train"].shape[1]).to(device)
-    rows, names = classes_of(corpus, request, "train")
-    labels = torch.from_numpy(rows).to(device) if names and getattr(config, "roots", 0) == len(names) else None
+    request, config, sync = task["request"], task["config"], member.sync
+    rows = Rows(Corpus.open(task["corpus"]), task["latents"], request, sync, member.device)
+    train, validation = (rows.variables(split) for split in LEARNING_SPLITS)
+    density = config.build(train.shape[1]).to(member.device)
+    classes, names = rows.classes("train")
+    labels = (
+        torch.from_numpy(classes).to(member.device) if names and getattr(config, "roots", 0) == len(names) else None
+    )
     history = fit(
         density,
-        latents["train"],
-        latents["validation"],
+        train,
+        validation,
         request.em,
         labels=labels,
-        sync=member.sync,
+        sync=sync,
         checkpoints=CheckpointFolder(task["checkpoints"]),
         report=member.report,
     )
-    if member.sync.rank == 0:
-        rows = list(history.rows)
-        summary = {"best": history.best, "epochs": len(rows), "rows": rows, "warnings": list(history.warnings)}
+    if sync.rank == 0:
+        epochs = list(history.rows)
+        summary = {"best": history.best, "epochs": len(epochs), "rows": epochs, "warnings": list(history.warnings)}
         CheckpointFolder(task["result"]).save(State(density.state_dict(), summary))

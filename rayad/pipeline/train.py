@@ -45,7 +45,7 @@ class WithCondition:
     model: Conditional
 
     def __call__(self, shard: str, lanes: Lanes) -> Stored:
-        patches, index = self.corpus.read(shard, lanes), self.corpus.index(shard=shard)
+        patches, index = self.corpus.read(shard, lanes), self.corpus.index(shards=[shard])
         first, last = bounds_of(len(index))[list(lanes)]
         facts = index.set_index("row_in_shard").sort_index()[self.model.condition].iloc[first:last]
         numbers = {fact: self.model.planes(fact) for fact in facts.unique()}

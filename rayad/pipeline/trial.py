@@ -22,9 +22,9 @@ from rayad import fit as learning
 from rayad.density import em
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
-from rayad.patches.corpus import Corpus
+from rayad.patches.corpus import LEARNING_SPLITS, Corpus
 from rayad.pipeline.encode import encode
-from rayad.pipeline.fit_density import classes_of, density_config, variables_of
+from rayad.pipeline.fit_density import Rows, density_config
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.train import order_of, pixels, reader, validation_batches
 from rayad.pool import Pool
@@ -82,11 +82,11 @@ def of_density(
     parts = {"density": density_config(request, model), "em": request.em}
     space = search.parse(texts, parts)
     encode(pool, corpus, model, latents_url)
-    held = {split: variables_of(corpus, latents_url, request, split).numpy() for split in ("train", "validation")}
-    search.check(parts, space, lambda parts: parts["density"].build(held["train"].shape[1]))
-    rows, names = classes_of(corpus, request, "train")
-    objective = f"bits a dimension of {len(held['validation']):,} healthy validation patches"
-    return Task(parts, space, corpus_url, objective), SharedLatents(**held, classes=rows, names=names)
+    rows = Rows(corpus, latents_url, request)
+    train, validation = (rows.variables(split).numpy() for split in LEARNING_SPLITS)
+    search.check(parts, space, lambda parts: parts["density"].build(train.shape[1]))
+    objective = f"bits a dimension of {len(validation):,} healthy validation patches"
+    return Task(parts, space, corpus_url, objective), SharedLatents(train, validation, *rows.classes("train"))
 
 
 def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:

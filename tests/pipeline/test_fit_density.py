@@ -1,7 +1,9 @@
 """What a density is fitted to: the latents of a corpus, in its order, with what stands beside them."""
 
+import numpy as np
 import pytest
 import torch
+from workers import in_threads
 
 from rayad import catalog
 from rayad.datasets import phantom
@@ -9,7 +11,7 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.encode import encode, read_latents
-from rayad.pipeline.fit_density import fit_detector, latents_of, variables_of
+from rayad.pipeline.fit_density import Rows, fit_detector, latents_of
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Here
@@ -38,7 +40,7 @@ def model() -> Part:
 def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, tmp_path):
     encode(Here(), corpus, model, str(tmp_path))
     wanted = DensityRequest(context=("rel_row", "skin_mm"))
-    found = variables_of(corpus, str(tmp_path), wanted, "train")
+    found = Rows(corpus, str(tmp_path), wanted).variables("train")
     assert torch.equal(found[:, :6], read_latents(corpus, str(tmp_path), "train"))
     index = corpus.index().set_index(["shard", "row_in_shard"])
     truth = [index.loc[(name, row)] for name, number in corpus.shards("train") for row in range(number)]
@@ -46,9 +48,29 @@ def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, t
     assert found[:, 7].tolist() == pytest.approx([row["skin_mm"] for row in truth])
 
 
+@pytest.mark.parametrize("world", [2, 3, 500])
+def test_workers_hold_their_shares_and_no_more(corpus, model, tmp_path, world):
+    encode(Here(), corpus, model, str(tmp_path))
+    request, shares = DensityRequest(context=("rel_row",), classes="view", smooth=True), []
+    whole = Rows(corpus, str(tmp_path), request)
+
+    def work(sync) -> None:
+        rows = Rows(corpus, str(tmp_path), request, sync)
+        shares.append((sync.rank, rows.variables("train"), *rows.classes("train")))
+
+    in_threads(world, work)
+    _, variables, classes, names = zip(*sorted(shares, key=lambda share: share[0]), strict=True)
+    assert torch.equal(torch.cat(variables), whole.variables("train"))
+    assert np.concatenate(classes).tolist() == whole.classes("train")[0].tolist()
+    assert set(names) == {whole.classes("train")[1]}
+    every = len(read_latents(corpus, str(tmp_path), "train"))
+    parts = [read_latents(corpus, str(tmp_path), "train", rank, world) for rank in range(world)]
+    assert {len(part) for part in parts} <= {every // world, -(-every // world)}
+
+
 def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
     encode(Here(), corpus, model, str(tmp_path))
-    every, smooth = (variables_of(corpus, str(tmp_path), DensityRequest(smooth=s), "train") for s in (False, True))
+    every, smooth = (Rows(corpus, str(tmp_path), DensityRequest(smooth=s)).variables("train") for s in (False, True))
     patches = torch.cat([torch.from_numpy(corpus.read(name).astype("float64")) for name, _ in corpus.shards("train")])
     deviation = patches.flatten(1).std(1)
     kept = deviation <= deviation.quantile(1 / 3)

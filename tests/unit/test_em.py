@@ -17,10 +17,12 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
+from workers import in_threads
 
 from rayad.density.em import EM, EMHistory, fit, full_batch, improve, paper
 from rayad.density.spn import SPN, Config
 from rayad.errors import FormatError, OptionError, TrainingError
+from rayad.fit import Sync
 from rayad.progress import State
 
 SMALL = Config(inputs=4, replicas=3, depth=2, sums=2, roots=2)
@@ -38,7 +40,7 @@ class Together:
 
     def __init__(self, world: int) -> None:
         self.world = world
-        self.barrier = Barrier(world)
+        self.barrier = Barrier(world, timeout=60)
         self.given: list[list[Tensor]] = [[] for _ in range(world)]
 
     def sum_(self, rank: int, tensors: list[Tensor]) -> None:
@@ -72,7 +74,9 @@ def learned(world: int, dtype: torch.dtype, em: EM, train: Tensor) -> tuple[list
     together, densities = Together(world), [SMALL.build(5).to(dtype) for _ in range(world)]
 
     def work(rank: int) -> EMHistory:
-        return fit(densities[rank], train, clusters(50, seed=1), em, sync=Worker(rank, together))
+        validation = clusters(50, seed=1)
+        shares = (rows.tensor_split(world)[rank] for rows in (train, validation))
+        return fit(densities[rank], *shares, em, sync=Worker(rank, together))
 
     with ThreadPoolExecutor(world) as pool:
         histories = list(pool.map(work, range(world)))
@@ -97,6 +101,36 @@ def test_more_workers_than_rows_of_a_batch():
     (alone,), _ = learned(1, torch.float64, EM(epochs=2, batches=5), clusters(10))
     many, _ = learned(4, torch.float64, EM(epochs=2, batches=5), clusters(10))
     torch.testing.assert_close(many[3].leaves.mean, alone.leaves.mean, rtol=0, atol=1e-12)
+
+
+def codes_and_numbers(number: int) -> Tensor:
+    z = clusters(number)
+    z[:, 3:] = (z[:, 3:] > 0).double()
+    return z
+
+
+@pytest.mark.parametrize(
+    ("config", "train"),
+    [
+        (Config(inputs=4, replicas=3, axes="principal"), clusters(200)),
+        (Config(inputs=4, replicas=3, states=(0, 0, 0, 2, 2)), codes_and_numbers(200)),
+        (Config(inputs=12, replicas=2), clusters(200)),
+    ],
+    ids=["principal axes", "numbers and codes", "dead inputs"],
+)
+def test_workers_of_unequal_shares_learn_what_one_learns(config: Config, train: Tensor):
+    em, bounds = EM(epochs=3, batches=3, step=0.5, revive=0.5), (0, 20, 20, 200)
+    densities = [config.build(5).double() for _ in range(4)]
+    alone = fit(densities[3], train, train, em)
+
+    def work(sync: Sync) -> None:
+        own = train[bounds[sync.rank] : bounds[sync.rank + 1]]
+        history = fit(densities[sync.rank], own, own, em, sync=sync)
+        assert history.best["validation"] == pytest.approx(alone.best["validation"], rel=1e-12)
+
+    in_threads(3, work)
+    for density in densities[:3]:
+        torch.testing.assert_close(dict(density.state_dict()), dict(densities[3].state_dict()))
 
 
 def test_a_circuit_beats_one_gaussian_on_two_clusters():
@@ -257,7 +291,8 @@ def test_workers_share_the_labels_of_their_rows():
     together, densities = Together(2), [SMALL.build(5).double() for _ in range(3)]
 
     def work(rank: int) -> None:
-        fit(densities[rank], train, train, EM(epochs=2), labels=labels, sync=Worker(rank, together))
+        mine, roots = (rows.tensor_split(2)[rank] for rows in (train, labels))
+        fit(densities[rank], mine, mine, EM(epochs=2), labels=roots, sync=Worker(rank, together))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(2)))
@@ -271,7 +306,8 @@ def test_workers_add_the_counts_of_codes():
     densities = [Config(inputs=4, replicas=3, states=(2,)).build(5).double() for _ in range(3)]
 
     def work(rank: int) -> None:
-        fit(densities[rank], train, train, EM(epochs=2, step=0.5), sync=Worker(rank, together))
+        mine = train.tensor_split(2)[rank]
+        fit(densities[rank], mine, mine, EM(epochs=2, step=0.5), sync=Worker(rank, together))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(2)))
