@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rayad import storage
-from rayad.datasets.exam import Exam, Images
+from rayad.datasets.exam import Exam, Images, origin_of
 from rayad.fingerprint import fingerprint
 
 LONGEST = 120
@@ -23,6 +23,7 @@ def contents(dataset: Images, exams: Sequence[Exam]) -> dict[str, str]:
     Raises:
         StorageError: the files cannot be looked at.
     """
+    dataset = origin_of(dataset)
     settings = {
         name: str(value) for name, value in vars(dataset).items() if name not in getattr(dataset, "CHOOSES", ())
     }

@@ -94,10 +94,16 @@ class Images(Protocol):
         ...
 
 
+def origin_of(dataset: Images) -> Images:
+    """The data set that has the pixels: itself, but for a list of another's images (rayad/datasets/exams.py)."""
+    return getattr(dataset, "listed_from", dataset)
+
+
 def read_by(dataset: Images) -> list[str]:
     """The folders and files that a data set is read from."""
-    places = (getattr(dataset, name, "") for name in ("source", "table", "tables"))
-    return [place for place in places if place]
+    names = ("source", "table", "tables")
+    places = (getattr(one, name, "") for one in (dataset, origin_of(dataset)) for name in names)
+    return list(dict.fromkeys(place for place in places if place))
 
 
 MOST_BETWEEN = 0.02

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.density.rows import Held, added, held
+from rayad.density.rows import Holding, added, held
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import ALONE, Checkpoints, Row, Sync, Timed
 from rayad.options import Count, Seed, Share, Weight
@@ -212,7 +212,7 @@ def _improve(
 
 
 def _epoch(
-    density: Density[S], train: Latents, share: Held, em: EM, epoch: int, around: _Around
+    density: Density[S], train: Latents, share: Holding, em: EM, epoch: int, around: _Around
 ) -> tuple[float, Tensor]:
     """All steps of an epoch; returns bits a dimension of the rows, each as it was met, and the visits of inputs."""
     total, visits, sync, labels = 0.0, torch.zeros(()), around.sync, around.labels
@@ -259,7 +259,7 @@ def _check(train: Latents, validation: Validation, labels: Labels | None, sync: 
         raise OptionError(f"every training row needs a label or -1: {len(train)} rows have {len(labels)} labels")
 
 
-def _missing(train: Latents, share: Held, sync: Sync) -> float:
+def _missing(train: Latents, share: Holding, sync: Sync) -> float:
     """Share of the training values that are missing."""
     return float(added(train.isnan().double().sum(), sync)) / (share.total * train.shape[1])
 

@@ -11,7 +11,7 @@ from rayad.tensors import Latents
 
 
 @dataclass(frozen=True)
-class Held:
+class Holding:
     """Which of all rows a worker holds: those from ``first``, as many as ``number``."""
 
     first: int
@@ -24,12 +24,12 @@ class Held:
         return places[(places >= 0) & (places < self.number)]
 
 
-def held(z: Tensor, sync: Sync) -> Held:
+def held(z: Tensor, sync: Sync) -> Holding:
     """Which of the rows of all workers these are."""
     numbers = torch.zeros(sync.world, dtype=torch.int64, device=z.device)
     numbers[sync.rank] = len(z)
     sync.sum_([numbers])
-    return Held(int(numbers[: sync.rank].sum()), len(z), int(numbers.sum()))
+    return Holding(int(numbers[: sync.rank].sum()), len(z), int(numbers.sum()))
 
 
 def chosen(z: Latents, rows: Int64[Tensor, " k"], sync: Sync) -> Float[Tensor, "k m"]:

@@ -137,7 +137,7 @@ def density_config(request: DensityRequest, model: Part) -> Any:
 
 
 @dataclass(frozen=True)
-class Rows:
+class FittedRows:
     """What a density is fitted to: the rows of a corpus that one of several workers holds."""
 
     corpus: Corpus
@@ -200,7 +200,7 @@ class Rows:
 def _learn_alone(task: dict[str, Any]) -> None:
     """Let a density learn that does so by itself, where its latents are read."""
     torch.set_num_threads(1)
-    rows = Rows(Corpus.open(task["corpus"]), task["latents"], task["request"])
+    rows = FittedRows(Corpus.open(task["corpus"]), task["latents"], task["request"])
     train, validation = (rows.variables(split) for split in LEARNING_SPLITS)
     density = task["config"].build(train.shape[1])
     assert isinstance(density, Learner)  # fit_density() asked
@@ -212,7 +212,7 @@ def _loop(task: dict[str, Any], member: Member) -> None:
     """One worker's part of `fit_density`."""
     torch.set_num_threads(1)
     request, config, sync = task["request"], task["config"], member.sync
-    rows = Rows(Corpus.open(task["corpus"]), task["latents"], request, sync, member.device)
+    rows = FittedRows(Corpus.open(task["corpus"]), task["latents"], request, sync, member.device)
     train, validation = (rows.variables(split) for split in LEARNING_SPLITS)
     density = config.build(train.shape[1]).to(member.device)
     classes, names = rows.classes("train")

@@ -9,6 +9,7 @@ from typing import Any
 from rayad import provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, listed
+from rayad.datasets.exams import write as write_list
 from rayad.datasets.splits import assign
 from rayad.errors import ImageError
 from rayad.fingerprint import fingerprint
@@ -42,8 +43,8 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, said: dict[s
         StorageError: the corpus cannot be written.
     """
     exams, left_out = listed(dataset)
-    before = remembered(url, settings)
-    plans = tuple(plan(exams, assign(exams), settings, before, contents(dataset, exams)))
+    before, splits = remembered(url, settings), assign(exams)
+    plans = tuple(plan(exams, splits, settings, before, contents(dataset, exams)))
     if changed := _changed(before, plans):
         say(
             f"{changed} images or their labels changed since {url} was made: their shards are made anew",
@@ -56,6 +57,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, said: dict[s
         if manifest.get("request") == request:
             return manifest
         storage.remove(where)
+    write_list(dataset, exams, splits, left_out, url)
     remember(url, plans, settings)
     records = []
     for shard, record in zip(

@@ -9,6 +9,7 @@ import numpy as np
 
 from rayad.datasets.exam import Exam, Excluded, Images, listed, shortened, source_of
 from rayad.datasets.exam import reasons as by_reason
+from rayad.datasets.exams import write as write_list
 from rayad.datasets.splits import assign
 from rayad.errors import reason
 from rayad.evaluation import inspection
@@ -53,7 +54,7 @@ def inspect(
     sheet: int = 48,
     corpus: str = "",
 ) -> tuple[str, list[str]]:
-    """Write the page of a data set.
+    """Write the page of a data set, and the list of its images.
 
     Args:
         sheet: how many images the contact sheet shows.
@@ -64,6 +65,7 @@ def inspect(
     """
     exams, left_out = listed(dataset)
     splits = assign(exams)
+    write_list(dataset, exams, splits, left_out, url)
     looks = list(pool.map(look_at, exams, "images", (dataset, preprocessing), _unseen))
     seen = [look for look in looks if not look.failure]
     twins = _twins(exams, splits, looks)

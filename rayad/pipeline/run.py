@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from rayad import catalog, storage
 from rayad.datasets.exam import Images
+from rayad.datasets.exams import listed_once
 from rayad.errors import OptionError
 from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import described
@@ -73,8 +75,8 @@ NO_CHANGES = Changes()
 class Run:
     """The stages of a recipe with one seed. What is done is not done again.
 
-    Below its URL lie ``corpus``, ``models``, ``latents``, ``densities``, ``detectors`` and ``scores``; what is learned
-    with another seed than 0 goes below ``seed-1`` and so on.
+    Below its URL lie ``exams.parquet``, ``corpus``, ``models``, ``latents``, ``densities``, ``detectors`` and
+    ``scores``; what is learned with another seed than 0 goes below ``seed-1`` and so on.
     """
 
     def __init__(
@@ -82,9 +84,13 @@ class Run:
     ) -> None:
         """With the images of `data`, whose healthy patients are learned from, places `step_mm` apart."""
         self.pool, self.data, self.url, self.seed, self.step_mm, self.changes = pool, data, url, seed, step_mm, changes
-        self.dataset = data.opened()
         self._names: dict[str, str] = {}  # URL of a corpus -> its name
         self._pictures: dict[str, str] = {}  # content of a corpus -> its name
+
+    @cached_property
+    def dataset(self) -> Images:
+        """The images, listed once."""
+        return listed_once(self.data.opened(), self.url)
 
     def corpus(self, ingest: Ingest, name: str = "") -> Corpus:
         """Healthy patches as one preparation of images gives them.
@@ -199,6 +205,7 @@ class _Rehearsal(Run):
 
     def __init__(self, request: "RunRequest") -> None:
         super().__init__(Here(), request.data, "", 0, request.recipe.step_mm, request.changes)
+        request.data.opened()
 
     def _ingested(self, ingest: Ingest, url: str) -> Corpus:
         parameters = {"preprocessing": described(ingest.preprocessing)}
@@ -291,11 +298,11 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     runs, headings = [], {}
     for seed in range(request.seeds):
         run = Run(pool, request.data, url, seed, recipe.step_mm, request.changes)
-        made = run.calibrated(recipe.detectors(run))
+        listed, made = run.dataset, run.calibrated(recipe.detectors(run))
         headings = {d.name: run.heading(d) for d in made} | dict.fromkeys(recipe.order, recipe.first)
         runs.append(_in_order(made, recipe.order, headings))
     judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
-    dataset = judged.opened()
+    dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else listed
     if not recipe.kinds and not any(exam.anomalous for exam in in_split(dataset.exams(), split)):
         return ""
     options = Evaluation(

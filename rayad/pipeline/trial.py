@@ -24,7 +24,7 @@ from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
 from rayad.pipeline.encode import encode
-from rayad.pipeline.fit_density import Rows, density_config
+from rayad.pipeline.fit_density import FittedRows, density_config
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.train import order_of, pixels, reader, validation_batches
 from rayad.pool import Pool
@@ -82,7 +82,7 @@ def of_density(
     parts = {"density": density_config(request, model), "em": request.em}
     space = search.parse(texts, parts)
     encode(pool, corpus, model, latents_url)
-    rows = Rows(corpus, latents_url, request)
+    rows = FittedRows(corpus, latents_url, request)
     train, validation = (rows.variables(split).numpy() for split in LEARNING_SPLITS)
     search.check(parts, space, lambda parts: parts["density"].build(train.shape[1]))
     objective = f"bits a dimension of {len(validation):,} healthy validation patches"

@@ -11,7 +11,7 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.encode import encode, read_latents
-from rayad.pipeline.fit_density import Rows, fit_detector, latents_of
+from rayad.pipeline.fit_density import FittedRows, fit_detector, latents_of
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Here
@@ -40,7 +40,7 @@ def model() -> Part:
 def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, tmp_path):
     encode(Here(), corpus, model, str(tmp_path))
     wanted = DensityRequest(context=("rel_row", "skin_mm"))
-    found = Rows(corpus, str(tmp_path), wanted).variables("train")
+    found = FittedRows(corpus, str(tmp_path), wanted).variables("train")
     assert torch.equal(found[:, :6], read_latents(corpus, str(tmp_path), "train"))
     index = corpus.index().set_index(["shard", "row_in_shard"])
     truth = [index.loc[(name, row)] for name, number in corpus.shards("train") for row in range(number)]
@@ -52,10 +52,10 @@ def test_the_context_stands_beside_the_latents_of_its_own_place(corpus, model, t
 def test_workers_hold_their_shares_and_no_more(corpus, model, tmp_path, world):
     encode(Here(), corpus, model, str(tmp_path))
     request, shares = DensityRequest(context=("rel_row",), classes="view", smooth=True), []
-    whole = Rows(corpus, str(tmp_path), request)
+    whole = FittedRows(corpus, str(tmp_path), request)
 
     def work(sync) -> None:
-        rows = Rows(corpus, str(tmp_path), request, sync)
+        rows = FittedRows(corpus, str(tmp_path), request, sync)
         shares.append((sync.rank, rows.variables("train"), *rows.classes("train")))
 
     in_threads(world, work)
@@ -70,7 +70,9 @@ def test_workers_hold_their_shares_and_no_more(corpus, model, tmp_path, world):
 
 def test_a_background_is_fitted_to_the_smoothest_third(corpus, model, tmp_path):
     encode(Here(), corpus, model, str(tmp_path))
-    every, smooth = (Rows(corpus, str(tmp_path), DensityRequest(smooth=s)).variables("train") for s in (False, True))
+    every, smooth = (
+        FittedRows(corpus, str(tmp_path), DensityRequest(smooth=s)).variables("train") for s in (False, True)
+    )
     patches = torch.cat([torch.from_numpy(corpus.read(name).astype("float64")) for name, _ in corpus.shards("train")])
     deviation = patches.flatten(1).std(1)
     kept = deviation <= deviation.quantile(1 / 3)

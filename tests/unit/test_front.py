@@ -267,8 +267,11 @@ def test_where_nobody_answers_behind_it_says_so(stand):
 
 def test_nobody_has_all_connections(plain):
     most = front._most() // front.SHARES
+    lines = []
     with ExitStack() as stack:
-        lines = [stack.enter_context(plain.connect()) for _ in range(most + 5)]
+        for _ in range(most + 5):
+            with contextlib.suppress(ConnectionError):  # it may be closed before connect() has returned
+                lines.append(stack.enter_context(plain.connect()))
         time.sleep(1)
         assert sum(is_open(line) for line in lines) == most
 

@@ -1,0 +1,154 @@
+"""Images that were listed before: ``exams.parquet``, a row an image, which ingest, inspect and runs write.
+
+Whoever reads it asks for no header, no table of labels and no list of files again, however many images there are; the
+pixels come from the data set that was listed, which the file names. What changed since then is not in it: ingest lists
+again.
+"""
+
+import io
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayad import bounded, catalog, storage
+from rayad.arrays import Image, Mask
+from rayad.datasets.exam import Exam, Excluded, Images, Lesion, listed, origin_of
+from rayad.datasets.splits import assign
+from rayad.errors import FormatError
+from rayad.imaging.plausibility import Doubt
+
+NAME = "exams.parquet"
+SCHEMA = 1
+LESION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("finding", pa.string()),
+        ("malignant", pa.bool_()),
+        ("circle", pa.list_(pa.float64())),
+        ("mask_url", pa.string()),
+        ("outline", pa.list_(pa.list_(pa.float64()))),
+    ]
+)
+COLUMNS = pa.schema(
+    [
+        ("exam_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("url", pa.string()),
+        ("anomalous", pa.bool_()),
+        ("view", pa.string()),
+        ("laterality", pa.string()),
+        ("density", pa.string()),
+        ("spacing_mm", pa.float64()),
+        ("lesions", pa.list_(LESION)),
+        ("scanner", pa.string()),
+        ("doubts", pa.list_(pa.struct([("kind", pa.string()), ("sentence", pa.string())]))),
+        ("wall", pa.string()),
+        ("split", pa.string()),
+        ("excluded", pa.string()),
+    ]
+)
+"""Fields of `Exam`, its split, and why a file was left out: such a row has a URL and the reason alone."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """See the module."""
+
+    source: str = ""
+    """The list, exams.parquet, or the folder of a corpus, page or run in which it lies."""
+
+    @property
+    def listed_from(self) -> Images:
+        """The data set that was listed."""
+        return _listed_from(self._url)
+
+    def exams(self) -> list[Exam]:
+        return self.listed()[0]
+
+    def listed(self) -> tuple[list[Exam], list[Excluded]]:
+        """The exams, sorted, and the files that are left out."""
+        rows = pq.read_table(_opened(self._url)).drop_columns("split").to_pylist()
+        exams = [_exam(row) for row in rows if not row["excluded"]]
+        return exams, [Excluded(row["url"], row["excluded"]) for row in rows if row["excluded"]]
+
+    def pixels(self, exam: Exam) -> Image:
+        return self.listed_from.pixels(exam)
+
+    def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
+        return self.listed_from.lesion_mask(exam, lesion)
+
+    @property
+    def _url(self) -> str:
+        return self.source if posixpath.basename(self.source) == NAME else storage.join(self.source, NAME)
+
+
+def write(
+    dataset: Images, exams: Sequence[Exam], splits: Mapping[str, str], left_out: Sequence[Excluded], url: str
+) -> None:
+    """The list of a data set's images into a folder; one that is there and says the same is not touched."""
+    origin = origin_of(dataset)
+    package, _, name = type(origin).__module__.rpartition(".")
+    known = package == __package__  # the class of a library's user cannot be found by a name
+    about = {
+        "schema": SCHEMA,
+        "dataset": name if known else "",
+        "settings": catalog.settings_of(origin) if known else (),
+    }
+    rows = [asdict(exam) | {"split": splits[exam.exam_id], "excluded": ""} for exam in exams]
+    rows += [{"url": exclusion.url, "excluded": exclusion.reason} for exclusion in left_out]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, COLUMNS.with_metadata({"rayad": json.dumps(about)})), buffer)
+    where, data = storage.join(url, NAME), buffer.getvalue()
+    if not storage.exists(where) or storage.read_bytes(where) != data:
+        storage.write_bytes(where, data)
+
+
+def listed_once(dataset: Images, url: str) -> Dataset:
+    """The data set's images, listed now, with the list in a folder."""
+    exams, left_out = listed(dataset)
+    write(dataset, exams, assign(exams), left_out, url)
+    return Dataset(url)
+
+
+@lru_cache(maxsize=8)
+def _listed_from(url: str) -> Images:
+    metadata = pq.read_schema(_opened(url)).metadata or {}
+    about = bounded.parse_json(metadata.get(b"rayad", b"{}"), url)
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        raise FormatError(f"{url}: a list of images of schema {SCHEMA} is wanted; ingest or inspect the images again")
+    if not about["dataset"] or about["dataset"] == Dataset.__module__.rpartition(".")[2]:
+        raise FormatError(f"{url}: the images were listed by a class that is none of rayad's data sets")
+    return catalog.configure("datasets", about["dataset"], tuple(about["settings"]))
+
+
+def _opened(url: str) -> pa.BufferReader:
+    if not storage.exists(url):
+        raise FormatError(f"{url}: no list of images here; rayad ingest and rayad inspect write it")
+    try:
+        reader = pa.BufferReader(storage.read_bytes(url))
+        pq.read_schema(reader)
+        reader.seek(0)
+        return reader
+    except pa.ArrowException as error:
+        raise FormatError(f"{url}: no parquet file: {error}") from None
+
+
+def _exam(row: dict) -> Exam:
+    lesions = tuple(
+        Lesion(
+            **lesion
+            | {
+                "circle": tuple(lesion["circle"]) if lesion["circle"] else None,
+                "outline": tuple(map(tuple, lesion["outline"])),
+            }
+        )
+        for lesion in row["lesions"]
+    )
+    doubts = tuple(Doubt(**doubt) for doubt in row["doubts"])
+    facts = {name: value for name, value in row.items() if name != "excluded"}
+    return Exam(**facts | {"lesions": lesions, "doubts": doubts})
