@@ -295,14 +295,14 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         url: where everything goes: what `Run` makes, and ``report``. What cannot be, `rehearse` says beforehand.
     """
     recipe = request.recipe
-    runs, headings = [], {}
-    for seed in range(request.seeds):
-        run = Run(pool, request.data, url, seed, recipe.step_mm, request.changes)
-        listed, made = run.dataset, run.calibrated(recipe.detectors(run))
+    seeds = [Run(pool, request.data, url, seed, recipe.step_mm, request.changes) for seed in range(request.seeds)]
+    detectors, headings = [], {}
+    for run in seeds:
+        made = run.calibrated(recipe.detectors(run))
         headings = {d.name: run.heading(d) for d in made} | dict.fromkeys(recipe.order, recipe.first)
-        runs.append(_in_order(made, recipe.order, headings))
+        detectors.append(_in_order(made, recipe.order, headings))
     judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
-    dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else listed
+    dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else seeds[0].dataset
     if not recipe.kinds and not any(exam.anomalous for exam in in_split(dataset.exams(), split)):
         return ""
     options = Evaluation(
@@ -319,7 +319,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         groups=headings,
     )
     where = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
-    return evaluate(pool, runs[0], dataset, options, where, storage.join(url, "scores"), others=runs[1:])
+    return evaluate(pool, detectors[0], dataset, options, where, storage.join(url, "scores"), others=detectors[1:])
 
 
 def rehearse(request: RunRequest) -> list[Detector]:
