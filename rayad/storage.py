@@ -378,7 +378,7 @@ def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
             with _explained(verb, url):
                 result = action()
         except StorageError as error:
-            out = isinstance(error.__cause__, UNREACHABLE) and (place in _answered or _elsewhere)
+            out = isinstance(error.__cause__, UNREACHABLE) and (place in _answered or os.environ.get(EXPECTED) == "1")
             if not out or time.monotonic() > until:
                 raise
             time.sleep(1)
@@ -389,14 +389,8 @@ def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
 
 _answered: set[tuple[str, str]] = set()
 """Schemes and endpoints that this process has heard of."""
-_elsewhere = False
-"""Whether another process has heard of whatever this one will ask for."""
-
-
-def expect() -> None:
-    """From now on wait for all storage: this process works for one that has heard of it."""
-    global _elsewhere
-    _elsewhere = True
+EXPECTED = "RAYAD_STORAGE_EXPECTED"
+"""Set to 1 in the environment of a process that works for one which has heard of the storage: it waits for all."""
 
 
 def _opened_for_reading(url: str) -> Any:

@@ -77,7 +77,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
 def _connect(address: str) -> None:
     """To a running cluster, whose workers get this command's settings; ClusterError where that fails."""
     _await(address)
-    environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current()))}
+    environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current())), storage.EXPECTED: "1"}
     environment[plausibility.VARIABLE] = ",".join(plausibility.forced())
     runtime: dict[str, Any] = {"env_vars": environment}
     if keys := {name: os.environ[name] for name in storage.KEYS if name in os.environ}:
@@ -209,15 +209,29 @@ def _start_once(folder: str, cpus: int) -> None:
     keep_private()
     Config.initialize("")  # Ray may have been imported before
     AuthenticationTokenLoader.instance().reset_cache()
-    ray.init(
-        address="local",
-        # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
-        num_cpus=cpus or (os.cpu_count() or 1) + 4,
-        include_dashboard=False,
-        object_store_memory=STORE_BYTES,
-        _temp_dir=folder,
-        **QUIET,
-    )
+    with _in_environment(storage.EXPECTED, "1"):  # of all its processes, not of this one
+        ray.init(
+            address="local",
+            # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
+            num_cpus=cpus or (os.cpu_count() or 1) + 4,
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            _temp_dir=folder,
+            **QUIET,
+        )
+
+
+@contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -24,9 +24,8 @@ from ray import cloudpickle
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train._internal.utils import get_address_and_port
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
 from torch import Tensor
 
 from rayad import storage
@@ -243,27 +242,40 @@ class _Meeting(TorchConfig):
     """
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:  # pyright: ignore[reportIncompatibleMethodOverride], any Backend may be
         return _MeetingBackend
 
 
-class _MeetingBackend(_TorchBackend):
+class _MeetingBackend(Backend):
     """Lets the workers meet; see `_Meeting`."""
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    share_cuda_visible_devices = True
+    """As Ray Train's: NCCL reaches the GPUs of a node's other workers."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Make the process group."""
-        address, port = worker_group.execute_single(0, get_address_and_port)
+        address, port = worker_group.execute_single(0, _free_place)
         number, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
         meeting = number, address, port, backend_config.backend, timeout
         ray.get([worker_group.execute_single_async(rank, _meet, rank, *meeting) for rank in range(number)])
+
+
+def _free_place() -> tuple[str, int]:
+    """This node's address, and a port there that nobody listens at."""
+    address = ray.util.get_node_ip_address()
+    with socket.create_server((address, 0), family=_family(address)) as probe:
+        return address, probe.getsockname()[1]
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _meet(rank: int, world: int, address: str, port: int, backend: str, timeout: timedelta) -> None:
     """Join the process group, through a store that the first worker keeps."""
     listening = {}
     if rank == 0:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listening["master_listen_fd"] = socket.create_server((address, port), family=family).detach()
+        listening["master_listen_fd"] = socket.create_server((address, port), family=_family(address)).detach()
     store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         address, port, world, rank == 0, timeout, **listening
     )
