@@ -97,7 +97,7 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
         (
             ["ingest", "--dataset", "nothing", "--out", "x"],
             2,
-            "no dataset 'nothing'; rayad has cbis_ddsm, ddsm, dicom, folder, ",
+            "no dataset 'nothing'; rayad has cbis_ddsm, ddsm, dicom, exams, folder, ",
         ),
         (["train", "--corpus", "nowhere", "--out", "x", "--model", "nothing"], 2, "no model 'nothing'"),
         (["train", "--corpus", "nowhere", "--out", "x"], 1, "no patch corpus here"),

@@ -1,0 +1,205 @@
+"""Every stage on two nodes and an object store: what the driver, the workers and Ray's object stores hold meanwhile.
+
+    python benchmarks/stages.py --out s3://bucket/stages
+    python benchmarks/stages.py --out stages --images 100 1000
+
+Sets of so many small phantoms, PNG files with a table of labels, are inspected, ingested, learned from, calibrated on,
+judged and drawn, each stage by its command, on a Ray of three nodes: a head that does no work, and two that do.
+Twice a second the private memory of the driver and of every worker is looked at, the CPU time of each node's processes,
+and what its object store holds and has spilled.
+"""
+
+import io
+import json
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import tyro
+from PIL import Image
+
+from rayad import provenance, storage
+from rayad.datasets import phantom
+from rayad.on_ray.private import keep_private
+
+RESULTS = Path(__file__).parent / "results" / "stages.json"
+PLASMA = "object_store_memory"
+STORE = 80_000_000
+"""Bytes of the object store of a node, about the least that Ray takes."""
+SIDE = {"height": 192, "width": 144}
+"""Of a phantom, px of 0.4 mm."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done."""
+
+    out: str
+    """Folder or URL of images and results."""
+    images: tuple[int, ...] = (100, 1000, 10_000)
+    cpus: int = 3
+    """Logical CPUs of each node."""
+
+
+@dataclass
+class Watch:
+    """The most that was seen, in bytes, and the CPU seconds of each node's processes."""
+
+    nodes: dict[str, psutil.Process]
+    """Name -> its raylet."""
+    session: Path
+    """Folder of Ray's files."""
+    driver: int = 0
+    worker: int = 0
+    """Of the largest."""
+    store: int = 0
+    """Of the object stores of all nodes."""
+    spilled: int = 0
+    seconds: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
+    """Node -> process -> CPU seconds since the watch began."""
+    before: dict[int, float] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def look(self, first: bool = False) -> None:
+        """Once."""
+        self.driver = max(self.driver, psutil.Process().memory_full_info().uss)
+        for name, raylet in self.nodes.items():
+            for process in raylet.children(recursive=True):
+                try:
+                    times = process.cpu_times()
+                    if first:
+                        self.before[process.pid] = times.user + times.system
+                    self.seconds[name][process.pid] = times.user + times.system - self.before.get(process.pid, 0.0)
+                    if process.name().startswith("ray::"):
+                        self.worker = max(self.worker, process.memory_full_info().uss)
+                except psutil.Error:  # it ended
+                    continue
+        total, free = ray.cluster_resources(), ray.available_resources()
+        self.store = max(self.store, int(total.get(PLASMA, 0) - free.get(PLASMA, 0)))
+        spilled = [file for file in self.session.rglob("ray_spilled_objects*/*") if file.is_file()]
+        self.spilled = max(self.spilled, sum(file.stat().st_size for file in spilled))
+
+
+@contextmanager
+def watched(nodes: dict[str, psutil.Process], session: str) -> Iterator[Watch]:
+    """Look twice a second, from another thread."""
+    watch = Watch(nodes, Path(session))
+    watch.look(first=True)
+
+    def loop() -> None:
+        while not watch.over.wait(0.5):
+            watch.look()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.over.set()
+        thread.join()
+
+
+def draw(item: tuple[str, int]) -> str:
+    """Write a patient's two images; the rows of the table."""
+    url, number = item
+    dataset = phantom.Dataset(patients=1, seed=number, diseased=float(number % 10 == 0), **SIDE)
+    rows = ""
+    for exam in dataset.exams():
+        name, buffer = f"{number:06d}-{exam.laterality}{exam.view}.png", io.BytesIO()
+        pixels = (np.clip(dataset.pixels(exam), 0, 1) * 65535).round().astype(np.uint16)
+        Image.fromarray(pixels).save(buffer, "png")
+        storage.write_bytes(storage.join(url, name), buffer.getvalue())
+        (row, col, radius), kind = (exam.lesions[0].circle, exam.lesions[0].kind) if exam.lesions else (("",) * 3, "")
+        label = "anomalous" if exam.anomalous else "normal"
+        rows += f"{name},{number:06d},{label},{exam.view},{kind},{row},{col},{radius}\n"
+    return rows
+
+
+def write_images(url: str, images: int) -> None:
+    """The first so many images, of which a tenth of the patients have a lesion, and labels.csv."""
+    if storage.exists(storage.join(url, "labels.csv")):
+        return
+    with ProcessPoolExecutor() as pool:
+        rows = list(pool.map(draw, [(url, number) for number in range(images // 2)], chunksize=8))
+    table = "image,patient,label,view,kind,row,col,radius\n" + "".join(rows)
+    storage.write_bytes(storage.join(url, "labels.csv"), table.encode())
+
+
+def commands(url: str, images: str) -> list[list[str]]:
+    """Every stage, as a user gives it."""
+    data = ["--dataset", "folder", "--source", images, "--spacing-mm", "0.4"]
+    corpus, cae, spn = (storage.join(url, name) for name in ("corpus", "cae", "spn"))
+    tiny = ["--settings", "width=4", "latents=8"]
+    return [
+        ["inspect", *data, "--out", f"{url}/page"],
+        ["ingest", *data, "--out", corpus, "--sampling.patches", "20"],
+        ["train", "--corpus", corpus, "--out", cae, "--schedule.epochs", "1", *tiny],
+        [*("fit-density", "--detector", cae, "--corpus", corpus, "--out", spn, "--em.epochs", "2"), "--settings",
+         "inputs=3", "replicas=3"],
+        ["calibrate", "--detector", spn, *data, "--scores", f"{url}/scores"],
+        ["evaluate", "--detector", spn, *data, "--out", f"{url}/report"],
+        ["heatmap", "--detector", spn, "--images", images, "--out", f"{url}/maps", "--spacing-mm", "0.4",
+         "--no-picture"],
+    ]  # fmt: skip
+
+
+def measured(options: Options, images: int, nodes: dict[str, psutil.Process], session: str) -> Iterator[dict[str, Any]]:
+    """A row a stage."""
+    from rayad import cli
+
+    root = storage.join(storage.absolute(options.out), str(images))
+    write_images(storage.join(root, "images"), images)
+    for command in commands(root, storage.join(root, "images")):
+        began = time.perf_counter()
+        with watched(nodes, session) as watch:
+            code = cli.run(command)
+        yield {
+            "images": images,
+            "stage": command[0],
+            "exit_code": code,
+            "seconds": round(time.perf_counter() - began, 1),
+            "driver_MB": watch.driver // 10**6,
+            "worker_MB": watch.worker // 10**6,
+            "cpu_seconds": {name: round(sum(seconds.values()), 1) for name, seconds in watch.seconds.items()},
+            "store_MB": round(watch.store / 1e6, 1),
+            "spilled_MB": round(watch.spilled / 1e6, 1),
+        }
+
+
+def main(options: Options) -> None:
+    """Measure, print, keep."""
+    keep_private()
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="rayad-") as session:
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": session, "object_store_memory": STORE}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        added = [cluster.add_node(num_cpus=options.cpus, object_store_memory=STORE) for _ in range(2)]
+        nodes = {
+            f"node {n}": psutil.Process(node.all_processes["raylet"][0].process.pid) for n, node in enumerate(added)
+        }
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        rows = []
+        try:
+            for images in options.images:
+                for row in measured(options, images, nodes, session):
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+                    RESULTS.write_text(json.dumps({"rows": rows, "machine": provenance.machine()}, indent=2) + "\n")
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
