@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -17,19 +16,18 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayad import storage
 from rayad.errors import OptionError, RayadError
-from rayad.heatmaps.answers import ROW, Batch, BatchRequest, BatchSummary, Failure, Row, encodable
+from rayad.heatmaps.answers import ROW, Batch, BatchRequest, BatchSummary, Failure, Row
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.graph import Graph, Refused, deployment, refused
-from rayad.serving import RESEARCH_USE, cards
+from rayad.serving import cards
 from rayad.serving.access import Limits
 from rayad.serving.api import ServedScore
 from rayad.serving.batches import (
+    BatchFiles,
     KeptBatch,
     Places,
-    how_scored,
     images_of,
     new,
-    own_file,
     require_own_folder,
     result_there,
 )
@@ -67,12 +65,11 @@ class Batches:
     def __init__(self, places: Places, limits: Limits, asking: int) -> None:
         """With so many processes that ask the graph at a time; see `asking`."""
         quiet_data()
-        self._asking = asking
-        self._places, self._state, self._limits = places, places.state, limits
-        self._reading, self._writing = AllowList(places.read), AllowList(places.write)
+        self._asking, self._places, self._limits = asking, places, limits
+        self._files, self._reading = BatchFiles(places), AllowList(places.read)
         self._batches: dict[str, KeptBatch] = {}
         self._turn, self._starting = threading.Lock(), asyncio.Lock()
-        for batch in self._known():
+        for batch in self._files.known():
             self._batches[batch.status.id] = batch
             if batch.running:
                 self._begin(batch)
@@ -92,13 +89,13 @@ class Batches:
             later = {"Retry-After": "60"}
             return Refused(Problem(429, f"{MOST_RUNNING} batches run or wait, which is the most.", headers=later))
         try:
-            await asyncio.to_thread(require_own_folder, request.out, self._writing.prefixes)
+            await asyncio.to_thread(require_own_folder, request.out, self._places.write)
         except RayadError as error:
             return refused(error)
         batch = new(request, served.name, served.url)
         self._batches[batch.status.id] = batch
         try:
-            await asyncio.to_thread(self._remember, batch, True)
+            await asyncio.to_thread(self._files.write, batch, True)
         except RayadError as error:
             del self._batches[batch.status.id]
             return refused(error)
@@ -117,17 +114,12 @@ class Batches:
             return batch and batch.status
         status = batch.status  # with its rows, if they are not written down yet
         try:
-            written = await asyncio.to_thread(self._written, status)
+            written = await asyncio.to_thread(self._files.read, status)
         except (RayadError, ValueError):
             return status
         if written.id != status.id or written.state == "running":  # or another batch's results are there by now
             return status
         return status.model_copy(update={"failures": written.failures, "results": written.results})
-
-    def _written(self, status: Batch) -> Batch:
-        """What its folder says; ValueError where that is none of a batch."""
-        place = own_file(self._writing.check(status.out))
-        return Batch.model_validate(storage.read_json(place, roots=self._writing.prefixes))
 
     async def cancel(self, number: str) -> Batch | None:
         """Stop one: at once if its turn has not come, else with the next image that is through."""
@@ -136,7 +128,7 @@ class Batches:
             batch.stop.set()
             if not batch.begun:
                 batch.end("cancelled")
-                await asyncio.to_thread(self._remembered, batch)
+                await asyncio.to_thread(self._files.written, batch)
                 self._forget(batch)
         return batch and batch.status
 
@@ -155,11 +147,9 @@ class Batches:
                 if not isinstance(error, RayadError):
                     LOG.exception("batch %s failed", batch.status.id)
                 batch.end("failed", _sentence(error))
-        while not self._remembered(batch):
+        while not self._files.written(batch):
             time.sleep(AGAIN_S)
-        with suppress(RayadError):
-            if self._state:
-                storage.remove(storage.join(self._state, "images", f"{batch.status.id}.json"))
+        self._files.forget_images(batch)
         self._forget(batch)
 
     def _forget(self, batch: KeptBatch) -> None:
@@ -175,7 +165,7 @@ class Batches:
         request = batch.request
         assert request is not None  # it runs
         served, images = self._served(batch, request), images_of(request)
-        changed = self._changed(batch, [image for image, _ in images])
+        changed = self._files.changed(batch, [image for image, _ in images])
         batch.forget(changed)
         if batch.resumed:
             for image, name in batch.lacking(images):
@@ -187,28 +177,12 @@ class Batches:
             batch.add(row)
             if time.monotonic() > written + pause:
                 began = time.monotonic()
-                self._remembered(batch)
+                self._files.written(batch)
                 written = time.monotonic()
                 pause = max(EVERY_S, SHARE * (written - began))
             if batch.stop.is_set():
                 break
         return not batch.lacking(images)
-
-    def _changed(self, batch: KeptBatch, images: Sequence[str]) -> set[str]:
-        """The images that are others than when a service before this one began the batch; remembers what they are now.
-
-        Of the web's nobody knows, and of none where storage is away.
-        """
-        if not self._state:
-            return set()
-        place = storage.join(self._state, "images", f"{batch.status.id}.json")
-        try:
-            versions = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
-            before = storage.read_json(place) if storage.exists(place) else {}
-            storage.write_json(place, {encodable(image): version for image, version in versions.items()})
-        except RayadError:
-            return set()
-        return {image for image, version in versions.items() if before.get(encodable(image), version) != version}
 
     def _served(self, batch: KeptBatch, request: BatchRequest) -> Served:
         """The detector that it was begun with; RayadError where it is gone, or images may not be read any more."""
@@ -234,41 +208,6 @@ class Batches:
         )
         for row in scored_rows.iter_rows():
             yield ROW.validate_json(row["row"])
-
-    def _remembered(self, batch: KeptBatch) -> bool:
-        """Whether it could be written down; a batch outlives storage that is away."""
-        try:
-            self._remember(batch)
-        except RayadError:
-            return False
-        return True
-
-    def _remember(self, batch: KeptBatch, begun: bool = False) -> None:
-        status = batch.status
-        place = self._writing.check(own_file(status.out))
-        storage.write_json(place, status.model_dump(mode="json"), through_links=False)
-        if begun and self._state and batch.request:
-            what = {"id": status.id, "wanted": batch.request.model_dump(mode="json"), "url": batch.url}
-            what["detector"] = status.detector.model_dump(mode="json")
-            storage.write_json(storage.join(self._state, "batches", f"{status.id}.json"), what)
-
-    def _known(self) -> Iterator[KeptBatch]:
-        """Batches of a service before this one."""
-        folder = storage.join(self._state, "batches") if self._state else ""
-        for file in storage.listing(folder) if folder and storage.exists(folder) else []:
-            try:
-                what = storage.read_json(file)
-                request = BatchRequest.model_validate(what["wanted"])
-                place = own_file(self._writing.check(request.out))
-                status = Batch.model_validate(
-                    storage.read_json(place, roots=self._writing.prefixes)
-                    | {"detector": what["detector"], "out": request.out, "asked": how_scored(request)}
-                    | {"research_use_only": RESEARCH_USE}
-                )  # of a folder that others write, no more than how far it is
-                if status.id == what["id"]:  # else another batch's results are there by now
-                    yield KeptBatch(status, request, what["url"], resumed=True)
-            except (RayadError, KeyError, TypeError, ValueError) as error:
-                LOG.warning("a batch is not taken up again: %s: %s", file, _sentence(error))
 
 
 class _Ask:

@@ -11,11 +11,9 @@ import signal
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from dataclasses import dataclass
 from errno import ENOSPC
 from typing import Any
 
@@ -28,22 +26,20 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from rayad import local, search, storage
+from rayad import local, search
 from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
-from rayad.fingerprint import fingerprint
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import same_signal
 from rayad.on_ray.pool import OnRay, awaited
-from rayad.patches.corpus import Corpus
 from rayad.pipeline.requests import Search
+from rayad.pipeline.sweep_book import DATABASE, SweepBook, at_hand
 from rayad.pipeline.trial import SharedLatents, Task, learn
 from rayad.pool import Workers
 from rayad.terminal import progress_bar
 
 STUDY = "sweep"
 """Name of the study in Optuna's database."""
-DATABASE, SUMMARY = "optuna.db", "sweep.json"
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 """Environment in which Ray Tune writes no files and no lines of its own for every trial."""
 
@@ -98,8 +94,8 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
     """
     _require(how)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with _at_hand(url) as folder:
-        book = _Book(name, task, data, how, url, folder)
+    with at_hand(url) as folder:
+        book = SweepBook(name, task, data, how.trials, url, folder)
         with book.running():
             file = local.private(f"{folder}/{DATABASE}")
             database = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 30}})
@@ -110,17 +106,9 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
                 why = book.rows[-1]["error"] if book.rows else f"{how.minutes:g} minutes were too few"
                 raise TrainingError(f"no trial of {len(book.rows)} came to an end: {why}")
             book.keep(seeds=_with_seeds(task, data, how, book.best["settings"]))
-            _write(book.found, trials.pictures(study), url)
+            book.write_page(trials.pictures(study))
             database.engine.dispose()
-    return book.found
-
-
-def _write(found: dict[str, Any], pictures: dict[str, bytes], url: str) -> None:
-    """The table, the page and its pictures."""
-    for picture, png in pictures.items():
-        storage.write_bytes(storage.join(url, f"{picture}.png"), png)
-    storage.write_bytes(storage.join(url, "trials.csv"), trials.csv(found).encode())
-    storage.write_bytes(storage.join(url, "index.html"), trials.page(found, pictures).encode())
+    return book.summary
 
 
 def _require(how: Search) -> None:
@@ -130,97 +118,11 @@ def _require(how: Search) -> None:
         raise OptionError(f"{how.concurrent} trials at a time need {shortage}")
 
 
-@contextmanager
-def _at_hand(url: str) -> Iterator[str]:
-    """A local folder for Optuna's database: the sweep's own, or one with a copy of it."""
-    if "://" not in url:
-        storage.make_folder(url)
-        yield url
-        return
-    with tempfile.TemporaryDirectory(prefix="rayad-") as folder:
-        there = storage.join(url, DATABASE)
-        if storage.exists(there):
-            storage.write_bytes(f"{folder}/{DATABASE}", storage.read_bytes(there))
-        yield folder
-
-
-class _Book:
-    """What is known of a sweep, kept in `sweep.json` and, where the sweep is not on a local disk, its database too."""
-
-    def __init__(self, name: str, task: Task, data: SharedLatents | None, how: Search, url: str, folder: str) -> None:
-        self.url, self.folder = url, folder
-        content = [Corpus.open(task.corpus).manifest["content"], data and data.fingerprint]
-        made_of = fingerprint(
-            [task.parts, {name: asdict(dimension) for name, dimension in task.space.items()}, content]
-        )
-        where = storage.join(url, SUMMARY)
-        self.found: dict[str, Any] = storage.read_json(where) if storage.exists(where) else {}
-        if self.found and self.found["made_of"] != made_of:
-            fields = ", ".join(f"{name} {dimension}" for name, dimension in self.found["space"].items())
-            raise OptionError(f"{url}: another sweep is here (over {fields}, or of other settings, corpus or detector)")
-        self.rows: list[dict[str, Any]] = self.found.get("rows", [])
-        began = {"name": name, "began": _now(), "made_of": made_of, "rows": self.rows}
-        facts = {
-            "corpus": task.corpus,
-            "objective": task.objective,
-            "space": {k: str(v) for k, v in task.space.items()},
-        }
-        self.found = began | self.found | facts | {"base": search.base(task.parts, task.space), "wanted": how.trials}
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Say that the sweep runs, and then how it ended."""
-        self.keep(state="running")
-        try:
-            yield
-        except BaseException as error:
-            with suppress(StorageError):  # what failed may be the storage
-                self.keep(state="stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-        self.keep(state="done")
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The row of the lowest value."""
-        ended = [row for row in self.rows if row["value"] is not None]
-        return min(ended, key=lambda row: row["value"], default=None)
-
-    def add(self, number: int, settings: dict[str, Any], result: dict[str, Any] | None) -> None:
-        """A trial has ended."""
-        outcome = result or {"how": "failed", "value": math.inf, "error": "its worker was lost"}
-        value = float(outcome["value"])
-        row = {"number": number, "settings": settings, "value": value if math.isfinite(value) else None}
-        row |= {
-            "epochs": outcome.get("epoch", 0),
-            "seconds": round(outcome.get("time_total_s", 0.0), 1),
-            "how": outcome["how"],
-        }
-        self.rows.append(row | {"error": outcome.get("error", "")})
-        metrics.count("sweep_trials", 1, result=outcome["how"])
-        if self.best:
-            metrics.show("sweep_best", self.best["value"], sweep=self.found["name"])
-        self.keep()
-
-    def keep(self, **news: Any) -> None:
-        """Write down what is known now."""
-        counts = Counter(row["how"] for row in self.rows)
-        self.found |= {"updated": _now(), "trials": {how: counts[how] for how in ("whole", "stopped", "failed")}}
-        self.found |= {"best": self.best and {k: self.best[k] for k in ("number", "value", "settings")}, **news}
-        storage.write_json(storage.join(self.url, SUMMARY), self.found)
-        database = os.path.join(self.folder, DATABASE)
-        if self.folder != self.url and os.path.exists(database):
-            storage.write_bytes(storage.join(self.url, DATABASE), storage.read_bytes(database))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _study(database: RDBStorage, task: Task, book: _Book) -> optuna.Study:
+def _study(database: RDBStorage, task: Task, book: SweepBook) -> optuna.Study:
     """The study in the database, whether it is new or of a sweep that was interrupted."""
     study = optuna.create_study(storage=database, study_name=STUDY, direction="minimize", load_if_exists=True)
     _give_up_running(study)
-    base = book.found["base"]
+    base = book.summary["base"]
     earlier = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
     tried = [trial.params or trial.system_attrs.get("fixed_params") for trial in earlier]
     if base not in tried and all(base[name] in dimension for name, dimension in task.space.items()):
@@ -237,15 +139,17 @@ def _give_up_running(study: optuna.Study) -> None:
 class _Searcher(OptunaSearch):
     """Optuna's proposals; each trial that ends is written down."""
 
-    def __init__(self, book: _Book, step: Callable[..., None], **options: Any) -> None:
+    def __init__(self, book: SweepBook, step: Callable[..., None], **options: Any) -> None:
         super().__init__(metric="value", mode="min", study_name=STUDY, **options)
         self._book, self._step = book, step
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         super().on_trial_complete(trial_id, result, error)
         trial = self._ot_trials[trial_id]
-        self._book.add(trial.number, trial.params, result)
+        metrics.count("sweep_trials", 1, result=self._book.add(trial.number, trial.params, result))
         best = self._book.best
+        if best:
+            metrics.show("sweep_best", best["value"], sweep=self._book.summary["name"])
         self._step(f"best {best['value']:.4f}" if best else "")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -257,7 +161,7 @@ class _Searcher(OptunaSearch):
         open(checkpoint_path, "wb").close()
 
 
-def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStorage, book: _Book) -> None:
+def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStorage, book: SweepBook) -> None:
     """The trials that are lacking; KeyboardInterrupt if somebody stopped them."""
     lacking, ends = how.trials - len(book.rows), time.monotonic() + 60 * how.minutes
     if lacking <= 0:

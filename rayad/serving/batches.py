@@ -1,13 +1,15 @@
 """Batches as values: what was asked, how far one is, what lies in its folder. rayad/on_ray/batch.py runs them."""
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
 from rayad import storage
-from rayad.errors import OptionError, RayadError
+from rayad.errors import OptionError, RayadError, reason
 from rayad.heatmaps.answers import (
     Answer,
     Batch,
@@ -22,7 +24,10 @@ from rayad.heatmaps.answers import (
 )
 from rayad.heatmaps.images import files_below, named
 from rayad.outputs import require_own
+from rayad.serving import RESEARCH_USE
+from rayad.serving.fetch import AllowList
 
+LOG = logging.getLogger("rayad.serving")
 OWN = "batch"
 """Name of the file that a batch keeps among its results."""
 
@@ -77,11 +82,85 @@ class KeptBatch:
         self.status.results = [row for row in self.status.results if row.image not in names]
         self.status.failures = [row for row in self.status.failures if row.image not in names]
 
-    def end(self, state: State, reason: str = "") -> None:
-        """It is over; the reason says why, where that is an error."""
-        if reason:
-            self.status.failures.append(Failure(image="", reason=reason))
+    def end(self, state: State, why: str = "") -> None:
+        """It is over; `why` says what went wrong, if anything did."""
+        if why:
+            self.status.failures.append(Failure(image="", reason=why))
         self.status.state, self.status.updated = state, now()
+
+
+class BatchFiles:
+    """What is written of batches: how far each is, below its own `out`, and in the state folder what it is."""
+
+    def __init__(self, places: Places) -> None:
+        """An empty state folder remembers nothing from one service to the next."""
+        self._state, self._writing = places.state, AllowList(places.write)
+
+    def write(self, batch: KeptBatch, begun: bool = False) -> None:
+        """How far it is; of one that begins now also what it is. StorageError where that cannot be written."""
+        status = batch.status
+        place = self._writing.check(own_file(status.out))
+        storage.write_json(place, status.model_dump(mode="json"), through_links=False)
+        if begun and self._state and batch.request:
+            facts = {"id": status.id, "wanted": batch.request.model_dump(mode="json"), "url": batch.url}
+            facts["detector"] = status.detector.model_dump(mode="json")
+            storage.write_json(storage.join(self._state, "batches", f"{status.id}.json"), facts)
+
+    def written(self, batch: KeptBatch) -> bool:
+        """Whether it could be written down; a batch outlives storage that is away."""
+        try:
+            self.write(batch)
+        except RayadError:
+            return False
+        return True
+
+    def read(self, status: Batch) -> Batch:
+        """What its folder says; ValueError where that is none of a batch."""
+        place = own_file(self._writing.check(status.out))
+        return Batch.model_validate(storage.read_json(place, roots=self._writing.prefixes))
+
+    def known(self) -> Iterator[KeptBatch]:
+        """Batches of a service before this one."""
+        folder = storage.join(self._state, "batches") if self._state else ""
+        for file in storage.listing(folder) if folder and storage.exists(folder) else []:
+            try:
+                facts = storage.read_json(file)
+                request = BatchRequest.model_validate(facts["wanted"])
+                place = own_file(self._writing.check(request.out))
+                status = Batch.model_validate(
+                    storage.read_json(place, roots=self._writing.prefixes)
+                    | {"detector": facts["detector"], "out": request.out, "asked": how_scored(request)}
+                    | {"research_use_only": RESEARCH_USE}
+                )  # of a folder that others write, no more than how far it is
+                if status.id == facts["id"]:  # else another batch's results are there by now
+                    yield KeptBatch(status, request, facts["url"], resumed=True)
+            except (RayadError, KeyError, TypeError, ValueError) as error:
+                LOG.warning("a batch is not taken up again: %s: %s", file, reason(error))
+
+    def changed(self, batch: KeptBatch, images: Sequence[str]) -> set[str]:
+        """The images that are others than when a service before this one began the batch; remembers what they are now.
+
+        Of the web's nobody knows, and of none where storage is away.
+        """
+        if not self._state:
+            return set()
+        place = self._images(batch)
+        try:
+            versions = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
+            before = storage.read_json(place) if storage.exists(place) else {}
+            storage.write_json(place, {encodable(image): version for image, version in versions.items()})
+        except RayadError:
+            return set()
+        return {image for image, version in versions.items() if before.get(encodable(image), version) != version}
+
+    def forget_images(self, batch: KeptBatch) -> None:
+        """What the images of a batch that has ended were."""
+        with suppress(RayadError):
+            if self._state:
+                storage.remove(self._images(batch))
+
+    def _images(self, batch: KeptBatch) -> str:
+        return storage.join(self._state, "images", f"{batch.status.id}.json")
 
 
 def new(request: BatchRequest, detector: DetectorName, url: str) -> KeptBatch:
