@@ -29,7 +29,6 @@ from rayad.fingerprint import fingerprint
 from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.on_ray.pool import connected
-from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.detectors import aggregated
@@ -39,6 +38,7 @@ from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import exams_of, score
 from rayad.pipeline.train import train_detector
 from rayad.pool import Pool, Workers
+from rayad.private import keep_private
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector
 

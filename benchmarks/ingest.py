@@ -25,12 +25,12 @@ from rayad import catalog, provenance, storage
 from rayad.fit import Schedule
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.pool import OnRay
-from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.train import train
 from rayad.pool import Workers
+from rayad.private import keep_private
 
 RESULTS = Path(__file__).parent / "results" / "ingest.json"
 STORE = 80_000_000

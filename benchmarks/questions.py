@@ -34,7 +34,6 @@ from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.spacing import resample_mask
 from rayad.on_ray.pool import connected
-from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import FULL_SCALE, SHARD, Corpus, Ingest, packed
 from rayad.patches.sample import cut, generator
 from rayad.pipeline.combine import combine
@@ -44,6 +43,7 @@ from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import exams_of, score
 from rayad.pipeline.train import train_detector
 from rayad.pool import Pool, Workers
+from rayad.private import keep_private
 from rayad.scoring.detector import Detector
 
 STEP_MM = 3.2

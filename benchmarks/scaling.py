@@ -31,7 +31,6 @@ from rayad.density.em import EM
 from rayad.fit import Schedule, fit
 from rayad.on_ray.cluster import quiet_data
 from rayad.on_ray.pool import OnRay
-from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Corpus
 from rayad.pipeline.detectors import floor_detector
 from rayad.pipeline.encode import encode
@@ -40,6 +39,7 @@ from rayad.pipeline.requests import DensityRequest
 from rayad.pipeline.score import score_exams
 from rayad.pipeline.train import order_of, pixels, train, validation_batches
 from rayad.pool import Workers
+from rayad.private import keep_private
 from rayad.progress import Row
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import ModelScore, Part

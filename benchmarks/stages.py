@@ -11,6 +11,7 @@ and what its object store holds and has spilled.
 
 import io
 import json
+import logging
 import tempfile
 import threading
 import time
@@ -30,13 +31,13 @@ from PIL import Image
 
 from rayad import provenance, storage
 from rayad.datasets import phantom
-from rayad.on_ray.private import keep_private
+from rayad.private import keep_private
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
 PLASMA = "object_store_memory"
 STORE = 80_000_000
 """Bytes of the object store of a node, about the least that Ray takes."""
-SIDE = {"height": 192, "width": 144}
+HEIGHT, WIDTH = 192, 144
 """Of a phantom, px of 0.4 mm."""
 
 
@@ -112,16 +113,17 @@ def watched(nodes: dict[str, psutil.Process], session: str) -> Iterator[Watch]:
 def draw(item: tuple[str, int]) -> str:
     """Write a patient's two images; the rows of the table."""
     url, number = item
-    dataset = phantom.Dataset(patients=1, seed=number, diseased=float(number % 10 == 0), **SIDE)
+    dataset = phantom.Dataset(patients=1, seed=number, diseased=float(number % 10 == 0), height=HEIGHT, width=WIDTH)
     rows = ""
     for exam in dataset.exams():
         name, buffer = f"{number:06d}-{exam.laterality}{exam.view}.png", io.BytesIO()
         pixels = (np.clip(dataset.pixels(exam), 0, 1) * 65535).round().astype(np.uint16)
         Image.fromarray(pixels).save(buffer, "png")
         storage.write_bytes(storage.join(url, name), buffer.getvalue())
-        (row, col, radius), kind = (exam.lesions[0].circle, exam.lesions[0].kind) if exam.lesions else (("",) * 3, "")
-        label = "anomalous" if exam.anomalous else "normal"
-        rows += f"{name},{number:06d},{label},{exam.view},{kind},{row},{col},{radius}\n"
+        (lesion,) = exam.lesions[:1] or (None,)
+        circle = lesion.circle if lesion and lesion.circle else ("", "", "")
+        facts = ["anomalous" if exam.anomalous else "normal", exam.view, lesion.kind if lesion else "", *circle]
+        rows += ",".join(map(str, [name, f"{number:06d}", *facts])) + "\n"
     return rows
 
 
@@ -188,7 +190,7 @@ def main(options: Options) -> None:
         nodes = {
             f"node {n}": psutil.Process(node.all_processes["raylet"][0].process.pid) for n, node in enumerate(added)
         }
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         rows = []
         try:
             for images in options.images:

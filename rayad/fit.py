@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,6 +63,20 @@ class Alone:
 
 
 ALONE: Sync = Alone()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the workers that learn together, as its loop sees it."""
+
+    sync: Sync
+    device: torch.device
+    report: Callable[[Row], None]
+    """Tells whoever waits how an epoch went."""
+
+
+Loop = Callable[[dict[str, Any], Member], None]
+"""What each of the workers that learn together runs: loop(task, member)."""
 
 
 @dataclass(frozen=True)

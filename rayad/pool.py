@@ -10,16 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Protocol, runtime_checkable
 
-import torch
-
 from rayad.errors import OptionError
-from rayad.fit import ALONE, Sync
 from rayad.options import Amount, GPUs, Minutes, Within
-from rayad.progress import Row
 from rayad.terminal import progress_bar
-
-Loop = Callable[[dict[str, Any], "Member"], None]
-"""What each of the workers that learn together runs: loop(task, member)."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +59,6 @@ class Fault:
     error: str
 
 
-@dataclass(frozen=True)
-class Member:
-    """One of the workers that learn together, as its loop sees it."""
-
-    sync: Sync
-    device: torch.device
-    report: Callable[[Row], None]
-    """Tells whoever waits how an epoch went."""
-
-
 @runtime_checkable
 class Mapper(Protocol):
     """Where the work of a stage runs that only maps."""
@@ -118,10 +101,13 @@ class Pool(Mapper, Protocol):
         """How many learn together."""
         ...
 
-    def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
+    def learn(
+        self, loop: Callable[[dict[str, Any], Any], None], task: dict[str, Any], url: str, epochs: int, label: str
+    ) -> list[Fault]:
         """Run ``loop(task, member)`` on every worker until all return.
 
         Args:
+            loop: given a `rayad.fit.Member`.
             url: folder for the pool's own files, removed when all went well.
             epochs: that may come, at most.
             label: what is learned: "cae", "spn".
@@ -165,11 +151,17 @@ class Here:
                 yield result
                 step()
 
-    def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
+    def learn(
+        self, loop: Callable[[dict[str, Any], Any], None], task: dict[str, Any], url: str, epochs: int, label: str
+    ) -> list[Fault]:
         """As `Pool.learn`."""
+        import torch  # which takes seconds, and what does not learn needs none
+
+        from rayad.fit import ALONE, Member
+
         with progress_bar(epochs, f"learning {label}") as step, _one_thread():
 
-            def report(row: Row) -> None:
+            def report(row: dict[str, float]) -> None:
                 if "epoch" in row:
                     step(f"validation {row['validation']:.5g}" if "validation" in row else "")
 
@@ -183,6 +175,8 @@ class Here:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Let torch add in the order of one thread, as workers of a cluster do: the numbers are the same."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

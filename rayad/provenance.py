@@ -6,8 +6,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 PACKAGES = ("rayad", "torch", "ray", "numpy", "scipy", "scikit-image", "scikit-learn")
 
 
@@ -19,6 +17,8 @@ def versions() -> dict[str, str]:
 def machine() -> str:
     """The processor, its cores and the GPU of what computed a result."""
     cores = f"{os.cpu_count()} cores"
+    import torch  # which takes seconds
+
     gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return ", ".join([_processor(), cores, *gpu])
 

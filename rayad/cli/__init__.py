@@ -176,7 +176,7 @@ def _is_closed(stream: io.TextIOWrapper) -> bool:
 def _run(argv: list[str]) -> int:
     from rayad import bounds
     from rayad.imaging import plausibility
-    from rayad.on_ray.private import given, keep_private
+    from rayad.private import given, keep_private
 
     try:
         asked = _parsed(argv)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayad.on_ray.private import given
 from rayad.pool import Here, Workers
+from rayad.private import given
 
 FEW = 8
 """Items that are done in this process before a Ray would have started."""

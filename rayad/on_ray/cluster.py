@@ -30,7 +30,7 @@ from rayad import bounds, storage
 from rayad.errors import ClusterError
 from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
-from rayad.on_ray.private import given, keep_private
+from rayad.private import given, keep_private
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""

@@ -7,10 +7,7 @@ from functools import cache
 from typing import Any
 
 import ray
-import torch
 from ray.util import metrics
-
-from rayad.progress import Row
 
 COUNTERS = {
     "ingest_images": ("Images that became patches or failed.", ("result",)),
@@ -63,7 +60,7 @@ def _histogram(name: str) -> Any:
     return metrics.Histogram(f"rayad_{name}", description, boundaries=list(bounds))
 
 
-def tell(model: str, row: Row) -> None:
+def tell(model: str, row: dict[str, float]) -> None:
     """What a worker knows after an epoch."""
     show("training_epoch", row["epoch"], model=model)
     count("training_samples", row.get("samples", 0), model=model)
@@ -77,6 +74,8 @@ def tell(model: str, row: Row) -> None:
             show("em_bits", value, density=model, split=name)
         elif name == "validation" or name.startswith("train_"):
             show("training_loss", value, model=model, loss=name)
+    import torch  # here what learns has it
+
     show("gpu_bytes", torch.cuda.memory_allocated() if torch.cuda.is_available() else 0, model=model)
 
 

@@ -1,39 +1,24 @@
 """A Ray cluster as a `Pool`: Ray Data maps, Ray Train learns, and its workers agree through torch.distributed."""
 
 import pickle
-import signal
-import socket
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
 import ray.data
-import ray.train
-import ray.train.torch
-import torch
-import torch.distributed as dist
 from ray import cloudpickle
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor
 
-from rayad import storage
-from rayad.errors import ClusterError, OptionError, RayadError, TrainingError
+from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import cluster, same_signal
-from rayad.pool import Fault, Loop, Member, Workers
-from rayad.progress import Row
+from rayad.on_ray.cluster import cluster
+from rayad.pool import Fault, Workers
 from rayad.terminal import progress_bar, shortened
 
 RETRIES = 3
@@ -110,39 +95,14 @@ class OnRay:
                 max_task_retries=RETRIES,
             )
 
-    def learn(self, loop: Loop, task: dict[str, Any], url: str, epochs: int, label: str) -> list[Fault]:
+    def learn(
+        self, loop: Callable[[dict[str, Any], Any], None], task: dict[str, Any], url: str, epochs: int, label: str
+    ) -> list[Fault]:
         """A run of Ray Train, whose epochs are shown."""
+        from rayad.on_ray.learning import learn  # with torch, which takes seconds: what maps may need none
+
         require(self.workers)
-        url = storage.absolute(url)
-        storage.remove(url)
-        told = ray.remote(num_cpus=0, max_restarts=-1)(_Epochs).remote()
-        faults = storage.join(url, "faults")
-        trainer = TorchTrainer(
-            _Learning(loop, label),
-            train_loop_config={"task": task, "epochs": told},
-            torch_config=_Meeting(backend="nccl" if self.workers.gpu >= 1 else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=(self.workers.least, self.workers.number) if self.workers.least else self.workers.number,
-                use_gpu=bool(self.workers.gpu),
-                resources_per_worker=self.workers.resources,
-            ),
-            run_config=RunConfig(
-                name="run",
-                storage_path=url,
-                failure_config=FailureConfig(max_failures=self.workers.max_failures),
-                callbacks=[_Faults(faults, label)],
-            ),
-        )
-        try:
-            with same_signal(signal.SIGINT), _shown(told, epochs, f"learning {label}"):
-                result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
-        if isinstance(result.return_value, RayadError):
-            raise result.return_value
-        overcome = [Fault(**storage.read_json(file)) for file in _listed(faults)]
-        storage.remove(url)
-        return overcome
+        return learn(self.workers, loop, task, url, epochs, label)
 
     def count(self, name: str, value: float, **tags: str) -> None:
         """Tell Prometheus."""
@@ -211,105 +171,6 @@ def _errors_allowed() -> Iterator[None]:
         context.max_errored_blocks, context.execution_options.preserve_order = before
 
 
-@dataclass(frozen=True)
-class Distributed:
-    """The `Sync` of a Ray Train worker."""
-
-    rank: int
-    world: int
-
-    def mean_(self, tensors: list[Tensor]) -> None:
-        """One all-reduce of all tensors, then the division: gloo has no mean of its own."""
-        self.sum_(tensors)
-        for tensor in tensors:
-            tensor.div_(self.world)
-
-    def sum_(self, tensors: list[Tensor]) -> None:
-        """One all-reduce a type over the tensors joined end to end, the types in the same order on every worker."""
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            same = [t for t in tensors if t.dtype == dtype]
-            joined = torch.cat([t.reshape(-1) for t in same])
-            dist.all_reduce(joined)
-            for tensor, part in zip(same, joined.split([t.numel() for t in same]), strict=True):
-                tensor.copy_(part.view_as(tensor))
-
-
-@dataclass
-class _Meeting(TorchConfig):
-    """As Ray Train's, but where the workers meet listens on the first worker's address alone, not on all of its node's.
-
-    Whoever reaches that port can read and change what the workers agree on.
-    """
-
-    @property
-    def backend_cls(self) -> type[Backend]:  # pyright: ignore[reportIncompatibleMethodOverride], any Backend may be
-        return _MeetingBackend
-
-
-class _MeetingBackend(Backend):
-    """Lets the workers meet; see `_Meeting`."""
-
-    share_cuda_visible_devices = True
-    """As Ray Train's: NCCL reaches the GPUs of a node's other workers."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Make the process group."""
-        address, port = worker_group.execute_single(0, _free_place)
-        number, timeout = len(worker_group), timedelta(seconds=backend_config.timeout_s)
-        meeting = number, address, port, backend_config.backend, timeout
-        ray.get([worker_group.execute_single_async(rank, _meet, rank, *meeting) for rank in range(number)])
-
-
-def _free_place() -> tuple[str, int]:
-    """This node's address, and a port there that nobody listens at."""
-    address = ray.util.get_node_ip_address()
-    with socket.create_server((address, 0), family=_family(address)) as probe:
-        return address, probe.getsockname()[1]
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _meet(rank: int, world: int, address: str, port: int, backend: str, timeout: timedelta) -> None:
-    """Join the process group, through a store that the first worker keeps."""
-    listening = {}
-    if rank == 0:
-        listening["master_listen_fd"] = socket.create_server((address, port), family=_family(address)).detach()
-    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        address, port, world, rank == 0, timeout, **listening
-    )
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-
-
-class _Epochs:
-    """What rank 0 tells of its epochs, for the process that waits."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def tell(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def take(self) -> list[dict[str, float]]:
-        rows, self.rows = self.rows, []
-        return rows
-
-
-class _Faults(UserCallback):
-    """Writes faults down, one line each, and counts them; runs in the process that leads the workers."""
-
-    def __init__(self, url: str, stage: str) -> None:
-        self.url, self.stage = url, stage
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for rank, error in sorted(worker_exceptions.items()):
-            when = datetime.now(UTC)
-            fault = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_said(error)}"))
-            storage.write_json(storage.join(self.url, f"{when.timestamp():.6f}-{rank}.json"), fault)
-            metrics.count("faults", 1, stage=self.stage)
-
-
 def require(workers: Workers) -> None:
     """Wait for what the workers need, as long as they say: Ray would wait for ever.
 
@@ -339,80 +200,3 @@ def _lacking(workers: Workers) -> dict[str, tuple[float, float]]:
     there = ray.cluster_resources()
     needed = {name: each * workers.counts[0] for name, each in workers.resources.items()}
     return {name: (value, there.get(name, 0)) for name, value in needed.items() if there.get(name, 0) < value}
-
-
-def _listed(url: str) -> list[str]:
-    return storage.listing(url) if storage.exists(url) else []
-
-
-def _said(error: BaseException) -> str:
-    """Its last line; of memory that was used up, where Ray's last line is a hint, what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("running low on memory" in line for line in lines):
-        return "the memory of a node was used up, so Ray killed processes"
-    return lines[-1] if lines else repr(error)
-
-
-@contextmanager
-def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
-    """Show the epochs from another thread while this one waits for Ray Train."""
-    over = threading.Event()
-
-    def watch() -> None:
-        first = True
-        with progress_bar(epochs, label) as step:
-            while True:
-                last = over.wait(1)
-                with suppress(RayActorError):  # it is lost, and another comes
-                    for row in ray.get(told.take.remote()):
-                        done = int(row["epoch"]) if first else 1  # what an interrupted call did counts too
-                        step(f"validation {row['validation']:.5g}" if "validation" in row else "", done)
-                        first = False
-                if last:
-                    return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@dataclass(frozen=True)
-class _Learning:
-    """What Ray Train runs on a worker.
-
-    A TrainingError (a loss that is not a number) is seen by all workers in the same step and would come again: it is
-    the loop's result. After every other error Ray Train starts the workers anew.
-    """
-
-    loop: Loop
-    label: str
-
-    def __call__(self, config: dict[str, Any]) -> TrainingError | None:
-        context = ray.train.get_context()
-        sync = Distributed(context.get_world_rank(), context.get_world_size())
-
-        def report(row: Row) -> None:
-            """Ray Train is not told: it takes one report a poll, every two seconds, and short epochs would wait."""
-            if "epoch" not in row:
-                return
-            metrics.tell(self.label, row)
-            if sync.rank == 0:
-                config["epochs"].tell.remote(row)
-
-        try:
-            self.loop(config["task"], Member(sync, ray.train.torch.get_device(), report))
-        except TrainingError as error:
-            return error
-        return None
-
-
-def _cause(error: BaseException) -> RayadError:
-    """The error that a worker raised, or else what Ray says: when one stops, the others tell of a lost peer."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        if isinstance(failure, RayadError):
-            return failure
-    return TrainingError(f"training on Ray failed: {_said(error)}; the same command goes on where it stopped")

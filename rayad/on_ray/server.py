@@ -18,8 +18,8 @@ from ray.serve.schema import LoggingConfig
 from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
-from rayad.on_ray.private import given
 from rayad.on_ray.serve import Service, application
+from rayad.private import given
 from rayad.serving import RESEARCH_USE, cards, front
 from rayad.serving.access import Limits, check_binding
 from rayad.serving.issuer import is_loopback

@@ -17,12 +17,12 @@ from rayad.density.em import fit
 from rayad.density.rows import chosen, held
 from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
-from rayad.fit import ALONE, Sync
+from rayad.fit import ALONE, Member, Sync
 from rayad.patches.corpus import FULL_SCALE, LEARNING_SPLITS, Corpus
 from rayad.pipeline.detectors import finished, minutes_since, model_of, origin_of
 from rayad.pipeline.encode import encode, read_latents
 from rayad.pipeline.requests import DensityRequest
-from rayad.pool import Fault, Member, Pool
+from rayad.pool import Fault, Pool
 from rayad.progress import State
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector

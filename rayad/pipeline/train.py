@@ -18,12 +18,12 @@ from rayad.checkpoints import CheckpointFolder
 from rayad.errors import OptionError
 from rayad.evaluation import strips
 from rayad.fingerprint import fingerprint
-from rayad.fit import Objective, Schedule, fit
+from rayad.fit import Member, Objective, Schedule, fit
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored, bounds_of
 from rayad.patches.order import Lanes, Order, Read, in_turn, lanes_of
 from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of
 from rayad.pipeline.requests import NOTHING, Strips, TrainRequest
-from rayad.pool import Fault, Member, Pool
+from rayad.pool import Fault, Pool
 from rayad.progress import Row
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector

@@ -19,10 +19,10 @@ from rayad import catalog, storage
 from rayad.datasets import phantom
 from rayad.datasets.splits import assign
 from rayad.fit import Schedule
-from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pool import Workers
+from rayad.private import keep_private
 from tests.dicoms import mammogram, written
 
 keep_private()

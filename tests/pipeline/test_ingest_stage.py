@@ -24,6 +24,8 @@ SETTINGS = Ingest(sampling=Sampling(patches=12), shard_patches=48)
 class Healthy(phantom.Dataset):
     """A small phantom; the image named ``broken`` cannot be read."""
 
+    height: int = 256
+    width: int = 192
     broken: str = ""
     odd: str = ""
     """Reading this one fails as nobody expected."""
@@ -62,6 +64,8 @@ def test_a_corpus_that_is_done_is_not_written_again(tmp_path):
 class Grown(phantom.Dataset):
     """The same phantoms without those of some patients, which are not there yet or no more."""
 
+    height: int = 256
+    width: int = 192
     without: tuple[str, ...] = ()
     CHOOSES = ("patients", "without")
 

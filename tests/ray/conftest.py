@@ -2,7 +2,7 @@
 
 import pytest
 
-from rayad.on_ray.private import keep_private
+from rayad.private import keep_private
 
 keep_private()
 

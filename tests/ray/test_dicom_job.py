@@ -38,7 +38,7 @@ DRIVER = """
 import json, sys
 import ray
 from rayad import cli
-from rayad.on_ray.private import keep_private
+from rayad.private import keep_private
 keep_private()
 ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=300_000_000, _temp_dir=sys.argv[1])
 for step in json.loads(sys.argv[2]):

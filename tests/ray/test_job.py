@@ -13,9 +13,9 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayad import cli
-from rayad.on_ray.private import keep_private
 from rayad.outputs import IGNORE, MARK
 from rayad.patches.corpus import Corpus
+from rayad.private import keep_private
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -12,7 +12,7 @@ from rayad.on_ray.pool import OnRay
 from rayad.pipeline.run import Changes, Data, RunRequest, run_recipe
 from rayad.pool import Workers
 
-PHANTOM = ["--dataset", "phantom", "--settings", "patients=30"]
+PHANTOM = ["--dataset", "phantom", "--settings", "patients=30", "height=256", "width=192"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_counts_of_workers_give_the_figures_of_the_report(place, tmp_path, capsy
 
 
 def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_path, capsys):
-    dataset = phantom.Dataset(patients=30)
+    dataset = phantom.Dataset(patients=30, height=256, width=192)
     folder.export(dataset, dataset.exams()[:2], str(tmp_path / "new"))
     storage.write_bytes(str(tmp_path / "new/broken.png"), b"not a picture")
     arguments = ["--images", str(tmp_path / "new"), "--out", str(tmp_path / "maps"), "--spacing-mm", "0.4"]

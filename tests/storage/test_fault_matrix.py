@@ -26,8 +26,8 @@ from faulty import Proxy
 from safetensors.numpy import load, save
 
 from rayad import storage
-from rayad.on_ray.private import keep_private
 from rayad.patches.corpus import Corpus
+from rayad.private import keep_private
 from tests.conftest import missing
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]

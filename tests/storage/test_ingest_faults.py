@@ -21,7 +21,7 @@ def own_ray() -> Iterator[None]:
     import ray
 
     from rayad.on_ray.cluster import cluster
-    from rayad.on_ray.private import keep_private
+    from rayad.private import keep_private
 
     keep_private()
     ray.shutdown()  # another test's

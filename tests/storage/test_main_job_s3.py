@@ -4,7 +4,7 @@ import pytest
 
 from rayad import cli, storage
 from rayad.datasets import folder, phantom
-from rayad.on_ray.private import keep_private
+from rayad.private import keep_private
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 NODES = """
 import json, sys
-from rayad.on_ray.private import keep_private
+from rayad.private import keep_private
 keep_private()
 import ray
 from rayad import cli

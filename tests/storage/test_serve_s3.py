@@ -12,7 +12,7 @@ from faulty import Proxy, faulty
 from served import ME, PATIENTS, Served, png, private_folder, serving
 
 from rayad import storage
-from rayad.on_ray.private import keep_private
+from rayad.private import keep_private
 from tests.storage.conftest import reach
 
 keep_private()
