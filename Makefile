@@ -14,8 +14,11 @@ export RAY_USAGE_STATS_ENABLED = 0
 demo: $(VENV)/.installed
 	$(BIN)/rayad demo --out $(OUT)
 
+# Files of tests in as many processes as JOBS: those that start clusters and servers wait for most of their time.
+JOBS   ?= 3
+
 test: $(VENV)/.dev system lint
-	$(BIN)/python -m pytest -m "not long and not cuda" $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not cuda" $(PYTEST)
 
 test-all: $(VENV)/.dev system lint
 	$(BIN)/python -m pytest -m "not cuda" $(PYTEST)

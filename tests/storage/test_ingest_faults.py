@@ -18,13 +18,10 @@ SETTINGS = ["--sampling.patches", "20", "--shard-patches", "60"]
 @contextmanager
 def own_ray() -> Iterator[None]:
     """A cluster whose workers have the environment of this moment."""
-    import ray
-
     from rayad.on_ray.cluster import cluster
     from rayad.private import keep_private
 
     keep_private()
-    ray.shutdown()  # another test's
     with cluster():
         yield
 

@@ -11,11 +11,7 @@ from rayad.private import keep_private
 def own_ray(s3):
     """A cluster that was started with the server's keys in its environment, so its workers have them too."""
     keep_private()
-    import ray
-
     from rayad.on_ray.cluster import cluster
-
-    ray.shutdown()  # another test's, whose workers do not have the keys
 
     with cluster():
         yield s3
