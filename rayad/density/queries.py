@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from rayad.density.leaves import PrincipalAxes
@@ -266,7 +266,7 @@ def compare(a: LogDensity, b: LogDensity, z: Latents, groups: Sequence[str] = ()
     total = np.bincount(number, bits - bits.mean())
     error = math.sqrt(len(total) / (len(total) - 1) * float(np.square(total).sum())) / len(bits)
     with np.errstate(divide="ignore", invalid="ignore"):  # no spread: equal densities, or p = 0
-        p = 2 * float(stats.t.sf(abs(bits.mean() / np.float64(error)), len(total) - 1))
+        p = 2 * float(special.stdtr(len(total) - 1, -abs(bits.mean() / np.float64(error))))
     better = float((nats > 0).mean() + (nats == 0).mean() / 2)
     return Comparison(float(bits.mean()), error, 1.0 if math.isnan(p) else p, better)
 

@@ -8,10 +8,9 @@ order and contrast under the common color blindnesses (matplotlib's plasma; Okab
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,8 +21,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from rayad.arrays import Grid, GridMask, Image, Mask, Pixels
+from rayad.arrays import Grid, GridMask, Image, Mask
 from rayad.evaluation import RESEARCH_USE
+from rayad.evaluation.shown import DetectorMap, Healthy, View
 
 LOW, HIGH = 0.5, 0.999
 """Healthy quantiles where color begins and where it is strongest."""
@@ -39,41 +39,6 @@ ROW = 0.085
 """Height of a legend's row, as a share of the histogram under it."""
 LONGEST = 4.0
 """Width of a picture over its height, or height over width, up to which it fills its figure."""
-
-
-@dataclass(frozen=True)
-class View:
-    """An image as pictures show it, with the grid its scores are on."""
-
-    name: str
-    pixels: Image
-    spacing_mm: float
-    rows: Int[np.ndarray, " gh"]
-    """Rows of the places' centers, px of `pixels`."""
-    cols: Int[np.ndarray, " gw"]
-    truth: Mask
-    """The annotated lesions in px of `pixels`; empty where there are none."""
-
-
-@dataclass(frozen=True)
-class DetectorMap:
-    """What one detector says about one view."""
-
-    healthy_quantile: Grid
-    """nan outside the tissue."""
-    mask: GridMask
-
-
-@dataclass(frozen=True)
-class Healthy:
-    """What one view would look like if it were healthy, in the picture that the models see."""
-
-    pixels: Pixels
-    """The healthy version."""
-    change: Pixels
-    """The picture minus its healthy version."""
-    picture: str
-    """Which picture: stored, relative or specks (rayad/imaging/mammogram.py)."""
 
 
 def overlay(view: View, found: DetectorMap, *, title: str = "") -> bytes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rayad import bounds
-from rayad.evaluation.figures import DetectorMap, Healthy, View, explained, overlay
+from rayad.evaluation.shown import DetectorMap, Healthy, View
 from rayad.heatmaps.judgement import Judgement
 from rayad.imaging.picture import Prepared
 from rayad.scoring import counterfactual
@@ -30,11 +30,13 @@ def arrays_and_picture(
     name: str, prepared: Prepared, judged: Judgement, detector: Detector, written: Written
 ) -> tuple[dict[str, np.ndarray], bytes]:
     """Arrays of the healthy version and the picture, as far as they are wanted."""
+    from rayad.evaluation import figures  # with matplotlib, when the first picture is drawn
+
     if written.counterfactual and not counterfactual.lacking(detector):
         healthy = if_healthy(detector, prepared)
         arrays = {"counterfactual": healthy.pixels, "change": healthy.change}
-        return arrays, explained(*pictured(name, prepared, judged), healthy) if written.picture else b""
-    return {}, overlay(*pictured(name, prepared, judged)) if written.picture else b""
+        return arrays, figures.explained(*pictured(name, prepared, judged), healthy) if written.picture else b""
+    return {}, figures.overlay(*pictured(name, prepared, judged)) if written.picture else b""
 
 
 def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector) -> bytes:

@@ -7,7 +7,6 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 from PIL import Image as Pillow
-from scipy.stats import rankdata
 
 from rayad.arrays import Mask, Pixels
 
@@ -34,6 +33,8 @@ def ranks(pixels: Pixels, body: Mask) -> Float[np.ndarray, "1024"]:
 
     Smooth images have few bits of a hash that say anything; rho tells two healthy breasts of one shape from a copy.
     """
+    from scipy.stats import rankdata  # which takes half a second
+
     ranked = rankdata(_box(pixels, body, (32, 32)))
     ranked -= ranked.mean()
     return (ranked / max(np.linalg.norm(ranked), 1e-9)).astype(np.float32)

@@ -31,7 +31,7 @@ from rayad.heatmaps.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
 from rayad.imaging.picture import Prepared, Preprocessing
 from rayad.scoring.detector import Detector
-from rayad.serving import cards, objects, problems
+from rayad.serving import cards, problems
 from rayad.serving.api import ServedScore
 from rayad.serving.cards import Served
 from rayad.serving.problems import Problem
@@ -294,6 +294,8 @@ class Drawer(Held):
 
 
 def _objects(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest) -> dict[str, bytes]:
+    from rayad.serving import objects  # with highdicom, when the first is asked for
+
     usual = HeatmapRequest(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
     changed = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
     made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, card, changed)

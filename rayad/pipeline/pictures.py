@@ -10,8 +10,8 @@ import numpy as np
 
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.evaluation import figures
-from rayad.evaluation.figures import DetectorMap, View
 from rayad.evaluation.metrics import Scored, usable
+from rayad.evaluation.shown import DetectorMap, Healthy, View
 from rayad.heatmaps.drawing import if_healthy
 from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
 from rayad.imaging.picture import Preprocessing
@@ -150,7 +150,7 @@ class Explainer:
     detector: Detector
     device: str = "cpu"
 
-    def __call__(self, exam: Exam) -> figures.Healthy:
+    def __call__(self, exam: Exam) -> Healthy:
         prepared = self.detector.preprocessing.prepare(source_of(self.dataset, exam))
         return if_healthy(self.detector.on(self.device), prepared)
 
@@ -161,9 +161,7 @@ def mapped(calibration: Calibration, scores: np.ndarray) -> DetectorMap:
     return DetectorMap(quantile, np.nan_to_num(quantile) > ALARM)
 
 
-def _if_healthy(
-    pool: Pool, detector: Detector, dataset: Images, images: Sequence[ScoredImage]
-) -> list[figures.Healthy]:
+def _if_healthy(pool: Pool, detector: Detector, dataset: Images, images: Sequence[ScoredImage]) -> list[Healthy]:
     """The healthy counterfactual of each image; none for a detector that has none."""
     if counterfactual.lacking(detector):
         return []

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rayad.evaluation import report, table
-from rayad.evaluation.figures import DetectorMap, View, distributions, panel, thumbnail
+from rayad.evaluation.figures import distributions, panel, thumbnail
 from rayad.evaluation.metrics import Scored
 from rayad.evaluation.results import read
+from rayad.evaluation.shown import DetectorMap, View
 
 CHROMIUM = "/usr/bin/chromium"
 OPTIONS = (

@@ -6,19 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayad.evaluation.figures import (
-    CHANGE,
-    HIGH,
-    LOW,
-    DetectorMap,
-    Healthy,
-    View,
-    distributions,
-    explained,
-    overlay,
-    panel,
-    thumbnail,
-)
+from rayad.evaluation.figures import CHANGE, HIGH, LOW, distributions, explained, overlay, panel, thumbnail
+from rayad.evaluation.shown import DetectorMap, Healthy, View
 
 
 def view(side=96, level=0.5, truth=None, spacing_mm=0.5):
