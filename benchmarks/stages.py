@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "stages.json"
 PLASMA = "object_store_memory"
 STORE = 80_000_000
 """Bytes of the object store of a node, about the least that Ray takes."""
-HEIGHT, WIDTH = 192, 144
+HEIGHT, WIDTH = 128, 96
 """Of a phantom, px of 0.4 mm."""
 
 
