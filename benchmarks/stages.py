@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import ray
 import tyro
 from PIL import Image
 
@@ -85,6 +84,8 @@ class Watch:
                         self.worker = max(self.worker, process.memory_full_info().uss)
                 except psutil.Error:  # it ended
                     continue
+        import ray
+
         total, free = ray.cluster_resources(), ray.available_resources()
         self.store = max(self.store, int(total.get(PLASMA, 0) - free.get(PLASMA, 0)))
         spilled = [file for file in self.session.rglob("ray_spilled_objects*/*") if file.is_file()]
@@ -181,6 +182,7 @@ def measured(options: Options, images: int, nodes: dict[str, psutil.Process], se
 def main(options: Options) -> None:
     """Measure, print, keep."""
     keep_private()
+    import ray
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="rayad-") as session:
