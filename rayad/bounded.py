@@ -111,8 +111,8 @@ def _is_deep(value: Any) -> bool:
     """Whether objects and lists nest deeper than they may, level by level."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST):
-        inner = (one.values() if isinstance(one, dict) else one for one in level)
-        level = [child for children in inner for child in children if isinstance(child, (dict, list))]
+        contents = (container.values() if isinstance(container, dict) else container for container in level)
+        level = [child for children in contents for child in children if isinstance(child, (dict, list))]
         if not level:
             return False
     return True

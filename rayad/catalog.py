@@ -82,11 +82,11 @@ def settings_of(config: Any) -> tuple[str, ...]:
     return tuple(f"{field.name}={text(getattr(config, field.name))}" for field in fields(config))
 
 
-def restored(kind: type[T], settings: Mapping[str, Any], most: int = options.LARGEST) -> T:
+def restored(kind: type[T], settings: Mapping[str, Any], largest: int = options.LARGEST) -> T:
     """A dataclass from its fields as JSON has them, which may be a stranger's; fields that lack have their defaults.
 
     Args:
-        most: the largest whole number that is believed, seeds excepted.
+        largest: the largest whole number that is believed, seeds excepted.
 
     Raises:
         OptionError: a field that the dataclass does not have, or a value that the field cannot have.
@@ -97,10 +97,12 @@ def restored(kind: type[T], settings: Mapping[str, Any], most: int = options.LAR
         raise OptionError(f"there is no field {shortened(unknown[0])}, only {', '.join(types)}")
     values = {field: _restored(field, types[field], value) for field, value in settings.items()}
     for field, value in values.items():
-        whole = types[field] in (int, tuple[int, ...]) and field != "seed"
-        sizes = (value if isinstance(value, tuple) else (value,)) if whole else ()
-        if max(sizes, default=0) > most:
-            raise OptionError(f"{field} is at most {most:,} for as many numbers as there are, not {shortened(value)}")
+        is_integer = types[field] in (int, tuple[int, ...]) and field != "seed"
+        sizes = (value if isinstance(value, tuple) else (value,)) if is_integer else ()
+        if max(sizes, default=0) > largest:
+            raise OptionError(
+                f"{field} is at most {largest:,} for as many numbers as there are, not {shortened(value)}"
+            )
     config = kind(**values)
     options.check(config)
     return config

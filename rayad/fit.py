@@ -359,16 +359,16 @@ def _train(
     team.model.train()
     turns = cycle([pair for pair in zip(objectives, optimizers, strict=True) for _ in range(pair[0].repeats)])
     losses: dict[str, list[float]] = {}
-    moved: dict[str, list[float]] = {}
+    reported: dict[str, list[float]] = {}
     for step, (part, (objective, optimizer)) in enumerate(zip(parts, turns, strict=False), 1):
-        first, *others = team.receive(part, epoch, step).parts(team.schedule.accumulate)
-        flat = team.gradient(objective, first)
-        for share in others:
+        first_share, *other_shares = team.receive(part, epoch, step).parts(team.schedule.accumulate)
+        flat = team.gradient(objective, first_share)
+        for share in other_shares:
             flat += team.gradient(objective, share)
         team.sync.mean_([flat])
         if not flat.isfinite().all():
-            where = f"in epoch {epoch}, step {step}"
-            raise TrainingError(f"{objective.name}: loss {flat[0]:.4g} or its gradient is not finite {where}")
+            location = f"in epoch {epoch}, step {step}"
+            raise TrainingError(f"{objective.name}: loss {flat[0]:.4g} or its gradient is not finite {location}")
         sizes = [parameter.numel() for parameter in objective.parameters]
         for parameter, gradient in zip(objective.parameters, flat[1:].split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
@@ -376,23 +376,23 @@ def _train(
         losses.setdefault(f"train_{objective.name}", []).append(float(flat[0]))
         if objective.then:
             for name, value in _summed(team, objective.then, [part]).items():
-                moved.setdefault(name, []).append(value)
+                reported.setdefault(name, []).append(value)
     if not losses:
         raise TrainingError(f"there are no patches to train on in epoch {epoch}")
-    return {name: math.fsum(values) / len(values) for name, values in (losses | moved).items()}
+    return {name: math.fsum(values) / len(values) for name, values in (losses | reported).items()}
 
 
 @torch.no_grad()
 def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches], epoch: int) -> Row:
     """The mean loss over the validation patches of all ranks, with the same noise after every epoch."""
-    judges = [objective for objective in objectives if objective.validates]
-    if not judges:
+    validating = [objective for objective in objectives if objective.validates]
+    if not validating:
         return {}
     team.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)  # of losses, of patches
     for step, part in enumerate(parts):
         share = team.receive(part, 0, step)
-        losses = [float(team.loss(objective, share)) for objective in judges]
+        losses = [float(team.loss(objective, share)) for objective in validating]
         sums += torch.tensor([sum(losses), len(share.x)], dtype=torch.float64)
     sums = sums.to(like(team.model).device)
     team.sync.sum_([sums])
@@ -413,8 +413,8 @@ def _make(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
 def _summed(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
     sums: list[Tensor] = []
     for part in parts:
-        new = item.add(part.to(like(team.model)))
-        sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+        batch_sums = item.add(part.to(like(team.model)))
+        sums = [a + b for a, b in zip(sums, batch_sums, strict=True)] if sums else batch_sums
     if not sums:
         raise TrainingError(f"there are no patches for {item.name}")
     team.sync.sum_(sums)
@@ -422,8 +422,8 @@ def _summed(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
 
 
 def _goes_on(progress: Progress, schedule: Schedule) -> bool:
-    tired = progress.epoch - progress.best_epoch >= schedule.patience
-    return progress.epoch - progress.started < schedule.epochs and not tired
+    out_of_patience = progress.epoch - progress.best_epoch >= schedule.patience
+    return progress.epoch - progress.started < schedule.epochs and not out_of_patience
 
 
 def _optimizer(objective: Objective) -> Optimizer:

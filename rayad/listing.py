@@ -42,7 +42,7 @@ def listed(kind: str = "") -> Iterator[str]:
         raise OptionError(f"rayad lists {', '.join(KINDS)}; not {kind!r}")
     for name in [kind] if kind else KINDS:
         yield name
-        yield from _indented(_lines(name, whole=bool(kind)), 2)
+        yield from _indented(_lines(name, with_fields=bool(kind)), 2)
 
 
 def explained(kind: type) -> list[Explained]:
@@ -51,9 +51,9 @@ def explained(kind: type) -> list[Explained]:
     return [Explained(f.name, _values(hints[f.name]), _default(f), sentences.get(f.name, "")) for f in fields(kind)]
 
 
-def _lines(kind: str, whole: bool) -> Iterator[str]:
+def _lines(kind: str, with_fields: bool) -> Iterator[str]:
     if kind in FOLDERS:
-        yield from _plug_ins(FOLDERS[kind], whole)
+        yield from _plug_ins(FOLDERS[kind], with_fields)
     elif kind == "scores":
         yield from _scores()
     else:
@@ -62,11 +62,11 @@ def _lines(kind: str, whole: bool) -> Iterator[str]:
             yield from _entry(name, f"{first_sentence(recipe.docstring)} Data set {recipe.dataset}.")
 
 
-def _plug_ins(folder: str, whole: bool) -> Iterator[str]:
+def _plug_ins(folder: str, with_fields: bool) -> Iterator[str]:
     for name in catalog.names(folder):
         module = catalog.find(folder, name)
         yield from _entry(name, first_sentence(module.__doc__))
-        if not whole:
+        if not with_fields:
             continue
         kind = getattr(module, catalog.PLUGGED_IN[folder])
         if folder == "models":
@@ -92,8 +92,10 @@ def _scores() -> Iterator[str]:
     }
     for title, scores in groups.items():
         yield f"{title}:"
-        for name, said in scores.items():
-            yield from _indented(_entry(name, said if isinstance(said, str) else first_sentence(said.__doc__)), 2)
+        for name, explanation in scores.items():
+            yield from _indented(
+                _entry(name, explanation if isinstance(explanation, str) else first_sentence(explanation.__doc__)), 2
+            )
     yield "Models have scores of their own besides: rayad list models."
 
 
@@ -103,26 +105,26 @@ def first_sentence(docstring: str | None) -> str:
     return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)[0]
 
 
-def _entry(name: str, said: str) -> Iterator[str]:
+def _entry(name: str, sentence: str) -> Iterator[str]:
     """A name, and behind or below it a sentence."""
-    text = f"{name:<20}  {said}".rstrip()
+    text = f"{name:<20}  {sentence}".rstrip()
     yield from textwrap.wrap(
         text, WIDTH - 6, subsequent_indent=" " * 22, break_long_words=False, break_on_hyphens=False
     )
 
 
-def _indented(lines: Iterator[str], by: int) -> Iterator[str]:
-    return (" " * by + line for line in lines)
+def _indented(lines: Iterator[str], spaces: int) -> Iterator[str]:
+    return (" " * spaces + line for line in lines)
 
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Field -> the docstring under it, of the class and those that it is made of."""
     sentences: dict[str, str] = {}
-    for one in reversed(kind.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+    for base in reversed(kind.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            match field, below:
+        for field, following in zip(body.body, body.body[1:], strict=False):
+            match field, following:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     sentences[name] = " ".join(text.split())
     return sentences

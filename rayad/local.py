@@ -88,11 +88,11 @@ def open_file(path: str) -> int:
     Each folder is opened from the one before, so none can become a link meanwhile. A pipe does not block.
     """
     folder, name = os.path.split(path)
-    at = open_folder(folder)
+    folder_descriptor = open_folder(folder)
     try:
-        return os.open(name or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+        return os.open(name or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder_descriptor)
     finally:
-        os.close(at)
+        os.close(folder_descriptor)
 
 
 def open_folder(path: str, make: bool = False) -> int:
@@ -101,14 +101,14 @@ def open_folder(path: str, make: bool = False) -> int:
     Args:
         make: those that are missing, the folder or others on the way to it, are made.
     """
-    at = os.open("/", _FOLDER)
+    descriptor = os.open("/", _FOLDER)
     for name in filter(None, path.split("/")):
         try:
-            below = _entered(name, at, make)
+            below_descriptor = _entered(name, descriptor, make)
         finally:
-            os.close(at)
-        at = below
-    return at
+            os.close(descriptor)
+        descriptor = below_descriptor
+    return descriptor
 
 
 @dataclass(frozen=True)
@@ -156,11 +156,11 @@ def part(path: str, through_links: bool = True) -> Iterator[PartialFile]:
     Raises:
         OSError: the folder cannot be made or written to, or the path is that of a folder.
     """
-    above, name = os.path.split(path)
+    folder_path, name = os.path.split(path)
     if not name or os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     hidden = f".{uuid.uuid4().hex}.part"
-    folder = _open_any_folder(above or ".") if through_links else open_folder(above, make=True)
+    folder = _open_any_folder(folder_path or ".") if through_links else open_folder(folder_path, make=True)
     try:
         descriptor = _open_part(folder, hidden)
         try:
@@ -188,19 +188,19 @@ def temporary(folder: str | None) -> Iterator[tuple[int, str]]:
         yield file.fileno(), f"{DESCRIPTORS}/{file.fileno()}" if unnamed else cast(str, file.name)
 
 
-def _make_folder(name: str, at: int | None = None) -> None:
-    os.mkdir(name, 0o700, dir_fd=at)
-    made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+def _make_folder(name: str, parent_descriptor: int | None = None) -> None:
+    os.mkdir(name, 0o700, dir_fd=parent_descriptor)
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_descriptor)
     try:
-        inherited = os.fstat(made).st_mode & stat.S_ISGID  # the group of the folder around it
-        os.fchmod(made, inherited | 0o777 & ~umask())
+        inherited = os.fstat(descriptor).st_mode & stat.S_ISGID  # the group of the folder around it
+        os.fchmod(descriptor, inherited | 0o777 & ~umask())
     finally:
-        os.close(made)
+        os.close(descriptor)
 
 
-def _entered(name: str, at: int, make: bool) -> int:
+def _entered(name: str, parent_descriptor: int, make: bool) -> int:
     try:
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=at)
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent_descriptor)
     except FileNotFoundError:
         if not make:
             raise
@@ -209,8 +209,8 @@ def _entered(name: str, at: int, make: bool) -> int:
             raise
         raise NotADirectoryError(errno.ENOTDIR, f"{name} in its path is a file or a link, not a folder") from error
     with suppress(FileExistsError):
-        _make_folder(name, at)
-    return _entered(name, at, make=False)
+        _make_folder(name, parent_descriptor)
+    return _entered(name, parent_descriptor, make=False)
 
 
 def _open_any_folder(path: str) -> int:

@@ -46,8 +46,8 @@ def copied(url: str, command: str, every_s: float = EVERY_S) -> Iterator[None]:
         yield
         return
     log = _Log(storage.join(url, f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{command}.log"), io.StringIO(), sys.stderr)
-    over = threading.Event()
-    copier = threading.Thread(target=log.keep_up, args=(over, every_s), daemon=True)
+    ended = threading.Event()
+    copier = threading.Thread(target=log.keep_up, args=(ended, every_s), daemon=True)
     copier.start()
     try:
         with redirect_stdout(_Twice(sys.stdout, log.text)), redirect_stderr(_Twice(sys.stderr, log.text)):
@@ -56,7 +56,7 @@ def copied(url: str, command: str, every_s: float = EVERY_S) -> Iterator[None]:
         log.text.write(traceback.format_exc())
         raise
     finally:
-        over.set()
+        ended.set()
         copier.join()
 
 
@@ -68,11 +68,11 @@ class _Log:
     text: io.StringIO
     complaints: Copied
 
-    def keep_up(self, over: threading.Event, every_s: float) -> None:
+    def keep_up(self, ended: threading.Event, every_s: float) -> None:
         """Copy the text whenever it has grown, until all of it is there."""
-        copied, last = "", False
-        while not last:
-            last = over.wait(every_s)
+        copied, is_last = "", False
+        while not is_last:
+            is_last = ended.wait(every_s)
             text = self.text.getvalue()
             if text != copied and self._copy(text):
                 copied = text
@@ -90,8 +90,8 @@ class _Log:
 class _Twice(io.TextIOBase):
     """A stream whose text is kept besides; no terminal, so progress comes as lines."""
 
-    def __init__(self, stream: Copied, kept: io.StringIO) -> None:
-        self._stream, self._kept = stream, kept
+    def __init__(self, stream: Copied, copy: io.StringIO) -> None:
+        self._stream, self._kept = stream, copy
 
     def write(self, text: str, /) -> int:
         self._kept.write(text)

@@ -93,9 +93,9 @@ def _numbers(options: Any) -> Iterator[tuple[str, float, Within]]:
 
 def _range(hint: Any, number: float) -> Within:
     """The range in a field's type; where there is none, all numbers of its kind."""
-    given = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Within)]
-    if given:
-        return given[0]
+    ranges = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Within)]
+    if ranges:
+        return ranges[0]
     return Within(-LARGEST, LARGEST) if isinstance(number, int) else FINITE
 
 

@@ -91,10 +91,10 @@ def _holds(url: str) -> str:
     return next((kind for kind, name in signs if storage.exists(storage.join(url, name))), "")
 
 
-def _read(where: str) -> dict[str, Any]:
+def _read(mark_url: str) -> dict[str, Any]:
     """What a mark says; nothing where there is none or it was cut short; StorageError of a link that leads away."""
     try:
-        return storage.read_json(where, roots=(where.rpartition("/")[0],)) if storage.exists(where) else {}
+        return storage.read_json(mark_url, roots=(mark_url.rpartition("/")[0],)) if storage.exists(mark_url) else {}
     except FormatError:
         return {}
 
@@ -109,16 +109,16 @@ def _locked(url: str, kind: str) -> Iterator[None]:
     folder = storage.local_path(url)
     is_new = not os.path.isdir(folder)
     storage.make_folder(url)
-    where = os.path.join(folder, MARK)
-    with ExitStack() as held:
-        file = held.enter_context(_opened(where))
+    mark_path = os.path.join(folder, MARK)
+    with ExitStack() as stack:
+        file = stack.enter_context(_opened(mark_path))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _busy(url, _read(where).get("writer", {})) from None
+            raise _busy(url, _read(mark_path).get("writer", {})) from None
         except OSError:
             pass  # the file system has no locks
-        if not os.path.exists(where):  # whoever had it came to nothing and removed it meanwhile
+        if not os.path.exists(mark_path):  # whoever had it came to nothing and removed it meanwhile
             raise _busy(url, {})
         _put(file, {"holds": kind, "writer": _this()})
         if not os.path.lexists(ignore := os.path.join(folder, IGNORE)):
@@ -137,19 +137,19 @@ def _locked(url: str, kind: str) -> Iterator[None]:
                     _put(file, {"holds": kind})
 
 
-def _opened(where: str) -> TextIO:
+def _opened(mark_path: str) -> TextIO:
     """A mark, which is made if there is none; StorageError where it cannot be written, or is a link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     try:
-        return os.fdopen(os.open(where, flags, 0o666 & ~local.umask()), "r+")
+        return os.fdopen(os.open(mark_path, flags, 0o666 & ~local.umask()), "r+")
     except OSError as error:
-        raise StorageError(f"cannot write {where}: {error.strerror}") from error
+        raise StorageError(f"cannot write {mark_path}: {error.strerror}") from error
 
 
-def _put(file: TextIO, said: dict[str, Any]) -> None:
+def _put(file: TextIO, content: dict[str, Any]) -> None:
     """Replace the content of an open mark."""
     file.seek(0)
-    file.write(json.dumps(said) + "\n")
+    file.write(json.dumps(content) + "\n")
     file.truncate()
     file.flush()
 
@@ -157,19 +157,19 @@ def _put(file: TextIO, said: dict[str, Any]) -> None:
 @contextmanager
 def _leased(url: str, kind: str) -> Iterator[None]:
     """Count in the mark of a folder of an object store."""
-    where = storage.join(url, MARK)
-    ours = _this() | {"id": uuid.uuid4().hex}
-    writer = _read(where).get("writer")
-    if writer and not _is_gone(where, writer):
+    mark_url = storage.join(url, MARK)
+    this_writer = _this() | {"id": uuid.uuid4().hex}
+    writer = _read(mark_url).get("writer")
+    if writer and not _is_gone(mark_url, writer):
         raise _busy(url, writer)
-    storage.write_json(where, {"holds": kind, "writer": ours | {"beat": 0}})
+    storage.write_json(mark_url, {"holds": kind, "writer": this_writer | {"beat": 0}})
     if not url.startswith("memory://"):  # which no other process sees
         time.sleep(SETTLE_S)
-    winner = _read(where).get("writer", {})
-    if winner.get("id") != ours["id"]:
+    winner = _read(mark_url).get("writer", {})
+    if winner.get("id") != this_writer["id"]:
         raise _busy(url, winner)
     stop = threading.Event()
-    counting = threading.Thread(target=_count, args=(where, kind, ours, stop), daemon=True)
+    counting = threading.Thread(target=_count, args=(mark_url, kind, this_writer, stop), daemon=True)
     counting.start()
     try:
         yield
@@ -178,27 +178,27 @@ def _leased(url: str, kind: str) -> Iterator[None]:
         counting.join()
         with suppress(RayadError):  # what failed may be the storage
             if storage.any_file(url):
-                storage.write_json(where, {"holds": kind})
+                storage.write_json(mark_url, {"holds": kind})
             else:
-                storage.remove(where)
+                storage.remove(mark_url)
 
 
-def _count(where: str, kind: str, ours: dict[str, Any], stop: threading.Event) -> None:
+def _count(mark_url: str, kind: str, this_writer: dict[str, Any], stop: threading.Event) -> None:
     beat = 0
     while not stop.wait(BEAT_S):
         beat += 1
         with suppress(StorageError):
-            storage.write_json(where, {"holds": kind, "writer": ours | {"beat": beat}})
+            storage.write_json(mark_url, {"holds": kind, "writer": this_writer | {"beat": beat}})
 
 
-def _is_gone(where: str, writer: dict[str, Any]) -> bool:
+def _is_gone(mark_url: str, writer: dict[str, Any]) -> bool:
     """Whether the command that wrote to a folder writes no more; it is watched, unless it was of this machine."""
-    here = _this()
-    if all(writer.get(name) == here[name] for name in ("host", "boot")):
+    this_writer = _this()
+    if all(writer.get(name) == this_writer[name] for name in ("host", "boot")):
         return _started(writer.get("process", 0)) != writer.get("started")
     for _ in range(BEATS):
         time.sleep(BEAT_S)
-        if _read(where).get("writer") != writer:
+        if _read(mark_url).get("writer") != writer:
             return False
     return True
 
@@ -231,6 +231,6 @@ def _line(path: str) -> str:
 
 
 def _busy(url: str, writer: dict[str, Any]) -> OptionError:
-    names = {name: writer.get(name, "?") for name in ("command", "process", "host", "since")}
-    who = "{command}, process {process} on {host} since {since}".format(**names)
-    return OptionError(f"{url}: another command writes there ({who}); wait for its end, or name another place")
+    details = {name: writer.get(name, "?") for name in ("command", "process", "host", "since")}
+    description = "{command}, process {process} on {host} since {since}".format(**details)
+    return OptionError(f"{url}: another command writes there ({description}); wait for its end, or name another place")

@@ -40,11 +40,11 @@ class Progress:
 
     def after_epoch(self, row: Row) -> "Progress":
         """An epoch is done: the best so far if its loss is lower than before, or nothing was validated."""
-        done = replace(self, epoch=self.epoch + 1, rows=[*self.rows, row])
+        progress = replace(self, epoch=self.epoch + 1, rows=[*self.rows, row])
         loss = row.get("validation")
         if loss is not None and self.best_loss is not None and loss >= self.best_loss:
-            return done
-        return replace(done, best_epoch=done.epoch, best_loss=loss)
+            return progress
+        return replace(progress, best_epoch=progress.epoch, best_loss=loss)
 
     def after_stage(self) -> "Progress":
         """A stage is done; the next one begins with its own best loss."""
@@ -68,12 +68,12 @@ def unpack(state: State, model: nn.Module) -> tuple[Progress, dict[str, Tensor]]
     Raises:
         FormatError: the tensors are those of another model.
     """
-    now, best = _under("model.", state.tensors), _under("best.", state.tensors)
+    parameters, best = _under("model.", state.tensors), _under("best.", state.tensors)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for tensors in (now, best):
+    for tensors in (parameters, best):
         if {name: value.shape for name, value in tensors.items()} != shapes:
             raise FormatError("the checkpoint to go on from is of another model: names or shapes do not fit")
-    model.load_state_dict(now)
+    model.load_state_dict(parameters)
     return Progress(**state.scalars), best
 
 

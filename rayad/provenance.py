@@ -41,6 +41,6 @@ def commit() -> str:
         return ""
 
 
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def _git(folder: Path, *arguments: str) -> str:
+    process = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return process.stdout.strip()

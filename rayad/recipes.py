@@ -142,9 +142,9 @@ def skin(run: Run, epochs: int) -> list[Detector]:
     def learns(name: str, times: int = 1, settings: Settings = ()) -> TrainRequest:
         return TrainRequest(name, ("channels=3", *settings), Schedule(epochs=times * epochs, batch=32))
 
-    others = ("cvad", "deep_svdd", "mddpm", "pca", "lbp", "glcm")
+    other_models = ("cvad", "deep_svdd", "mddpm", "pca", "lbp", "glcm")
     models = {
-        **{name: run.train(corpus, learns(name)) for name in ("cae", "bvae", *others)},
+        **{name: run.train(corpus, learns(name)) for name in ("cae", "bvae", *other_models)},
         "vqvae": run.train(corpus, learns("vqvae", settings=("padding=same", "book=ema"))),
         "fanogan": run.train(corpus, learns("fanogan", 2)),
     }
@@ -159,7 +159,7 @@ def skin(run: Run, epochs: int) -> list[Detector]:
         run.ask(models["cae"], "cae-ssim", "ssim"),
         run.ask(models["cae"], "cae-maximum", "maximum"),
         *_on_latents(run, corpus, models["cae"]),
-        *(run.ask(models[name], name) for name in others),
+        *(run.ask(models[name], name) for name in other_models),
         run.combine("spn-mean", "mean", circuits),
     ]
 

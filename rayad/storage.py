@@ -104,7 +104,7 @@ def versions(urls: Iterable[str]) -> dict[str, str]:
         StorageError: it cannot be asked.
     """
     by_url: dict[str, str] = {}
-    elsewhere: dict[str, list[str]] = defaultdict(list)
+    urls_by_bucket: dict[str, list[str]] = defaultdict(list)
     for url in urls:
         path = _local(url)
         if path is not None:
@@ -112,9 +112,9 @@ def versions(urls: Iterable[str]) -> dict[str, str]:
         elif url.startswith(("http://", "https://")):
             by_url[url] = ""
         else:
-            elsewhere["/".join(url.split("/")[:3])].append(url)
-    for place in elsewhere.values():
-        by_url |= _remote_versions(place)
+            urls_by_bucket["/".join(url.split("/")[:3])].append(url)
+    for bucket_urls in urls_by_bucket.values():
+        by_url |= _remote_versions(bucket_urls)
     return by_url
 
 
@@ -134,21 +134,23 @@ def _remote_versions(urls: Sequence[str]) -> dict[str, str]:
 
     def ask() -> dict[str, dict[str, Any]]:
         filesystem, key = _remote(folder)
-        there = cast(dict[str, dict[str, Any]], filesystem.find(key, detail=True))
+        objects = cast(dict[str, dict[str, Any]], filesystem.find(key, detail=True))
         head = filesystem.unstrip_protocol(key).rstrip("/") + "/"
         return {
             join(folder, filesystem.unstrip_protocol(name).removeprefix(head)): details
-            for name, details in there.items()
+            for name, details in objects.items()
         }
 
-    there = _patiently("list", folder, ask)
-    return {url: _version(there.get(url, {})) for url in urls}
+    details_by_url = _patiently("list", folder, ask)
+    return {url: _version(details_by_url.get(url, {})) for url in urls}
 
 
-def _version(of: dict[str, Any]) -> str:
+def _version(details: dict[str, Any]) -> str:
     """The version of an object, by whichever names its file system gives it."""
-    mark = next((of[name] for name in ("ETag", "etag", "LastModified", "mtime", "created") if of.get(name)), "")
-    return f"{of.get('size', '')} {mark}".strip()
+    mark = next(
+        (details[name] for name in ("ETag", "etag", "LastModified", "mtime", "created") if details.get(name)), ""
+    )
+    return f"{details.get('size', '')} {mark}".strip()
 
 
 def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ()) -> list[str]:
@@ -166,10 +168,10 @@ def listing(url: str, suffixes: tuple[str, ...] = (), roots: Sequence[str] = ())
         StorageError: there is no such folder, or it cannot be read.
     """
     path = _local(url)
-    below = _patiently("list", url, lambda: _remote_names(url) if path is None else _local_names(path, roots))
+    names = _patiently("list", url, lambda: _remote_names(url) if path is None else _local_names(path, roots))
     endings = tuple(suffix.lower() for suffix in suffixes)
-    shown = (name for name in below if not any(part.startswith(".") for part in name.split("/")))
-    return [join(url, name) for name in sorted(shown) if not endings or name.lower().endswith(endings)]
+    visible_names = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    return [join(url, name) for name in sorted(visible_names) if not endings or name.lower().endswith(endings)]
 
 
 def any_file(url: str) -> str:
@@ -339,10 +341,10 @@ def remove_empty(url: str) -> None:
 
 def _local(url: str) -> str | None:
     """The path of a local URL, None where the URL has another scheme."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, path = url.partition("://")
     if not separator:
         return url
-    return rest if scheme == "file" else None
+    return path if scheme == "file" else None
 
 
 def _remote(url: str) -> tuple[AbstractFileSystem, str]:
@@ -371,19 +373,21 @@ the parent's connections out of the epoll set that both share, and the parent wo
 def _patiently(verb: str, url: str, action: Callable[[], T]) -> T:
     """What the action gives; while storage that has answered before cannot be reached, it is tried again."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    place = url.partition("://")[0], endpoint
+    service = url.partition("://")[0], endpoint
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
             with _explained(verb, url):
                 result = action()
         except StorageError as error:
-            out = isinstance(error.__cause__, UNREACHABLE) and (place in _answered or os.environ.get(EXPECTED) == "1")
-            if not out or time.monotonic() > until:
+            is_unreachable = isinstance(error.__cause__, UNREACHABLE) and (
+                service in _answered or os.environ.get(EXPECTED) == "1"
+            )
+            if not is_unreachable or time.monotonic() > until:
                 raise
             time.sleep(1)
         else:
-            _answered.add(place)
+            _answered.add(service)
             return result
 
 
@@ -440,16 +444,16 @@ def _local_names(folder: str, roots: Sequence[str]) -> list[str]:
     if not os.path.isdir(folder):
         raise NotADirectoryError(errno.ENOTDIR, "there is no such folder")
     names: list[str] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_reraise):
         if roots:
-            outside = [name for name in folders if leads_out(os.path.join(place, name), roots)]
-            folders[:] = [name for name in folders if name not in outside]
-            files += outside
-        if os.path.realpath(place) in seen:
+            outside_folders = [name for name in folders if leads_out(os.path.join(place, name), roots)]
+            folders[:] = [name for name in folders if name not in outside_folders]
+            files += outside_folders
+        if os.path.realpath(place) in visited:
             folders.clear()
             continue
-        seen.add(os.path.realpath(place))
+        visited.add(os.path.realpath(place))
         names += [os.path.relpath(os.path.join(place, file), folder) for file in files]
     return names
 
@@ -480,9 +484,9 @@ def _remove_remotely(url: str) -> None:
 
 @contextmanager
 def _writing_locally(path: str, url: str, through_links: bool) -> Iterator[BinaryIO]:
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with _explained("write", url):
-            part = held.enter_context(local.part(path, through_links))
+            part = stack.enter_context(local.part(path, through_links))
         with _explained("write", url, inside=True), part.open() as file:
             yield file
         with _explained("write", url):
@@ -492,10 +496,10 @@ def _writing_locally(path: str, url: str, through_links: bool) -> Iterator[Binar
 @contextmanager
 def _writing_remotely(url: str) -> Iterator[BinaryIO]:
     """Collect in a local temporary file, below RAYAD_TMPDIR: an upload makes an object visible when it is complete."""
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with _explained("write", url):
             filesystem, key = _remote(url)
-            descriptor, path = held.enter_context(local.temporary(os.environ.get("RAYAD_TMPDIR")))
+            descriptor, path = stack.enter_context(local.temporary(os.environ.get("RAYAD_TMPDIR")))
         with _explained("write", url, inside=True), os.fdopen(os.dup(descriptor), "wb") as file:
             yield file
         _patiently("write", url, lambda: filesystem.put_file(path, key, **_description(url, key)))

@@ -46,8 +46,8 @@ def _of_text(data: bytes, url: str) -> tuple[list[str], list[list[str]], str]:
     text = _decoded(data)
     if "\0" in text:
         raise DatasetError(f"{url}: not a table of text: it has bytes of zero")
-    first = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
+    first_line = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=first_line.count)
     try:
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator))
     except csv.Error as error:

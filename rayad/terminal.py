@@ -33,7 +33,7 @@ class Stream(Protocol):
 
 def printable(text: str) -> str:
     r"""The text with an escape, such as \x1b or \n, in the place of every character that is none to be seen."""
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def shortened(value: object, longest: int = 60) -> str:
@@ -81,20 +81,20 @@ def print_error(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(said, by)`` moves it and says something."""
+    """A bar on a terminal; elsewhere a line every tenth of the way. ``step(status, by)`` moves it, with a status."""
     from tqdm import tqdm  # what shows no progress needs none
 
     bar = tqdm(total=total, desc=printable(label), disable=not sys.stderr.isatty(), leave=False)
     done = 0
 
-    def step(said: str = "", by: int = 1) -> None:
+    def step(status: str = "", by: int = 1) -> None:
         nonlocal done
         done += by
-        bar.set_postfix_str(printable(said), refresh=False)
+        bar.set_postfix_str(printable(status), refresh=False)
         bar.update(by)
         tenth = max(1, total // 10)
         if bar.disable and (done == total or done // tenth > (done - by) // tenth):
-            say(f"{label}: {done} of {total} {said}".rstrip(), sys.stderr)
+            say(f"{label}: {done} of {total} {status}".rstrip(), sys.stderr)
 
     try:
         yield step

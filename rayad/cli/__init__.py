@@ -104,8 +104,8 @@ def run(argv: list[str]) -> int:
         return 0 if name else 2
     from rayad import log
 
-    where = os.environ.get("RAYAD_LOG_URL", "") if name in COMMANDS else ""
-    with log.copied(where, name):
+    log_url = os.environ.get("RAYAD_LOG_URL", "") if name in COMMANDS else ""
+    with log.copied(log_url, name):
         return _run(argv)
 
 
@@ -120,17 +120,17 @@ def command(name: str) -> type[Command]:
 def usage() -> list[str]:
     """What `rayad --help` prints: every command with what it does."""
     lines = ["usage: rayad COMMAND [OPTIONS]", "", *(__doc__ or "").strip().splitlines(), ""]
-    for name, where in COMMANDS.items():
-        first = f"  {name:<13} {_summary(*where.split('.'))}"
-        lines += textwrap.wrap(first, 118, subsequent_indent=" " * 16, break_on_hyphens=False)
+    for name, class_path in COMMANDS.items():
+        entry = f"  {name:<13} {_summary(*class_path.split('.'))}"
+        lines += textwrap.wrap(entry, 118, subsequent_indent=" " * 16, break_on_hyphens=False)
     return [*lines, "", "rayad COMMAND --help explains the options of a command."]
 
 
 def _summary(module: str, kind: str) -> str:
     """The docstring of a command, read from its source: to import it would take seconds."""
     source = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
-    found = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == kind)
-    return " ".join((ast.get_docstring(found) or "").split())
+    definition = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    return " ".join((ast.get_docstring(definition) or "").split())
 
 
 def _code(argv: list[str]) -> int | str | None:
@@ -179,12 +179,12 @@ def _run(argv: list[str]) -> int:
     from rayad.private import given, keep_private
 
     try:
-        asked = _parsed(argv)
-        if not given(getattr(asked, "address", "")):
+        subcommand = _parsed(argv)
+        if not given(getattr(subcommand, "address", "")):
             keep_private()
-        bounds.use(getattr(asked, "bounds", bounds.current()))
-        plausibility.use(getattr(asked, "force", ()))
-        asked()
+        bounds.use(getattr(subcommand, "bounds", bounds.current()))
+        plausibility.use(getattr(subcommand, "force", ()))
+        subcommand()
     except RayadError as error:
         say(f"rayad: {error}", sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
@@ -213,13 +213,13 @@ def _parsed(argv: list[str]) -> Command:
     from rayad import options
 
     name, *words = argv
-    kind, complaint = command(name), io.StringIO()
+    kind, error_output = command(name), io.StringIO()
     try:
-        with redirect_stderr(complaint), writable():
-            asked = tyro.cli(kind, args=words, prog=f"rayad {name}")
+        with redirect_stderr(error_output), writable():
+            subcommand = tyro.cli(kind, args=words, prog=f"rayad {name}")
     except SystemExit:
-        for line in complaint.getvalue().splitlines():
+        for line in error_output.getvalue().splitlines():
             say(line, sys.stderr)
         raise
-    options.check(asked, lambda option: f"--{option.replace('_', '-')}")
-    return asked
+    options.check(subcommand, lambda option: f"--{option.replace('_', '-')}")
+    return subcommand

@@ -91,18 +91,18 @@ class Calibrate(OfDataset, OnGpu, WithStep):
         dataset = self.opened()
         scores = storage.absolute(self.scores)
         require_apart(scores, [*urls, *read_by(dataset)])
-        with ExitStack() as held:
+        with ExitStack() as stack:
             for url in urls:
-                held.enter_context(claimed(url, "a detector", read_by(dataset)))
+                stack.enter_context(claimed(url, "a detector", read_by(dataset)))
             with connected(self.address, Workers(gpu=self.gpu)) as pool:
                 detectors = [bundle.load(url) for url in urls]
-                done = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
-            for one, url in zip(done, urls, strict=True):
-                bundle.save(one, url)
-        for one in done:
-            patients = one.calibration.patients if one.calibration else 0
-            say(f"{one.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
-        _warn_of_few(done)
+                calibrated = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
+            for detector, url in zip(calibrated, urls, strict=True):
+                bundle.save(detector, url)
+        for detector in calibrated:
+            patients = detector.calibration.patients if detector.calibration else 0
+            say(f"{detector.name}: calibrated on {patients} healthy patients, smallest p {1 / (patients + 1):.3g}")
+        _warn_of_few(calibrated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,11 +190,13 @@ class Heatmaps(ReadsImages, OnGpu):
         request = HeatmapRequest(self.spacing_mm, self.view, self.step_mm, self.force)
         written = Written(self.picture, self.counterfactual)
         images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
-        one = bundle.load(storage.absolute(self.detector))
-        _warn_of_few([one])
+        detector = bundle.load(storage.absolute(self.detector))
+        _warn_of_few([detector])
         number = failures = 0
         with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
-            for row in write_heatmaps(ForMany(self.address, Workers(gpu=self.gpu)), one, images, request, out, written):
+            for row in write_heatmaps(
+                ForMany(self.address, Workers(gpu=self.gpu)), detector, images, request, out, written
+            ):
                 say(row.model_dump_json())
                 number, failures = number + 1, failures + isinstance(row, Failure)
         if failures:
@@ -234,6 +236,6 @@ def _print_streamed(rows: Sequence[dict[str, Any]]) -> None:
 
 def _warn_of_few(detectors: Sequence[Detector]) -> None:
     """Say of which detectors p-values say little."""
-    for one in detectors:
-        if one.calibration and one.calibration.few:
-            say(f"rayad: detector {one.name} is {one.calibration.few}", sys.stderr)
+    for detector in detectors:
+        if detector.calibration and detector.calibration.few:
+            say(f"rayad: detector {detector.name} is {detector.calibration.few}", sys.stderr)

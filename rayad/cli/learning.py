@@ -119,9 +119,9 @@ class Sweep(OnCluster):
         say(f"best of {len(summary['rows'])} trials: {settings}: {means[0]}, without a search {means[1]}")
         say(f"({summary['objective']}, means of {len(best['values'])} seeds)")
         for name, fitted in (("the best", best), ("without a search", base)):
-            for seed, why in enumerate(fitted["errors"]):
-                if why:
-                    say(f"{name}: seed {seed} failed and is not in the mean: {why}")
+            for seed, error in enumerate(fitted["errors"]):
+                if error:
+                    say(f"{name}: seed {seed} failed and is not in the mean: {error}")
         say(f"The page is at {storage.join(self.out, 'index.html')}")
 
     def _of_density(self, pool: Pool) -> dict[str, Any]:

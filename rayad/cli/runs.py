@@ -64,13 +64,13 @@ class RunRecipe(Changes, ReadsImages):
 
     def _request(self) -> RunRequest:
         recipe = recipes.find(self.recipe)
-        kept = recipe.settings if self.dataset in ("", recipe.dataset) else ()
-        settings = all_settings((*kept, *self.settings), self.spacing_mm)
+        recipe_settings = recipe.settings if self.dataset in ("", recipe.dataset) else ()
+        settings = all_settings((*recipe_settings, *self.settings), self.spacing_mm)
         data = Data(self.dataset or recipe.dataset, place(self.source), settings)
         if (self.test_dataset or self.test_settings) and not self.test_source:
             raise OptionError("other images to judge need --test-source, where they lie")
-        other = Data(self.test_dataset or data.dataset, place(self.test_source), self.test_settings)
-        test = other if self.test_source else None
+        test_data = Data(self.test_dataset or data.dataset, place(self.test_source), self.test_settings)
+        test = test_data if self.test_source else None
         return RunRequest(recipe, data, test, self.seeds, self.split, part(Changes, self))
 
 
@@ -96,13 +96,13 @@ class List:
             say(line)
 
 
-def _run(request: RunRequest, out: str, where: ReadsImages, workers: Workers) -> None:
+def _run(request: RunRequest, out: str, command: ReadsImages, workers: Workers) -> None:
     """Run a recipe, and say where its report is."""
     from rayad.on_ray.pool import connected
 
     rehearse(request)  # what cannot be is said before Ray starts
     url, inputs = storage.absolute(out), [request.data.source, request.test.source if request.test else ""]
-    with claimed(url, "a run", inputs), connected(where.address, workers) as pool:
+    with claimed(url, "a run", inputs), connected(command.address, workers) as pool:
         report = run_recipe(pool, request, url)
     if report:
         say(f"The report is at {report}")

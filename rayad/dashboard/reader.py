@@ -47,8 +47,10 @@ class Reader:
 
     def __init__(self, roots: Iterable[str]) -> None:
         self.roots = list(dict.fromkeys(roots))
-        short = [root.rstrip("/").rsplit("/", 1)[-1] for root in self.roots]
-        self._names = {r: n if short.count(n) == 1 else r.strip("/") for r, n in zip(self.roots, short, strict=True)}
+        short_names = [root.rstrip("/").rsplit("/", 1)[-1] for root in self.roots]
+        self._names = {
+            r: n if short_names.count(n) == 1 else r.strip("/") for r, n in zip(self.roots, short_names, strict=True)
+        }
         self._kept: dict[str, tuple[datetime, dict[str, Any]]] = {}
 
     def look(self) -> Overview:
@@ -60,11 +62,11 @@ class Reader:
         look = _Look()
         for root in self.roots:
             urls = storage.listing(root, roots=self.roots)
-            away = {url for url in urls if storage.leads_out(url, self.roots)}
-            look.names = {url.removeprefix(storage.join(root, "")) for url in urls if url not in away}
-            for url in sorted(away):
-                where = "/".join((self._names[root], url.removeprefix(storage.join(root, ""))))
-                look.fault(where, "a link that leads out of the roots is not followed", url)
+            outside_urls = {url for url in urls if storage.leads_out(url, self.roots)}
+            look.names = {url.removeprefix(storage.join(root, "")) for url in urls if url not in outside_urls}
+            for url in sorted(outside_urls):
+                place = "/".join((self._names[root], url.removeprefix(storage.join(root, ""))))
+                look.fault(place, "a link that leads out of the roots is not followed", url)
             for name in sorted(look.names):
                 self._see(look, root, name)
         return look.done()
@@ -82,14 +84,14 @@ class Reader:
         except RayadError as error:
             look.fault("/".join(place), str(error), url)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            odd = f"{file} is not what docs/formats.md says: {type(error).__name__} {error}"
-            look.fault("/".join(place), odd, url)
+            message = f"{file} is not what docs/formats.md says: {type(error).__name__} {error}"
+            look.fault("/".join(place), message, url)
 
     def _read(self, url: str) -> tuple[datetime, dict[str, Any]]:
         when = storage.modified(url)
-        kept = self._kept.get(url)
-        if kept is not None and kept[0] == when:
-            return kept
+        cached = self._kept.get(url)
+        if cached is not None and cached[0] == when:
+            return cached
         content = storage.read_json(url, roots=self.roots)
         if url.endswith("/results.json"):
             content = {name: content[name] for name in KEPT if name in content}
@@ -109,13 +111,13 @@ class _Runs:
         """The run whose folder this is."""
         return self._at.setdefault(home, RunRow("/".join(home)))
 
-    def add(self, document: _Document, found: Found) -> None:
+    def add(self, document: _Document, detector: Found) -> None:
         """A bundle: of a recipe below the run's folder, or in that folder beside others."""
         *home, kind, name = ("", "", *document.place)
         rank = BUNDLES.index(kind) if kind in BUNDLES else 0
         key = tuple(filter(None, home if kind in BUNDLES else [*home, kind])) or document.place[:1], name
         if key not in self._bundles or rank < self._bundles[key][0]:
-            self._bundles[key] = rank, found
+            self._bundles[key] = rank, detector
 
     def sorted(self) -> list[RunRow]:
         """The newest first; their detectors in the order of the report, the others behind."""
@@ -162,9 +164,9 @@ class _Look:
         overview.folders = {url.rsplit("/", 1)[0] for url in _linked(overview)}
         return overview
 
-    def fault(self, where: str, what: str, url: str, when: str = "") -> None:
+    def fault(self, place: str, message: str, url: str, when: str = "") -> None:
         """Something went wrong."""
-        self._overview.faults.append(FaultRow(where, what, url, when))
+        self._overview.faults.append(FaultRow(place, message, url, when))
 
     def _detector(self, document: _Document) -> None:
         content, origin = document.said, document.said["provenance"]
@@ -177,8 +179,8 @@ class _Look:
 
     def _lost(self, document: _Document) -> None:
         fault = document.said
-        what = f"learning {fault['stage']}: {fault['error']}"
-        self.fault(document.where, what, document.url, _text(fault["when"]))
+        message = f"learning {fault['stage']}: {fault['error']}"
+        self.fault(document.where, message, document.url, _text(fault["when"]))
 
     def _results(self, document: _Document) -> None:
         run, content = self._runs.at(document.place[:-1] or document.place), document.said
@@ -205,14 +207,14 @@ class _Look:
             CorpusRow(document.where, document.url, when, _text(manifest["dataset"]), *counts)
         )
         for failure in manifest["failures"]:
-            what = f"{failure['exam_id']}: {failure['reason']}"
-            self.fault(document.where, what, document.url, when.isoformat(timespec="seconds"))
+            message = f"{failure['exam_id']}: {failure['reason']}"
+            self.fault(document.where, message, document.url, when.isoformat(timespec="seconds"))
 
     def _sweep(self, document: _Document) -> None:
         summary = {name: document.said[name] for name in SWEEP}
         for name in ("name", "state", "began", "updated", "corpus", "objective"):
             _text(summary[name])
-        for count in (summary["wanted"], *(summary["trials"][how] for how in ("whole", "stopped", "failed"))):
+        for count in (summary["wanted"], *(summary["trials"][outcome] for outcome in ("whole", "stopped", "failed"))):
             _number(count)
         for settings in (summary["space"], summary["best"]["settings"] if summary["best"] else {}):
             dict.items(settings)
@@ -223,8 +225,8 @@ class _Look:
         )
         failed = summary["trials"]["failed"]
         if failed:
-            what = f"{failed} of {sum(summary['trials'].values())} trials of {summary['name']} failed"
-            self.fault(document.where, what, document.url, summary["updated"])
+            message = f"{failed} of {sum(summary['trials'].values())} trials of {summary['name']} failed"
+            self.fault(document.where, message, document.url, summary["updated"])
 
     def _beside(self, document: _Document, file: str) -> str:
         """The URL of a file in the same folder; "" where there is none."""
@@ -232,14 +234,14 @@ class _Look:
         return storage.join(document.folder, file) if name in self.names else ""
 
 
-def _kind(said: dict[str, Any]) -> str:
+def _kind(content: dict[str, Any]) -> str:
     """Such as "cae, spn: likelihood"."""
-    if said.get("members"):
-        return f"{said['score']} of {', '.join(said['members'])}"
-    parts = [said[part]["name"] for part in ("model", "density") if said.get(part)]
-    around = said["aggregation"]
-    places = "" if around["kind"] == "none" else f", {around['kind']} of {around['size_mm']:g} mm"
-    return f"{', '.join(parts) or 'learns nothing'}: {said['score']}{places}"
+    if content.get("members"):
+        return f"{content['score']} of {', '.join(content['members'])}"
+    parts = [content[part]["name"] for part in ("model", "density") if content.get(part)]
+    aggregation = content["aggregation"]
+    places = "" if aggregation["kind"] == "none" else f", {aggregation['kind']} of {aggregation['size_mm']:g} mm"
+    return f"{', '.join(parts) or 'learns nothing'}: {content['score']}{places}"
 
 
 def _figure(row: dict[str, Any]) -> Figure | None:
@@ -274,4 +276,4 @@ def _linked(overview: Overview) -> Iterator[str]:
     for run in overview.runs:
         yield from run.reports
         yield from (detector.url for detector in run.detectors)
-    yield from (one.url for one in (*overview.sweeps, *overview.corpora, *overview.faults))
+    yield from (row.url for row in (*overview.sweeps, *overview.corpora, *overview.faults))

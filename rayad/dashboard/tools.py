@@ -55,8 +55,8 @@ class Ports:
             try:
                 probe.bind(("127.0.0.1", port))
             except (OSError, OverflowError) as error:
-                why = getattr(error, "strerror", None) or error
-                raise OptionError(f"port {port} of 127.0.0.1 cannot be had: {why}") from error
+                reason = getattr(error, "strerror", None) or error
+                raise OptionError(f"port {port} of 127.0.0.1 cannot be had: {reason}") from error
             return probe.getsockname()[1]
 
 
@@ -112,8 +112,8 @@ class Tools:
             *("prometheus", f"--config.file={configuration}", f"--storage.tsdb.path={self._folder / 'prometheus'}"),
             f"--web.listen-address=127.0.0.1:{port}",
         ]
-        there = "" if os.path.exists(self._discovery) else f"waits for Ray: {self._discovery} is not there"
-        await self._start("prometheus", Line("Prometheus", there, f"http://127.0.0.1:{port}"), command)
+        status = "" if os.path.exists(self._discovery) else f"waits for Ray: {self._discovery} is not there"
+        await self._start("prometheus", Line("Prometheus", status, f"http://127.0.0.1:{port}"), command)
         self._lines["grafana"] = Line("Grafana", _grafana(self._lines["prometheus"].address))
 
     async def _show_events(self, events: dict[str, str]) -> None:
@@ -123,7 +123,7 @@ class Tools:
         logs = self._folder / "events"
         for place, folder in sorted(events.items()):
             link = logs / place
-            if any(above.is_symlink() for above in link.parents):
+            if any(parent.is_symlink() for parent in link.parents):
                 continue  # TensorBoard finds it below that one
             if link.is_dir() and not link.is_symlink():
                 link = link / "itself"  # one below it came first
@@ -184,9 +184,9 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
 
 
 def _grafana(source: str) -> str:
-    there = shutil.which("grafana-server") or shutil.which("grafana")
+    is_installed = shutil.which("grafana-server") or shutil.which("grafana")
     if not GRAFANA.is_dir():
         return "its dashboards are in the repository, not in the installed package"
     files = ", ".join(os.path.relpath(file) for file in sorted(GRAFANA.glob("*.json")))
     instruction = f"import {files} with {source} as its Prometheus"
-    return instruction if there else f"is not installed; where it is: {instruction}"
+    return instruction if is_installed else f"is not installed; where it is: {instruction}"

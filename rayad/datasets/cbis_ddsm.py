@@ -100,8 +100,8 @@ class Dataset:
         if not exams:
             raise DatasetError(f"{self.source}: no image of the {len(mammograms):,} mammograms in the tables")
         if self.lesions == "paper":
-            exams, others = selection(self, exams)
-            excluded += others
+            exams, left_out = selection(self, exams)
+            excluded += left_out
         return in_order(exams), excluded
 
     def _exam(self, rows: Sequence[Row], image: File, series: dict[str, list[File]]) -> Exam:
@@ -142,14 +142,14 @@ def selection(dataset: Dataset, exams: Iterable[Exam], spacing_mm: float = 0.05)
     Returns:
         Exams with the lesions that remain, if any do; and a row a lesion that does not.
     """
-    kept, others = [], []
+    selected, left_out = [], []
     for exam in exams:
-        why = [_unlike_the_paper(dataset, exam, lesion, spacing_mm) for lesion in exam.lesions]
-        others += [Excluded(exam.url, reason) for reason in why if reason]
-        lesions = tuple(lesion for lesion, reason in zip(exam.lesions, why, strict=True) if not reason)
+        reasons = [_unlike_the_paper(dataset, exam, lesion, spacing_mm) for lesion in exam.lesions]
+        left_out += [Excluded(exam.url, reason) for reason in reasons if reason]
+        lesions = tuple(lesion for lesion, reason in zip(exam.lesions, reasons, strict=True) if not reason)
         if lesions:
-            kept.append(replace(exam, lesions=lesions))
-    return kept, others
+            selected.append(replace(exam, lesions=lesions))
+    return selected, left_out
 
 
 def _unlike_the_paper(dataset: Dataset, exam: Exam, lesion: Lesion, spacing_mm: float) -> str:
@@ -159,8 +159,8 @@ def _unlike_the_paper(dataset: Dataset, exam: Exam, lesion: Lesion, spacing_mm: 
     if lesion.kind == "mass":
         area = mask.sum() * (exam.spacing_mm / spacing_mm) ** 2
         return "" if area < 4 * PATCH_PX**2 else "a mass of the area of four patches or more"
-    cut = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
-    return "a calcification that touches the border" if cut else ""
+    touches_border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+    return "a calcification that touches the border" if touches_border else ""
 
 
 def _parse(data: bytes, url: str) -> list[Row]:

@@ -38,14 +38,14 @@ def contents(dataset: Images, exams: Sequence[Exam]) -> dict[str, str]:
 
 def file_name(exam_id: str) -> str:
     """What an exam's files are called, without an ending: its id, with a hash where that cannot be a file's name."""
-    plain = re.sub(r"[^\w.\- ]", "_", exam_id)[:LONGEST]
-    if plain == exam_id and plain.strip(" ."):
-        return plain
-    return f"{plain}-{hashlib.sha256(exam_id.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    safe_name = re.sub(r"[^\w.\- ]", "_", exam_id)[:LONGEST]
+    if safe_name == exam_id and safe_name.strip(" ."):
+        return safe_name
+    return f"{safe_name}-{hashlib.sha256(exam_id.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def _files(exam: Exam) -> list[str]:
     """The URLs of image and masks, and of the files that URL#PART, as of a segment, may be a part of."""
     urls = [exam.url, *(lesion.mask_url for lesion in exam.lesions)]
-    whole = (url.rpartition("#")[0] for url in urls if "#" in url)
-    return [url for url in (*urls, *whole) if url]
+    containers = (url.rpartition("#")[0] for url in urls if "#" in url)
+    return [url for url in (*urls, *containers) if url]

@@ -116,8 +116,8 @@ class Dataset:
             pixels = optical_density(image.pixels, case.name, case.digitizer)
         else:
             pixels = raster.grey(image, exam.url)
-        filled_up = np.pad(pixels, [(0, max(0, by)) for by in missing], mode="edge")
-        return filled_up[: film.shape[0], : film.shape[1]]
+        padded = np.pad(pixels, [(0, max(0, count)) for count in missing], mode="edge")
+        return padded[: film.shape[0], : film.shape[1]]
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The boundary and what it encloses; DatasetError if it cannot be followed."""
@@ -239,7 +239,7 @@ def filled(outline: np.ndarray, shape: tuple[int, int]) -> Mask:
 def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excluded: list[Excluded]) -> None:
     """The films of a case to the exams, its defects to what is excluded."""
     stem = case.name.replace("-", "_")
-    flagged = {film.view: film.overlay for film in case.films}
+    has_overlay = {film.view: film.overlay for film in case.films}
     for film in case.films:
         key = storage.join(folder, f"{stem}.{film.view}")
         images = [files[key + suffix] for suffix in SUFFIXES if key + suffix in files]
@@ -248,7 +248,7 @@ def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excl
             continue
         side = film.view.split("_")[0]
         lesions = _lesions(files.get(key + ".overlay", ""), film, excluded)
-        healthy = not any(overlay for view, overlay in flagged.items() if view.startswith(side))
+        healthy = not any(overlay for view, overlay in has_overlay.items() if view.startswith(side))
         exams.append(
             Exam(
                 exam_id=f"{stem}.{film.view}",

@@ -86,31 +86,33 @@ class Dataset:
         table = self._table(files, headers)
         images: dict[str, tuple[str, Header]] = {}  # by instance
         segments: dict[str, list[Lesion]] = {}  # by instance of the image
-        for path, head in headers.items():
+        for path, header in headers.items():
             url = files[path]
-            if isinstance(head, Excluded):
-                excluded.append(head)
-            elif head.sop_class == segmentation.STORAGE:
+            if isinstance(header, Excluded):
+                excluded.append(header)
+            elif header.sop_class == segmentation.STORAGE:
                 excluded += _add_segments(url, segments)
-            elif reason := self._unsuitable(head, table.get(path, [])):
+            elif reason := self._unsuitable(header, table.get(path, [])):
                 excluded.append(Excluded(url, reason))
-            elif head.instance in images:
-                excluded.append(Excluded(url, f"a copy of {files[images[head.instance][0]]}"))
+            elif header.instance in images:
+                excluded.append(Excluded(url, f"a copy of {files[images[header.instance][0]]}"))
             else:
-                images[head.instance] = path, head
+                images[header.instance] = path, header
         if not images:
-            why = shortened({exclusion.reason.removeprefix(f"{exclusion.url}: ") for exclusion in excluded})
-            raise DatasetError(f"{self.source}: no mammogram among {len(files):,} files" + f": {why}" * bool(excluded))
-        described = {instance: labels.facts(path, table.get(path, []), {}) for instance, (path, _) in images.items()}
+            reasons = shortened({exclusion.reason.removeprefix(f"{exclusion.url}: ") for exclusion in excluded})
+            raise DatasetError(
+                f"{self.source}: no mammogram among {len(files):,} files" + f": {reasons}" * bool(excluded)
+            )
+        facts = {instance: labels.facts(path, table.get(path, []), {}) for instance, (path, _) in images.items()}
         exams = [
-            self._exam(files[path], header, described[instance], segments.get(instance, []))
+            self._exam(files[path], header, facts[instance], segments.get(instance, []))
             for instance, (path, header) in images.items()
         ]
-        warn_of_odd([described[i].patient or header.patient_id for i, (_, header) in images.items()])
-        if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
+        warn_of_odd([facts[instance].patient or header.patient_id for instance, (_, header) in images.items()])
+        if without_spacing := [exam.url for exam in exams if exam.spacing_mm == 0]:
             fault = next((f"; {header.spacing_fault}" for _, header in images.values() if header.spacing_fault), "")
             raise DatasetError(
-                f"{shortened(bare)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm{fault}"
+                f"{shortened(without_spacing)}: no pixel spacing, in the file, {LABELS} or the option spacing_mm{fault}"
             )
         return in_order(exams), excluded
 
@@ -121,12 +123,12 @@ class Dataset:
             return {url.removeprefix(folder): url for url in dicomweb.instances(self.source)}, []
         urls = [url for url in storage.listing(self.source) if url not in (storage.join(folder, LABELS), self.table)]
         kinds = {url: "dicom" if dicom.is_candidate(url) else kind_of(url) for url in urls}
-        others = [
+        left_out = [
             Excluded(url, "an image, not DICOM" if kind == "raster" else kind)
             for url, kind in kinds.items()
             if kind != "dicom"
         ]
-        return {url.removeprefix(folder): url for url, kind in kinds.items() if kind == "dicom"}, others
+        return {url.removeprefix(folder): url for url, kind in kinds.items() if kind == "dicom"}, left_out
 
     def _table(self, files: dict[str, str], headers: dict[str, Header | Excluded]) -> dict[str, list[labels.Row]]:
         """Path -> what the table says of it, under its path or its instance."""
@@ -141,18 +143,18 @@ class Dataset:
         converted = header.unsuitable == dicom.RAW and self.for_processing == "convert"
         if header.unsuitable and not converted and "kind" not in forced():
             return header.unsuitable
-        named = header.patient_id or any(row["patient"] for row in rows)
-        return "" if named else f"no patient, in (0010,0020) or {LABELS}"
+        has_patient = header.patient_id or any(row["patient"] for row in rows)
+        return "" if has_patient else f"no patient, in (0010,0020) or {LABELS}"
 
-    def _exam(self, url: str, header: Header, said: Facts, segments: list[Lesion]) -> Exam:
-        lesions = (*said.lesions, *segments)
-        if segments and said.anomalous is False:
+    def _exam(self, url: str, header: Header, facts: Facts, segments: list[Lesion]) -> Exam:
+        lesions = (*facts.lesions, *segments)
+        if segments and facts.anomalous is False:
             raise DatasetError(f"{LABELS}: {url} is normal and has a segmentation")
-        patient, instance = said.patient or header.patient_id, header.instance
+        patient, instance = facts.patient or header.patient_id, header.instance
         if self.patient_ids == "hashed":
             patient, instance = pseudonym(patient), pseudonym(instance)
-        laterality, view = said.laterality or header.laterality, said.view or header.view
-        anomalous = (False if self.healthy else None) if said.anomalous is None else said.anomalous
+        laterality, view = facts.laterality or header.laterality, facts.view or header.view
+        anomalous = (False if self.healthy else None) if facts.anomalous is None else facts.anomalous
         return Exam(
             exam_id="-".join(filter(None, [patient, laterality, view, instance.replace(".", "")[-8:]])),
             patient_id=patient,
@@ -160,8 +162,8 @@ class Dataset:
             anomalous=True if lesions else anomalous,
             view=view,
             laterality=laterality,
-            density=said.density,
-            spacing_mm=header.spacing_mm or said.spacing_mm or self.spacing_mm,
+            density=facts.density,
+            spacing_mm=header.spacing_mm or facts.spacing_mm or self.spacing_mm,
             lesions=lesions,
             scanner=header.scanner,
             doubts=() if header.unsuitable == dicom.RAW else dicom.doubts(header),

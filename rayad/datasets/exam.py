@@ -102,7 +102,7 @@ def origin_of(dataset: Images) -> Images:
 def read_by(dataset: Images) -> list[str]:
     """The folders and files that a data set is read from."""
     names = ("source", "table", "tables")
-    places = (getattr(one, name, "") for one in (dataset, origin_of(dataset)) for name in names)
+    places = (getattr(images, name, "") for images in (dataset, origin_of(dataset)) for name in names)
     return list(dict.fromkeys(place for place in places if place))
 
 
@@ -112,8 +112,8 @@ MOST_BETWEEN = 0.02
 
 def listed(dataset: Images) -> tuple[list[Exam], list[Excluded]]:
     """The exams and what is left out, in one pass over the files: the method `listed` of a data set that has it."""
-    both = getattr(dataset, "listed", None)
-    return both() if both else (dataset.exams(), [])
+    method = getattr(dataset, "listed", None)
+    return method() if method else (dataset.exams(), [])
 
 
 def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
@@ -137,10 +137,10 @@ def source_of(dataset: Images, exam: Exam) -> Source:
 def in_order(exams: Iterable[Exam]) -> list[Exam]:
     """The exams sorted by exam_id; DatasetError if two have the same."""
     ordered = sorted(exams, key=lambda exam: (exam.exam_id, exam.url))
-    twice = [name for name, count in Counter(exam.exam_id for exam in ordered).items() if count > 1]
-    if twice:
-        files = ", ".join(exam.url for exam in ordered if exam.exam_id == twice[0])
-        raise DatasetError(f"{shortened(twice)}: one image an exam expected, got {files}")
+    repeated_ids = [exam_id for exam_id, count in Counter(exam.exam_id for exam in ordered).items() if count > 1]
+    if repeated_ids:
+        files = ", ".join(exam.url for exam in ordered if exam.exam_id == repeated_ids[0])
+        raise DatasetError(f"{shortened(repeated_ids)}: one image an exam expected, got {files}")
     return ordered
 
 
@@ -211,8 +211,8 @@ def two_valued(pixels: np.ndarray, name: str) -> Mask:
     low, high = float(pixels.min()), float(pixels.max())
     between = (pixels > low + 0.1 * (high - low)) & (pixels < high - 0.1 * (high - low))
     if low == high or between.mean() > MOST_BETWEEN:
-        what = f"every value is {low:g}" if low == high else "this is another image"
-        raise DatasetError(f"{name}: a mask of two values expected, {what}")
+        fault = f"every value is {low:g}" if low == high else "this is another image"
+        raise DatasetError(f"{name}: a mask of two values expected, {fault}")
     return np.asarray(pixels > (low + high) / 2)
 
 

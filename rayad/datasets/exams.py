@@ -93,19 +93,19 @@ def write(
     """The list of a data set's images into a folder; one that is there and says the same is not touched."""
     origin = origin_of(dataset)
     package, _, name = type(origin).__module__.rpartition(".")
-    known = package == __package__  # the class of a library's user cannot be found by a name
-    about = {
+    is_of_rayad = package == __package__  # the class of a library's user cannot be found by a name
+    description = {
         "schema": SCHEMA,
-        "dataset": name if known else "",
-        "settings": catalog.settings_of(origin) if known else (),
+        "dataset": name if is_of_rayad else "",
+        "settings": catalog.settings_of(origin) if is_of_rayad else (),
     }
     rows = [asdict(exam) | {"split": splits[exam.exam_id], "excluded": ""} for exam in exams]
     rows += [{"url": exclusion.url, "excluded": exclusion.reason} for exclusion in left_out]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, COLUMNS.with_metadata({"rayad": json.dumps(about)})), buffer)
-    where, data = storage.join(url, NAME), buffer.getvalue()
-    if not storage.exists(where) or storage.read_bytes(where) != data:
-        storage.write_bytes(where, data)
+    pq.write_table(pa.Table.from_pylist(rows, COLUMNS.with_metadata({"rayad": json.dumps(description)})), buffer)
+    list_url, data = storage.join(url, NAME), buffer.getvalue()
+    if not storage.exists(list_url) or storage.read_bytes(list_url) != data:
+        storage.write_bytes(list_url, data)
 
 
 def listed_once(dataset: Images, url: str) -> Dataset:
@@ -118,12 +118,12 @@ def listed_once(dataset: Images, url: str) -> Dataset:
 @lru_cache(maxsize=8)
 def _listed_from(url: str) -> Images:
     metadata = pq.read_schema(_opened(url)).metadata or {}
-    about = bounded.parse_json(metadata.get(b"rayad", b"{}"), url)
-    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+    description = bounded.parse_json(metadata.get(b"rayad", b"{}"), url)
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         raise FormatError(f"{url}: a list of images of schema {SCHEMA} is wanted; ingest or inspect the images again")
-    if not about["dataset"] or about["dataset"] == Dataset.__module__.rpartition(".")[2]:
+    if not description["dataset"] or description["dataset"] == Dataset.__module__.rpartition(".")[2]:
         raise FormatError(f"{url}: the images were listed by a class that is none of rayad's data sets")
-    return catalog.configure("datasets", about["dataset"], tuple(about["settings"]))
+    return catalog.configure("datasets", description["dataset"], tuple(description["settings"]))
 
 
 def _opened(url: str) -> pa.BufferReader:

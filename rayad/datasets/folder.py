@@ -76,19 +76,19 @@ class Dataset:
             Excluded(url, OF_DICOM if kind == "dicom" else kind) for url, kind in kinds.items() if kind != "raster"
         ]
         if not files:
-            why = f": {reasons(excluded)[0]['reason']}" if excluded else ""
-            raise DatasetError(f"{self.source}: no image in this folder, wanted {', '.join(SUFFIXES)}{why}")
+            reason = f": {reasons(excluded)[0]['reason']}" if excluded else ""
+            raise DatasetError(f"{self.source}: no image in this folder, wanted {', '.join(SUFFIXES)}{reason}")
         if storage.exists(table_url):
             table, masks = labels.read(table_url, files), set[str]()
         else:
             table, masks = layout.read(files)
-        used = {row["mask"] for rows in table.values() for row in rows} - table.keys()
-        excluded += [Excluded(files[path], "a mask of no anomalous image") for path in sorted(masks - used)]
-        masks |= used
+        used_masks = {row["mask"] for rows in table.values() for row in rows} - table.keys()
+        excluded += [Excluded(files[path], "a mask of no anomalous image") for path in sorted(masks - used_masks)]
+        masks |= used_masks
         exams = in_order(self._exam(files, path, table.get(path, [])) for path in files.keys() - masks)
         warn_of_odd([exam.patient_id for exam in exams])
-        if bare := [exam.url for exam in exams if exam.spacing_mm == 0]:
-            raise DatasetError(f"{shortened(bare)}: no spacing_mm, in --settings or in {LABELS}")
+        if without_spacing := [exam.url for exam in exams if exam.spacing_mm == 0]:
+            raise DatasetError(f"{shortened(without_spacing)}: no spacing_mm, in --settings or in {LABELS}")
         return exams, excluded
 
     def pixels(self, exam: Exam) -> Image:
@@ -118,12 +118,12 @@ class Dataset:
 
     def _exam(self, files: dict[str, str], path: str, rows: list[Row]) -> Exam:
         name, facts = posixpath.splitext(path)[0], labels.facts(path, rows, files)
-        healthy = False if self.healthy else None
+        default_label = False if self.healthy else None
         return Exam(
             exam_id=name,
             patient_id=facts.patient or self._patient(path) or name,
             url=files[path],
-            anomalous=healthy if facts.anomalous is None else facts.anomalous,
+            anomalous=default_label if facts.anomalous is None else facts.anomalous,
             view=facts.view,
             laterality=facts.laterality,
             density=facts.density,
@@ -147,8 +147,8 @@ def export(dataset: Images, exams: Iterable[Exam], url: str) -> None:
         for number, lesion in enumerate(exam.lesions, start=1):
             mask = f"masks/{exam.exam_id}-{number}.png" if lesion.located else ""
             if mask:
-                shown = dataset.lesion_mask(exam, lesion).astype(np.uint8) * 255
-                _write_png(storage.join(url, mask), shown)
+                mask_pixels = dataset.lesion_mask(exam, lesion).astype(np.uint8) * 255
+                _write_png(storage.join(url, mask), mask_pixels)
             lesions.append(facts | _described(lesion) | {"mask": mask})
         rows += lesions or [facts]
     text = io.StringIO(newline="")

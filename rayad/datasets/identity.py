@@ -49,7 +49,7 @@ def warn_of_odd(patients: Sequence[str]) -> None:
             f"each of {len(ids)} images is a patient of its own; if some are of one, say so in a column patient "
             "or of a folder with patient_from=, since splits are by patient"
         )
-    alike = len(ids) - len({_spelling(one) for one in ids})
+    alike = len(ids) - len({_spelling(identifier) for identifier in ids})
     if alike:
         warn_once(
             f"{alike} of {len(ids)} patients are called as another one but for zeros, case, blanks or separators; if "

@@ -72,12 +72,12 @@ class Dataset:
         lists = {_stem(url): url for url in storage.listing(self.source, (".xml",))}
         exams: list[Exam] = []
         excluded: list[Excluded] = []
-        seen: set[str] = set()
+        seen_numbers: set[str] = set()
         for url in storage.listing(self.source, (".dcm",)):
             match = NAME.fullmatch(posixpath.basename(url))
             if not match or match["number"] not in rows:
                 raise DatasetError(f"{url}: no row of {TABLE} is of this file, or its name is not one of INbreast's")
-            seen.add(match["number"])
+            seen_numbers.add(match["number"])
             try:
                 header = dicom.header(url)
                 lesions, unknown = _lesions(lists.get(match["number"], ""))
@@ -86,13 +86,13 @@ class Dataset:
                 continue
             excluded += [Excluded(url, f"region of no known kind: {name}") for name in unknown]
             row = rows[match["number"]]
-            healthy = False if row["Bi-Rads"] == HEALTHY else None
+            default_label = False if row["Bi-Rads"] == HEALTHY else None
             exams.append(
                 Exam(
                     exam_id=match["number"],
                     patient_id=match["patient"],
                     url=url,
-                    anomalous=True if lesions or unknown else healthy,
+                    anomalous=True if lesions or unknown else default_label,
                     view=VIEWS[match["view"]],
                     laterality=match["side"],
                     density=row["ACR"],
@@ -101,10 +101,13 @@ class Dataset:
                     scanner=header.scanner,
                 )
             )
-        excluded += [Excluded(f"{TABLE}: {number}", "a row without an image") for number in sorted(rows.keys() - seen)]
+        excluded += [
+            Excluded(f"{TABLE}: {number}", "a row without an image") for number in sorted(rows.keys() - seen_numbers)
+        ]
         if not exams:
             raise DatasetError(
-                f"{self.source}: no mammogram of INbreast" + f": {shortened({e.reason for e in excluded})}"
+                f"{self.source}: no mammogram of INbreast"
+                + f": {shortened({exclusion.reason for exclusion in excluded})}"
             )
         return in_order(exams), excluded
 

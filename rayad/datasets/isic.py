@@ -53,8 +53,8 @@ class Dataset:
     def _of_folders(self) -> list[Exam]:
         exams = []
         for folder, malignant in FOLDERS.items():
-            where = storage.join(self.source, folder)
-            files = storage.listing(where, SUFFIXES) if storage.exists(where) else []
+            folder_url = storage.join(self.source, folder)
+            files = storage.listing(folder_url, SUFFIXES) if storage.exists(folder_url) else []
             if not files:
                 layouts = "labels.csv, or images in benign and malignant"
                 raise DatasetError(f"{self.source}: wanted {layouts}; {folder} has none")
@@ -66,17 +66,17 @@ class Dataset:
         if missing := {"isic_id", "dx"} - set(rows.fieldnames or ()):
             raise DatasetError(f"{labels}: no column {', '.join(sorted(missing))}")
         files = {_name(file): file for file in storage.listing(storage.join(self.source, "images"), SUFFIXES)}
-        exams, lost = [], []
+        exams, missing_names = [], []
         for row in rows:
             name, dx = row["isic_id"], row["dx"]
             if dx not in DIAGNOSES:
                 raise DatasetError(f"{labels}: {name}: no diagnosis {dx!r}, rayad knows {', '.join(DIAGNOSES)}")
             if name not in files:
-                lost.append(name)
+                missing_names.append(name)
                 continue
             exams.append(_exam(files[name], row.get("lesion_id") or name, dx, DIAGNOSES[dx]))
-        if lost:
-            raise DatasetError(f"{labels}: names images that are not there: {shortened(lost)}")
+        if missing_names:
+            raise DatasetError(f"{labels}: names images that are not there: {shortened(missing_names)}")
         return exams
 
 

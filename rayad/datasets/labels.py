@@ -78,12 +78,12 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
     if "image" not in header:
         columns = f"columns {', '.join(header)}, separated by {separator!r}"
         raise DatasetError(f"{url}: {columns}; wanted image and any of {', '.join(COLUMNS[1:])}")
-    others = [name for name in header if name not in COLUMNS]
-    for name in others:
-        if meant := get_close_matches(name, [column for column in COLUMNS if column not in header], 1, ALIKE):
-            raise DatasetError(f"{url}: a column {name!r}; is {meant[0]} meant?")
-    if others:
-        warn_once(f"{url}: columns that are not used: {', '.join(others)}")
+    unused_columns = [name for name in header if name not in COLUMNS]
+    for name in unused_columns:
+        if similar := get_close_matches(name, [column for column in COLUMNS if column not in header], 1, ALIKE):
+            raise DatasetError(f"{url}: a column {name!r}; is {similar[0]} meant?")
+    if unused_columns:
+        warn_once(f"{url}: columns that are not used: {', '.join(unused_columns)}")
     spellings = {file.lower(): file for file in files}
     table: dict[str, list[Row]] = defaultdict(list)
     for number, values in enumerate(rows, start=1):
@@ -96,8 +96,8 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
             path = posixpath.normpath(row[column].replace("\\", "/")) if row[column] else ""
             row[column] = path if path in files else spellings.get(path.lower(), path)
         table[row["image"]].append({column: row[column] for column in COLUMNS})
-    named = table.keys() | {row["mask"] for rows in table.values() for row in rows if row["mask"]}
-    if missing := named - set(files):
+    named_files = table.keys() | {row["mask"] for rows in table.values() for row in rows if row["mask"]}
+    if missing := named_files - set(files):
         raise DatasetError(f"{url}: names images that are not there: {shortened(missing)}")
     return table
 
@@ -134,12 +134,12 @@ def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
 def _views(path: str, view: str, laterality: str) -> tuple[str, str]:
     """View and side of an image; DatasetError where a word is none, or both columns name sides that differ."""
     try:
-        (view_name, side), other = views.view(view), views.side(laterality)
+        (view_name, side), other_side = views.view(view), views.side(laterality)
     except ValueError as error:
         raise DatasetError(f"{LABELS}: {path}: {error}") from None
-    if side and other and side != other:
+    if side and other_side and side != other_side:
         raise DatasetError(f"{LABELS}: {path}: view {view!r} is of the other side than laterality {laterality!r}")
-    return view_name, side or other
+    return view_name, side or other_side
 
 
 def _agreed(path: str, column: str, rows: Sequence[Row]) -> str:
@@ -189,8 +189,8 @@ def _polygon(path: str, cell: str) -> tuple[tuple[float, float], ...]:
 
 def _meaning(path: str, column: str, cell: str, meanings: dict[str, Meaning]) -> Meaning:
     if cell.lower() not in meanings:
-        first = {meaning: word for word, meaning in reversed(meanings.items()) if word}
-        choices = ", ".join(word for word in meanings if word in first.values())
+        first_words = {meaning: word for word, meaning in reversed(meanings.items()) if word}
+        choices = ", ".join(word for word in meanings if word in first_words.values())
         raise DatasetError(f"{LABELS}: {path}: {column} {cell!r} is not {choices} or empty")
     return meanings[cell.lower()]
 

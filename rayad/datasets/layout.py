@@ -61,22 +61,26 @@ def _row(path: str, place: _Place, masks: Mapping[tuple[str, ...], str]) -> Row:
 def _places(paths: Iterable[str]) -> Mapping[str, _Place]:
     """What each path says that says something; nothing without a folder train/good."""
     places = {path: place for path in paths if (place := _place(path))}
-    trained = any(place.split == "train" and place.kind == HEALTHY and not place.is_mask for place in places.values())
-    return places if trained else {}
+    has_training = any(
+        place.split == "train" and place.kind == HEALTHY and not place.is_mask for place in places.values()
+    )
+    return places if has_training else {}
 
 
 def _place(path: str) -> _Place | None:
     *folders, name = path.split("/")
-    words = [folder.lower() for folder in folders]
-    at = next((i for i, word in enumerate(words) if word in SPLITS or word == TRUTH), len(words))
-    if at + 1 >= len(words):
+    lower_folders = [folder.lower() for folder in folders]
+    split_index = next(
+        (i for i, word in enumerate(lower_folders) if word in SPLITS or word == TRUTH), len(lower_folders)
+    )
+    if split_index + 1 >= len(lower_folders):
         return None
-    kind, further = words[at + 1], words[at + 2 :]
-    truth = words[at] == TRUTH
-    is_mask = truth or bool(further and further[0] in MASKS)
+    kind, subfolders = lower_folders[split_index + 1], lower_folders[split_index + 2 :]
+    is_truth = lower_folders[split_index] == TRUTH
+    is_mask = is_truth or bool(subfolders and subfolders[0] in MASKS)
     stem = posixpath.splitext(name)[0]
-    if truth:
+    if is_truth:
         stem = stem.removesuffix("_mask").removesuffix("_gt")
-    below = further[1:] if further and further[0] in (*IMAGES, *MASKS) else further
-    split = "test" if truth else SPLITS[words[at]]
-    return _Place("/".join(folders[:at]), split, kind, "/".join([*below, stem]), is_mask)
+    stem_folders = subfolders[1:] if subfolders and subfolders[0] in (*IMAGES, *MASKS) else subfolders
+    split = "test" if is_truth else SPLITS[lower_folders[split_index]]
+    return _Place("/".join(folders[:split_index]), split, kind, "/".join([*stem_folders, stem]), is_mask)

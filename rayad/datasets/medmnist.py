@@ -85,7 +85,9 @@ def _parts(url: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     except (FormatError, KeyError) as error:
         raise DatasetError(f"{expected}: {error if isinstance(error, FormatError) else type(error).__name__}") from None
     for images, labels in images_and_labels.values():
-        shaped = images.dtype == np.uint8 and images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] == 3)
-        if not shaped or labels.shape != (len(images), 1) or not np.issubdtype(labels.dtype, np.integer):
+        is_image_stack = (
+            images.dtype == np.uint8 and images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] == 3)
+        )
+        if not is_image_stack or labels.shape != (len(images), 1) or not np.issubdtype(labels.dtype, np.integer):
             raise DatasetError(expected)
     return {part: (images, labels[:, 0]) for part, (images, labels) in images_and_labels.items()}

@@ -82,11 +82,11 @@ def _stem(url: str) -> str:
 def _exam(url: str, rows: list[Row]) -> Exam:
     name = _stem(url)
     number = int(name.removeprefix("mdb"))
-    right = number if number % 2 else number - 1
+    right_number = number if number % 2 else number - 1
     lesions = tuple(lesion for _, lesion in rows if lesion is not None)
     return Exam(
         exam_id=name,
-        patient_id=f"mdb{right:03d}-{right + 1:03d}",
+        patient_id=f"mdb{right_number:03d}-{right_number + 1:03d}",
         url=url,
         anomalous=bool(lesions),
         view="MLO",

@@ -39,29 +39,32 @@ class Dataset:
         """Three exams an image, all anomalous; DatasetError where no patient is in the validation split."""
         exams = self._base.exams()
         splits = assign(exams)
-        healthy = [e for e in exams if splits[e.exam_id] == "validation"]
+        healthy = [exam for exam in exams if splits[exam.exam_id] == "validation"]
         if not healthy:
             raise DatasetError(f"{self.source}: no healthy validation patient to paste lesions into")
         return in_order(
             replace(
-                e, exam_id=f"{e.exam_id}-{name}", anomalous=True, lesions=(Lesion(kind, name, circle=(0.0, 0.0, 0.0)),)
+                exam,
+                exam_id=f"{exam.exam_id}-{name}",
+                anomalous=True,
+                lesions=(Lesion(kind, name, circle=(0.0, 0.0, 0.0)),),
             )
-            for e in healthy
+            for exam in healthy
             for name, (kind, _) in LESIONS.items()
         )
 
     def pixels(self, exam: Exam) -> Pixels:
         """The healthy image with its lesion, cut to [0, 1]."""
         pixels = self._healthy(exam).copy()
-        where = self._placed(exam, pixels)
-        pixels[where.window] += self.gain * where.drawing.contrast
+        placed = self._placed(exam, pixels)
+        pixels[placed.window] += self.gain * placed.drawing.contrast
         return np.clip(pixels, 0, 1)
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The pixels that the lesion changed; of a cluster also what lies between its specks."""
         pixels = self._healthy(exam)
-        where, mask = self._placed(exam, pixels), np.zeros(pixels.shape, bool)
-        mask[where.window] = where.drawing.mask
+        placed, mask = self._placed(exam, pixels), np.zeros(pixels.shape, bool)
+        mask[placed.window] = placed.drawing.mask
         return mask
 
     @property
@@ -74,8 +77,8 @@ class Dataset:
     def _placed(self, exam: Exam, pixels: Pixels) -> Placed:
         """The lesion at a place whose window lies in the image and whose centre lies in the tissue."""
         name = hashlib.sha256(exam.exam_id.encode()).digest()
-        random = np.random.default_rng([self.seed, int.from_bytes(name[:8], "big")])
-        drawing: Drawing = LESIONS[exam.lesions[0].finding][1](random, exam.spacing_mm)
+        rng = np.random.default_rng([self.seed, int.from_bytes(name[:8], "big")])
+        drawing: Drawing = LESIONS[exam.lesions[0].finding][1](rng, exam.spacing_mm)
         breast = find_breast(pixels, exam.spacing_mm)
         tissue = breast & ~find_pectoral(pixels, breast, exam.spacing_mm) if exam.view == "MLO" else breast
         inside = np.zeros_like(tissue)
@@ -84,5 +87,5 @@ class Dataset:
         places = np.argwhere(inside)
         if not len(places):
             raise DatasetError(f"{exam.exam_id}: no place in the tissue holds a lesion of {2 * reach + 1} px")
-        row, column = places[random.integers(len(places))]
+        row, column = places[rng.integers(len(places))]
         return Placed(drawing, int(row), int(column))

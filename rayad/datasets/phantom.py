@@ -81,19 +81,19 @@ class Dataset:
         patient, rng = self._patient(number), self._rng(number, side, "tissue")
         breast = self._breast(patient, side)
         image = phantom_breast.attenuation(rng, breast, patient.density, self.pectoral)
-        placed = [where for _, where in self._lesions(patient, side, breast)]
-        for where in placed + phantom_lesions.dust(rng, breast):
-            image[where.window] += where.drawing.contrast * phantom_breast.flatness(image[where.window])
+        placed_lesions = [placed for _, placed in self._lesions(patient, side, breast)]
+        for placed in placed_lesions + phantom_lesions.dust(rng, breast):
+            image[placed.window] += placed.drawing.contrast * phantom_breast.flatness(image[placed.window])
         return phantom_breast.film(rng, image)[:, MIRRORED[side]].copy()
 
     def lesion_mask(self, exam: Exam, lesion: Lesion) -> Mask:
         """The pixels that the lesion changed; of a cluster also what lies between its specks."""
         number, side = self._parse(exam.exam_id)
         patient = self._patient(number)
-        for drawn_lesion, where in self._lesions(patient, side, self._breast(patient, side)):
+        for drawn_lesion, placed in self._lesions(patient, side, self._breast(patient, side)):
             if drawn_lesion == lesion:
                 mask = np.zeros((self.height, self.width), bool)
-                mask[where.window] = where.drawing.mask
+                mask[placed.window] = placed.drawing.mask
                 return mask[:, MIRRORED[side]].copy()
         raise DatasetError(f"{exam.exam_id}: this phantom has no such {lesion.kind}")
 
@@ -109,8 +109,8 @@ class Dataset:
     def _exam(self, number: int, side: str) -> Exam:
         patient, lesions = self._patient(number), ()
         if patient.findings[side]:
-            drawn = self._lesions(patient, side, self._breast(patient, side))
-            lesions = tuple(lesion for lesion, _ in drawn)
+            placed_lesions = self._lesions(patient, side, self._breast(patient, side))
+            lesions = tuple(lesion for lesion, _ in placed_lesions)
         name = f"phantom-{self.seed}-{number:04d}"
         return Exam(
             exam_id=f"{name}-{side}",
@@ -141,10 +141,10 @@ class Dataset:
         return Patient(number, traits, density, {"L": (), "R": (), side: tuple(findings)})
 
     def _breast(self, patient: Patient, side: str) -> Breast:
-        own = self._rng(patient.number, side, "shape").normal(0, 0.05, phantom_breast.TRAITS)
+        deviation = self._rng(patient.number, side, "shape").normal(0, 0.05, phantom_breast.TRAITS)
         size = (self.height, self.width)
         scale = self.spacing_mm * min(px / mm for px, mm in zip(size, LIFE_SIZE_MM, strict=True))
-        traits = np.clip(patient.traits + own, 0, 1)
+        traits = np.clip(patient.traits + deviation, 0, 1)
         return phantom_breast.shape_breast(traits, patient.density, size, self.spacing_mm / scale)
 
     def _lesions(self, patient: Patient, side: str, breast: Breast) -> list[tuple[Lesion, Placed]]:
@@ -152,10 +152,10 @@ class Dataset:
         lesions = []
         for finding in patient.findings[side]:
             kind, draw = LESIONS[finding]
-            where = phantom_lesions.place(rng, breast, draw(rng, breast.spacing_mm))
-            col = range(self.width)[MIRRORED[side]][where.col]
-            circle = (float(where.row), float(col), where.drawing.radius_px)
-            lesions.append((Lesion(kind, finding, malignant=finding == "SPICULATED", circle=circle), where))
+            placed = phantom_lesions.place(rng, breast, draw(rng, breast.spacing_mm))
+            col = range(self.width)[MIRRORED[side]][placed.col]
+            circle = (float(placed.row), float(col), placed.drawing.radius_px)
+            lesions.append((Lesion(kind, finding, malignant=finding == "SPICULATED", circle=circle), placed))
         return lesions
 
     def _rng(self, number: int, side: str, purpose: str) -> np.random.Generator:

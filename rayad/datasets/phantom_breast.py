@@ -161,8 +161,8 @@ def strands(
     grid = ndimage.gaussian_filter(grid, (along_mm / 8, apart_mm / 4), mode="wrap")
     away_mm, angle = polar
     field = ndimage.map_coordinates(grid / grid.std(), [away_mm / 2, angle * 60], order=1, mode="grid-wrap")
-    here = smooth_step(0.5 + 0.5 * power_law(rng, away_mm.shape, spacing_mm, POWER, longest_mm=25.0))
-    return np.exp(-((field / width) ** 2)) * here, field
+    visibility = smooth_step(0.5 + 0.5 * power_law(rng, away_mm.shape, spacing_mm, POWER, longest_mm=25.0))
+    return np.exp(-((field / width) ** 2)) * visibility, field
 
 
 def distance_mm(mask: Mask, spacing_mm: float) -> Pixels:

@@ -82,8 +82,8 @@ def cluster(rng: np.random.Generator, spacing_mm: float) -> Drawing:
     y, x = _grid(2 * radius_mm + 2, spacing_mm)
     contrast = np.zeros(y.shape)
     for _ in range(rng.integers(8, 21)):
-        angle, away = rng.uniform(-np.pi, np.pi), radius_mm * np.sqrt(rng.uniform())
-        speck = _speck(y - away * np.sin(angle), x - away * np.cos(angle), rng.uniform(0.3, 0.8), spacing_mm)
+        angle, distance = rng.uniform(-np.pi, np.pi), radius_mm * np.sqrt(rng.uniform())
+        speck = _speck(y - distance * np.sin(angle), x - distance * np.cos(angle), rng.uniform(0.3, 0.8), spacing_mm)
         contrast = np.maximum(contrast, rng.uniform(0.35, 1.0) * speck)
     specks = contrast > 0.05
     mask = _closed(specks, radius_mm, 0.6, spacing_mm) | specks

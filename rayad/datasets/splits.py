@@ -43,8 +43,8 @@ def _of_patient(patient_id: str, anomalous: list[bool | None]) -> str:
         return UNLABELLED
     else:
         shares = HEALTHY
-    at = _uniform(patient_id)
-    return next(split for split, end in shares if at < end)
+    position = _uniform(patient_id)
+    return next(split for split, end in shares if position < end)
 
 
 def _uniform(text: str) -> float:

@@ -89,8 +89,8 @@ def _has_shape(array: Tensor, letters: list[str], sizes: dict[str, int]) -> bool
     """Whether an array has a dimension a letter, of the letter's size; the first that has a letter gives its size."""
     if array.ndim != len(letters):
         return False
-    named = zip(letters, array.shape, strict=True)
-    return all(size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size)) for letter, size in named)
+    pairs = zip(letters, array.shape, strict=True)
+    return all(size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size)) for letter, size in pairs)
 
 
 def in_parts(score: Callable[[Latents], Scores], z: Latents, numbers: int) -> Scores:

@@ -97,9 +97,9 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         tables = [table for table in (self.table, other.table) if table is not None]
         table = reduce(torch.add, tables[1:], tables[0].clone()) if tables else None
-        both = Counts(self.mass + other.mass, self.shape, [*self.rows, *other.rows], table)
-        both._count_many_()
-        return both
+        counts = Counts(self.mass + other.mass, self.shape, [*self.rows, *other.rows], table)
+        counts._count_many_()
+        return counts
 
     def _count_many_(self) -> None:
         if sum(flow.numel() for _, flow in self.rows) > self.shape.numel() // KEPT:
@@ -215,9 +215,9 @@ class CategoricalLeaves(nn.Module):
             theta = self.probabilities[:, w]  # l k i
             theta.copy_(shares[self.scopes[:, w], :, None] * START_PRIOR)
             place = codes.places[:, w]
-            seen = (place >= 0).to(x)
+            is_observed = (place >= 0).to(x)
             state = (place % theta.shape[1]) * self.inputs + cluster  # l n
-            theta.flatten(1).scatter_add_(1, state, seen)
+            theta.flatten(1).scatter_add_(1, state, is_observed)
             theta /= theta.sum(1, keepdim=True)
         self.probabilities.mul_((1 - FLOOR * self.sizes.to(x))[..., None, None]).add_(FLOOR)
         self._clear_unused_()
@@ -244,8 +244,8 @@ class CategoricalLeaves(nn.Module):
     ) -> Float[Tensor, "n k w"]:
         """A random code of every variable of these leaves."""
         odds = self.probabilities[region, :, :, node]  # n k w s
-        drawn = (odds / torch.empty_like(odds).exponential_(generator=generator)).argmax(3)
-        return drawn.to(odds)
+        codes = (odds / torch.empty_like(odds).exponential_(generator=generator)).argmax(3)
+        return codes.to(odds)
 
     def revive(self, dead: Bool[Tensor, "l i"], x: Latents) -> None:
         """Start these inputs anew: half from the region's mean distribution, half from the code of a row of their own.
@@ -256,18 +256,18 @@ class CategoricalLeaves(nn.Module):
         region, node = dead.nonzero().T
         codes = self.features(x, missing=True).places[region, :, torch.arange(len(x), device=x.device)]  # d w
         mean = self.probabilities.mean(3)[region]  # d w k
-        own = torch.zeros_like(mean).scatter_(2, (codes % mean.shape[2])[..., None], 1)
-        self.probabilities[region, :, :, node] = torch.where((codes >= 0)[..., None], (mean + own) / 2, mean)
+        one_hot = torch.zeros_like(mean).scatter_(2, (codes % mean.shape[2])[..., None], 1)
+        self.probabilities[region, :, :, node] = torch.where((codes >= 0)[..., None], (mean + one_hot) / 2, mean)
 
     def _shares(self, x: Latents, sync: Sync) -> Float[Tensor, "v k"]:
         """Of every code among a variable's, with a row spread evenly over them; last that of an unfilled place."""
-        most = self.probabilities.shape[2]
-        states = torch.arange(most, device=x.device)
+        max_states = self.probabilities.shape[2]
+        states = torch.arange(max_states, device=x.device)
         shares = (states < self.states[:, None]).to(x)
         for v in self.scopes.unique().tolist():
             if v < self.variables:
                 codes = x[:, v][~x[:, v].isnan()].long()
-                shares[v] = shares[v] / shares[v].sum() + added(torch.bincount(codes, minlength=most).to(x), sync)
+                shares[v] = shares[v] / shares[v].sum() + added(torch.bincount(codes, minlength=max_states).to(x), sync)
         return shares / shares.sum(1, keepdim=True)
 
     def _clear_unused_(self) -> None:
@@ -312,10 +312,10 @@ def _nearest(
     """The input whose row has the most codes in common with each row; ties fall at random."""
     places, rows = codes.places, codes.places.shape[2]
     nearest = []
-    for region, (place, own) in enumerate(zip(places, chosen, strict=True)):
-        score = torch.rand(rows, len(own), generator=generator).to(place.device)
-        for along in place:  # one variable of the region
-            score += along[:, None] == along[own]
+    for region, (place, centre_rows) in enumerate(zip(places, chosen, strict=True)):
+        score = torch.rand(rows, len(centre_rows), generator=generator).to(place.device)
+        for variable_codes in place:  # one variable of the region
+            score += variable_codes[:, None] == variable_codes[centre_rows]
         if likeness is not None:
             score += likeness[region].T
         nearest.append(score.argmax(1))

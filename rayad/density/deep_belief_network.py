@@ -104,8 +104,8 @@ def free_energy(v: Tensor, weight: Tensor, visible: Tensor, hidden: Tensor, *, g
         weight: m k;  visible: m;  hidden: k biases.
         gaussian: the visible units are numbers of variance 1, not probabilities.
     """
-    own = ((v - visible).square() / 2).sum(1) if gaussian else -(v @ visible)
-    return own - functional.softplus(v @ weight + hidden).sum(1)
+    visible_energy = ((v - visible).square() / 2).sum(1) if gaussian else -(v @ visible)
+    return visible_energy - functional.softplus(v @ weight + hidden).sum(1)
 
 
 def _upwards(v: Tensor, weight: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
@@ -128,14 +128,14 @@ def _contrastive_divergence(
         for rows in order.split(config.batch):
             v = data[rows]
             first = h = _upwards(v, weight, visible, bias)
-            dreamed = v
+            reconstructed = v
             for _ in range(config.steps):
-                drawn = (noise(h, torch.rand) < h).to(h)
-                back = drawn @ weight.T + visible
-                dreamed = back + noise(back, torch.randn) if gaussian else back.sigmoid()
-                h = _upwards(dreamed, weight, visible, bias)
+                hidden_states = (noise(h, torch.rand) < h).to(h)
+                activation = hidden_states @ weight.T + visible
+                reconstructed = activation + noise(activation, torch.randn) if gaussian else activation.sigmoid()
+                h = _upwards(reconstructed, weight, visible, bias)
             step = config.learning_rate / len(rows)
-            weight = weight + step * (v.T @ first - dreamed.T @ h) - config.learning_rate * config.decay * weight
-            visible = visible + step * (v - dreamed).sum(0)
+            weight = weight + step * (v.T @ first - reconstructed.T @ h) - config.learning_rate * config.decay * weight
+            visible = visible + step * (v - reconstructed).sum(0)
             bias = bias + step * (first - h).sum(0)
     return weight, visible, bias

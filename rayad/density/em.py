@@ -217,9 +217,9 @@ def _epoch(
     """All steps of an epoch; returns bits a dimension of the rows, each as it was met, and the visits of inputs."""
     total, visits, sync, labels = 0.0, torch.zeros(()), around.sync, around.labels
     for number, rows in enumerate(_batches(share.total, em, epoch), 1):
-        mine = share.places(rows)
-        classes = () if labels is None else (labels[mine],)
-        statistics = density.statistics(train[mine], *classes)
+        local_rows = share.places(rows)
+        classes = () if labels is None else (labels[local_rows],)
+        statistics = density.statistics(train[local_rows], *classes)
         if sync.world > 1:  # of codes, a table is only made where it has to be added
             sync.sum_(statistics.tensors())
         log_likelihood = float(statistics.log_likelihood)

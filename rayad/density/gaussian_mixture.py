@@ -59,7 +59,7 @@ class Mixture(Learned):
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:
         """Fit by expectation-maximization; the validation latents are judged, not used."""
         z = self.standardize(train, self.config.components + 1).cpu().numpy()
-        peer = GaussianMixture(
+        estimator = GaussianMixture(
             self.config.components,
             covariance_type=self.config.covariance,  # type: ignore[reportArgumentType]  one of its words
             reg_covar=self.config.regularization,
@@ -68,22 +68,26 @@ class Mixture(Learned):
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the row
-            peer.fit(z)
-        factors = torch.as_tensor(peer.precisions_cholesky_)
+            estimator.fit(z)
+        factors = torch.as_tensor(estimator.precisions_cholesky_)
         if self.config.covariance == "diag":
             factors = torch.diag_embed(factors)
         elif self.config.covariance == "tied":
             factors = factors.expand(self.config.components, -1, -1)
-        self.keep(log_weights=torch.as_tensor(peer.weights_).log(), means=peer.means_, factors=factors)
-        judged = float(self.log_prob(validation).double().mean()) if len(validation) else math.nan
-        return {"iterations": int(peer.n_iter_), "converged": float(peer.converged_), "validation": judged}
+        self.keep(log_weights=torch.as_tensor(estimator.weights_).log(), means=estimator.means_, factors=factors)
+        likelihood = float(self.log_prob(validation).double().mean()) if len(validation) else math.nan
+        return {
+            "iterations": int(estimator.n_iter_),
+            "converged": float(estimator.converged_),
+            "validation": likelihood,
+        }
 
     def log_prob(self, z: Latents) -> Scores:
         """log p(z), in nats."""
         return in_parts(self._log_prob, z, self.means.numel())
 
     def _log_prob(self, z: Latents) -> Scores:
-        away = self.standardized(z) @ self.factors - (self.means[:, None] @ self.factors)  # k n m
+        deviations = self.standardized(z) @ self.factors - (self.means[:, None] @ self.factors)  # k n m
         determinants = self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
         constant = self.log_weights + determinants - self.variables / 2 * math.log(2 * math.pi)
-        return (constant[:, None] - away.square().sum(2) / 2).logsumexp(0) + self.log_determinant
+        return (constant[:, None] - deviations.square().sum(2) / 2).logsumexp(0) + self.log_determinant

@@ -106,8 +106,8 @@ class _Climber(nn.Module):
 
 def _sums(circuit: SPN) -> Iterator[_Coordinate]:
     for number, layer in enumerate(circuit.layers()):
-        together = (0, 2, 3) if layer.pooled else (2, 3)
-        yield _shares(layer.weights, together, lambda statistics, number=number: statistics.sums[number])
+        dims = (0, 2, 3) if layer.pooled else (2, 3)
+        yield _shares(layer.weights, dims, lambda statistics, number=number: statistics.sums[number])
     yield _shares(circuit.mixing, (0,), lambda statistics: statistics.roots)
 
 
@@ -122,15 +122,15 @@ def _leaves(leaves: nn.Module, moments: Callable[[CircuitStatistics], Any]) -> I
             yield _categorical(leaves.categorical, lambda statistics: moments(statistics).categorical)
 
 
-def _shares(weights: Tensor, together: tuple[int, ...], visits: Callable[[CircuitStatistics], Tensor]) -> _Coordinate:
+def _shares(weights: Tensor, dims: tuple[int, ...], visits: Callable[[CircuitStatistics], Tensor]) -> _Coordinate:
     """Logits of weights that add to one over these dimensions."""
 
     def put(logits: Tensor) -> None:
-        weights.copy_(_softmax(logits, together).clamp_min_(MIN_WEIGHT))
+        weights.copy_(_softmax(logits, dims).clamp_min_(MIN_WEIGHT))
 
     def slope(statistics: CircuitStatistics) -> Tensor:
-        seen = visits(statistics)
-        return seen - weights * seen.sum(together, keepdim=True)
+        expected = visits(statistics)
+        return expected - weights * expected.sum(dims, keepdim=True)
 
     return _Coordinate(lambda: weights.log(), put, slope)
 
@@ -160,5 +160,5 @@ def _categorical(leaves: CategoricalLeaves, counts: Callable[[CircuitStatistics]
     return _Coordinate(leaves.probabilities.log, put, slope)
 
 
-def _softmax(logits: Tensor, together: tuple[int, ...]) -> Tensor:
-    return (logits - logits.logsumexp(together, keepdim=True)).exp_()
+def _softmax(logits: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return (logits - logits.logsumexp(dims, keepdim=True)).exp_()

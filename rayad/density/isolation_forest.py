@@ -62,15 +62,17 @@ class Forest(Learned):
         z = self.standardize(train, 2).cpu().numpy()
         samples = min(self.config.samples, len(z))
         grown: Any = {"n_estimators": self.config.trees, "max_samples": samples, "random_state": seed}
-        peer = IsolationForest(**grown).fit(z)
-        trees = [estimator.tree_ for estimator in peer.estimators_]
-        most = max(tree.node_count for tree in trees)
-        arrays = {name: np.zeros((len(trees), most)) for name in ("left", "right", "variable", "threshold", "depth")}
+        estimator = IsolationForest(**grown).fit(z)
+        trees = [member.tree_ for member in estimator.estimators_]
+        max_nodes = max(tree.node_count for tree in trees)
+        arrays = {
+            name: np.zeros((len(trees), max_nodes)) for name in ("left", "right", "variable", "threshold", "depth")
+        }
         for i, tree in enumerate(trees):
             k, leaf = tree.node_count, tree.children_left < 0
-            own = np.arange(k)
-            arrays["left"][i, :k] = np.where(leaf, own, tree.children_left)
-            arrays["right"][i, :k] = np.where(leaf, own, tree.children_right)
+            nodes = np.arange(k)
+            arrays["left"][i, :k] = np.where(leaf, nodes, tree.children_left)
+            arrays["right"][i, :k] = np.where(leaf, nodes, tree.children_right)
             arrays["variable"][i, :k] = np.where(leaf, 0, tree.feature)
             arrays["threshold"][i, :k] = np.where(leaf, 0, tree.threshold)
             arrays["depth"][i, :k] = _levels(tree) + _failing(tree.n_node_samples)
@@ -84,15 +86,15 @@ class Forest(Learned):
     def _novelty(self, z: Latents) -> Scores:
         rows = self.standardized(z).float().double()  # the trees were grown on float32
         trees = torch.arange(len(self.left), device=z.device)[:, None]
-        at = torch.arange(len(z), device=z.device)
+        row = torch.arange(len(z), device=z.device)
         node = torch.zeros(len(self.left), len(z), dtype=torch.int64, device=z.device)  # t n
         left, right, variable = (t.long() for t in (self.left, self.right, self.variable))
         for _ in range(self.left.shape[1]):  # no path is longer
-            below = rows[at, variable[trees, node]] <= self.threshold[trees, node]
-            following = torch.where(below, left[trees, node], right[trees, node])
-            if torch.equal(following, node):
+            goes_left = rows[row, variable[trees, node]] <= self.threshold[trees, node]
+            child = torch.where(goes_left, left[trees, node], right[trees, node])
+            if torch.equal(child, node):
                 break
-            node = following
+            node = child
         return torch.exp2(-self.depth[trees, node].mean(0) / self.unit)
 
 
@@ -124,5 +126,5 @@ def _levels(tree: Any) -> np.ndarray:
 def _failing(samples: np.ndarray) -> np.ndarray:
     """Mean depth of a failing search in a tree of so many samples (equation 1)."""
     n = np.maximum(samples.astype(float), 3)
-    many = 2 * (np.log(n - 1) + EULER) - 2 * (n - 1) / n
-    return np.where(samples > 2, many, np.where(samples == 2, 1.0, 0.0))
+    depth = 2 * (np.log(n - 1) + EULER) - 2 * (n - 1) / n
+    return np.where(samples > 2, depth, np.where(samples == 2, 1.0, 0.0))

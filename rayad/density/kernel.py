@@ -88,16 +88,18 @@ def library() -> ctypes.CDLL | None:
 def _built(compiler: str) -> Path:
     """The shared library, compiled unless it is there; two that build it at once do not disturb each other."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else [platform.processor()]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     processor = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
     inputs = "\n".join([SOURCE.read_text(), *FLAGS, version, platform.machine(), *processor])
     target = cache() / f"kernel-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=cache()) as folder:
-            made = Path(folder) / "kernel.so"
-            subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, text=True, check=True)
-            made.replace(target)
+            built = Path(folder) / "kernel.so"
+            subprocess.run(
+                [compiler, *FLAGS, "-o", str(built), str(SOURCE)], capture_output=True, text=True, check=True
+            )
+            built.replace(target)
     return target
 
 
@@ -130,9 +132,9 @@ def packed(circuit: Circuit, learns: bool = False) -> "Packed | None":
     if any(p.is_inference() for p in parameters):  # torch does not count their changes
         return Packed(circuit, compiled, learns)
     state = tuple((p.data_ptr(), p._version) for p in parameters)
-    kept = _packed.get(circuit)
-    if kept and kept[0] == state and (kept[1].learns or not learns):
-        return kept[1]
+    cached = _packed.get(circuit)
+    if cached and cached[0] == state and (cached[1].learns or not learns):
+        return cached[1]
     _packed[circuit] = state, Packed(circuit, compiled, learns)
     return _packed[circuit][1]
 
@@ -146,9 +148,9 @@ def update(leaves: Any, moments: Any, step: float, prior: Any, inertia: float) -
     compiled = library() if isinstance(leaves, GaussianLeaves) and _on.get() else None
     if compiled is None or leaves.mean.dtype != torch.float32 or leaves.mean.device.type != "cpu":
         return False
-    seen = [t.to(torch.float64).contiguous() for t in moments.tensors()]
+    statistics = [t.to(torch.float64).contiguous() for t in moments.tensors()]
     values = [leaves.mean, leaves.variance]
-    addresses = [t.data_ptr() for t in (*values, *seen)]
+    addresses = [t.data_ptr() for t in (*values, *statistics)]
     bounds = leaves.min_variance, MAX_VARIANCE
     compiled.leaf_update(*addresses, leaves.mean.numel(), step, prior, inertia, *bounds)
     torch.autograd.graph.increment_version(values)
@@ -191,11 +193,11 @@ class Packed:
     def statistics(self, x: Latents) -> tuple[Tensor, Tensor, Moments, list[Tensor]]:
         """The sums of the passes over standardized rows, as `spn.Sums` has them."""
         parts = self._shared(x, lambda first, part: self._sums(part))
-        lp, roots, mass, raw, *visits = (functools.reduce(torch.add, same) for same in zip(*parts, strict=True))
+        lp, roots, mass, raw, *visits = (functools.reduce(torch.add, values) for values in zip(*parts, strict=True))
         moments = Moments(*(torch.empty_like(self.leaves.mean, dtype=torch.float64) for _ in range(3)))
-        mean, _, *rest = self._leaves()
+        mean, _, *sizes = self._leaves()
         pointers = [t.data_ptr() for t in moments.tensors()]
-        self.compiled.leaf_moments(mean, mass.data_ptr(), raw.data_ptr(), *rest, *pointers)
+        self.compiled.leaf_moments(mean, mass.data_ptr(), raw.data_ptr(), *sizes, *pointers)
         visits = [
             v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
             for v, shape in zip(visits, self.shapes, strict=True)
@@ -211,8 +213,8 @@ class Packed:
         order = zip(self.shapes, self.reverse, self.forward, strict=True)
         visits = [torch.zeros_like(reverse if shape[3] > 1 else forward) for shape, reverse, forward in order]
         table = _addresses(visits)
-        where = _Statistics(*(t.data_ptr() for t in (lp, roots, mass, raw)), ctypes.addressof(table))
-        self._run(self.compiled.statistics, x, ctypes.addressof(where))
+        statistics = _Statistics(*(t.data_ptr() for t in (lp, roots, mass, raw)), ctypes.addressof(table))
+        self._run(self.compiled.statistics, x, ctypes.addressof(statistics))
         return [lp, roots, mass, raw, *visits]
 
     def _leaves(self) -> list[int]:
@@ -238,9 +240,9 @@ class Packed:
     def _padded(self, values: Tensor) -> Tensor:
         """The last dimension filled up with zeros to whole vectors."""
         size = values.shape[-1]
-        wide = values.new_zeros(*values.shape[:-1], self._whole(size))
-        wide[..., :size] = values
-        return wide
+        padded = values.new_zeros(*values.shape[:-1], self._whole(size))
+        padded[..., :size] = values
+        return padded
 
     def _whole(self, size: int) -> int:
         """Numbers in as many vectors as hold this many."""

@@ -50,19 +50,19 @@ class KernelDensity(Learned):
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:
         """Keep the training latents and choose the width; there is no chance in it."""
         self.keep(rows=self.standardize(train, 1))
-        judged = {}
+        likelihoods = {}
         for width in [self.config.bandwidth] if self.config.bandwidth else GRID:
             self.keep(bandwidth=width)
-            judged[width] = float(self.log_prob(validation).double().mean()) if len(validation) else -width
-        best = max(judged, key=lambda width: judged[width])
+            likelihoods[width] = float(self.log_prob(validation).double().mean()) if len(validation) else -width
+        best = max(likelihoods, key=lambda width: likelihoods[width])
         self.keep(bandwidth=best)
-        return {"bandwidth": best, "validation": judged[best]}
+        return {"bandwidth": best, "validation": likelihoods[best]}
 
     def log_prob(self, z: Latents) -> Scores:
         """log p(z), in nats."""
         return in_parts(self._log_prob, z, len(self.rows))
 
     def _log_prob(self, z: Latents) -> Scores:
-        away = squared_distances(self.standardized(z), self.rows) / self.bandwidth.square()
+        distances = squared_distances(self.standardized(z), self.rows) / self.bandwidth.square()
         constant = math.log(len(self.rows)) + self.variables * (self.bandwidth.log() + math.log(2 * math.pi) / 2)
-        return torch.logsumexp(-away / 2, 1) - constant + self.log_determinant
+        return torch.logsumexp(-distances / 2, 1) - constant + self.log_determinant

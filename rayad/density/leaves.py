@@ -76,12 +76,12 @@ class Standardization(nn.Module):
         if len(infinite):
             raise TrainingError(f"training latents must be finite or missing; row {int(infinite[0])} is not")
         z = z.double()
-        rows, known = torch.tensor(len(z), device=z.device), z.isnan().logical_not().sum(0)
-        sync.sum_([rows, known])
+        rows, observed = torch.tensor(len(z), device=z.device), z.isnan().logical_not().sum(0)
+        sync.sum_([rows, observed])
         if not int(rows):
             raise TrainingError("a density cannot start from no rows")
-        centre = (added(z.nansum(0), sync) / known).nan_to_num()
-        scale = (added((z - centre).square().nansum(0), sync) / known).sqrt().nan_to_num()
+        centre = (added(z.nansum(0), sync) / observed).nan_to_num()
+        scale = (added((z - centre).square().nansum(0), sync) / observed).sqrt().nan_to_num()
         coded = self.states > 0
         constant = (scale <= 1e-6 * centre.abs() + 1e-30) | coded
         self.centre.copy_(centre.masked_fill(coded, 0))
@@ -262,9 +262,9 @@ class GaussianLeaves(nn.Module):
 
     def add_(self, tally: Raw, flow: Float[Tensor, "l i n"], features: Features) -> None:
         """Add rows that visit the leaves so often."""
-        wide = flow.double()  # variances are small differences of these sums
-        tally.mass.add_(wide.sum(2, keepdim=True))
-        tally.raw.baddbmm_(wide, features.double().mT)
+        visits = flow.double()  # variances are small differences of these sums
+        tally.mass.add_(visits.sum(2, keepdim=True))
+        tally.raw.baddbmm_(visits, features.double().mT)
 
     def finish(self, tally: Raw) -> Moments:
         """The statistics of the rows that were added."""
@@ -343,8 +343,8 @@ class GaussianLeaves(nn.Module):
 
     def start(self, x: Latents, generator: torch.Generator, sync: Sync = ALONE) -> None:
         """k-means in every region, from rows drawn at random; each input takes the moments of its cluster."""
-        drawn = torch.randperm(held(x, sync).total, generator=generator)[:START_ROWS]
-        rows = chosen(x, drawn, sync).nan_to_num(0)
+        drawn_rows = torch.randperm(held(x, sync).total, generator=generator)[:START_ROWS]
+        rows = chosen(x, drawn_rows, sync).nan_to_num(0)
         table = torch.cat([rows.T, rows.new_zeros(1, len(rows))])
         regions, inputs, _ = self.mean.shape
         size = max(1, START_BLOCK // (inputs * len(rows)))

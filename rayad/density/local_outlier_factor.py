@@ -48,9 +48,9 @@ class Factor(Learned):
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:
         """Measure the densities; there is no chance in it."""
         z = self.standardize(train, self.config.neighbours + 1)
-        peer = LocalOutlierFactor(n_neighbors=self.config.neighbours, novelty=True, algorithm="brute")
-        peer.fit(z.cpu().numpy())
-        self.keep(rows=z, reach=peer._distances_fit_X_[:, -1], density=peer._lrd)
+        estimator = LocalOutlierFactor(n_neighbors=self.config.neighbours, novelty=True, algorithm="brute")
+        estimator.fit(z.cpu().numpy())
+        self.keep(rows=z, reach=estimator._distances_fit_X_[:, -1], density=estimator._lrd)
         return {"median": float(self.novelty(train[: min(1000, len(train))]).median())}
 
     def novelty(self, z: Latents) -> Scores:
@@ -58,8 +58,8 @@ class Factor(Learned):
         return in_parts(self._novelty, z, len(self.rows))
 
     def _novelty(self, z: Latents) -> Scores:
-        away, nearest = squared_distances(self.standardized(z), self.rows).topk(
+        squared, nearest = squared_distances(self.standardized(z), self.rows).topk(
             self.config.neighbours, 1, largest=False
         )
-        own = 1 / (torch.maximum(away.sqrt(), self.reach[nearest]).mean(1) + 1e-10)
-        return self.density[nearest].mean(1) / own
+        density = 1 / (torch.maximum(squared.sqrt(), self.reach[nearest]).mean(1) + 1e-10)
+        return self.density[nearest].mean(1) / density

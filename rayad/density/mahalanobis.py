@@ -36,13 +36,13 @@ class Gaussian(Learned):
 
     def learn(self, train: Latents, validation: Others, seed: int) -> Row:
         """Fit mean and covariance; there is no chance in it."""
-        peer = LedoitWolf().fit(self.standardize(train, 2).cpu().numpy())
-        self.keep(factor=torch.linalg.cholesky(torch.as_tensor(peer.precision_)))
-        judged = float(self.log_prob(validation).double().mean()) if len(validation) else math.nan
-        return {"shrinkage": float(peer.shrinkage_), "validation": judged}
+        estimator = LedoitWolf().fit(self.standardize(train, 2).cpu().numpy())
+        self.keep(factor=torch.linalg.cholesky(torch.as_tensor(estimator.precision_)))
+        likelihood = float(self.log_prob(validation).double().mean()) if len(validation) else math.nan
+        return {"shrinkage": float(estimator.shrinkage_), "validation": likelihood}
 
     def log_prob(self, z: Latents) -> Scores:
         """log p(z), in nats."""
-        away = self.standardized(z) @ self.factor
+        deviations = self.standardized(z) @ self.factor
         constant = self.factor.diagonal().log().sum() - self.variables / 2 * math.log(2 * math.pi)
-        return (constant - away.square().sum(1) / 2 + self.log_determinant).to(z)
+        return (constant - deviations.square().sum(1) / 2 + self.log_determinant).to(z)

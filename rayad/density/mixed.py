@@ -98,9 +98,9 @@ class MixedLeaves(nn.Module):
 
     def factors(self, x: Latents) -> Float[Tensor, "l i w n"]:
         """Log density of every single variable, in nats; 0 where a value is missing and in unfilled places."""
-        both = torch.cat([self.gaussian.factors(x), self.categorical.factors(x)], dim=2)  # l i v n
+        values = torch.cat([self.gaussian.factors(x), self.categorical.factors(x)], dim=2)  # l i v n
         place = self._place[:, None, :, None].expand(-1, self.inputs, -1, len(x))
-        return torch.where(self.filled[..., None], both.gather(2, place), 0)
+        return torch.where(self.filled[..., None], values.gather(2, place), 0)
 
     def modes(self) -> tuple[Parameters, Parameters]:
         """The most probable value of every leaf's variable, and its log density."""
@@ -118,8 +118,8 @@ class MixedLeaves(nn.Module):
         self, region: Int64[Tensor, "n k"], node: Int64[Tensor, "n k"], generator: torch.Generator
     ) -> Float[Tensor, "n k w"]:
         """A random value of every variable of these leaves."""
-        both = [leaves.draw(region, node, generator) for leaves in (self.gaussian, self.categorical)]
-        return torch.cat(both, dim=2).gather(2, self._place[region])
+        values = [leaves.draw(region, node, generator) for leaves in (self.gaussian, self.categorical)]
+        return torch.cat(values, dim=2).gather(2, self._place[region])
 
     def _merged(self, numbers: Float[Tensor, "l i u"], codes: Float[Tensor, "l i v"]) -> Parameters:
         """Tables of both kinds of leaves as one of all places."""
@@ -146,7 +146,7 @@ class MixedLeaves(nn.Module):
 
 def _narrowed(scopes: Scopes, keep: Bool[Tensor, " m"]) -> Int64[Tensor, "l v"]:
     """The scopes with these variables alone, in the same order."""
-    kept = keep[scopes] & (scopes < len(keep) - 1)
-    order = kept.logical_not().byte().argsort(dim=1, stable=True)
-    width = max(1, int(kept.sum(1).max()))
-    return scopes.masked_fill(~kept, len(keep) - 1).gather(1, order)[:, :width].contiguous()
+    is_kept = keep[scopes] & (scopes < len(keep) - 1)
+    order = is_kept.logical_not().byte().argsort(dim=1, stable=True)
+    width = max(1, int(is_kept.sum(1).max()))
+    return scopes.masked_fill(~is_kept, len(keep) - 1).gather(1, order)[:, :width].contiguous()

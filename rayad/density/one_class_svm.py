@@ -55,9 +55,9 @@ class Machine(Learned):
         z = self.standardize(train, 2).cpu().numpy()
         gamma = self.config.gamma or 1 / (self.variables * float(z.var()))
         settings: Any = {"nu": self.config.nu, "gamma": gamma}
-        peer = OneClassSVM(**settings).fit(z)
-        rho = -torch.as_tensor(peer.intercept_)[0]
-        self.keep(vectors=peer.support_vectors_, weights=peer.dual_coef_[0], gamma=gamma, rho=rho)
+        estimator = OneClassSVM(**settings).fit(z)
+        rho = -torch.as_tensor(estimator.intercept_)[0]
+        self.keep(vectors=estimator.support_vectors_, weights=estimator.dual_coef_[0], gamma=gamma, rho=rho)
         return {"support_vectors": len(self.vectors)}
 
     def novelty(self, z: Latents) -> Scores:

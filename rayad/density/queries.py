@@ -81,8 +81,8 @@ def log_conditional(circuit: SPN, z: Latents, given: Given) -> Scores:
         OptionError: another number of variables than the circuit was built for.
     """
     evidence = z.masked_fill(~given.expand(z.shape), torch.nan)
-    both = (_log_prob(circuit, z), _log_prob(circuit, evidence))
-    return (both[0] - both[1]).to(circuit.mixing.dtype)
+    log_probs = (_log_prob(circuit, z), _log_prob(circuit, evidence))
+    return (log_probs[0] - log_probs[1]).to(circuit.mixing.dtype)
 
 
 @torch.no_grad()
@@ -105,17 +105,17 @@ def surprise(circuit: SPN, z: Latents) -> Surprises:
             "surprises of single variables want a circuit over variables; this one is over principal axes"
         )
     circuit = _exact(circuit)
-    home = _homes(circuit)
+    variable_places = _homes(circuit)
     surprises = []
     for x in _parts(circuit, z):
         factors = circuit.leaves.factors(x)
         flat = factors.transpose(1, 2).flatten(0, 1)  # lw i n
-        peak = flat.amax(1)[home].amax(0)  # m n
+        peak = flat.amax(1)[variable_places].amax(0)  # m n
         factors = factors - spread(circuit.leaves.scopes, peak.T)[:, None]
-        up = _upward(circuit, factors.sum(2), _log_sum)
-        rest = _sums_of_others(factors).add_(_slopes(circuit, up)[:, :, None])
-        without = rest.logsumexp(1).flatten(0, 1)[home].logsumexp(0)  # m n
-        surprises.append((without - up.roots.flatten(0, 1).logsumexp(0) - peak).T)
+        node_values = _upward(circuit, factors.sum(2), _log_sum)
+        log_terms = _sums_of_others(factors).add_(_slopes(circuit, node_values)[:, :, None])
+        marginal = log_terms.logsumexp(1).flatten(0, 1)[variable_places].logsumexp(0)  # m n
+        surprises.append((marginal - node_values.roots.flatten(0, 1).logsumexp(0) - peak).T)
     volume = circuit.standardization.scale.log()
     return (torch.cat(surprises) + volume).masked_fill(z.isnan(), torch.nan).to(z.dtype)
 
@@ -132,8 +132,8 @@ def conditional_mean(circuit: SPN, z: Latents) -> Latents:
     means = []
     for x in _parts(circuit, z):
         leaves = circuit.leaves.factors(x).sum(2)
-        up = _upward(circuit, leaves, _log_sum)
-        visits = (_slopes(circuit, up) + leaves - up.roots.flatten(0, 1).logsumexp(0)).exp()  # l i n
+        node_values = _upward(circuit, leaves, _log_sum)
+        visits = (_slopes(circuit, node_values) + leaves - node_values.roots.flatten(0, 1).logsumexp(0)).exp()  # l i n
         means.append(_gather(circuit, torch.einsum("liw,lin->lwn", mean, visits)))
     return _filled(circuit, z, torch.cat(means))
 
@@ -166,8 +166,8 @@ def sample_given(circuit: SPN, z: Latents, seed: int) -> Latents:
 
     samples = []
     for x in _parts(circuit, z):
-        up = _upward(circuit, circuit.leaves.factors(x).sum(2), _log_sum)
-        region, node = _descend(circuit, up, draw)
+        node_values = _upward(circuit, circuit.leaves.factors(x).sum(2), _log_sum)
+        region, node = _descend(circuit, node_values, draw)
         samples.append(_place(circuit, region, circuit.leaves.draw(region, node, generator)))
     return _filled(circuit, z, torch.cat(samples))
 
@@ -217,12 +217,12 @@ def moments(circuit: SPN) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
         if circuit.config.depth == 0:
             break
         left, right = level.chunk(2)
-        across = torch.einsum("piu,pij,pjv->uv", left, pair, right)
-        common += across + across.T
+        cross_covariance = torch.einsum("piu,pij,pjv->uv", left, pair, right)
+        common += cross_covariance + cross_covariance.T
         level = torch.einsum("psij,piu->psu", layer.weights, left) + torch.einsum("psij,pju->psu", layer.weights, right)
     dtype = circuit.mixing.dtype
-    both = standardization.unscaled(standardization.unscaled(common).T)
-    return standardization.inverse(mean)[0].to(dtype), both.to(dtype)
+    covariance = standardization.unscaled(standardization.unscaled(common).T)
+    return standardization.inverse(mean)[0].to(dtype), covariance.to(dtype)
 
 
 @torch.no_grad()
@@ -304,19 +304,19 @@ def _upward(circuit: SPN, leaves: Float[Tensor, "l i n"], combine: Combine) -> N
     return NodeValues(levels, roots + circuit.mixing.log()[:, None])
 
 
-def _slopes(circuit: SPN, up: NodeValues) -> Float[Tensor, "l i n"]:
+def _slopes(circuit: SPN, node_values: NodeValues) -> Float[Tensor, "l i n"]:
     """Logarithms of the derivatives of p by every leaf.
 
     At each sum it is the same product of weights and two inputs as on the way up, with the sum's own derivative in
     the place of the child whose derivative is wanted.
     """
-    slope = circuit.mixing.log()[:, None].expand(up.roots.shape)
-    for layer, level in zip(reversed(circuit.layers()), reversed(up.levels), strict=True):
+    slope = circuit.mixing.log()[:, None].expand(node_values.roots.shape)
+    for layer, level in zip(reversed(circuit.layers()), reversed(node_values.levels), strict=True):
         left, right = _halves(circuit, level)
-        below = [_log_sum(layer.weights.transpose(1, 2), slope, right)]
+        child_slopes = [_log_sum(layer.weights.transpose(1, 2), slope, right)]
         if circuit.config.depth:
-            below.append(_log_sum(layer.weights.permute(0, 3, 1, 2), slope, left))
-        slope = torch.cat(below)
+            child_slopes.append(_log_sum(layer.weights.permute(0, 3, 1, 2), slope, left))
+        slope = torch.cat(child_slopes)
     return slope
 
 
@@ -337,22 +337,22 @@ def _log_max(weights: Weights, left: Left, right: Right) -> Float[Tensor, "p s n
 
 
 def _descend(
-    circuit: SPN, up: NodeValues, choose: Callable[[Float[Tensor, "n k o"]], Int64[Tensor, "n k"]]
+    circuit: SPN, node_values: NodeValues, choose: Callable[[Float[Tensor, "n k o"]], Int64[Tensor, "n k"]]
 ) -> tuple[Int64[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Follow each row's choices from the roots to the k = 2**depth leaves of one replica: their regions and inputs.
 
     Args:
         choose: an option for each row and region, from the options' logarithms.
     """
-    at = choose(up.roots.flatten(0, 1).T[:, None])
-    region, node = at // len(circuit.mixing), at % len(circuit.mixing)
-    row = torch.arange(len(at), device=at.device)[:, None]
-    for layer, level in zip(reversed(circuit.layers()), reversed(up.levels), strict=True):
+    option = choose(node_values.roots.flatten(0, 1).T[:, None])
+    region, node = option // len(circuit.mixing), option % len(circuit.mixing)
+    row = torch.arange(len(option), device=option.device)[:, None]
+    for layer, level in zip(reversed(circuit.layers()), reversed(node_values.levels), strict=True):
         left, right = _halves(circuit, level)
         logits = layer.weights[region, node].log()  # n k i j
         logits = logits + left[region, :, row][..., None] + right[region, :, row][..., None, :]
-        at, nodes = choose(logits.flatten(2)), right.shape[1]
-        region, node = torch.cat([region, region + len(left)], 1), torch.cat([at // nodes, at % nodes], 1)
+        option, nodes = choose(logits.flatten(2)), right.shape[1]
+        region, node = torch.cat([region, region + len(left)], 1), torch.cat([option // nodes, option % nodes], 1)
     return (region, node) if circuit.config.depth else (region[:, :1], node[:, :1])
 
 

@@ -43,11 +43,11 @@ def chosen(z: Latents, rows: Int64[Tensor, " k"], sync: Sync) -> Float[Tensor, "
         return z[rows.to(z.device)]
     share = held(z, sync)
     places = rows.to(z.device) - share.first
-    here = (places >= 0) & (places < len(z))
-    some = z.new_zeros(len(rows), z.shape[1])
-    some[here] = z[places[here]]
-    sync.sum_([some])
-    return some
+    is_held = (places >= 0) & (places < len(z))
+    selected = z.new_zeros(len(rows), z.shape[1])
+    selected[is_held] = z[places[is_held]]
+    sync.sum_([selected])
+    return selected
 
 
 def added(values: Float[Tensor, "*shape"], sync: Sync) -> Float[Tensor, "*shape"]:

@@ -53,19 +53,22 @@ class Map(Learned):
         z, number = self.standardize(train, 2), self.config.rows * self.config.columns
         generator = torch.Generator().manual_seed(seed)
         self.keep(units=z[torch.randint(len(z), (number,), generator=generator).to(z.device)])
-        away = self._grid_distances().to(z)
+        grid_distances = self._grid_distances().to(z)
         widths = torch.logspace(0, 1, self.config.epochs, base=1 / max(self.config.rows, self.config.columns)).to(z)
         for width in (widths * max(self.config.rows, self.config.columns) / 2).clamp_min(0.5):
             best = self._nearest(z)[1]
             counts = torch.bincount(best, minlength=number).to(z)
             sums = torch.zeros_like(self.units).index_add_(0, best, z)
-            near = (-away / (2 * width.square())).exp()
-            weight = near @ counts
-            self.units = torch.where(weight[:, None] > 1e-9, near @ sums / weight[:, None].clamp_min(1e-9), self.units)
+            neighbourhood = (-grid_distances / (2 * width.square())).exp()
+            weight = neighbourhood @ counts
+            self.units = torch.where(
+                weight[:, None] > 1e-9, neighbourhood @ sums / weight[:, None].clamp_min(1e-9), self.units
+            )
         distance, best = self._nearest(z)
         second = squared_distances(z, self.units).topk(min(2, number), 1, largest=False).indices[:, -1]
-        torn = (away[best, second] > 2).double().mean()  # best and second-best unit are no neighbours
-        return {"quantization_error": float(distance.mean()), "topographic_error": float(torn)}
+        # best and second-best unit are no neighbours
+        topographic_error = (grid_distances[best, second] > 2).double().mean()
+        return {"quantization_error": float(distance.mean()), "topographic_error": float(topographic_error)}
 
     def novelty(self, z: Latents) -> Scores:
         """Distance to the nearest unit, in standard deviations of the latents."""
@@ -78,5 +81,5 @@ class Map(Learned):
     def _grid_distances(self) -> Tensor:
         """k k: squared distances of the units on the grid."""
         rows, columns = torch.meshgrid(torch.arange(self.config.rows), torch.arange(self.config.columns), indexing="ij")
-        at = torch.stack([rows.flatten(), columns.flatten()], 1).double()
-        return squared_distances(at, at)
+        positions = torch.stack([rows.flatten(), columns.flatten()], 1).double()
+        return squared_distances(positions, positions)

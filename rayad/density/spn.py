@@ -145,7 +145,7 @@ class CircuitStatistics:
             self.rows + other.rows,
             self.log_likelihood + other.log_likelihood,
             cast(Any, self.leaves) + other.leaves,
-            tuple(mine + others for mine, others in zip(self.sums, other.sums, strict=True)),
+            tuple(visits + other_visits for visits, other_visits in zip(self.sums, other.sums, strict=True)),
             self.roots + other.roots,
         )
 
@@ -282,11 +282,13 @@ class SPN(nn.Module):
         visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
         roots, log_likelihood = torch.zeros_like(self.mixing), x.new_zeros((), dtype=torch.float64)
         for part, block_labels in _blocks(x, labels, self._rows_at_once()):
-            up = self._pass_upward(self, part, missing, block_labels)
-            log_likelihood += up.log_prob.sum(dtype=torch.float64)
-            shares = F.threshold(up.log_roots - up.log_prob, NEGLIGIBLE, -torch.inf, inplace=True).exp_()  # r c n
+            upward = self._pass_upward(self, part, missing, block_labels)
+            log_likelihood += upward.log_prob.sum(dtype=torch.float64)
+            shares = F.threshold(
+                upward.log_roots - upward.log_prob, NEGLIGIBLE, -torch.inf, inplace=True
+            ).exp_()  # r c n
             roots += shares.sum((0, 2))
-            self.leaves.add_(leaves, self.downward(up, shares, visits), cast(Any, up.features))
+            self.leaves.add_(leaves, self.downward(upward, shares, visits), cast(Any, upward.features))
         return Sums(log_likelihood, roots, self.leaves.finish(leaves), visits)
 
     @torch.no_grad()
@@ -329,11 +331,11 @@ class SPN(nn.Module):
         if number == 0:
             return 0
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(held(z, sync).total, generator=generator)[:START_ROWS]
-        some = chosen(z, drawn, sync)
-        worst = self.log_prob(some).argsort()[: max(1, len(some) // 10)]
-        around = worst[torch.randint(len(worst), (number,), generator=generator).to(z.device)]
-        self.leaves.revive(dead, self.standardization(some[around]))
+        drawn_rows = torch.randperm(held(z, sync).total, generator=generator)[:START_ROWS]
+        candidates = chosen(z, drawn_rows, sync)
+        worst = self.log_prob(candidates).argsort()[: max(1, len(candidates) // 10)]
+        unlikely = worst[torch.randint(len(worst), (number,), generator=generator).to(z.device)]
+        self.leaves.revive(dead, self.standardization(candidates[unlikely]))
         left, right = dead.chunk(2) if self.config.depth else (dead, dead.new_zeros(len(dead), 1))
         self.layers()[0].revive(left, right)
         return number
@@ -350,9 +352,9 @@ class SPN(nn.Module):
         if not torch.equal(self.leaves.scopes, expected.to(self.leaves.scopes)):
             yield f"the regions are not those of seed {self.config.seed}"
         for number, layer in enumerate(self.layers()):
-            own = (0, 2, 3) if layer.pooled else (2, 3)
+            axes = (0, 2, 3) if layer.pooled else (2, 3)
             if (layer.weights < 0).any() or not torch.allclose(
-                layer.weights.sum(own), layer.weights.new_ones(()), atol=1e-4
+                layer.weights.sum(axes), layer.weights.new_ones(()), atol=1e-4
             ):
                 yield f"the weights of sum layer {number} are no distributions"
         if (self.mixing < 0).any() or abs(float(self.mixing.sum()) - 1) > 1e-4:
@@ -386,7 +388,7 @@ class SPN(nn.Module):
             log_roots.masked_fill_((labels >= 0) & (labels != roots), -torch.inf)
         return Upward(features, levels, outs, log_roots, log_roots.flatten(0, 1).logsumexp(0))
 
-    def downward(self, up: Upward, shares: Float[Tensor, "r c n"], visits: list[Tensor]) -> Float[Tensor, "l i n"]:
+    def downward(self, upward: Upward, shares: Float[Tensor, "r c n"], visits: list[Tensor]) -> Float[Tensor, "l i n"]:
         """Expected visits d log p / d log N of every leaf in every row.
 
         Args:
@@ -394,12 +396,14 @@ class SPN(nn.Module):
             visits: added to, those of every weight over the rows, but for a factor: the weight.
         """
         flow = shares
-        for layer, level, out, visit in reversed(list(zip(self.layers(), up.levels, up.outs, visits, strict=True))):
-            below = Level(torch.empty_like(level.values), level.peak)
-            (left, right), (flow_left, flow_right) = self.halves(level), self.halves(below)
+        for layer, level, out, visit in reversed(
+            list(zip(self.layers(), upward.levels, upward.outs, visits, strict=True))
+        ):
+            child_flows = Level(torch.empty_like(level.values), level.peak)
+            (left, right), (flow_left, flow_right) = self.halves(level), self.halves(child_flows)
             flows = flow_left.values, flow_right.values
             layer.backward(flow / out, (left.values, right.values), flows, visit)
-            flow = below.values
+            flow = child_flows.values
         return flow
 
     def along_axes(self) -> "SPN":
@@ -408,11 +412,11 @@ class SPN(nn.Module):
         Its densities are those of the coordinates. What asks for one variable after the other, where the leaves are
         over principal axes, asks it for one axis after the other.
         """
-        inner = copy.copy(self)
-        inner._modules = dict(self._modules)  # the table is copied, not the modules
-        inner.config = replace(self.config, axes="variables")
-        inner.standardization = Standardization(len(self.standardization.centre)).to(self.standardization.centre)
-        return inner
+        circuit = copy.copy(self)
+        circuit._modules = dict(self._modules)  # the table is copied, not the modules
+        circuit.config = replace(self.config, axes="variables")
+        circuit.standardization = Standardization(len(self.standardization.centre)).to(self.standardization.centre)
+        return circuit
 
     def halves(self, level: Level) -> tuple[Level, Level]:
         """The left and right halves of a level; without depth, the right one is nothing: 1."""

@@ -77,15 +77,15 @@ class SumLayer(nn.Module):
             prior: visits that are thought to have come before, spread evenly over all weights (Laplace).
             inertia: visits at which a sum goes half of its step.
         """
-        seen = visits + prior / visits.numel()
-        total = seen.sum(self._own, keepdim=True)
-        self.weights.lerp_(seen / total.clamp_min(torch.finfo(total.dtype).tiny), step * total / (total + inertia))
+        smoothed = visits + prior / visits.numel()
+        total = smoothed.sum(self._own, keepdim=True)
+        self.weights.lerp_(smoothed / total.clamp_min(torch.finfo(total.dtype).tiny), step * total / (total + inertia))
         self._normalize()
 
     def revive(self, left: Bool[Tensor, "p i"], right: Bool[Tensor, "p j"]) -> None:
         """Give every sum's weights of these children its mean weight."""
-        anew = left[:, None, :, None] | right[:, None, None, :]
-        self.weights.copy_(torch.where(anew, self.weights.mean(self._own, keepdim=True), self.weights))
+        revived = left[:, None, :, None] | right[:, None, None, :]
+        self.weights.copy_(torch.where(revived, self.weights.mean(self._own, keepdim=True), self.weights))
         self._normalize()
 
     def log_prior(self, prior: float) -> Tensor:

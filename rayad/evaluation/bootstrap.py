@@ -61,11 +61,11 @@ def histograms(
     weights: Float[np.ndarray, " n"],
     patient: Int[np.ndarray, " n"],
     patients: int,
-    at: Float[np.ndarray, " b"],
+    bin_edges: Float[np.ndarray, " b"],
 ) -> Float[np.ndarray, "p t"]:
     """Weight of each patient's scores in each bin, the highest bin first; bins are (edge, next edge], tails open."""
-    bins = at.size + 1
-    slot = patient * bins + (bins - 1 - np.searchsorted(at, scores, side="left"))
+    bins = bin_edges.size + 1
+    slot = patient * bins + (bins - 1 - np.searchsorted(bin_edges, scores, side="left"))
     return np.bincount(slot, weights, minlength=patients * bins).astype(float).reshape(patients, bins)
 
 
@@ -80,9 +80,9 @@ def pooled(
             cumulated shares of lesions as tp.
         weights: draws, over `pool.patients`.
     """
-    at = edges(pool.scores, pool.anomalous)
+    bin_edges = edges(pool.scores, pool.anomalous)
     tables = [
-        histograms(pool.scores, mask.astype(float), pool.patient, len(pool.patients), at)
+        histograms(pool.scores, mask.astype(float), pool.patient, len(pool.patients), bin_edges)
         for mask in (pool.anomalous, pool.share, ~pool.anomalous)
     ]
     values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
@@ -95,11 +95,11 @@ def pooled(
 
 def sensitivities(marks: froc.Marks, weights: Float[np.ndarray, "r p"]) -> Float[np.ndarray, "r f"]:
     """FROC sensitivities of each draw; exact where the marks that matter have fewer than BINS distinct scores."""
-    real = np.isfinite(marks.scores)
-    at = np.unique(marks.scores[real])[-(BINS - 1) :]
+    finite = np.isfinite(marks.scores)
+    bin_edges = np.unique(marks.scores[finite])[-(BINS - 1) :]
     detected, alarms = (
-        histograms(marks.scores[mask], np.ones(mask.sum()), marks.patient[mask], len(marks.patients), at)
-        for mask in (real & marks.lesion, real & ~marks.lesion)
+        histograms(marks.scores[mask], np.ones(mask.sum()), marks.patient[mask], len(marks.patients), bin_edges)
+        for mask in (finite & marks.lesion, finite & ~marks.lesion)
     )
     lesions = np.bincount(marks.patient[marks.lesion], minlength=len(marks.patients)).astype(float)
     parts = [

@@ -41,14 +41,14 @@ LONGEST = 4.0
 """Width of a picture over its height, or height over width, up to which it fills its figure."""
 
 
-def overlay(view: View, found: DetectorMap, *, title: str = "") -> bytes:
+def overlay(view: View, detector_map: DetectorMap, *, title: str = "") -> bytes:
     """One image under its heatmap, with mask contour, scale bar and color bar."""
-    tall = 7.0
-    figure = _figure(tall * _ratio(view.pixels) + 1.1, tall)
+    height = 7.0
+    figure = _figure(height * _ratio(view.pixels) + 1.1, height)
     axes = figure.subplots()
     _image(axes, view)
-    _heat(axes, view, found.healthy_quantile)
-    _outline(axes, view, found.mask)
+    _heat(axes, view, detector_map.healthy_quantile)
+    _outline(axes, view, detector_map.mask)
     _outline_pixels(axes, view.truth)
     _scale_bar(axes, view)
     axes.set_title(title or view.name, fontsize=11)
@@ -59,31 +59,31 @@ def overlay(view: View, found: DetectorMap, *, title: str = "") -> bytes:
     return _png(figure)
 
 
-def explained(view: View, found: DetectorMap, healthy: Healthy) -> bytes:
+def explained(view: View, detector_map: DetectorMap, healthy: Healthy) -> bytes:
     """Side by side: the image, the image under its heatmap, its healthy counterfactual, and the difference."""
-    tall = 5.0
-    figure = _figure(4 * tall * _ratio(view.pixels) + 2.2, tall + 0.5)
-    one, two, three, four = grid = figure.subplots(1, 4)
-    _image(one, view)
-    _scale_bar(one, view)
-    _image(two, view)
-    _heat(two, view, found.healthy_quantile)
-    _outline(two, view, found.mask)
-    _gray(three, healthy.pixels)
-    change = _change(four, healthy)
+    height = 5.0
+    figure = _figure(4 * height * _ratio(view.pixels) + 2.2, height + 0.5)
+    image_axes, heat_axes, healthy_axes, change_axes = grid = figure.subplots(1, 4)
+    _image(image_axes, view)
+    _scale_bar(image_axes, view)
+    _image(heat_axes, view)
+    _heat(heat_axes, view, detector_map.healthy_quantile)
+    _outline(heat_axes, view, detector_map.mask)
+    _gray(healthy_axes, healthy.pixels)
+    change = _change(change_axes, healthy)
     heads = [view.name, "heatmap (white: marked)", *_heads(healthy)]
     for axes, head in zip(grid, heads, strict=True):
         _outline_pixels(axes, view.truth)
         axes.set_title(head, fontsize=10)
-    _color_bar(figure, [two])
-    bar = figure.colorbar(change, ax=[four], fraction=0.03, pad=0.01, extend="both")
+    _color_bar(figure, [heat_axes])
+    bar = figure.colorbar(change, ax=[change_axes], fraction=0.03, pad=0.01, extend="both")
     bar.set_label("difference, share of the full scale", fontsize=9)
     figure.supxlabel(RESEARCH_USE, fontsize=7)
     return _png(figure)
 
 
 def thumbnail(
-    view: View, found: DetectorMap, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()
+    view: View, detector_map: DetectorMap, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()
 ) -> bytes:
     """The overlay alone, without words or bars, for lists of images; the image alone where it is one place.
 
@@ -93,9 +93,9 @@ def thumbnail(
     figure = Figure(figsize=(height_px * _ratio(view.pixels) / DPI, height_px / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1))
     _image(axes, view)
-    if found.healthy_quantile.size > 1:
-        _heat(axes, view, found.healthy_quantile)
-        _outline(axes, view, found.mask)
+    if detector_map.healthy_quantile.size > 1:
+        _heat(axes, view, detector_map.healthy_quantile)
+        _outline(axes, view, detector_map.mask)
     _outline_pixels(axes, view.truth)
     for number, (row, column) in enumerate(marks, 1):
         rim = [withStroke(linewidth=2, foreground="black")]
@@ -132,7 +132,7 @@ def panel(views: Sequence[View], maps: Mapping[str, Sequence[DetectorMap]], heal
             axes.set_xlim(*windows[i][:2])
             axes.set_ylim(*windows[i][2:])
         _scale_bar(grid[i, 0], view)
-    heads = ["image", "annotated lesion", *(f"{name}\n{what}" for name in maps for what in ("heatmap", "mask"))]
+    heads = ["image", "annotated lesion", *(f"{name}\n{content}" for name in maps for content in ("heatmap", "mask"))]
     heads += _heads(healthy[0]) if healthy else []
     for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=9)
@@ -149,10 +149,10 @@ def distributions(scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]]) -
         scores: detector -> "healthy" and kinds of lesion -> scores of places. Scores beyond the central 99.8 %
             are counted in the outermost bars.
     """
-    across = min(3, max(1, len(scores)))
-    down = -(-len(scores) // across)
-    figure = _figure(4.0 * across, 2.9 * down + 0.4)
-    grid = figure.subplots(down, across, squeeze=False)
+    column_count = min(3, max(1, len(scores)))
+    row_count = -(-len(scores) // column_count)
+    figure = _figure(4.0 * column_count, 2.9 * row_count + 0.4)
+    grid = figure.subplots(row_count, column_count, squeeze=False)
     for axes in grid.ravel()[len(scores) :]:
         axes.set_axis_off()
     for axes, (detector, classes) in zip(grid.ravel(), scores.items(), strict=False):
@@ -164,16 +164,16 @@ def distributions(scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]]) -
     return _png(figure)
 
 
-def _fill_row(row: np.ndarray, view: View, found: Sequence[DetectorMap]) -> None:
+def _fill_row(row: np.ndarray, view: View, detector_maps: Sequence[DetectorMap]) -> None:
     height, width = view.pixels.shape[:2]
     for axes in row:
         _image(axes, view)
     row[0].set_ylabel(view.name, fontsize=9)
     _fill(row[1], view.truth, TRUTH, (-0.5, width - 0.5, height - 0.5, -0.5))
-    for one, heat, mask in zip(found, row[2::2], row[3::2], strict=True):
-        _heat(heat, view, one.healthy_quantile)
-        _fill(mask, one.mask, MASK, _extent(view))
-        _outline_pixels(mask, view.truth)
+    for detector_map, heat_axes, mask_axes in zip(detector_maps, row[2::2], row[3::2], strict=True):
+        _heat(heat_axes, view, detector_map.healthy_quantile)
+        _fill(mask_axes, detector_map.mask, MASK, _extent(view))
+        _outline_pixels(mask_axes, view.truth)
 
 
 def _heads(healthy: Healthy) -> list[str]:
@@ -184,9 +184,9 @@ def _heads(healthy: Healthy) -> list[str]:
 
 
 def _change(axes: Axes, healthy: Healthy) -> AxesImage:
-    shown = axes.imshow(healthy.change, cmap="RdBu_r", vmin=-CHANGE, vmax=CHANGE)
+    artist = axes.imshow(healthy.change, cmap="RdBu_r", vmin=-CHANGE, vmax=CHANGE)
     _bare(axes)
-    return shown
+    return artist
 
 
 def _histograms(axes: Axes, classes: Mapping[str, Float[np.ndarray, " n"]]) -> None:
@@ -271,15 +271,15 @@ def color_norm() -> FuncNorm:
 
 def color_map() -> Colormap:
     """plasma, from transparent to strong."""
-    at = np.linspace(0, 1, 256)
-    colors = colormaps["plasma"](0.05 + 0.95 * at)
-    colors[:, 3] = 0.8 * np.clip(1.5 * at, 0, 1)
+    levels = np.linspace(0, 1, 256)
+    colors = colormaps["plasma"](0.05 + 0.95 * levels)
+    colors[:, 3] = 0.8 * np.clip(1.5 * levels, 0, 1)
     return ListedColormap(colors, name="healthy quantile").with_extremes(bad=(0, 0, 0, 0))
 
 
 def _color_bar(figure: Figure, axes: list[Axes]) -> None:
-    shown = ScalarMappable(color_norm(), color_map())
-    bar = figure.colorbar(shown, ax=axes, ticks=list(TICKS), fraction=0.03, pad=0.01)
+    mappable = ScalarMappable(color_norm(), color_map())
+    bar = figure.colorbar(mappable, ax=axes, ticks=list(TICKS), fraction=0.03, pad=0.01)
     bar.ax.set_facecolor("#777777")
     bar.ax.set_yticklabels([f"{tick:g}" for tick in TICKS], fontsize=9)
     bar.ax.minorticks_off()
@@ -287,8 +287,10 @@ def _color_bar(figure: Figure, axes: list[Axes]) -> None:
 
 
 def _fill(axes: Axes, mask: GridMask, color: str, extent: tuple[float, float, float, float]) -> None:
-    shown = np.where(mask, 1.0, np.nan)
-    axes.imshow(shown, cmap=ListedColormap([color]), vmin=0, vmax=1, alpha=0.75, extent=extent, interpolation="nearest")
+    filled = np.where(mask, 1.0, np.nan)
+    axes.imshow(
+        filled, cmap=ListedColormap([color]), vmin=0, vmax=1, alpha=0.75, extent=extent, interpolation="nearest"
+    )
 
 
 def _outline(axes: Axes, view: View, mask: GridMask) -> None:
@@ -313,10 +315,10 @@ def _outline_pixels(axes: Axes, truth: Mask) -> None:
         lines.set(path_effects=[withStroke(linewidth=2.6, foreground="#222222")])
 
 
-def _window(view: View, found: DetectorMap) -> tuple[float, float, float, float]:
+def _window(view: View, detector_map: DetectorMap) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of the tissue with 5 mm around it; the whole image where there is none."""
     height, width = view.pixels.shape[:2]
-    places = np.argwhere(~np.isnan(found.healthy_quantile))
+    places = np.argwhere(~np.isnan(detector_map.healthy_quantile))
     if places.size == 0:
         return -0.5, width - 0.5, height - 0.5, -0.5
     margin = 5 / view.spacing_mm
@@ -335,6 +337,6 @@ def _scale_bar(axes: Axes, view: View) -> None:
     start = x - length / view.spacing_mm
     bar = axes.plot([start, x], [y, y], color="white", linewidth=2, solid_capstyle="butt")[0]
     bar.set_path_effects([withStroke(linewidth=4, foreground="black")])
-    up = y - 0.015 * (bottom - top)
-    text = axes.text((start + x) / 2, up, f"{length} mm", color="white", fontsize=8, ha="center", va="bottom")
+    text_y = y - 0.015 * (bottom - top)
+    text = axes.text((start + x) / 2, text_y, f"{length} mm", color="white", fontsize=8, ha="center", va="bottom")
     text.set_path_effects([withStroke(linewidth=2, foreground="black")])

@@ -52,18 +52,18 @@ def marks(scored: Sequence[Scored], kind: str) -> Marks:
         Undefined: no image holds the kind at a known place in the tissue.
     """
     images = [image for image in scored if usable(image, kind) or image.diseased is False]
-    held = {image.patient_id for image in images if usable(image, kind)}
-    if not held:
+    diseased_patients = {image.patient_id for image in images if usable(image, kind)}
+    if not diseased_patients:
         raise Undefined(f"no image holds a lesion of kind {kind!r} at a known place in the tissue")
     patients = tuple(sorted({image.patient_id for image in images}))
-    of_images = [_marks_of(image, kind) for image in images]
+    image_marks = [_marks_of(image, kind) for image in images]
     index = np.array([patients.index(image.patient_id) for image in images])
     return Marks(
-        scores=np.concatenate([scores for scores, _ in of_images]),
-        lesion=np.concatenate([lesion for _, lesion in of_images]),
-        patient=np.repeat(index, [scores.size for scores, _ in of_images]),
+        scores=np.concatenate([scores for scores, _ in image_marks]),
+        lesion=np.concatenate([lesion for _, lesion in image_marks]),
+        patient=np.repeat(index, [scores.size for scores, _ in image_marks]),
         patients=patients,
-        diseased=np.isin(patients, list(held)),
+        diseased=np.isin(patients, list(diseased_patients)),
         images=np.bincount(index, minlength=len(patients)).astype(float),
     )
 
@@ -88,10 +88,10 @@ def sensitivity(
 
 
 def _marks_of(image: Scored, kind: str) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    top = peaks(image)
+    peak_places = peaks(image)
     lesions, count = components(image.lesion(kind))
     best = np.full(count + 1, -np.inf)
-    np.maximum.at(best, lesions[top], image.scores[top])
-    alarms = image.scores[top & ~image.lesion(ANY)]
+    np.maximum.at(best, lesions[peak_places], image.scores[peak_places])
+    alarms = image.scores[peak_places & ~image.lesion(ANY)]
     scores = np.concatenate([best[1:], alarms]).astype(np.float64)
     return scores, np.arange(scores.size) < count

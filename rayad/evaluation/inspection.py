@@ -1,9 +1,9 @@
 """The page of `rayad inspect`: what a data set holds, before one learns from it.
 
-`found` holds "dataset", "source"; "counts": split -> {"images", "patients", "anomalous"}; "facts": name (view, side,
-density, scanner, lesions) -> value -> count; "excluded", "failures", "doubtful": [{"reason", "count", "example"}];
-"twins": [{"a", "b", "bits", "rho", "splits", "across"}]; "intensities": scanner -> [share of a bin]; "corpus": what was
-checked in it; "problems": [sentence], what forbids to learn from it.
+`inspection` holds "dataset", "source"; "counts": split -> {"images", "patients", "anomalous"}; "facts": name (view,
+side, density, scanner, lesions) -> value -> count; "excluded", "failures", "doubtful": [{"reason", "count",
+"example"}]; "twins": [{"a", "b", "bits", "rho", "splits", "across"}]; "intensities": scanner -> [share of a bin];
+"corpus": what was checked in it; "problems": [sentence], what forbids to learn from it.
 """
 
 import base64
@@ -35,13 +35,13 @@ def picture(prepared: Prepared, rows: Places, columns: Places) -> bytes:
     shrink = SIDE / max(pixels.shape)
     size = (max(1, round(pixels.shape[1] * shrink)), max(1, round(pixels.shape[0] * shrink)))
     grey = np.asarray(Image.fromarray((pixels * 255).astype(np.uint8)).resize(size, Image.Resampling.BOX))
-    drawn = np.repeat(grey[..., None], 3, axis=2)
+    rgb = np.repeat(grey[..., None], 3, axis=2)
     if prepared.hidden is not None:
-        drawn[np.asarray(Image.fromarray(prepared.hidden).resize(size, Image.Resampling.NEAREST))] = HIDDEN
+        rgb[np.asarray(Image.fromarray(prepared.hidden).resize(size, Image.Resampling.NEAREST))] = HIDDEN
     for mask, colour in ((prepared.body, MUSCLE), (prepared.tissue, BODY)):
-        small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        drawn[_outline(small)] = colour
-    sheet = Image.fromarray(drawn)
+        small_mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        rgb[_outline(small_mask)] = colour
+    sheet = Image.fromarray(rgb)
     pencil = ImageDraw.Draw(sheet)
     for row, column in zip(rows, columns, strict=True):
         corners = [(column - PATCH / 2) * shrink, (row - PATCH / 2) * shrink]
@@ -83,23 +83,23 @@ def curves(intensities: Mapping[str, Sequence[float]]) -> Markup:
     return Markup(head + axis + "".join(paths) + "</svg>")
 
 
-def build(found: dict[str, Any], pictures: Sequence[tuple[str, bytes]], url: str) -> str:
+def build(inspection: dict[str, Any], pictures: Sequence[tuple[str, bytes]], url: str) -> str:
     """Write inspection.json and index.html; return the URL of the page.
 
     Args:
-        found: see the head of this module.
+        inspection: see the head of this module.
         pictures: name of an image and its picture.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resources.files("rayad.evaluation").joinpath("inspection.html.j2").read_text("utf-8")
     shown = [(name, base64.b64encode(data).decode()) for name, data in pictures]
     page = environment.from_string(template).render(
-        found=found,
-        called=images_of(found["dataset"], found["source"]),
+        inspection=inspection,
+        called=images_of(inspection["dataset"], inspection["source"]),
         shown=shown,
-        curves=curves(found["intensities"]),
+        curves=curves(inspection["intensities"]),
     )
-    storage.write_json(storage.join(url, "inspection.json"), found)
+    storage.write_json(storage.join(url, "inspection.json"), inspection)
     index = storage.join(url, "index.html")
     storage.write_bytes(index, page.encode())
     return index

@@ -116,10 +116,10 @@ def pool(scored: Sequence[Scored], kind: str, *, with_healthy: bool = False) -> 
     Raises:
         Undefined: no image holds the kind at a known place in the tissue.
     """
-    held = [image for image in scored if usable(image, kind)]
-    if not held:
+    with_kind = [image for image in scored if usable(image, kind)]
+    if not with_kind:
         raise Undefined(f"no image holds a lesion of kind {kind!r} at a known place in the tissue")
-    images = held + [image for image in scored if with_healthy and image.diseased is False]
+    images = with_kind + [image for image in scored if with_healthy and image.diseased is False]
     patients = tuple(sorted({image.patient_id for image in images}))
     masks = [image.counted(kind) for image in images]
     sizes = [int(mask.sum()) for mask in masks]
@@ -130,7 +130,7 @@ def pool(scored: Sequence[Scored], kind: str, *, with_healthy: bool = False) -> 
         share=np.concatenate([_shares(image.lesion(kind) & image.tissue)[mask] for image, mask in pairs]),
         patient=np.repeat([patients.index(image.patient_id) for image in images], sizes),
         patients=patients,
-        diseased=np.isin(patients, [image.patient_id for image in held]),
+        diseased=np.isin(patients, [image.patient_id for image in with_kind]),
     )
 
 

@@ -29,14 +29,14 @@ def ranks(figures: Mapping[str, Mapping[str, float]]) -> Row:
         reason = f"ranks need 3 detectors and 3 patients, got {len(names)} and {len(patients)}"
         return {"ranks": {}, "p": None, "alike": [], "patients": len(patients), "reason": reason}
     table = np.array([[figures[name][patient] for name in names] for patient in patients])  # p d
-    placed = np.array([stats.rankdata(-row) for row in table])
+    patient_ranks = np.array([stats.rankdata(-row) for row in table])
     constant = bool((table == table[:, :1]).all())
     p = 1.0 if constant else float(stats.friedmanchisquare(*table.T).pvalue)
     pairs = list(combinations(range(len(names)), 2))
-    raw = [_wilcoxon(table[:, i] - table[:, j]) for i, j in pairs]
-    adjusted = significance.holm(raw)
+    p_values = [_wilcoxon(table[:, i] - table[:, j]) for i, j in pairs]
+    adjusted = significance.holm(p_values)
     alike = [[names[i], names[j]] for (i, j), q in zip(pairs, adjusted, strict=True) if q is None or q > LEVEL]
-    mean = placed.mean(axis=0)
+    mean = patient_ranks.mean(axis=0)
     order = np.argsort(mean, kind="stable")
     return {
         "ranks": {names[i]: float(mean[i]) for i in order},
@@ -48,5 +48,5 @@ def ranks(figures: Mapping[str, Mapping[str, float]]) -> Row:
 
 
 def _wilcoxon(difference: np.ndarray) -> float | None:
-    moved = difference[difference != 0]
-    return float(stats.wilcoxon(moved)[1]) if moved.size else None  # type: ignore[reportArgumentType]  (statistic, p)
+    nonzero = difference[difference != 0]
+    return float(stats.wilcoxon(nonzero)[1]) if nonzero.size else None  # type: ignore[reportArgumentType]  (statistic, p)

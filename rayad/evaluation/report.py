@@ -77,10 +77,10 @@ def rebuild(url: str) -> str:
     Raises:
         FormatError: there is none, or it is not of results, or of a newer schema.
     """
-    where = storage.join(url, "results.json")
-    if not storage.exists(where):
+    results_url = storage.join(url, "results.json")
+    if not storage.exists(results_url):
         raise FormatError(f"{url}: no results.json here to make a page from")
-    results = read(storage.read_json(where), where)
+    results = read(storage.read_json(results_url), results_url)
     return _write(results, render(results, results.figures), url)
 
 
@@ -107,13 +107,13 @@ def drawings(results: Results) -> dict[str, list[tuple[str, Markup]]]:
     rows, drawings_by_kind = results.rows, {}
     spread = {(row["detector"], row["lesion"]): row for row in results.seeds}
     for kind in dict.fromkeys(row["lesion"] for row in rows):
-        of_kind, drawn = [row for row in rows if row["lesion"] == kind], []
-        if len(of_kind) < FEW:
+        kind_rows, titled_drawings = [row for row in rows if row["lesion"] == kind], []
+        if len(kind_rows) < FEW:
             continue
         for figure in ("pixel_auc", "image_wise_auc", "image_auc"):
             seeds = {d: row[figure]["values"] for (d, k), row in spread.items() if k == kind}
             title = f"{called(figure)} with its 95 % interval by patient" + ("; ticks: other seeds" if seeds else "")
-            drawn.append((title, Markup(svg.forest(of_kind, figure, seeds))))
+            titled_drawings.append((title, Markup(svg.forest(kind_rows, figure, seeds))))
         ranked = results.ranks.get(kind)
         if ranked:
             p = p_value(ranked["p"])
@@ -121,9 +121,9 @@ def drawings(results: Results) -> dict[str, list[tuple[str, Markup]]]:
                 f"Mean ranks of the detectors over {ranked['patients']} patients (1 is best; Friedman p {p}); bars "
                 "join detectors that do not differ (Wilcoxon, adjusted by Holm, 0.05)"
             )
-            drawn.append((title, Markup(svg.ranking(ranked))))
-        drawings_by_kind[kind] = [(title, drawing) for title, drawing in drawn if drawing]
-    return {kind: drawn for kind, drawn in drawings_by_kind.items() if drawn}
+            titled_drawings.append((title, Markup(svg.ranking(ranked))))
+        drawings_by_kind[kind] = [(title, drawing) for title, drawing in titled_drawings if drawing]
+    return {kind: titled_drawings for kind, titled_drawings in drawings_by_kind.items() if titled_drawings}
 
 
 def render(results: Results, figures: list[str]) -> str:

@@ -82,8 +82,10 @@ def unpaired(a: Mapping[str, float], b: Mapping[str, float], resamples: int = 10
     if min(x.size, y.size) < MIN_PATIENTS:
         return Difference("Mann-Whitney", difference, None, None, p, floor, total, note)
     generator = np.random.default_rng(seed)
-    drawn = [values[generator.integers(values.size, size=(resamples, values.size))].mean(1) for values in (x, y)]
-    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    resampled_means = [
+        values[generator.integers(values.size, size=(resamples, values.size))].mean(1) for values in (x, y)
+    ]
+    low, high = np.percentile(resampled_means[0] - resampled_means[1], [2.5, 97.5])
     return Difference("Mann-Whitney", difference, float(low), float(high), p, floor, total, note)
 
 
@@ -120,22 +122,22 @@ def paired_bootstrap(a: PooledPlaces, b: PooledPlaces, resamples: int = 10_000, 
     Raises:
         ValueError: the pools are not of the same patients and places.
     """
-    same = (
+    is_paired = (
         a.patients == b.patients and np.array_equal(a.patient, b.patient) and np.array_equal(a.anomalous, b.anomalous)
     )
-    if not same:
+    if not is_paired:
         raise ValueError("a paired bootstrap needs the same places of the same patients in both pools")
     require_both(a.anomalous)
     weights = np.vstack([np.ones((1, len(a.patients))), draw(a.diseased, resamples, seed)])
     d = resampled_auc(a, weights) - resampled_auc(b, weights)
-    observed, drawn = float(d[0]), d[1:][~np.isnan(d[1:])]
+    observed, resampled = float(d[0]), d[1:][~np.isnan(d[1:])]
     floor, patients = 2 / (resamples + 1), len(a.patients)
-    limits, reason = interval(drawn, a.diseased)
+    limits, reason = interval(resampled, a.diseased)
     if limits is None:
         p = 1.0 if observed == 0 and patients >= MIN_PATIENTS else None
         return Difference("bootstrap", observed, None, None, p, floor, patients, reason)
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = min(1.0, 2 * float(1 + tail) / (drawn.size + 1))
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    p = min(1.0, 2 * float(1 + tail) / (resampled.size + 1))
     return Difference("bootstrap", observed, *limits, p, floor, patients)
 
 

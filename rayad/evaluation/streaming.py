@@ -68,10 +68,10 @@ def edges_of(levels: Float[np.ndarray, " q"], quantiles: Float[np.ndarray, " q"]
         raise ValueError(f"edges need finite healthy scores, got {quantiles.size} of which not all are finite")
     half = (BINS - BEYOND) // 2
     grid_levels = np.concatenate([np.linspace(0, 1, half), 1 - np.logspace(0, -6, half)])
-    inside = np.interp(np.unique(grid_levels), levels, quantiles)
+    healthy_edges = np.interp(np.unique(grid_levels), levels, quantiles)
     low, high = float(quantiles[0]), float(quantiles[-1])
-    beyond = high + np.linspace(0, 2 * (high - low), BEYOND)
-    return np.unique(np.concatenate([inside, beyond]))
+    tail_edges = high + np.linspace(0, 2 * (high - low), BEYOND)
+    return np.unique(np.concatenate([healthy_edges, tail_edges]))
 
 
 def count(
@@ -80,6 +80,6 @@ def count(
     """The counts of one part of the places; ValueError if a score is nan."""
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are no numbers (nan)")
-    at = np.searchsorted(edges, scores, side="left")
-    normal, lesion = (np.bincount(at[mask], minlength=edges.size + 1) for mask in (~anomalous, anomalous))
+    bins = np.searchsorted(edges, scores, side="left")
+    normal, lesion = (np.bincount(bins[mask], minlength=edges.size + 1) for mask in (~anomalous, anomalous))
     return Histogram(edges, normal, lesion)

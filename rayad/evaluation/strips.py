@@ -25,9 +25,9 @@ def strip(model: Any, x: Patches) -> UInt8[np.ndarray, "high wide 3"]:
         rows = [x]
         if hasattr(model, "reconstruct"):
             rows.append(model.reconstruct(x))
-        drawn = _drawn(model, x)
-        if drawn is not None:
-            rows.append(drawn)
+        samples = _drawn(model, x)
+        if samples is not None:
+            rows.append(samples)
     return np.concatenate([_row(row) for row in rows])
 
 

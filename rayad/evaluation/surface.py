@@ -33,13 +33,13 @@ def distances(a: GridMask, b: GridMask) -> Distances:
     if empty:
         length = float(np.hypot(*a.shape)) if empty == 1 else 0.0
         return Distances(length, length, length, empty)
-    forth, back = _to(b)[a], _to(a)[b]
+    a_to_b, b_to_a = _to(b)[a], _to(a)[b]
     border_a, border_b = border(a), border(b)
-    along = np.concatenate([_to(border_b)[border_a], _to(border_a)[border_b]])
+    border_distances = np.concatenate([_to(border_b)[border_a], _to(border_a)[border_b]])
     return Distances(
-        hausdorff=float(max(forth.max(), back.max())),
-        hd95=float(max(np.percentile(forth, 95), np.percentile(back, 95))),
-        surface=float(along.mean()),
+        hausdorff=float(max(a_to_b.max(), b_to_a.max())),
+        hd95=float(max(np.percentile(a_to_b, 95), np.percentile(b_to_a, 95))),
+        surface=float(border_distances.mean()),
         empty=0,
     )
 

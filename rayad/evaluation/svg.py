@@ -44,26 +44,26 @@ def forest(rows: Sequence[Mapping[str, Any]], figure: str, seeds: Mapping[str, S
     return _svg(height, parts, f"{figure} of {len(drawable)} detectors")
 
 
-def ranking(found: Mapping[str, Any]) -> str:
+def ranking(rank_row: Mapping[str, Any]) -> str:
     """Detectors at their mean ranks, 1 is best; bars join those that do not differ.
 
     Args:
-        found: what `ranks.ranks` returns.
+        rank_row: what `ranks.ranks` returns.
     """
-    ranks: Mapping[str, float] = found["ranks"]
+    ranks: Mapping[str, float] = rank_row["ranks"]
     if not ranks:
         return ""
-    names, most = list(ranks), len(ranks)
+    names, count = list(ranks), len(ranks)
 
     def x(rank: float) -> float:
-        return NAMES + PLOT * (rank - 1) / max(1, most - 1)
+        return NAMES + PLOT * (rank - 1) / max(1, count - 1)
 
-    groups = list(_alike(names, {tuple(sorted(pair)) for pair in found["alike"]}))
-    height = LINE * most + 34 + 7 * len(groups)
+    groups = list(_alike(names, {tuple(sorted(pair)) for pair in rank_row["alike"]}))
+    height = LINE * count + 34 + 7 * len(groups)
     parts = [_line(NAMES, height - 22, NAMES + PLOT, height - 22, 1)]
     parts += [
         f'<text x="{x(rank):.1f}" y="{height - 6}" text-anchor="middle">{rank:g}</text>'
-        for rank in (1, (1 + most) / 2, most)
+        for rank in (1, (1 + count) / 2, count)
     ]
     for i, name in enumerate(names):
         y = LINE * i + 14
@@ -72,9 +72,9 @@ def ranking(found: Mapping[str, Any]) -> str:
         parts.append(f'<circle cx="{x(ranks[name]):.1f}" cy="{y}" r="4"/>')
         parts.append(f'<text x="{NAMES + PLOT + 12}" y="{y + 4}">{ranks[name]:.1f}</text>')
     for i, (first, last) in enumerate(groups):
-        y = LINE * most + 10 + 7 * i
+        y = LINE * count + 10 + 7 * i
         parts.append(_line(x(ranks[names[first]]), y, x(ranks[names[last]]), y, 3))
-    return _svg(height, parts, f"mean ranks of {most} detectors")
+    return _svg(height, parts, f"mean ranks of {count} detectors")
 
 
 def _alike(names: Sequence[str], pairs: set[tuple[str, ...]]) -> Iterator[tuple[int, int]]:

@@ -83,14 +83,14 @@ def group_rows(
     tested: list[Row] = []
     groups = sorted({image.group for image in scored} - {""})
     for kind in kinds:
-        aucs = {g: _of_patients([image for image in scored if image.group == g], kind) for g in groups}
+        aucs = {group: _of_patients([image for image in scored if image.group == group], kind) for group in groups}
         for group in groups:
-            own = [image for image in scored if image.group == group]
-            counts = _counts(own, kind)
-            figures = _place_figures(own, kind, options) | _image_wise(own, kind, options)
-            named = {name: figures[name] for name in ("pixel_auc", "image_wise_auc")}
+            group_images = [image for image in scored if image.group == group]
+            counts = _counts(group_images, kind)
+            figures = _place_figures(group_images, kind, options) | _image_wise(group_images, kind, options)
+            selected = {name: figures[name] for name in ("pixel_auc", "image_wise_auc")}
             head: Row = {"detector": detector, "lesion": kind, "group": group}
-            rows.append(head | {name: counts[name] for name in ("images", "patients")} | named)
+            rows.append(head | {name: counts[name] for name in ("images", "patients")} | selected)
         for a, b in combinations(groups, 2):
             head = {"detector": detector, "lesion": kind, "a": a, "b": b, "figure": "image_wise_auc"}
             try:
@@ -143,14 +143,16 @@ def comparisons(
 
 def _counts(scored: Sequence[Scored], kind: str) -> Row:
     """What stands behind the row's figures, and what fell out."""
-    held = [image for image in scored if image.holds(kind)]
-    inside = [image for image in held if metrics.usable(image, kind)]
-    healthy = {image.patient_id for image in scored} - {i.patient_id for i in scored if i.diseased is not False}
+    with_kind = [image for image in scored if image.holds(kind)]
+    usable = [image for image in with_kind if metrics.usable(image, kind)]
+    healthy = {image.patient_id for image in scored} - {
+        image.patient_id for image in scored if image.diseased is not False
+    }
     return {
-        "images": len(inside),
-        "patients": len({image.patient_id for image in inside}),
-        "images_without_place": sum(not image.placed(kind) for image in held),
-        "images_outside_tissue": sum(image.placed(kind) and not metrics.usable(image, kind) for image in held),
+        "images": len(usable),
+        "patients": len({image.patient_id for image in usable}),
+        "images_without_place": sum(not image.placed(kind) for image in with_kind),
+        "images_outside_tissue": sum(image.placed(kind) and not metrics.usable(image, kind) for image in with_kind),
         "healthy_images": sum(image.diseased is False for image in scored),
         "healthy_patients": len(healthy),
     }
@@ -175,13 +177,13 @@ def _place_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row
 def _pooled(pool: PooledPlaces, measures: Mapping[str, Callable[..., np.ndarray]], options: Options) -> dict[str, Row]:
     """Exact values over all places, with intervals from histograms."""
     weights = bootstrap.draw(pool.diseased, options.resamples, options.seed)
-    drawn = bootstrap.pooled(pool, dict(measures), weights)
+    resampled = bootstrap.pooled(pool, dict(measures), weights)
     counts = {
         by_lesion: metrics.cumulate(pool.scores, positive.astype(float), (~pool.anomalous).astype(float))
         for by_lesion, positive in ((False, pool.anomalous), (True, pool.share))
     }
     return {
-        name: _figure("value", float(measure(*counts[name.endswith("_by_lesion")])[0]), drawn[name], pool.diseased)
+        name: _figure("value", float(measure(*counts[name.endswith("_by_lesion")])[0]), resampled[name], pool.diseased)
         for name, measure in measures.items()
     }
 
@@ -190,16 +192,19 @@ def _image_figures(scored: Sequence[Scored], kind: str, threshold: float | None,
     """Figures that are means over images: image-wise AUROC, distances; and Dice at a threshold."""
     images = [image for image in scored if metrics.usable(image, kind)]
     row = _image_wise(images, kind, options)
-    far = [surface.distances(_predicted(image, kind, options), image.lesion(kind)) for image in images]
+    distances = [surface.distances(_predicted(image, kind, options), image.lesion(kind)) for image in images]
     steps = [image.step_mm for image in images]
     for name, values in (
-        ("hausdorff", [d.hausdorff for d in far]),
-        ("hd95", [d.hd95 for d in far]),
-        ("surface_distance", [d.surface for d in far]),
+        ("hausdorff", [distance.hausdorff for distance in distances]),
+        ("hd95", [distance.hd95 for distance in distances]),
+        ("surface_distance", [distance.surface for distance in distances]),
     ):
         row[f"{name}_px"] = _mean(images, values, options)
         row[f"{name}_mm"] = _mean(images, [v * step for v, step in zip(values, steps, strict=True)], options)
-    return row | {"empty_masks": sum(d.empty > 0 for d in far), "dice": _dice(images, kind, threshold, options)}
+    return row | {
+        "empty_masks": sum(distance.empty > 0 for distance in distances),
+        "dice": _dice(images, kind, threshold, options),
+    }
 
 
 def _image_wise(scored: Sequence[Scored], kind: str, options: Options) -> Row:
@@ -219,22 +224,22 @@ def _dice(images: Sequence[Scored], kind: str, threshold: float | None, options:
     counts = np.array([metrics.dice_counts(image, kind, threshold) for image in images], dtype=float)
     patient, strata = _patients(images)
     weights = bootstrap.draw(strata, options.resamples, options.seed)
-    drawn = bootstrap.means(counts[:, 0], patient, weights) / bootstrap.means(counts[:, 1], patient, weights)
+    resampled = bootstrap.means(counts[:, 0], patient, weights) / bootstrap.means(counts[:, 1], patient, weights)
     value = float(counts[:, 0].sum() / counts[:, 1].sum())
-    return _figure("value", value, drawn, strata) | {"threshold": threshold, "saw_labels": False}
+    return _figure("value", value, resampled, strata) | {"threshold": threshold, "saw_labels": False}
 
 
 def _exam_figures(scored: Sequence[Scored], kind: str, options: Options) -> Row:
     """AUROC and AP of patients with this kind against healthy patients."""
-    of_patients = metrics.patient_scores(scored, kind, options.top)
-    scores = np.array([score for score, _ in of_patients.values()], dtype=float)
-    diseased = np.array([held for _, held in of_patients.values()], dtype=bool)
+    patient_scores = metrics.patient_scores(scored, kind, options.top)
+    scores = np.array([score for score, _ in patient_scores.values()], dtype=float)
+    diseased = np.array([is_diseased for _, is_diseased in patient_scores.values()], dtype=bool)
     counted: Row = {"diseased": int(diseased.sum()), "healthy": int((~diseased).sum())}
     try:
         metrics.require_both(diseased)
     except Undefined as reason:
         return {name: _null("value", str(reason)) | counted for name in ("exam_auc", "exam_ap")}
-    ids = tuple(of_patients)
+    ids = tuple(patient_scores)
     patients = PooledPlaces(scores, diseased, diseased.astype(float), np.arange(scores.size), ids, diseased)
     values = _pooled(patients, {"auc": metrics.area, "ap": metrics.average_precision}, options)
     prevalence: Row = {"prevalence": float(diseased.mean())}
@@ -245,20 +250,20 @@ def _single_image_figures(scored: Sequence[Scored], kind: str, options: Options)
     """AUROC and AP of images with this kind against healthy images."""
     images = [image for image in scored if image.holds(kind) or image.diseased is False]
     scores = np.array([image_score(image.scores, options.top) for image in images], dtype=float)
-    held = np.array([image.holds(kind) for image in images], dtype=bool)
-    counted: Row = {"diseased": int(held.sum()), "healthy": int((~held).sum())}
+    with_kind = np.array([image.holds(kind) for image in images], dtype=bool)
+    counted: Row = {"diseased": int(with_kind.sum()), "healthy": int((~with_kind).sum())}
     try:
-        metrics.require_both(held)
+        metrics.require_both(with_kind)
     except Undefined as reason:
         return {name: _null("value", str(reason)) | counted for name in ("image_auc", "image_ap")}
     ids, owner = np.unique([image.patient_id for image in images], return_inverse=True)
     diseased = np.zeros(len(ids), dtype=bool)
-    diseased[owner[held]] = True
-    pool = PooledPlaces(scores, held, held.astype(float), owner, tuple(ids), diseased)
+    diseased[owner[with_kind]] = True
+    pool = PooledPlaces(scores, with_kind, with_kind.astype(float), owner, tuple(ids), diseased)
     values = _pooled(pool, {"auc": metrics.area, "ap": metrics.average_precision}, options)
     return {
         "image_auc": values["auc"] | counted,
-        "image_ap": values["ap"] | counted | {"prevalence": float(held.mean())},
+        "image_ap": values["ap"] | counted | {"prevalence": float(with_kind.mean())},
     }
 
 
@@ -269,12 +274,12 @@ def _froc(scored: Sequence[Scored], kind: str, options: Options) -> Row:
     except Undefined as reason:
         return {"sensitivity": None, "reason": str(reason)}
     weights = np.vstack([np.ones(len(marks.patients)), bootstrap.draw(marks.diseased, options.resamples, options.seed)])
-    drawn = bootstrap.sensitivities(marks, weights)
+    resampled = bootstrap.sensitivities(marks, weights)
     return {
         "lesions": int(marks.lesion.sum()),
         "images": int(marks.images.sum()),
         "sensitivity": {
-            f"{rate:g}": _figure("value", float(drawn[0, i]), drawn[1:, i], marks.diseased)
+            f"{rate:g}": _figure("value", float(resampled[0, i]), resampled[1:, i], marks.diseased)
             for i, rate in enumerate(froc.RATES)
         },
     }
@@ -295,11 +300,14 @@ def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options
 
 
 def _compare_exams(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
-    of_a, of_b = (metrics.patient_scores(scored, kind, options.top) for scored in (a, b))
+    patients_a, patients_b = (metrics.patient_scores(scored, kind, options.top) for scored in (a, b))
     scores_a, scores_b = (
-        np.array([scores_by_patient[patient][0] for patient in of_a], dtype=float) for scores_by_patient in (of_a, of_b)
+        np.array([scores_by_patient[patient][0] for patient in patients_a], dtype=float)
+        for scores_by_patient in (patients_a, patients_b)
     )
-    return significance.delong(scores_a, scores_b, np.array([held for _, held in of_a.values()], dtype=bool))
+    return significance.delong(
+        scores_a, scores_b, np.array([is_diseased for _, is_diseased in patients_a.values()], dtype=bool)
+    )
 
 
 def _mean(images: Sequence[Scored], values: Sequence[float], options: Options) -> Row:
@@ -308,9 +316,9 @@ def _mean(images: Sequence[Scored], values: Sequence[float], options: Options) -
         return _null("mean", "no image gives this figure") | {"std": None, "images": 0}
     patient, strata = _patients(images)
     weights = bootstrap.draw(strata, options.resamples, options.seed)
-    drawn = bootstrap.means(np.array(values, dtype=float), patient, weights)
+    resampled = bootstrap.means(np.array(values, dtype=float), patient, weights)
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return _figure("mean", float(np.mean(values)), drawn, strata) | {"std": std, "images": len(values)}
+    return _figure("mean", float(np.mean(values)), resampled, strata) | {"std": std, "images": len(values)}
 
 
 def _patients(images: Sequence[Scored]) -> tuple[Int[np.ndarray, " i"], Bool[np.ndarray, " p"]]:
@@ -318,8 +326,8 @@ def _patients(images: Sequence[Scored]) -> tuple[Int[np.ndarray, " i"], Bool[np.
     return index, np.ones(names.size, dtype=bool)
 
 
-def _figure(name: str, value: float, drawn: Float[np.ndarray, " r"], strata: Bool[np.ndarray, " p"]) -> Row:
-    limits, reason = bootstrap.interval(drawn, strata)
+def _figure(name: str, value: float, resampled: Float[np.ndarray, " r"], strata: Bool[np.ndarray, " p"]) -> Row:
+    limits, reason = bootstrap.interval(resampled, strata)
     if limits is None:
         return {name: value, "low": None, "high": None, "reason": reason}
     return {name: value, "low": limits[0], "high": limits[1]}

@@ -22,11 +22,11 @@ FEW = 4
 """Trials below which no picture says anything."""
 
 
-def csv(found: Mapping[str, Any]) -> str:
+def csv(sweep: Mapping[str, Any]) -> str:
     """A line a trial: number, value, epochs, seconds, how it ended, and its settings."""
     rows = [
         {**{k: row[k] for k in ("number", "value", "epochs", "seconds", "how")}, **row["settings"]}
-        for row in found["rows"]
+        for row in sweep["rows"]
     ]
     return pd.DataFrame(rows).sort_values("number").to_csv(index=False)
 
@@ -44,7 +44,7 @@ def of_seeds(settings: Mapping[str, Any], ended: Sequence[tuple[float | None, st
         "values": values,
         "mean": float(np.mean(numbers)) if numbers else None,
         "deviation": float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
-        "errors": [why for _, why in ended],
+        "errors": [error for _, error in ended],
     }
 
 
@@ -54,29 +54,29 @@ def pictures(study: optuna.Study) -> dict[str, bytes]:
     Importance is PED-ANOVA's, Optuna's default (Watanabe et al., IJCAI 2023): how far a field's values in the best
     tenth of the trials are spread otherwise than in all trials; those of the fields add up to 1.
     """
-    shown = _ended(study)
-    if len(shown.trials) < FEW:
+    complete_study = _ended(study)
+    if len(complete_study.trials) < FEW:
         return {}
-    names = list(shown.trials[0].params)
+    names = list(complete_study.trials[0].params)
     plots: dict[str, Callable[[], Any]] = {
-        "history": lambda: draw.plot_optimization_history(shown),
-        "parallel": lambda: draw.plot_parallel_coordinate(shown),
-        "importance": lambda: draw.plot_param_importances(shown),
+        "history": lambda: draw.plot_optimization_history(complete_study),
+        "parallel": lambda: draw.plot_parallel_coordinate(complete_study),
+        "importance": lambda: draw.plot_param_importances(complete_study),
     }
     if len(names) > 1:
-        pair: list[str] = list(optuna.importance.get_param_importances(shown))[:2]
+        pair: list[str] = list(optuna.importance.get_param_importances(complete_study))[:2]
         pair = list(map(str, CONTOUR)) if set(CONTOUR) <= set(names) else pair
-        plots["contour"] = lambda: draw.plot_contour(shown, params=pair)
+        plots["contour"] = lambda: draw.plot_contour(complete_study, params=pair)
     return {name: _png(picture) for name, picture in plots.items()}
 
 
 def _ended(study: optuna.Study) -> optuna.Study:
     """The trials with a value, in memory."""
-    shown = optuna.create_study(direction="minimize")
+    complete_study = optuna.create_study(direction="minimize")
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         if trial.value is not None and abs(trial.value) != float("inf"):
-            shown.add_trial(trial)
-    return shown
+            complete_study.add_trial(trial)
+    return complete_study
 
 
 def _png(picture: Callable[[], Any]) -> bytes:
@@ -91,10 +91,10 @@ def _png(picture: Callable[[], Any]) -> bytes:
     return buffer.getvalue()
 
 
-def page(found: Mapping[str, Any], drawn: Mapping[str, bytes]) -> str:
+def page(sweep: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     """The page of a sweep."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resources.files("rayad.evaluation").joinpath("trials.html.j2").read_text("utf-8")
-    shown = {name: base64.b64encode(png).decode() for name, png in drawn.items()}
-    ended = sorted(found["rows"], key=lambda row: (row["value"] is None, row["value"] or 0))
-    return environment.from_string(template).render(found=found, rows=ended, shown=shown)
+    shown = {name: base64.b64encode(png).decode() for name, png in pictures.items()}
+    ended = sorted(sweep["rows"], key=lambda row: (row["value"] is None, row["value"] or 0))
+    return environment.from_string(template).render(sweep=sweep, rows=ended, shown=shown)

@@ -47,7 +47,7 @@ def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> l
         hits, alarms = int((called & diseased).sum()), int((called & ~diseased).sum())
         sensitivity = _share(hits, int(diseased.sum()), "anomalous")
         specificity = _share(int((~diseased).sum()) - alarms, int((~diseased).sum()), "healthy")
-        both = [sensitivity["value"], specificity["value"]]
+        rates = [sensitivity["value"], specificity["value"]]
         verdict_rows.append(
             {
                 "detector": detector,
@@ -56,7 +56,7 @@ def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> l
                 "images": len(diagnosed),
                 "sensitivity": sensitivity,
                 "specificity": specificity,
-                "balanced_accuracy": None if None in both else float(np.mean(both)),  # type: ignore[reportArgumentType]
+                "balanced_accuracy": None if None in rates else float(np.mean(rates)),  # type: ignore[reportArgumentType]
                 "f1": 2 * hits / (hits + alarms + int(diseased.sum())) if diseased.any() else None,
             }
         )
@@ -67,8 +67,8 @@ def _above(threshold: float) -> Callable[[float], bool]:
     return lambda score: score > threshold
 
 
-def _share(part: int, whole: int, what: str) -> dict[str, object]:
-    if not whole:
-        return {"value": None, "low": None, "high": None, "reason": f"no {what} image"}
-    interval = stats.binomtest(part, whole).proportion_ci(method="wilson")
-    return {"value": part / whole, "low": float(interval.low), "high": float(interval.high)}
+def _share(part: int, total: int, label: str) -> dict[str, object]:
+    if not total:
+        return {"value": None, "low": None, "high": None, "reason": f"no {label} image"}
+    interval = stats.binomtest(part, total).proportion_ci(method="wilson")
+    return {"value": part / total, "low": float(interval.low), "high": float(interval.high)}

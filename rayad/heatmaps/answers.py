@@ -34,9 +34,9 @@ class Value(BaseModel):
     )
 
 
-def example(of: Mapping[str, Any], **more: Any) -> ConfigDict:
+def example(content: Mapping[str, Any], **more: Any) -> ConfigDict:
     """The settings of a model whose JSON schema has this example."""
-    return ConfigDict(json_schema_extra={"examples": [dict(of)], **more})
+    return ConfigDict(json_schema_extra={"examples": [dict(content)], **more})
 
 
 class DetectorName(Value):

@@ -72,10 +72,10 @@ def _of_dicom(data: bytes, name: str, request: HeatmapRequest) -> Source:
     return Source(pixels, spacing_mm, view, force=request.force, doubts=dicom.doubts(header), wall=header.wall)
 
 
-def _spacing(said: float, name: str, request: HeatmapRequest, fault: str = "") -> float:
-    if not (said or request.spacing_mm):
+def _spacing(file_spacing_mm: float, name: str, request: HeatmapRequest, fault: str = "") -> float:
+    if not (file_spacing_mm or request.spacing_mm):
         raise ImageError(f"{name}: no pixel spacing, in the file or the option spacing_mm" + f"; {fault}" * bool(fault))
-    return said or request.spacing_mm
+    return file_spacing_mm or request.spacing_mm
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,19 @@ def asked_of(places: Sequence[str], request: HeatmapRequest) -> tuple[list[Image
         OptionError: an image is given twice.
         StorageError: a folder or table cannot be read.
     """
-    own: dict[str, HeatmapRequest] = {}
-    others: list[str] = []
+    table_requests: dict[str, HeatmapRequest] = {}
+    files_and_folders: list[str] = []
     for place in places:
         if place.lower().endswith(tables.ENDINGS):
             rows = _rows(place, request)
-            own |= rows
-            others += rows
+            table_requests |= rows
+            files_and_folders += rows
         else:
-            others.append(place)
-    files, left_out = found_in(others)
-    return [ImageRequest(file, name, own.get(file, request)) for file, name in named(_some(files, places))], left_out
+            files_and_folders.append(place)
+    files, left_out = found_in(files_and_folders)
+    return [
+        ImageRequest(file, name, table_requests.get(file, request)) for file, name in named(_some(files, places))
+    ], left_out
 
 
 def _rows(url: str, request: HeatmapRequest) -> dict[str, HeatmapRequest]:
@@ -134,15 +136,15 @@ def _rows(url: str, request: HeatmapRequest) -> dict[str, HeatmapRequest]:
     return images
 
 
-def _of_row(where: str, row: Mapping[str, str], request: HeatmapRequest) -> HeatmapRequest:
+def _of_row(row_name: str, row: Mapping[str, str], request: HeatmapRequest) -> HeatmapRequest:
     spacing_mm = tables.number(row["spacing_mm"]) if row["spacing_mm"] else request.spacing_mm
     if not (spacing_mm == 0 or LEAST_MM <= spacing_mm <= MOST_MM):
-        wanted = f"a number of mm a pixel, from {LEAST_MM:g} to {MOST_MM:g}"
-        raise DatasetError(f"{where}: spacing_mm is {wanted}, or empty; not {row['spacing_mm']!r}")
+        expected = f"a number of mm a pixel, from {LEAST_MM:g} to {MOST_MM:g}"
+        raise DatasetError(f"{row_name}: spacing_mm is {expected}, or empty; not {row['spacing_mm']!r}")
     try:
         return replace(request, spacing_mm=spacing_mm, view=row["view"] or request.view)
     except OptionError as error:
-        raise DatasetError(f"{where}: {error}") from None
+        raise DatasetError(f"{row_name}: {error}") from None
 
 
 def _beside(table: str, url: str) -> str:
@@ -157,9 +159,9 @@ def found_in(images: Sequence[str]) -> tuple[list[str], list[str]]:
     image_files: list[str] = []
     left_out: list[str] = []
     for place in images:
-        below = None if place.lower().endswith(raster.SUFFIXES) else _below(place)
-        for file in [place] if below is None else below:
-            is_image = below is None or kind_of(file) in ("raster", "dicom")
+        files = None if place.lower().endswith(raster.SUFFIXES) else _below(place)
+        for file in [place] if files is None else files:
+            is_image = files is None or kind_of(file) in ("raster", "dicom")
             (image_files if is_image else left_out).append(file)
     return image_files, left_out
 
@@ -181,20 +183,20 @@ def named(files: Sequence[str]) -> list[tuple[str, str]]:
         OptionError: a file is given twice.
     """
     if len(set(files)) < len(files):
-        twice = next(file for file, often in Counter(files).items() if often > 1)
-        raise OptionError(f"{twice}: this image is given twice")
+        repeated = next(file for file, often in Counter(files).items() if often > 1)
+        raise OptionError(f"{repeated}: this image is given twice")
     paths = [[part for part in _bare(file).replace("\\", "/").split("/") if part] or [""] for file in files]
-    deep = [1] * len(paths)
+    depths = [1] * len(paths)
     while True:
-        names = ["-".join([*path[-depth:-1], _stem(path[-1])]) for path, depth in zip(paths, deep, strict=True)]
+        names = ["-".join([*path[-depth:-1], _stem(path[-1])]) for path, depth in zip(paths, depths, strict=True)]
         often = Counter(names)
-        alike = [i for i, name in enumerate(names) if often[name] > 1]
-        growing = [i for i in alike if deep[i] < len(paths[i])]
+        ambiguous = [i for i, name in enumerate(names) if often[name] > 1]
+        growing = [i for i in ambiguous if depths[i] < len(paths[i])]
         if not growing:
             break
         for i in growing:
-            deep[i] += 1
-    for i in alike:  # whose endings alone differ
+            depths[i] += 1
+    for i in ambiguous:  # whose endings alone differ
         names[i] = f"{names[i]}-{hashlib.sha256(files[i].encode(errors='surrogateescape')).hexdigest()[:8]}"
     return list(zip(files, names, strict=True))
 
@@ -223,8 +225,8 @@ def _listed(folder: str) -> list[str]:
     return [file for file in files if file.lower().endswith(raster.SUFFIXES) or dicom.is_candidate(file)]
 
 
-def _some(files: list[str], of: Sequence[str]) -> list[str]:
+def _some(files: list[str], places: Sequence[str]) -> list[str]:
     if not files:
-        places = ", ".join(of) or "an empty list"
-        raise ImageError(f"no image in {places}; rayad reads {', '.join(raster.SUFFIXES)} and DICOM")
+        names = ", ".join(places) or "an empty list"
+        raise ImageError(f"no image in {names}; rayad reads {', '.join(raster.SUFFIXES)} and DICOM")
     return files

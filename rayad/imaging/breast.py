@@ -61,10 +61,10 @@ def find_breast(pixels: Pixels, spacing_mm: float) -> Mask:
     bright = _opened(small > _skin_level(small), radius_mm=2.5)
     if not bright.any():
         raise ImageError("no breast in the image: no bright object is thicker than 5 mm")
-    whole = _without_flares(np.asarray(ndimage.binary_fill_holes(_largest(bright))))
-    body = _largest(_opened(whole, radius_mm=6))
-    near = _depth(~body) * _WORKING_MM <= 6  # gives the nipple back
-    breast = _largest(whole & near) if body.any() else body
+    object_mask = _without_flares(np.asarray(ndimage.binary_fill_holes(_largest(bright))))
+    body = _largest(_opened(object_mask, radius_mm=6))
+    near_body = _depth(~body) * _WORKING_MM <= 6  # gives the nipple back
+    breast = _largest(object_mask & near_body) if body.any() else body
     if breast.mean() < 0.02:
         raise ImageError(f"no breast in the image: the largest thick object covers {breast.mean():.1%} of it")
     return resample_mask(_without_strips(small, breast), pixels.shape)
@@ -137,13 +137,13 @@ def skin_distance(breast: Mask, spacing_mm: float) -> Float[np.ndarray, "h w"]:
 
 def _skin_level(small: Pixels) -> float:
     """The value between background and tissue at which the skin line is drawn."""
-    between = float(threshold_otsu(small))
-    dark = small[(small < between) & (small > 0.002)]
+    threshold = float(threshold_otsu(small))
+    dark = small[(small < threshold) & (small > 0.002)]
     background = 0.0
     if dark.size > 0.1 * small.size:  # else what is not tissue is black
         counts, edges = np.histogram(dark, bins=256, range=(0, 1))
         background = float(edges[np.argmax(ndimage.gaussian_filter1d(counts.astype(float), 1))]) + 1 / 512
-    return background + _SKIN * (float(np.median(small[small > between])) - background)
+    return background + _SKIN * (float(np.median(small[small > threshold])) - background)
 
 
 def _opened(mask: Mask, radius_mm: float) -> Mask:
@@ -193,14 +193,14 @@ def _without_flares(mask: Mask) -> Mask:
     outward = mask if _chest_wall_is_left(mask) else mask[:, ::-1]
     rows = np.flatnonzero(outward.any(axis=1))
     reach = outward.shape[1] - np.argmax(outward[:, ::-1], axis=1)  # one past the last pixel
-    middle = rows[len(rows) // 5 : -(len(rows) // 5) or None]
-    start = int(middle[np.argmax(reach[middle])])
-    kept = outward.copy()
+    middle_rows = rows[len(rows) // 5 : -(len(rows) // 5) or None]
+    start = int(middle_rows[np.argmax(reach[middle_rows])])
+    trimmed = outward.copy()
     for path in (np.arange(start, rows[0] - 1, -1), np.arange(start, rows[-1] + 1)):
         jumps = np.flatnonzero(reach[path[3:]] - reach[path[:-3]] > 12 / _WORKING_MM)
         if jumps.size:
-            kept[path[jumps[0] + 1 :], reach[path[jumps[0]]] :] = False
-    return kept if outward is mask else kept[:, ::-1]
+            trimmed[path[jumps[0] + 1 :], reach[path[jumps[0]]] :] = False
+    return trimmed if outward is mask else trimmed[:, ::-1]
 
 
 def _without_strips(small: Pixels, breast: Mask) -> Mask:
@@ -210,17 +210,17 @@ def _without_strips(small: Pixels, breast: Mask) -> Mask:
     but there is none above: what is at one end alone stays.
     """
     mirrored = not _chest_wall_is_left(breast)
-    pixels, kept = (small[:, ::-1], breast[:, ::-1]) if mirrored else (small, breast)
-    kept = kept.copy()
-    rows = np.flatnonzero(kept.any(axis=1))
+    pixels, trimmed = (small[:, ::-1], breast[:, ::-1]) if mirrored else (small, breast)
+    trimmed = trimmed.copy()
+    rows = np.flatnonzero(trimmed.any(axis=1))
     strips = []
     for inward in (rows, rows[::-1]):
-        wide = kept[inward].sum(axis=1) * _WORKING_MM > _STRIP_MM
-        strips.append(_strip(pixels, kept, inward[: int(np.argmax(wide))]))
+        wide = trimmed[inward].sum(axis=1) * _WORKING_MM > _STRIP_MM
+        strips.append(_strip(pixels, trimmed, inward[: int(np.argmax(wide))]))
     if not all(strip.size for strip in strips):
         return breast
-    kept[np.concatenate(strips)] = False
-    return _largest(kept[:, ::-1] if mirrored else kept)
+    trimmed[np.concatenate(strips)] = False
+    return _largest(trimmed[:, ::-1] if mirrored else trimmed)
 
 
 def _strip(pixels: Pixels, breast: Mask, rows: Int[np.ndarray, " r"]) -> Int[np.ndarray, " s"]:
@@ -228,13 +228,13 @@ def _strip(pixels: Pixels, breast: Mask, rows: Int[np.ndarray, " r"]) -> Int[np.
     columns = np.flatnonzero(breast[rows].mean(axis=0) > 0.7) if len(rows) * _WORKING_MM > _SHORTEST_STRIP_MM else []
     if len(columns) < 2:
         return rows[:0]
-    seen = np.maximum(pixels[np.ix_(rows, columns)], 1e-6)
-    profile = np.median(seen, axis=0)
-    varied, fallen = float((seen.std(axis=0) / seen.mean(axis=0)).mean()), 1 - profile[-1] / profile[0]
-    if varied > _UNEVEN or fallen < _FALLING or profile[0] > _DARK * np.median(pixels[breast]):
+    strip_pixels = np.maximum(pixels[np.ix_(rows, columns)], 1e-6)
+    profile = np.median(strip_pixels, axis=0)
+    variation, fall = float((strip_pixels.std(axis=0) / strip_pixels.mean(axis=0)).mean()), 1 - profile[-1] / profile[0]
+    if variation > _UNEVEN or fall < _FALLING or profile[0] > _DARK * np.median(pixels[breast]):
         return rows[:0]
-    alike = np.flatnonzero(np.abs(seen / profile - 1).mean(axis=1) < _UNEVEN)
-    return rows[: alike[-1] + 1] if alike.size else rows[:0]
+    even_rows = np.flatnonzero(np.abs(strip_pixels / profile - 1).mean(axis=1) < _UNEVEN)
+    return rows[: even_rows[-1] + 1] if even_rows.size else rows[:0]
 
 
 def _corner(pixels: Pixels, tissue: Mask) -> Mask:
@@ -273,8 +273,8 @@ def _mean_slope(
     smooth: Pixels, inner: Mask, right: Float[np.ndarray, " k"], down: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
     """Mean fall of brightness across each line, away from the corner, -1 to 1; -1 where it leaves the tissue."""
-    along = (np.arange(60) + 0.5) / 60
-    places = np.stack([down[:, None] * along, right[:, None] * (1 - along)])  # 2 k 60, rows and columns
+    positions = (np.arange(60) + 0.5) / 60
+    places = np.stack([down[:, None] * positions, right[:, None] * (1 - positions)])  # 2 k 60, rows and columns
     length = np.hypot(right, down)[:, None]
     by_row, by_column = (
         ndimage.map_coordinates(gradient, places, order=1, mode="nearest") for gradient in np.gradient(smooth)

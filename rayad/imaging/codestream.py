@@ -64,27 +64,27 @@ class Head:
 def heads_of_jpeg_2000(codestream: bytes) -> Iterator[Head]:
     """Every header that a decoder might take, also of a JP2 file around it."""
     for start in re.finditer(re.escape(_SIZ), codestream):
-        at = start.start()
-        right, bottom, left, top = struct.unpack_from(">4I", codestream, at + 8)
-        channels, depth = struct.unpack_from(">HB", codestream, at + 40)
+        offset = start.start()
+        right, bottom, left, top = struct.unpack_from(">4I", codestream, offset + 8)
+        channels, depth = struct.unpack_from(">HB", codestream, offset + 40)
         yield Head(bottom - top, right - left, channels, (depth & 0x7F) + 1, bool(depth & 0x80))
 
 
 def _of_jpeg(codestream: bytes) -> Iterator[tuple[int, int]]:
     """Rows and columns of every frame before the first scan."""
-    at = 2
+    offset = 2
     if not codestream.startswith(b"\xff\xd8"):
         return
-    while at + 4 <= len(codestream):
-        if codestream[at] != 0xFF:
+    while offset + 4 <= len(codestream):
+        if codestream[offset] != 0xFF:
             raise ImageError("a damaged JPEG: no marker where one must be")
-        kind = codestream[at + 1]
+        kind = codestream[offset + 1]
         if kind == 0xFF or kind in _ALONE:  # a fill byte, or a marker alone
-            at += 1 if kind == 0xFF else 2
+            offset += 1 if kind == 0xFF else 2
             continue
         if kind in (_SCAN, _END):
             return
         if kind in _FRAMES:
-            rows, columns = struct.unpack_from(">2H", codestream, at + 5)
+            rows, columns = struct.unpack_from(">2H", codestream, offset + 5)
             yield rows, columns
-        at += 2 + struct.unpack_from(">H", codestream, at + 2)[0]
+        offset += 2 + struct.unpack_from(">H", codestream, offset + 2)[0]

@@ -30,13 +30,13 @@ def context(prepared: Prepared) -> dict[str, Pixels]:
     )
     area = outside[1] - inside[1]
     ring = np.where(area > 0.5, (outside[0] - inside[0]) / np.maximum(area, 0.5), 0)
-    whole = prepared.stored[prepared.tissue].mean() if prepared.tissue.any() else 0.0
+    mean_density = prepared.stored[prepared.tissue].mean() if prepared.tissue.any() else 0.0
     return {
         "skin_mm": _skin(prepared),
         "rel_row": np.repeat(rel_row[:, None], w, axis=1),
         "rel_col": np.repeat(rel_col[None, :], h, axis=0),
         "ring_density": ring.astype(np.float32),
-        "image_density": np.full((h, w), whole, np.float32),
+        "image_density": np.full((h, w), mean_density, np.float32),
     }
 
 

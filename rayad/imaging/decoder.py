@@ -71,12 +71,12 @@ class _Process:
 
     def __init__(self, limits: bounds.Bounds) -> None:
         self.limits, self._ready = limits, False
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        self._channel, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child_socket:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "rayad.imaging.decoder", str(theirs.fileno())],
+                [sys.executable, "-m", "rayad.imaging.decoder", str(child_socket.fileno())],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[child_socket.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # a library's last words may quote the file
@@ -129,9 +129,11 @@ class _Process:
             return ImageError(
                 f"{name}: decoding took longer than bounds.decode_seconds={self.limits.decode_seconds:g} s"
             )
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         memory = self.limits.memory_mb
-        return ImageError(f"{name}: damaged, its decoder ended by {how}, or takes more than bounds.memory_mb={memory}")
+        return ImageError(
+            f"{name}: damaged, its decoder ended by {cause}, or takes more than bounds.memory_mb={memory}"
+        )
 
     def _late(self, name: str) -> str:
         return f"{name}: decoding took longer than bounds.decode_seconds={self.limits.decode_seconds:g} s"
@@ -155,9 +157,9 @@ _lock = threading.Lock()
 def _taken(limits: bounds.Bounds) -> _Process:
     """One that is idle and has these bounds, or a new one."""
     with _lock:
-        for other in [process for process in _idle if process.limits != limits or not process.lives]:
-            _idle.remove(other)
-            other.end()
+        for process in [process for process in _idle if process.limits != limits or not process.lives]:
+            _idle.remove(process)
+            process.end()
         return _idle.pop() if _idle else _Process(limits)
 
 
@@ -193,8 +195,8 @@ def _pixels(memory: int, dtype: str, shape: Sequence[int]) -> np.ndarray:
         raise ImageError(f"a decoder answers with {shape} values of {dtype}, which are not there")
     if not math.prod(shape):
         return np.empty(shape, dtype)
-    held = mmap.mmap(memory, 0, access=mmap.ACCESS_COPY)
-    return np.frombuffer(held, dtype, math.prod(shape)).reshape(shape)
+    mapping = mmap.mmap(memory, 0, access=mmap.ACCESS_COPY)
+    return np.frombuffer(mapping, dtype, math.prod(shape)).reshape(shape)
 
 
 def _serve(channel: socket.socket) -> None:
@@ -238,8 +240,8 @@ def _called(function: str, data: bytes, name: str, arguments: list[Any]) -> tupl
 def _send(channel: socket.socket, answer: dict[str, Any], pixels: np.ndarray) -> None:
     memory = _memory()
     os.ftruncate(memory, max(1, pixels.nbytes))
-    with mmap.mmap(memory, 0) as held:
-        np.copyto(np.frombuffer(held, pixels.dtype, pixels.size).reshape(pixels.shape), pixels)
+    with mmap.mmap(memory, 0) as mapping:
+        np.copyto(np.frombuffer(mapping, pixels.dtype, pixels.size).reshape(pixels.shape), pixels)
     socket.send_fds(channel, [json.dumps(answer).encode()], [memory])
     os.close(memory)
 
@@ -256,5 +258,5 @@ def _bound_memory(size: int) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as theirs:
-        _serve(theirs)
+    with socket.socket(fileno=int(sys.argv[1])) as child_socket:
+        _serve(child_socket)

@@ -66,9 +66,9 @@ class Preprocessing:
         skin = find_skin(resized)
         if not skin.any():
             raise ImageError("no skin in the image: it is dark all over")
-        seen = resized if self.constancy == "none" else constant(resized, skin, NORMS[self.constancy])
-        stored = seen.mean(axis=2, dtype=np.float32)
-        return Prepared(stored, seen, skin, skin, self.spacing_mm, source)
+        picture = resized if self.constancy == "none" else constant(resized, skin, NORMS[self.constancy])
+        stored = picture.mean(axis=2, dtype=np.float32)
+        return Prepared(stored, picture, skin, skin, self.spacing_mm, source)
 
 
 def find_skin(pixels: Colours) -> Mask:

@@ -232,8 +232,8 @@ def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: 
         described = _header(dataset)
         if unsuitable := described.unsuitable if whole_breast else _no_image(dataset):
             raise ImageError(f"{name}: {unsuitable}")
-        raw = dataset.get("PresentationIntentType", "") == "FOR PROCESSING"
-        if raw and for_processing == "refuse":
+        is_raw = dataset.get("PresentationIntentType", "") == "FOR PROCESSING"
+        if is_raw and for_processing == "refuse":
             raise ImageError(f"{name}: a raw image (FOR PROCESSING); for_processing=convert takes its logarithm")
         dataset = _open(io.BytesIO(data), name)
         for table in (
@@ -250,7 +250,7 @@ def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: 
             raise ImageError(f"{name}: pixels of {stored.shape} in a file of {described.rows} x {described.columns} px")
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated and int(stored.max()) >= 2 ** int(dataset.BitsStored):
             raise ImageError(f"{name}: values up to {stored.max()} in a file of {dataset.BitsStored} bits")
-        return asdict(described), _scaled(dataset, stored, raw)
+        return asdict(described), _scaled(dataset, stored, is_raw)
 
 
 def _stored(dataset: Dataset) -> np.ndarray:
@@ -273,14 +273,14 @@ def _check_length(dataset: Dataset) -> None:
         )
 
 
-def _scaled(dataset: Dataset, stored: np.ndarray, raw: bool) -> Pixels:
+def _scaled(dataset: Dataset, stored: np.ndarray, is_raw: bool) -> Pixels:
     """Stored values in [0, 1], a few rows after the other: in float64 an image takes eight times its memory."""
     low, high = _range(dataset)
     pixels = np.empty(stored.shape, np.float32)
     for start in range(0, len(stored), ROWS):
         rows = stored[start : start + ROWS]
         scaled = (_rescaled(dataset, rows) - low) / (high - low)
-        if raw:
+        if is_raw:
             scaled = _as_for_looking(dataset, scaled, high - low)
         elif dataset.PhotometricInterpretation == "MONOCHROME1":
             scaled = 1 - scaled
@@ -306,17 +306,17 @@ def spacing_of(dataset: Dataset) -> float:
     distances, divisor = (pixel, 1.0) if corrected else (at_detector or pixel, _magnification(dataset))
     if not distances:
         return 0.0
-    down, across = (value / divisor for value in distances)
-    if abs(down - across) > 0.01 * down:
+    row_mm, column_mm = (value / divisor for value in distances)
+    if abs(row_mm - column_mm) > 0.01 * row_mm:
         name = next(name for name in _SPACINGS if _distances(dataset, name) == distances)
-        raise ImageError(f"{name}: square pixels expected, not {down:g} by {across:g} mm")
-    return down
+        raise ImageError(f"{name}: square pixels expected, not {row_mm:g} by {column_mm:g} mm")
+    return row_mm
 
 
 def _spacing_fault(dataset: Dataset) -> str:
     """Which attribute should say the spacing, and what it says instead; empty: none is there that does not."""
-    wrong = (name for name in _SPACINGS if dataset.get(name) is not None and not _distances(dataset, name))
-    return next((f"{name} is no two distances between 0 and {LARGEST_SPACING_MM:g} mm" for name in wrong), "")
+    faulty = (name for name in _SPACINGS if dataset.get(name) is not None and not _distances(dataset, name))
+    return next((f"{name} is no two distances between 0 and {LARGEST_SPACING_MM:g} mm" for name in faulty), "")
 
 
 def _distances(dataset: Dataset, keyword: str) -> list[float]:
@@ -330,8 +330,8 @@ def _distances(dataset: Dataset, keyword: str) -> list[float]:
         distances = [float(text) for text in value or ()]
     except (TypeError, ValueError):
         return []
-    possible = len(distances) == 2 and all(0 < distance < LARGEST_SPACING_MM for distance in distances)
-    return distances if possible else []
+    is_valid = len(distances) == 2 and all(0 < distance < LARGEST_SPACING_MM for distance in distances)
+    return distances if is_valid else []
 
 
 def _magnification(dataset: Dataset) -> float:
@@ -434,11 +434,11 @@ def _is_deflated(file: Any, name: str) -> bool:
     read_preamble(file, force=True)
     deflated = _read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     if deflated:
-        most = bounds.current().pixels
+        max_pixels = bounds.current().pixels
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflate.decompress(file.read(), 2 * most + HEADER_BYTES)
+        inflate.decompress(file.read(), 2 * max_pixels + HEADER_BYTES)
         if inflate.unconsumed_tail:
-            raise ImageError(f"{name}: a deflated file of more pixels than bounds.pixels={most}")
+            raise ImageError(f"{name}: a deflated file of more pixels than bounds.pixels={max_pixels}")
     file.seek(start)
     return deflated
 
@@ -453,8 +453,8 @@ def _no_image(dataset: Dataset) -> str:
         return f"no image ({_code(dataset, 'Modality')})"
     if frames > 1:
         return f"{frames} frames, not one image"
-    if rows * columns > (most := bounds.current().pixels):
-        return f"{rows} x {columns} pixels are more than bounds.pixels={most}"
+    if rows * columns > (max_pixels := bounds.current().pixels):
+        return f"{rows} x {columns} pixels are more than bounds.pixels={max_pixels}"
     kind = str(dataset.get("PhotometricInterpretation", "") or "").upper()
     if kind not in _GREY or int(dataset.get("SamplesPerPixel", 1)) != 1:
         return f"not a grey image ({_code(dataset, 'PhotometricInterpretation')})"
@@ -475,11 +475,11 @@ def _not_whole_breast(dataset: Dataset) -> str:
         return f"modality {_code(dataset, 'Modality')}, not a mammogram"
     if dataset.get("PresentationIntentType", "") == "FOR PROCESSING":
         return RAW
-    for keyword, words, why in _NO_STANDARD_VIEW:
+    for keyword, words, reason in _NO_STANDARD_VIEW:
         value = dataset.get(keyword)
         values = [value] if isinstance(value, str) else list(value or ())
-        if any(re.search(words, str(one).upper()) for one in values):
-            return why
+        if any(re.search(words, str(text).upper()) for text in values):
+            return reason
     if not re.search("BREAST|MAMM|^$", str(dataset.get("BodyPartExamined", "") or "").upper()):
         return f"body part {_code(dataset, 'BodyPartExamined')}, not a breast"
     codes = {code for view in dataset.get("ViewCodeSequence") or [] for code in _modifiers(view)}
@@ -530,19 +530,21 @@ def _orientation(dataset: Dataset) -> tuple[str, str]:
     orientation = dataset.get("PatientOrientation") or []
     if len(orientation) != 2:
         return "", ""
-    down = str(orientation[1]).upper()
-    towards = next((letter for letter in down if letter in "LR"), "")
+    column_direction = str(orientation[1]).upper()
+    towards = next((letter for letter in column_direction if letter in "LR"), "")
     laterality = {"L": "R", "R": "L"}.get(towards, "")
-    if "H" in down:  # upside down
+    if "H" in column_direction:  # upside down
         laterality = towards
-    return laterality, ("MLO" if "F" in down or "H" in down else "CC") if down else ""
+    return laterality, (
+        "MLO" if "F" in column_direction or "H" in column_direction else "CC"
+    ) if column_direction else ""
 
 
 def _wall(dataset: Dataset) -> str:
     """The edge that rows come from, if they lead to the front (A), or lead to, if that is the back (P)."""
     orientation = dataset.get("PatientOrientation") or []
-    across = str(orientation[0]).upper()[:1] if len(orientation) == 2 else ""
-    return {"A": "left", "P": "right"}.get(across, "")
+    row_direction = str(orientation[0]).upper()[:1] if len(orientation) == 2 else ""
+    return {"A": "left", "P": "right"}.get(row_direction, "")
 
 
 def _range(dataset: Dataset) -> tuple[float, float]:

@@ -153,21 +153,23 @@ def _search(client: DICOMwebClient, filters: dict[str, str], study: str | None =
     Raises:
         FormatError: the server has more, by its own word or because a full page came again, and does not give it.
     """
-    seen = set[str]()
+    seen_uids = set[str]()
     while True:
-        page = client.search_for_instances(study, search_filters=filters, limit=PAGE, offset=len(seen), fields=_FIELDS)
+        page = client.search_for_instances(
+            study, search_filters=filters, limit=PAGE, offset=len(seen_uids), fields=_FIELDS
+        )
         rows = {_value(row, "00080018"): row for row in page}
-        new = rows.keys() - seen
-        if not new and (getattr(_answer, "incomplete", False) or len(page) >= PAGE):
+        new_uids = rows.keys() - seen_uids
+        if not new_uids and (getattr(_answer, "incomplete", False) or len(page) >= PAGE):
             raise FormatError(
-                f"an incomplete list of instances: the server has more than {len(seen)} and gives no more"
+                f"an incomplete list of instances: the server has more than {len(seen_uids)} and gives no more"
             )
-        if len(seen) + len(new) > MOST:
+        if len(seen_uids) + len(new_uids) > MOST:
             raise FormatError(f"a list of more than {MOST:,} instances; ask for those of some days")
-        yield from (row for instance, row in rows.items() if instance in new)
-        if not new:
+        yield from (row for instance, row in rows.items() if instance in new_uids)
+        if not new_uids:
             return
-        seen |= new
+        seen_uids |= new_uids
 
 
 def _parts(url: str) -> tuple[str, tuple[str, str, str]]:
@@ -200,28 +202,28 @@ def _bound(response: requests.Response, **_: Any) -> None:
     """Read an answer here, so that the client never parses one that is too large, too late, or nests too deep."""
     _answer.incomplete = response.headers.get("Warning", "").lstrip().startswith("299")
     kinds = f"{response.request.headers.get('Accept')} {response.headers.get('Content-Type')}"
-    json, until = "json" in kinds, time.monotonic() + ANSWER_S
-    most = LARGEST if json else bounds.current().file_mb * 1_000_000 + LARGEST_AROUND
+    is_json, until = "json" in kinds, time.monotonic() + ANSWER_S
+    max_bytes = LARGEST if is_json else bounds.current().file_mb * 1_000_000 + LARGEST_AROUND
     content = bytearray()
     for part in response.iter_content(CHUNK):
         content += part
-        bounded.require_size(len(content), "the answer", most)
+        bounded.require_size(len(content), "the answer", max_bytes)
         if time.monotonic() > until:
             raise FormatError(f"the answer was not here within {ANSWER_S:g} s")
-    if content and json and response.ok:
+    if content and is_json and response.ok:
         bounded.parse_json(bytes(content), "the answer")
     response._content = bytes(content)  # where requests keeps what was read
 
 
 @contextmanager
-def _explained(url: str, what: str = "read") -> Iterator[None]:
+def _explained(url: str, verb: str = "read") -> Iterator[None]:
     try:
         yield
     except requests.HTTPError as error:
         code = error.response.status_code if error.response is not None else 0
-        refused = ": credentials come from DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD"
-        raise StorageError(f"cannot {what} {url}: the server answers {code}{refused * (code in (401, 403))}") from error
+        hint = ": credentials come from DICOMWEB_TOKEN, or DICOMWEB_USER and DICOMWEB_PASSWORD"
+        raise StorageError(f"cannot {verb} {url}: the server answers {code}{hint * (code in (401, 403))}") from error
     except FormatError as error:
-        raise StorageError(f"cannot {what} {url}: {error}") from error
+        raise StorageError(f"cannot {verb} {url}: {error}") from error
     except _ODD as error:
-        raise StorageError(f"cannot {what} {url}: {type(error).__name__}") from error
+        raise StorageError(f"cannot {verb} {url}: {type(error).__name__}") from error

@@ -46,23 +46,23 @@ def _header(data: bytes, name: str) -> tuple[int, int, int]:
     expected = f"{name}: a lossless JPEG of one component and 16 bits expected"
     if data[:2] != b"\xff\xd8":
         raise ImageError(expected)
-    at, shape = 2, (0, 0)
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])[0]
-        body = data[at + 4 : at + 2 + length]
+    offset, shape = 2, (0, 0)
+    while offset + 4 <= len(data) and data[offset] == 0xFF:
+        marker, length = data[offset + 1], struct.unpack(">H", data[offset + 2 : offset + 4])[0]
+        body = data[offset + 4 : offset + 2 + length]
         if marker == 0xC3 and len(body) >= 6:
-            bits, down, across, components = struct.unpack(">BHHB", body[:6])
-            shape = (down, across) if (bits, components) == (16, 1) else (0, 0)
+            bits, rows, columns, components = struct.unpack(">BHHB", body[:6])
+            shape = (rows, columns) if (bits, components) == (16, 1) else (0, 0)
         if marker == 0xDA and len(body) >= 4:
             if not shape[0] * shape[1]:
                 raise ImageError(expected)
             bounds.current().require_pixels(*shape, name)
             if shape[0] * shape[1] > 8 * len(data):  # a pixel takes a bit at least
                 raise ImageError(f"{name}: damaged lossless JPEG: too short for {shape[0]} x {shape[1]} px")
-            if b"\xff\xd9" not in data[at:]:
+            if b"\xff\xd9" not in data[offset:]:
                 raise ImageError(f"{name}: the file is cut off, a lossless JPEG ends in its marker EOI")
             return shape[0], shape[1], body[3]
-        at += 2 + length
+        offset += 2 + length
     raise ImageError(expected)
 
 
@@ -81,14 +81,14 @@ def _added_up(differences: np.ndarray) -> np.ndarray:
     """The image, diagonal by diagonal: all that a diagonal needs lies on the one before."""
     height, width = differences.shape
     image = np.empty((height, width), np.uint16)
-    before = np.zeros(height, np.int32)  # by row, on the last diagonal
+    last_diagonal = np.zeros(height, np.int32)  # by row, on the last diagonal
     for diagonal in range(height + width - 1):
         first, last = max(0, diagonal - width + 1), min(height - 1, diagonal)
         rows = np.arange(first, last + 1)
         columns = diagonal - rows
-        above = np.where(rows > 0, before[rows - 1], _ABOVE)
-        predicted = np.where(columns > 0, (before[rows] + above) >> 1, above)
-        now = (predicted + differences[rows, columns]) & 0xFFFF
-        image[rows, columns] = now
-        before[rows] = now
+        above = np.where(rows > 0, last_diagonal[rows - 1], _ABOVE)
+        predicted = np.where(columns > 0, (last_diagonal[rows] + above) >> 1, above)
+        values = (predicted + differences[rows, columns]) & 0xFFFF
+        image[rows, columns] = values
+        last_diagonal[rows] = values
     return image

@@ -83,8 +83,8 @@ class Preprocessing:
         hidden = find_clutter(working, breast, self.spacing_mm)
         background = working[~breast & ~hidden]
         stored = np.where(hidden, np.median(background) if background.size else np.float32(0), working)
-        seen = intensity(stored, tissue, self)
-        return Prepared(stored, seen, breast, tissue, self.spacing_mm, source, hidden, tuple(doubts))
+        picture = intensity(stored, tissue, self)
+        return Prepared(stored, picture, breast, tissue, self.spacing_mm, source, hidden, tuple(doubts))
 
 
 def intensity(stored: Pixels, tissue: Mask, preprocessing: Preprocessing) -> Pixels:

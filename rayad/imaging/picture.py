@@ -102,13 +102,13 @@ def described(preprocessing: Preprocessing) -> dict[str, Any]:
     return catalog.described(preprocessing)
 
 
-def from_description(said: dict[str, Any]) -> Preprocessing:
+def from_description(description: dict[str, Any]) -> Preprocessing:
     """The inverse of `described`; before there were several kinds, all were of mammograms.
 
     Raises:
         FormatError: settings that this kind does not have.
     """
-    settings = dict(said)
+    settings = dict(description)
     kind = settings.pop("kind", "mammogram")
     try:
         return catalog.find("imaging", kind).Preprocessing(**settings)

@@ -94,8 +94,11 @@ def true_depth(pixels: Pixels, force: Sequence[str]) -> tuple[Pixels, list[Doubt
     if not 0 < highest < (2 ** max(DEPTHS) - 0.5) / 65535:
         return pixels, []
     values = np.rint(pixels * np.float32(65535))
-    some = values[:: max(1, len(values) // 64)]
-    if np.abs(pixels[:: max(1, len(values) // 64)] * np.float32(65535) - some).max() > 0.05 or not (some % 257).any():
+    sample = values[:: max(1, len(values) // 64)]
+    if (
+        np.abs(pixels[:: max(1, len(values) // 64)] * np.float32(65535) - sample).max() > 0.05
+        or not (sample % 257).any()
+    ):
         return pixels, []  # of another file than one of 16 bits
     bits = next(bits for bits in DEPTHS if values.max() < 2**bits)
     sentence = f"values end at {values.max():,.0f} of 65,535 and are taken for {bits} bits"
@@ -122,17 +125,22 @@ def of_mammogram(pixels: Pixels, breast: Mask, spacing_mm: float, force: Sequenc
     Raises:
         ImageError: it cannot be one.
     """
-    every = max(1, int((pixels.size / ENOUGH) ** 0.5))
-    highest = max(float(np.percentile(pixels[::every, ::every], 99.5)), 1e-6)
+    step = max(1, int((pixels.size / ENOUGH) ** 0.5))
+    highest = max(float(np.percentile(pixels[::step, ::step], 99.5)), 1e-6)
     doubts = [*_frame(pixels, highest, force), *_polarity(pixels, highest, force)]
     return [*doubts, *_breast_size(breast, spacing_mm, force), *_wall(breast, wall)]
 
 
-def _wall(breast: Mask, told: str) -> list[Doubt]:
-    seen = chest_wall(breast) if told else ""
-    if seen in ("", told):
+def _wall(breast: Mask, header_wall: str) -> list[Doubt]:
+    picture_wall = chest_wall(breast) if header_wall else ""
+    if picture_wall in ("", header_wall):
         return []
-    return [Doubt("side", f"by the header the chest wall is at the {told} edge, in the picture at the {seen} one")]
+    return [
+        Doubt(
+            "side",
+            f"by the header the chest wall is at the {header_wall} edge, in the picture at the {picture_wall} one",
+        )
+    ]
 
 
 def _frame(pixels: Pixels, highest: float, force: Sequence[str]) -> list[Doubt]:

@@ -200,14 +200,14 @@ def _check_rows(data: bytes, name: str) -> None:
     pixel = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     sizes = [(max(0, -(-(width - x) // dx)), max(0, -(-(height - y) // dy))) for x, y, dx, dy in passes]
-    expected = sum(down * (1 + -(-across * pixel // 8)) for across, down in sizes if across)
-    inflate, there = zlib.decompressobj(), 0
+    expected = sum(rows * (1 + -(-columns * pixel // 8)) for columns, rows in sizes if columns)
+    inflate, present = zlib.decompressobj(), 0
     for part in _chunks(data, b"IDAT"):
-        while part and there < expected:
-            there += len(inflate.decompress(part, 1 << 22))
+        while part and present < expected:
+            present += len(inflate.decompress(part, 1 << 22))
             part = inflate.unconsumed_tail
-    if there < expected:
-        raise ImageError(f"{name}: damaged image: {there:,} of {expected:,} bytes of its rows are there")
+    if present < expected:
+        raise ImageError(f"{name}: damaged image: {present:,} of {expected:,} bytes of its rows are there")
 
 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -216,12 +216,12 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 def _chunks(data: bytes, kind: bytes) -> Iterator[bytes]:
     """The contents of a PNG's chunks of a kind."""
-    at = len(_PNG)
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        if data[at + 4 : at + 8] == kind:
-            yield data[at + 8 : at + 8 + length]
-        at += 12 + length
+    offset = len(_PNG)
+    while offset + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, offset)
+        if data[offset + 4 : offset + 8] == kind:
+            yield data[offset + 8 : offset + 8 + length]
+        offset += 12 + length
 
 
 def _jpeg(data: bytes, name: str) -> Raster:
@@ -236,14 +236,14 @@ def _check_scans(data: bytes, name: str) -> None:
     """ImageError if the scans of a progressive JPEG (ISO 10918-1, G.1.1.1) do not give all bits of all coefficients."""
     missing: dict[int, set[int]] = {}
     for start in re.finditer(rb"\xff\xda", data):
-        at, (length, count) = start.end(), struct.unpack_from(">HB", data, start.end())
+        offset, (length, count) = start.end(), struct.unpack_from(">HB", data, start.end())
         if length != 6 + 2 * count or not 1 <= count <= 4:
             continue  # no start of scan: its bytes stand in a table
-        first, last, bits = struct.unpack_from("3B", data, at + 3 + 2 * count)
-        for component in data[at + 3 : at + 3 + 2 * count : 2]:
-            left = missing.setdefault(component, set(range(64)))
+        first, last, bits = struct.unpack_from("3B", data, offset + 3 + 2 * count)
+        for component in data[offset + 3 : offset + 3 + 2 * count : 2]:
+            coefficients = missing.setdefault(component, set(range(64)))
             if not bits & 15:
-                left -= set(range(first, last + 1))
+                coefficients -= set(range(first, last + 1))
     if not missing or any(missing.values()):
         raise ImageError(f"{name}: damaged image: scans of a progressive JPEG are missing")
 

@@ -47,16 +47,16 @@ def segments_in(data: bytes, name: str) -> tuple[dict[str, Any], Mask]:
     """What `segments` gives, read in this process."""
     with explained(name):
         seg = _open(data)
-        images = tuple(str(reference[2]) for reference in seg.get_source_image_uids())
+        images = tuple(str(description[2]) for description in seg.get_source_image_uids())
         described = {number: seg.get_segment_description(number) for number in seg.segment_numbers}
-        people = {
-            n: reference
-            for n, reference in described.items()
-            if reference.get("SegmentAlgorithmType", "") != "AUTOMATIC"
+        manual = {
+            number: description
+            for number, description in described.items()
+            if description.get("SegmentAlgorithmType", "") != "AUTOMATIC"
         }
         rows = [
-            asdict(Segment(number, _label(reference), images, _is_anatomy(reference)))
-            for number, reference in people.items()
+            asdict(Segment(number, _label(description), images, _is_anatomy(description)))
+            for number, description in manual.items()
         ]
         return {"segments": rows}, np.zeros((0, 0), bool)
 

@@ -50,20 +50,20 @@ class Preprocessing:
         if (source.pixels.ndim == 3) != self.colour:
             expected = "in colour" if self.colour else "in grey"
             raise ImageError(f"an image {expected} expected, this one has {source.pixels.shape}")
-        seen = resize(source.pixels, self.side_px)
-        stored = seen.mean(axis=2, dtype=np.float32) if self.colour else seen
-        everything = np.ones(stored.shape, dtype=bool)
-        return Prepared(stored, seen, everything, everything, self.spacing_mm, source)
+        picture = resize(source.pixels, self.side_px)
+        stored = picture.mean(axis=2, dtype=np.float32) if self.colour else picture
+        all_pixels = np.ones(stored.shape, dtype=bool)
+        return Prepared(stored, picture, all_pixels, all_pixels, self.spacing_mm, source)
 
 
 def resize(pixels: Image, side: int) -> Float[np.ndarray, "side side *channels"]:
     """The image drawn into a square, each channel by the Lanczos kernel; no value leaves the range of the input."""
     bounds.current().require_pixels(side, side, "the image", " of the working resolution")
     channels = np.moveaxis(np.atleast_3d(pixels), -1, 0)
-    drawn = [
+    resized_channels = [
         np.asarray(
-            Pillow.fromarray(np.ascontiguousarray(c, np.float32)).resize((side, side), Pillow.Resampling.LANCZOS)
+            Pillow.fromarray(np.ascontiguousarray(channel, np.float32)).resize((side, side), Pillow.Resampling.LANCZOS)
         )
-        for c in channels
+        for channel in channels
     ]
-    return np.stack(drawn, axis=-1).clip(pixels.min(), pixels.max()).reshape(side, side, *pixels.shape[2:])
+    return np.stack(resized_channels, axis=-1).clip(pixels.min(), pixels.max()).reshape(side, side, *pixels.shape[2:])

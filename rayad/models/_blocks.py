@@ -60,8 +60,8 @@ class Encoder(nn.Module):
         sums = cells.new_zeros(1) if self.head.bias is None else self.head.bias[:, None, None]
         for row in range(WINDOW):
             line = weight[:, :, row : row + 1].contiguous(memory_format=torch.channels_last)
-            below = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
-            sums = sums + functional.conv2d(below, line, stride=stride)
+            strip = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
+            sums = sums + functional.conv2d(strip, line, stride=stride)
         return sums
 
 
@@ -91,9 +91,9 @@ def downwards(channels: int, width: int, padding: Padding, bias: bool = True) ->
 def upwards(channels: int, width: int, padding: Padding) -> nn.Sequential:
     """Cells of 4 * width channels to pixels."""
     layers: list[nn.Module] = []
-    kernels, around = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
+    kernels, paddings = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
     for kernel, (before, after) in zip(kernels, pairwise([4 * width, 2 * width, width, channels]), strict=True):
-        layers += [nn.LeakyReLU(SLOPE, inplace=True), nn.ConvTranspose2d(before, after, kernel, 2, *around)]
+        layers += [nn.LeakyReLU(SLOPE, inplace=True), nn.ConvTranspose2d(before, after, kernel, 2, *paddings)]
     return nn.Sequential(*layers, Centre(-0.5))
 
 

@@ -105,11 +105,13 @@ class CascadeVAE(nn.Module):
     def stages(self) -> list[list[Objective | Pass]]:
         """Both branches; the discriminator; then how healthy validation patches score."""
         rate, optimizer = self.config.learning_rate, self.config.optimizer
-        judge = list(self.discriminator.parameters())
-        branches = [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
+        discriminator_parameters = list(self.discriminator.parameters())
+        branch_parameters = [
+            parameter for name, parameter in self.named_parameters() if not name.startswith("discriminator.")
+        ]
         return [
-            [Objective("elbo", self.loss, branches, rate, optimizer)],
-            [Objective("discriminator", self.discriminator_loss, judge, rate, optimizer)],
+            [Objective("elbo", self.loss, branch_parameters, rate, optimizer)],
+            [Objective("discriminator", self.discriminator_loss, discriminator_parameters, rate, optimizer)],
             [
                 Pass("healthy moments", self.moments, self.standardize, of="validation"),
                 Pass("healthy quantiles", self.histograms, self.set_quantiles, of="validation"),
@@ -139,9 +141,9 @@ class CascadeVAE(nn.Module):
         standard = ((parts - self.centre) / self.spread).T.contiguous()  # 2 n
         lowest, highest = self.quantiles[:, :1], self.quantiles[:, -1:]
         inside = standard.clamp(lowest, highest)
-        above = torch.searchsorted(self.quantiles, inside).clamp(1, LEVELS)
-        low, high = self.quantiles.gather(1, above - 1), self.quantiles.gather(1, above)
-        level = (above - 1 + (inside - low) / (high - low)) / LEVELS
+        upper = torch.searchsorted(self.quantiles, inside).clamp(1, LEVELS)
+        low, high = self.quantiles.gather(1, upper - 1), self.quantiles.gather(1, upper)
+        level = (upper - 1 + (inside - low) / (high - low)) / LEVELS
         return (level + (standard - inside) / (highest - lowest)).T
 
     def moments(self, x: Patches) -> list[Tensor]:
@@ -171,10 +173,10 @@ class CascadeVAE(nn.Module):
         levels = torch.linspace(0, 1, LEVELS + 1).to(count)
         for part, row in enumerate(count):
             filled = row.nonzero().squeeze(1)
-            below = row.cumsum(0) / row.sum()
-            last = torch.searchsorted(below[filled], levels).clamp(max=len(filled) - 1)
+            cumulative = row.cumsum(0) / row.sum()
+            last = torch.searchsorted(cumulative[filled], levels).clamp(max=len(filled) - 1)
             bins = filled[last]  # the first filled bin whose share reaches the level
-            share = (levels - below[bins]) * row.sum() / row[bins]  # in [-1, 0], from the bin's end
+            share = (levels - cumulative[bins]) * row.sum() / row[bins]  # in [-1, 0], from the bin's end
             self.quantiles[part] = edges[bins + 1] + share * (edges[1] - edges[0])
         return {"healthy_patches": int(count[0].sum())}
 

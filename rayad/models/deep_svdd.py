@@ -88,9 +88,9 @@ class DeepSVDD(nn.Module):
     def stages(self) -> list[list[Objective | Pass]]:
         """The variational autoencoder; the centre, then the distance to it; the check that distances differ."""
         rate, optimizer = self.config.learning_rate, self.config.optimizer
-        drawn = self.parameters() if self.config.joint else self.encoder.parameters()
+        trained = self.parameters() if self.config.joint else self.encoder.parameters()
         start = Objective("elbo", self.negative_elbo, list(self.parameters()), rate, optimizer)
-        describe = Objective("distance", self.loss, list(drawn), rate, optimizer)
+        describe = Objective("distance", self.loss, list(trained), rate, optimizer)
         return [
             [start],
             [Pass("centre", self.sum_points, self.set_centre), describe],

@@ -108,12 +108,17 @@ class FastAnoGAN(nn.Module):
     def stages(self) -> list[list[Objective | Pass]]:
         """The adversaries take turns; then the encoder learns from both, frozen."""
         config, agree = self.config, Pass("batch statistics", self.statistics, self.agree)
-        drawing, judging = list(self.generator.parameters()), [*self.features.parameters(), *self.verdict.parameters()]
+        generator_parameters, critic_parameters = (
+            list(self.generator.parameters()),
+            [*self.features.parameters(), *self.verdict.parameters()],
+        )
         adam = {"learning_rate": config.learning_rate, "betas": BETAS, "validates": False, "then": agree}
-        critic = Objective("critic", self.critic_loss, judging, repeats=config.critic_steps, **adam)
-        generator = Objective("generator", self.generator_loss, drawing, **adam)
-        finding = list(self.inverse.parameters())
-        encoder = Objective("encoder", self.encoder_loss, finding, config.encoder_rate, "rmsprop", then=agree)
+        critic = Objective("critic", self.critic_loss, critic_parameters, repeats=config.critic_steps, **adam)
+        generator = Objective("generator", self.generator_loss, generator_parameters, **adam)
+        encoder_parameters = list(self.inverse.parameters())
+        encoder = Objective(
+            "encoder", self.encoder_loss, encoder_parameters, config.encoder_rate, "rmsprop", then=agree
+        )
         return [[critic, generator], [encoder]]
 
     def critic(self, x: Patches) -> Scores:
@@ -124,13 +129,13 @@ class FastAnoGAN(nn.Module):
         """L_D of each patch, with a draw and a point between the two."""
         real = 2 * x - 1
         with torch.no_grad():
-            drawn = self.generator(draw(self.latents)).to(x)
+            generated = self.generator(draw(self.latents)).to(x)
         share = torch.special.ndtr(draw(1))[:, :, None, None]  # uniform in [0, 1]
-        between = (share * real + (1 - share) * drawn).requires_grad_()
+        mixed = (share * real + (1 - share) * generated).requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
-        penalty = (slope.flatten(1).norm(dim=1) - 1).square()
-        return self.critic(drawn) - self.critic(real) + PENALTY * penalty
+            (gradient,) = torch.autograd.grad(self.critic(mixed).sum(), mixed, create_graph=True)
+        penalty = (gradient.flatten(1).norm(dim=1) - 1).square()
+        return self.critic(generated) - self.critic(real) + PENALTY * penalty
 
     def generator_loss(self, x: Patches, draw: Draw) -> Scores:
         """L_G of as many draws as there are patches."""
@@ -156,9 +161,9 @@ class FastAnoGAN(nn.Module):
 
     def _residuals(self, real: Patches) -> tuple[Scores, Scores]:
         """Mean squared differences of pixels, and of the critic's features."""
-        again = self.generator(self.inverse(real)).to(real)
-        pixel = (real - again).square().flatten(1).mean(1)
-        return pixel, (self.features(real) - self.features(again)).square().flatten(1).mean(1)
+        reconstructed = self.generator(self.inverse(real)).to(real)
+        pixel = (real - reconstructed).square().flatten(1).mean(1)
+        return pixel, (self.features(real) - self.features(reconstructed)).square().flatten(1).mean(1)
 
 
 class Generator(nn.Module):

@@ -56,11 +56,11 @@ class CoOccurrence(Texture):
         levels = (grey(x).clamp(0, 1) * self.config.levels).long().clamp_max(self.config.levels - 1)
         measures = []
         for distance in self.config.distances:
-            of_directions = [
+            direction_properties = [
                 properties(matrix(levels, self.config.levels, dy * distance, dx * distance).to(x))
                 for dy, dx in DIRECTIONS
             ]
-            measures.append(torch.stack(of_directions).mean(0))
+            measures.append(torch.stack(direction_properties).mean(0))
         return torch.cat(measures, 1)
 
 
@@ -72,8 +72,8 @@ def matrix(levels: Tensor, number: int, dy: int, dx: int) -> Float[Tensor, "n k 
     """
     n, h, w = levels.shape
     left, right = max(0, -dx), w - max(0, dx)
-    one, other = levels[:, -dy:, left:right], levels[:, : h + dy, left + dx : right + dx]
-    pairs = (one * number + other).flatten(1) + number**2 * torch.arange(n, device=levels.device)[:, None]
+    pixels, neighbours = levels[:, -dy:, left:right], levels[:, : h + dy, left + dx : right + dx]
+    pairs = (pixels * number + neighbours).flatten(1) + number**2 * torch.arange(n, device=levels.device)[:, None]
     counts = torch.bincount(pairs.flatten(), minlength=n * number**2).view(n, number, number).double()
     return (counts + counts.mT) / (2 * max(1, pairs.shape[1]))
 
@@ -81,7 +81,7 @@ def matrix(levels: Tensor, number: int, dy: int, dx: int) -> Float[Tensor, "n k 
 def properties(p: Float[Tensor, "n k k"]) -> Features:
     """Contrast, dissimilarity, homogeneity, energy, correlation (1 where all pixels are equal) and entropy in nats."""
     level = torch.arange(p.shape[1], device=p.device).to(p)
-    away = level[:, None] - level
+    difference = level[:, None] - level
     mean = torch.einsum("nij,i->n", p, level)
     centred = level - mean[:, None]  # n k
     variance = torch.einsum("nij,ni->n", p, centred.square())
@@ -90,9 +90,9 @@ def properties(p: Float[Tensor, "n k k"]) -> Features:
     correlation = torch.where(flat, 1, covariance / torch.where(flat, 1, variance))
     return torch.stack(
         [
-            (p * away.square()).sum((1, 2)),
-            (p * away.abs()).sum((1, 2)),
-            (p / (1 + away.square())).sum((1, 2)),
+            (p * difference.square()).sum((1, 2)),
+            (p * difference.abs()).sum((1, 2)),
+            (p / (1 + difference.square())).sum((1, 2)),
             p.square().sum((1, 2)).sqrt(),
             correlation,
             -torch.xlogy(p, p).sum((1, 2)),

@@ -62,9 +62,9 @@ class Config:
     """Optimizer of the training loop."""
 
     def __post_init__(self) -> None:
-        for name, least in (("hidden", 1), ("depth", 1), ("latents", 1), ("levels", 2), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name} of an implicit field must be at least {least}, not {getattr(self, name)}")
+        for name, minimum in (("hidden", 1), ("depth", 1), ("latents", 1), ("levels", 2), ("steps", 1)):
+            if getattr(self, name) < minimum:
+                raise OptionError(f"{name} of an implicit field must be at least {minimum}, not {getattr(self, name)}")
         if self.side < 2 or PATCH % self.side:
             raise OptionError(f"side must be a divisor of {PATCH} above 1, not {self.side}")
 
@@ -99,9 +99,9 @@ class ImplicitField(nn.Module):
             z = torch.zeros(len(y), self.latents).to(places)
             for step in range(self.config.steps):
                 z.requires_grad_()
-                (slope,) = torch.autograd.grad(_cross_entropy(self.logits(z, places), y).sum(), z)
+                (gradient,) = torch.autograd.grad(_cross_entropy(self.logits(z, places), y).sum(), z)
                 length = 2 * (1 - step / self.config.steps) / (self.config.steps + 1)
-                z = z.detach() - length * functional.normalize(slope, dim=1)
+                z = z.detach() - length * functional.normalize(gradient, dim=1)
                 z = z / z.norm(dim=1, keepdim=True).clamp(min=1)
         return z
 
@@ -127,8 +127,8 @@ class ImplicitField(nn.Module):
 
     def logits(self, z: Latents, places: Float[Tensor, "p f"]) -> Float[Tensor, "n p c levels"]:
         """f([z, gamma(p)]) of every patch at every place; of the first layer each part is computed once."""
-        of_latents, of_places = self.first.weight.split([self.latents, places.shape[1]], dim=1)
-        sums = functional.linear(z, of_latents, self.first.bias)[:, None] + functional.linear(places, of_places)
+        latent_weight, place_weight = self.first.weight.split([self.latents, places.shape[1]], dim=1)
+        sums = functional.linear(z, latent_weight, self.first.bias)[:, None] + functional.linear(places, place_weight)
         return self.layers(sums).to(z).unflatten(2, (self.config.channels, self.config.levels))
 
     def places(self, side: int) -> Float[Tensor, "p f"]:

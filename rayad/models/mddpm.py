@@ -79,7 +79,7 @@ class MaskedDiffusion(nn.Module):
             Block(before, after, 4 * d) for before, after in zip([d, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
-            Block(below + beside, beside, 4 * d) for below, beside in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            Block(lower + skip, skip, 4 * d) for lower, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.last = nn.Sequential(nn.GroupNorm(GROUPS, d), nn.SiLU(), nn.Conv2d(d, config.channels, 3, padding=1))
         pattern = torch.randn(config.channels, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
@@ -115,8 +115,8 @@ class MaskedDiffusion(nn.Module):
         maps = self._narrowed(noisy, time)
         x, embedded = maps.pop(), self._embedded(time)
         for block in self.up:
-            beside = maps.pop()
-            x = block(torch.cat([functional.interpolate(x, scale_factor=2), beside], 1), embedded)
+            skip = maps.pop()
+            x = block(torch.cat([functional.interpolate(x, scale_factor=2), skip], 1), embedded)
         return self.last(x)
 
     def _narrowed(self, noisy: Patches, time: Float[Tensor, " n"]) -> list[Tensor]:
@@ -135,8 +135,8 @@ class MaskedDiffusion(nn.Module):
         return self.time(torch.cat([angle.sin(), angle.cos()], 1))
 
     def _noisy(self, x: Patches, time: Float[Tensor, " n"], noise: Tensor) -> Patches:
-        kept = signal(time / self.config.steps)[:, None, None, None]
-        return kept.sqrt() * x + (1 - kept).sqrt() * noise
+        signal_share = signal(time / self.config.steps)[:, None, None, None]
+        return signal_share.sqrt() * x + (1 - signal_share).sqrt() * noise
 
     def _hidden(self, x: Patches, uniform: Float[Tensor, "n 4"]) -> Patches:
         """The patches with a part set to mid-grey, or with a band of frequencies left out."""
@@ -144,9 +144,9 @@ class MaskedDiffusion(nn.Module):
             return without_band(x, uniform[:, :2])
         side = PATCH / 4 * (1 + uniform[:, 2:])  # n 2
         first = uniform[:, :2] * (PATCH - side)
-        at = torch.arange(PATCH).to(x)
-        rows = (at >= first[:, :1]) & (at < first[:, :1] + side[:, :1])
-        columns = (at >= first[:, 1:]) & (at < first[:, 1:] + side[:, 1:])
+        pixel = torch.arange(PATCH).to(x)
+        rows = (pixel >= first[:, :1]) & (pixel < first[:, :1] + side[:, :1])
+        columns = (pixel >= first[:, 1:]) & (pixel < first[:, 1:] + side[:, 1:])
         return x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0)
 
     def _drawn(self, real: Patches) -> Patches:
@@ -172,8 +172,8 @@ class Block(nn.Module):
         self.short = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, x: Maps, time: Float[Tensor, "n e"]) -> Float[Tensor, "n k2 mh mw"]:
-        between = self.one(x) + self.shift(time)[:, :, None, None]
-        return self.short(x) + self.two(between)
+        hidden = self.one(x) + self.shift(time)[:, :, None, None]
+        return self.short(x) + self.two(hidden)
 
 
 def signal(share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -68,8 +68,8 @@ class PrincipalComponents(nn.Module):
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The mean squared distance of the averaged patch from the subspace."""
-        away = self._averaged(x) - self.mean
-        return {"reconstruction": (away - (away @ self.directions.T) @ self.directions).square().mean(1)}
+        centred = self._averaged(x) - self.mean
+        return {"reconstruction": (centred - (centred @ self.directions.T) @ self.directions).square().mean(1)}
 
     def stages(self) -> list[list[Objective | Pass]]:
         """One pass over the patches."""

@@ -242,13 +242,13 @@ class CodeEncoder(nn.Module):
 
     def check(self, sums: list[Tensor]) -> Row:
         """Perplexity over all patches; TrainingError if next to one code is chosen."""
-        measured = perplexity(sums[0])
-        if measured < COLLAPSED:
+        value = perplexity(sums[0])
+        if value < COLLAPSED:
             raise TrainingError(
-                f"the book has collapsed: perplexity {measured:.2f} of {len(self.book)} codes; learn it with book=ema, "
+                f"the book has collapsed: perplexity {value:.2f} of {len(self.book)} codes; learn it with book=ema, "
                 "lower the learning rate or train longer"
             )
-        return {"perplexity": measured}
+        return {"perplexity": value}
 
     def _revive(self) -> float:
         """Put codes out of use beside the most used one, half of whose use they share; how many there were."""
@@ -256,11 +256,11 @@ class CodeEncoder(nn.Module):
         number = int(dead.sum())
         if number:
             order = self.use.argsort(descending=True, stable=True)[: max(1, min(number, len(self.use) - number))]
-            beside = order[torch.arange(number, device=order.device) % len(order)]
+            sources = order[torch.arange(number, device=order.device) % len(order)]
             spread = (self.book - self.book.mean(0)).square().mean().sqrt()
             noise = torch.randn(number, self.book.shape[1], generator=torch.Generator().manual_seed(number))
             book, use = self.book.double(), self.use.double()
-            book[dead] = (self.book[beside] + 0.05 * spread * noise.to(self.book)).double()
+            book[dead] = (self.book[sources] + 0.05 * spread * noise.to(self.book)).double()
             use[dead] = use.mean()
             self._put(book, use)
         return float(number)

@@ -116,26 +116,23 @@ def plan(
         for shard in before
         if all(name in by_id and splits[name] == shard["split"] for name in shard["exams"])
     ]
-    placed = {exam.exam_id for shard in plans for exam in shard.exams}
+    kept_ids = {exam.exam_id for shard in plans for exam in shard.exams}
     number = max((int(shard["name"].rpartition("-")[2]) + 1 for shard in before), default=0)
     for split in LEARNING_SPLITS:
         if split not in {splits[name] for name in by_id}:
-            ill = sum(exam.anomalous is True for exam in exams)
-            population = f"{len(exams)} images, of which {ill} are anomalous"
+            anomalous = sum(exam.anomalous is True for exam in exams)
+            population = f"{len(exams)} images, of which {anomalous} are anomalous"
             advice = "; images are healthy by a label (normal in labels.csv), or all of a folder with healthy=true"
             raise DatasetError(
-                f"no image of a healthy patient in the {split} split, of {population}{advice * (not ill)}"
+                f"no image of a healthy patient in the {split} split, of {population}{advice * (not anomalous)}"
             )
-        chosen = sorted(name for name in by_id if splits[name] == split and name not in placed)
-        for start in range(0, len(chosen), per_shard):
-            names = chosen[start : start + per_shard]
+        new_ids = sorted(name for name in by_id if splits[name] == split and name not in kept_ids)
+        for start in range(0, len(new_ids), per_shard):
+            names = new_ids[start : start + per_shard]
             plans.append(ShardPlan(f"shard-{number:05d}", split, tuple(by_id[name] for name in names)))
             number += 1
     content_of = contents or {}
-    return [
-        replace(population, contents=tuple(content_of.get(exam.exam_id, "") for exam in population.exams))
-        for population in plans
-    ]
+    return [replace(shard, contents=tuple(content_of.get(exam.exam_id, "") for exam in shard.exams)) for shard in plans]
 
 
 def remember(url: str, plans: Sequence[ShardPlan], ingest: Ingest) -> None:
@@ -154,8 +151,8 @@ def remember(url: str, plans: Sequence[ShardPlan], ingest: Ingest) -> None:
 
 def remembered(url: str, ingest: Ingest) -> list[dict[str, Any]]:
     """The shards of the corpus that is there, if it was made with these settings."""
-    where = storage.join(url, PLAN)
-    stored_plan = storage.read_json(where) if storage.exists(where) else {}
+    plan_url = storage.join(url, PLAN)
+    stored_plan = storage.read_json(plan_url) if storage.exists(plan_url) else {}
     return stored_plan["shards"] if stored_plan.get("settings") == fingerprint(ingest.described()) else []
 
 
@@ -228,41 +225,43 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
     Raises:
         DatasetError: more images failed than ``max_failures`` allows; the first reasons are in the message.
     """
-    failures = [f for r in records for f in r["failures"]]
-    images = sum(r["images"] for r in records) + len(failures)
+    failures = [failure for record in records for failure in record["failures"]]
+    images = sum(record["images"] for record in records) + len(failures)
     if len(failures) > ingest.max_failures * images:
-        first = "; ".join(f["reason"] for f in failures[:3])
+        first = "; ".join(failure["reason"] for failure in failures[:3])
         raise DatasetError(f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}")
     index_url = storage.join(url, "index.parquet")
-    _join([storage.join(url, "parts", f"{r['name']}.parquet") for r in records if r["patches"]], index_url)
+    _join(
+        [storage.join(url, "parts", f"{record['name']}.parquet") for record in records if record["patches"]], index_url
+    )
     shards = [
-        {k: r[k] for k in (*RECORDED, "frames") if k in r}  # shards of an earlier version are one frame
-        for r in records
+        {k: record[k] for k in (*RECORDED, "frames") if k in record}  # shards of an earlier version are one frame
+        for record in records
     ]
     manifest = {
         "schema": SCHEMA,
         "parameters": ingest.described(),
-        "patches": sum(r["patches"] for r in records),
+        "patches": sum(record["patches"] for record in records),
         "images": images - len(failures),
-        "reflected_patches": sum(r["reflected"] for r in records),
+        "reflected_patches": sum(record["reflected"] for record in records),
         "shards": shards,
         "index_sha256": hashlib.sha256(storage.mapped(index_url)).hexdigest(),
-        "content": fingerprint([s["npy_sha256"] for s in shards]),
+        "content": fingerprint([shard["npy_sha256"] for shard in shards]),
         "failures": failures,
-        "doubtful": [doubt for r in records for doubt in r.get("doubtful", [])],
+        "doubtful": [doubt for record in records for doubt in record.get("doubtful", [])],
         **provenance,
     }
-    _remove_others(url, {r["name"] for r in records})
+    _remove_others(url, {record["name"] for record in records})
     storage.write_json(storage.join(url, "manifest.json"), manifest)
     return manifest
 
 
 def _remove_others(url: str, names: set[str]) -> None:
     """Shards of an earlier plan that are in this one no more, and their parts."""
-    kept = {name + ending for name in names for ending in (SHARD, ".json", ".parquet")}
+    kept_files = {name + ending for name in names for ending in (SHARD, ".json", ".parquet")}
     for file in storage.listing(url):
         name = posixpath.basename(file)
-        if name.startswith("shard-") and name not in kept:
+        if name.startswith("shard-") and name not in kept_files:
             storage.remove(file)
 
 
@@ -282,18 +281,22 @@ class Corpus:
         Raises:
             FormatError: there is no corpus, or it is of another schema.
         """
-        where = storage.join(url, "manifest.json")
-        if not storage.exists(where):
+        manifest_url = storage.join(url, "manifest.json")
+        if not storage.exists(manifest_url):
             raise FormatError(f"{url}: no patch corpus here, manifest.json is missing")
-        manifest = storage.read_json(where)
+        manifest = storage.read_json(manifest_url)
         if (schema := manifest.get("schema", 0)) != SCHEMA:
             advice = "a newer rayad reads it" if schema > SCHEMA else "ingest it again"
-            raise FormatError(f"{where}: a corpus of schema {SCHEMA} is wanted, not of {schema}; {advice}")
+            raise FormatError(f"{manifest_url}: a corpus of schema {SCHEMA} is wanted, not of {schema}; {advice}")
         return Corpus(url, manifest)
 
     def shards(self, split: str) -> list[tuple[str, int]]:
         """Name and number of patches of the split's shards."""
-        return [(s["name"], s["patches"]) for s in self.manifest["shards"] if s["split"] == split and s["patches"]]
+        return [
+            (shard["name"], shard["patches"])
+            for shard in self.manifest["shards"]
+            if shard["split"] == split and shard["patches"]
+        ]
 
     def share(self, split: str, rank: int = 0, world: int = 1) -> list[tuple[str, slice]]:
         """The rows of a split's shards that one of several workers holds: neighbours, as many for each, but for one.
@@ -306,8 +309,10 @@ class Corpus:
         ends = np.cumsum([0, *(number for _, number in shards)])
         first, last = (int(ends[-1]) * bound // world for bound in (rank, rank + 1))
         rows = np.clip(np.stack([first - ends[:-1], last - ends[:-1]]), 0, np.diff(ends)).T.tolist()
-        held = [(name, slice(*bounds)) for (name, _), bounds in zip(shards, rows, strict=True) if bounds[0] < bounds[1]]
-        return held or [(name, slice(0, 0)) for name, _ in shards[:1]]
+        shares = [
+            (name, slice(*bounds)) for (name, _), bounds in zip(shards, rows, strict=True) if bounds[0] < bounds[1]
+        ]
+        return shares or [(name, slice(0, 0)) for name, _ in shards[:1]]
 
     def read(self, shard: str, lanes: tuple[int, int] = ALL_LANES) -> Stored:
         """The patches of a shard, not to be written to; checked against the manifest's hashes when read first.
@@ -315,7 +320,7 @@ class Corpus:
         Args:
             lanes: the first that is wanted, and the one after the last.
         """
-        record = next(s for s in self.manifest["shards"] if s["name"] == shard)
+        record = next(shard_record for shard_record in self.manifest["shards"] if shard_record["name"] == shard)
         if lanes == ALL_LANES or "frames" not in record:
             first, last = (int(bound) for bound in bounds_of(record["patches"])[list(lanes)])
             return self._whole(shard, record)[first:last]
@@ -323,14 +328,16 @@ class Corpus:
 
     def _lanes(self, shard: str, record: dict[str, Any], first: int, last: int) -> Stored:
         """Some lanes of a shard: a part of its file."""
-        where, sizes = storage.join(self.url, shard + SHARD), [size for size, _ in record["frames"]]
+        shard_url, sizes = storage.join(self.url, shard + SHARD), [size for size, _ in record["frames"]]
         ends = np.cumsum([0, *sizes]).tolist()
-        data, rows = storage.part(where, ends[first], ends[last]), bounds_of(record["patches"])
+        data, rows = storage.part(shard_url, ends[first], ends[last]), bounds_of(record["patches"])
         for lane in range(first, last):
             frame = data[ends[lane] - ends[first] : ends[lane + 1] - ends[first]]
             if (shard, lane) not in self.checked:
                 if hashlib.sha256(frame).hexdigest()[:SHORT] != record["frames"][lane][1]:
-                    raise FormatError(f"{where}: altered or truncated, the hash of lane {lane} is not the manifest's")
+                    raise FormatError(
+                        f"{shard_url}: altered or truncated, the hash of lane {lane} is not the manifest's"
+                    )
                 self.checked.add((shard, lane))
         patch = self.patch_shape
         size = int(np.prod(patch)) * np.dtype(np.uint16).itemsize
@@ -340,7 +347,7 @@ class Corpus:
             pixels = ZSTD.decompress(data, header + number * size)
             return np.frombuffer(pixels, np.uint16, offset=header).reshape(number, *patch)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise FormatError(f"{where}: lanes {first} to {last - 1} hold no {number} patches: {error}") from None
+            raise FormatError(f"{shard_url}: lanes {first} to {last - 1} hold no {number} patches: {error}") from None
 
     @property
     def patch_shape(self) -> tuple[int, ...]:
@@ -349,17 +356,17 @@ class Corpus:
         return (PATCH, PATCH) if channels == 1 else (PATCH, PATCH, channels)
 
     def _whole(self, shard: str, record: dict[str, Any]) -> Stored:
-        where = storage.join(self.url, shard + SHARD)
-        data = storage.mapped(where)
+        shard_url = storage.join(self.url, shard + SHARD)
+        data = storage.mapped(shard_url)
         if (shard, -1) not in self.checked:
             if hashlib.sha256(data).hexdigest() != record["sha256"]:
-                raise FormatError(f"{where}: altered or truncated, its hash is not the manifest's")
+                raise FormatError(f"{shard_url}: altered or truncated, its hash is not the manifest's")
             self.checked.add((shard, -1))
         try:
             return _array(ZSTD.decompress(data, record["npy_bytes"]))
         except (pa.ArrowException, OSError, ValueError) as error:
             size = record["npy_bytes"]
-            raise FormatError(f"{where}: holds no npy of {size} bytes, as the manifest says: {error}") from None
+            raise FormatError(f"{shard_url}: holds no npy of {size} bytes, as the manifest says: {error}") from None
 
     def require_disjoint(self) -> None:
         """DatasetError if a patient stands in two splits: then nothing that is learned can be judged."""
@@ -367,8 +374,10 @@ class Corpus:
         index = self.index("patient_id", "split")
         for patient, split in zip(index["patient_id"], index["split"], strict=True):
             splits.setdefault(patient, set()).add(split)
-        if several := [patient for patient, patient_splits in splits.items() if len(patient_splits) > 1]:
-            raise DatasetError(f"{self.url}: {len(several)} patients stand in two splits: {shortened(several)}")
+        if shared_patients := [patient for patient, patient_splits in splits.items() if len(patient_splits) > 1]:
+            raise DatasetError(
+                f"{self.url}: {len(shared_patients)} patients stand in two splits: {shortened(shared_patients)}"
+            )
 
     def problems(self) -> list[str]:
         """What forbids to learn from it: patients in two splits, shards that are missing or altered."""

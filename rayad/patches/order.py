@@ -74,15 +74,15 @@ class Order:
     def turns(self) -> Iterator[Int64[np.ndarray, " l"]]:
         """How many rows each lane gives to each global batch: row k of n comes after (k + 1/2) / n of the epoch."""
         sizes = np.sum([np.diff(bounds_of(count)) for _, count in self.shards], axis=0)
-        given, total = np.zeros(LANES, np.int64), sizes.sum()
+        taken, total = np.zeros(LANES, np.int64), sizes.sum()
         for start in range(0, self.steps, TURNS):
             number = min(TURNS, self.steps - start)
-            until = np.minimum(sizes, (start + number) * self.batch * sizes // total + LANES)  # no lane is further
-            lanes = np.repeat(np.arange(LANES), until - given)
-            times = np.concatenate([(np.arange(*span) + 0.5) / n for *span, n in zip(given, until, sizes, strict=True)])
+            upper = np.minimum(sizes, (start + number) * self.batch * sizes // total + LANES)  # no lane is further
+            lanes = np.repeat(np.arange(LANES), upper - taken)
+            times = np.concatenate([(np.arange(*span) + 0.5) / n for *span, n in zip(taken, upper, sizes, strict=True)])
             chosen = lanes[np.lexsort((lanes, times))[: number * self.batch]].reshape(number, self.batch)
             turns = np.stack([np.bincount(batch, minlength=LANES) for batch in chosen])
-            given = given + turns.sum(0)
+            taken = taken + turns.sum(0)
             yield from turns
 
     def load(self, read: Read, epoch: int, window: int, lanes: Lanes) -> list[Stored]:
@@ -107,13 +107,13 @@ class Order:
         """The rank's parts of the epoch's global batches; a thread reads the next window while one is learned from."""
         lanes = first, last = lanes_of(rank, world)
         windows = _ahead(lambda window: self.load(read, epoch, window, lanes), range(self.windows))
-        rest = next(windows)
+        buffered = next(windows)
         for turn in self.turns():
-            wanted = turn[first:last]
-            while any(len(patches) < n for patches, n in zip(rest, wanted, strict=True)):
-                rest = [np.concatenate(both) for both in zip(rest, next(windows), strict=True)]
-            yield np.concatenate([patches[:n] for patches, n in zip(rest, wanted, strict=True)])
-            rest = [patches[n:] for patches, n in zip(rest, wanted, strict=True)]
+            counts = turn[first:last]
+            while any(len(patches) < n for patches, n in zip(buffered, counts, strict=True)):
+                buffered = [np.concatenate(parts) for parts in zip(buffered, next(windows), strict=True)]
+            yield np.concatenate([patches[:n] for patches, n in zip(buffered, counts, strict=True)])
+            buffered = [patches[n:] for patches, n in zip(buffered, counts, strict=True)]
 
 
 def in_turn(
@@ -132,11 +132,11 @@ def in_turn(
 def _ahead(function: Callable[[int], list[Stored]], arguments: Iterable[int]) -> Iterator[list[Stored]]:
     """The function of each argument in turn; a thread is one ahead."""
     with ThreadPoolExecutor(1) as pool:
-        before: Future[list[Stored]] | None = None
+        current: Future[list[Stored]] | None = None
         for argument in arguments:
-            after = pool.submit(function, argument)
-            if before:
-                yield before.result()
-            before = after
-        if before:
-            yield before.result()
+            following = pool.submit(function, argument)
+            if current:
+                yield current.result()
+            current = following
+        if current:
+            yield current.result()

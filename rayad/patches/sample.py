@@ -62,7 +62,7 @@ def choose(breast: Mask, tissue: Mask, sampling: Sampling, exam_id: str) -> tupl
     if sampling.where == "centre":
         h, w = tissue.shape
         return np.array([h // 2]), np.array([w // 2]), np.array(["interior"])
-    random = generator(sampling.seed, exam_id)
+    rng = generator(sampling.seed, exam_id)
     n_contour = round(sampling.patches * sampling.contour)
     parts = {"interior": (tissue, sampling.patches - n_contour), "contour": (skin_line(breast), n_contour)}
     rows, columns, regions = [], [], []
@@ -70,9 +70,9 @@ def choose(breast: Mask, tissue: Mask, sampling: Sampling, exam_id: str) -> tupl
         places = np.argwhere(mask)
         if n and not len(places):
             raise ImageError(f"{exam_id}: no {region} place to take {n} patches from")
-        taken = places[random.choice(len(places), n, replace=len(places) < n)] if n else places[:0]
-        rows.append(taken[:, 0])
-        columns.append(taken[:, 1])
+        chosen_places = places[rng.choice(len(places), n, replace=len(places) < n)] if n else places[:0]
+        rows.append(chosen_places[:, 0])
+        columns.append(chosen_places[:, 1])
         regions += [region] * n
     return np.concatenate(rows), np.concatenate(columns), np.array(regions)
 
@@ -82,8 +82,8 @@ def cut(pixels: Image, rows: Places, columns: Places) -> Float32[np.ndarray, "n 
     half = PATCH // 2
     padded = np.pad(pixels, [(half, half), (half, half)] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (PATCH, PATCH), axis=(0, 1))  # h w [c] 64 64
-    taken = windows[rows, columns]
-    return np.ascontiguousarray(np.moveaxis(taken, 1, -1) if pixels.ndim == 3 else taken, dtype=np.float32)
+    patches = windows[rows, columns]
+    return np.ascontiguousarray(np.moveaxis(patches, 1, -1) if pixels.ndim == 3 else patches, dtype=np.float32)
 
 
 def leaves_image(shape: tuple[int, int], rows: Places, columns: Places) -> np.ndarray:

@@ -29,19 +29,22 @@ def calibrate_detectors(
         url: folder for the scores.
         split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
-    for one in detectors:
-        for member in one.members:
+    for detector in detectors:
+        for member in detector.members:
             member.step(step_mm)
     exams = exams_of(dataset, split)
     exam_contents = contents(dataset, exams)
     requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
-    if all(d.calibration and d.provenance.get("calibrated_on") == w for d, w in zip(detectors, requests, strict=True)):
+    if all(
+        d.calibration and d.provenance.get("calibrated_on") == request
+        for d, request in zip(detectors, requests, strict=True)
+    ):
         return list(detectors)
     scored = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
     result = []
-    for one, made_of in zip(detectors, requests, strict=True):
+    for detector, made_of in zip(detectors, requests, strict=True):
         patients = defaultdict(list)
         for image in scored:
-            patients[image.exam.patient_id].append(image.scores[one.name])
-        result.append(one.calibrated(calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
+            patients[image.exam.patient_id].append(image.scores[detector.name])
+        result.append(detector.calibrated(calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
     return result

@@ -24,12 +24,12 @@ def combine(
     """
     if rule not in RULES:
         raise OptionError(f"no rule {rule!r}; detectors are combined by {', '.join(RULES)}")
-    standard: list[Detector] = []
+    calibrated: list[Detector] = []
     for _, group in groupby(members, key=lambda d: d.preprocessing):
-        bare = [replace(d, calibration=None) for d in group]
-        standard += calibrate_detectors(pool, bare, dataset, step_mm, url, split="validation")
+        uncalibrated = [replace(d, calibration=None) for d in group]
+        calibrated += calibrate_detectors(pool, uncalibrated, dataset, step_mm, url, split="validation")
     origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
-    request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in standard]])
+    request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in calibrated]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
     origin |= {"made_of": request, "settings": rule, "train_minutes": minutes}
-    return Detector(name, Combined(rule, tuple(standard)), members[0].preprocessing, provenance=origin)
+    return Detector(name, Combined(rule, tuple(calibrated)), members[0].preprocessing, provenance=origin)

@@ -47,8 +47,8 @@ class EncodeShard:
 
 def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     """Write the latents of one shard, unless they are there; TrainingError if one is no number."""
-    where = storage.join(url, f"{shard}.npy")
-    if storage.exists(where):
+    latents_url = storage.join(url, f"{shard}.npy")
+    if storage.exists(latents_url):
         return
     patches, module = reader(corpus, model.module)(shard, ALL_LANES), model.module
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
         raise TrainingError(f"{model.name} has no latents of patch {row} of {shard}: they are not finite")
     buffer = io.BytesIO()
     np.save(buffer, latents.numpy(), allow_pickle=False)
-    storage.write_bytes(where, buffer.getvalue())
+    storage.write_bytes(latents_url, buffer.getvalue())
 
 
 def read_latents(corpus: Corpus, url: str, split: str, rank: int = 0, world: int = 1) -> Latents:

@@ -59,14 +59,14 @@ def evaluate(
     options: Evaluation,
     url: str,
     scores_url: str = "",
-    others: Sequence[Sequence[Detector]] = (),
+    other_seeds: Sequence[Sequence[Detector]] = (),
 ) -> str:
     """Score the split's images, compute every figure, write ``results.json`` and ``index.html``.
 
     Args:
         url: folder of the report.
         scores_url: folder for the scores; "" puts them below the report.
-        others: the same detectors, trained with other seeds.
+        other_seeds: the same detectors, trained with other seeds.
 
     Returns:
         The URL of the page. A report that is there and was made of the same things is left as it is.
@@ -80,11 +80,11 @@ def evaluate(
     for detector in detectors:
         detector.step(options.step_mm)
     exams = exams_of(dataset, options.split)
-    made_of = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *others)]
-    request = fingerprint([made_of, options, contents(dataset, exams), provenance.commit()])
+    detector_hashes = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *other_seeds)]
+    request = fingerprint([detector_hashes, options, contents(dataset, exams), provenance.commit()])
     page = storage.join(url, "index.html")
-    written = storage.join(url, "results.json")
-    if storage.exists(page) and storage.read_json(written).get("request") == request:
+    results_url = storage.join(url, "results.json")
+    if storage.exists(page) and storage.read_json(results_url).get("request") == request:
         return page
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     kinds = kinds or (ANY,) * any(exam.anomalous for exam in exams)
@@ -94,8 +94,8 @@ def evaluate(
     on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
     rows = _rows(pool, detectors, on_grid, kinds)
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
-    main = _main(detectors)
-    shown = pictures.Shown(main, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
+    main_detector = _main(detectors)
+    shown = pictures.Shown(main_detector, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
     results = Results(
         dataset=options.dataset,
         recipe=options.recipe,
@@ -106,12 +106,14 @@ def evaluate(
         ranks={kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
         group_rows=[row for rows_of_detector, _ in grouped for row in rows_of_detector],
         group_tests=[row for _, tests in grouped for row in tests],
-        seeds=_seeds(pool, rows, others, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")),
+        seeds=_seeds(
+            pool, rows, other_seeds, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")
+        ),
         verdicts=[row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
         calibration_patients=min(c.patients for c in calibrations.values()),
         counts=counts(dataset),
         images=shown.listed(),
-        heatmap_detector=main.name,
+        heatmap_detector=main_detector.name,
         settings=_settings(detectors, options),
         groups=options.groups,
         literature=list(options.literature),
@@ -120,7 +122,7 @@ def evaluate(
         provenance={"source": options.source, "split": options.split, **provenance.versions()},
         notes=[
             *_notes(next(iter(scored.values())), options),
-            *_doubtful(main.name, calibrations[main.name], scored[main.name]),
+            *_doubtful(main_detector.name, calibrations[main_detector.name], scored[main_detector.name]),
         ],
     )
     return report.build(results, shown.drawn(pool), url)
@@ -197,7 +199,7 @@ def _figures(
 def _seeds(
     pool: Pool,
     rows: list[table.Row],
-    others: Sequence[Sequence[Detector]],
+    other_seeds: Sequence[Sequence[Detector]],
     dataset: Images,
     exams: Sequence[Exam],
     options: Evaluation,
@@ -206,12 +208,12 @@ def _seeds(
 ) -> list[table.Row]:
     """The spread of the figures over the seeds; nothing where there is one."""
     runs = [rows]
-    for detectors in others:
+    for detectors in other_seeds:
         learned = [d for d in detectors if d.model or d.members]
         scored = _by_preprocessing(pool, learned, dataset, exams, options, url)
         on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
         runs.append(_rows(pool, learned, on_grid, kinds, resamples=FEW_RESAMPLES))
-    return seeds.spread(runs) if others else []
+    return seeds.spread(runs) if other_seeds else []
 
 
 def _main(detectors: Sequence[Detector]) -> Detector:
@@ -223,11 +225,11 @@ def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, A
     settings: dict[str, Any] = {"distance of places": f"{options.step_mm:g} mm"}
     if options.why:
         settings["how they were chosen"] = options.why
-    for one in detectors:
-        parts = [str(p.config) for p in (one.model, one.density) if p]
-        how = [f"{k}={v}" for k, v in described(one.preprocessing).items()]
-        settings[one.name] = "; ".join(
-            [", ".join(how), str(one.aggregation), *parts, one.provenance.get("settings", "")]
+    for detector in detectors:
+        parts = [str(p.config) for p in (detector.model, detector.density) if p]
+        picture_settings = [f"{k}={v}" for k, v in described(detector.preprocessing).items()]
+        settings[detector.name] = "; ".join(
+            [", ".join(picture_settings), str(detector.aggregation), *parts, detector.provenance.get("settings", "")]
         )
     return settings
 
@@ -260,10 +262,10 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
 
 def _doubtful(name: str, calibration: Calibration, images: Sequence[ScoredImage]) -> list[str]:
     """What may be wrong with the images that a detector scored, a sentence a kind."""
-    told = [
+    doubtful = [
         Excluded(image.exam.exam_id, sentence)
         for image in images
         for sentence in (*(doubt.sentence for doubt in image.doubts), calibration.far(image.scores[name]))
         if sentence
     ]
-    return [f"Doubtful: {row['count']} x {row['reason']}, such as {row['example']}." for row in reasons(told)]
+    return [f"Doubtful: {row['count']} x {row['reason']}, such as {row['example']}." for row in reasons(doubtful)]

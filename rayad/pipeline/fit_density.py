@@ -96,9 +96,9 @@ def fit_detector(
     model = model_of(trained)
     settings = [request.density, density_config(request, model), request.context, request.smooth, request.classes]
     made_of = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings, request.em])
-    done = finished(url, made_of)
-    if done is not None:
-        return done
+    existing = finished(url, made_of)
+    if existing is not None:
+        return existing
     began = time.perf_counter()
     latents = latents_of(trained, corpus, latents_url or url)
     part, history = fit_density(pool, corpus.url, model, request, latents)
@@ -107,8 +107,8 @@ def fit_detector(
     minutes = trained.provenance.get("train_minutes", 0.0) + minutes_since(began)
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
     history.pop("rows", None)
-    learned = {"density_training": history, "train_minutes": minutes, "faults": faults}
-    origin = origin_of(corpus, made_of, request.em) | learned
+    training = {"density_training": history, "train_minutes": minutes, "faults": faults}
+    origin = origin_of(corpus, made_of, request.em) | training
     fitted = replace(trained, name=name, score=score_of(model, part, request), provenance=origin, calibration=None)
     bundle.save(fitted, url)
     if not latents_url:
@@ -131,8 +131,8 @@ def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
 def density_config(request: DensityRequest, model: Part) -> Any:
     """The density's configuration; where the latents are codes, it is told how many there are of each."""
     states: tuple[int, ...] = getattr(model.module, "states", ())
-    each = states * (model.module.latents if len(states) == 1 else 1)
-    states_of = {"states": (*each, *[0] * len(request.context))} if states else {}
+    latent_states = states * (model.module.latents if len(states) == 1 else 1)
+    states_of = {"states": (*latent_states, *[0] * len(request.context))} if states else {}
     return catalog.configure("density", request.density, request.settings, **states_of)
 
 
@@ -157,8 +157,8 @@ class FittedRows:
             index = self._index(split)
             if missing := [name for name in self.request.context if name not in index]:
                 raise FormatError(f"{self.corpus.url}: the corpus has no {', '.join(missing)}; ingest it again")
-            beside = torch.tensor(index[list(self.request.context)].to_numpy(np.float32))
-            latents = torch.cat([latents, beside], 1)
+            context = torch.tensor(index[list(self.request.context)].to_numpy(np.float32))
+            latents = torch.cat([latents, context], 1)
         return (latents[self._smoothest(split)] if self.request.smooth else latents).to(self.device)
 
     def classes(self, split: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -173,8 +173,8 @@ class FittedRows:
         index = self._index(split)
         if column not in index:
             raise OptionError(f"classes are a column of the index, {', '.join(index.columns)}; not {column!r}")
-        of_all = self.corpus.index("split", column).query("split == @split")[column].astype(str)
-        names = tuple(sorted(set(of_all) - {""}))
+        labels = self.corpus.index("split", column).query("split == @split")[column].astype(str)
+        names = tuple(sorted(set(labels) - {""}))
         numbers = {name: number for number, name in enumerate(names)}
         rows = np.array([numbers.get(label, -1) for label in index[column].astype(str)], np.int64)
         return (rows[self._smoothest(split).numpy()] if self.request.smooth else rows), names
@@ -191,10 +191,12 @@ class FittedRows:
     def _smoothest(self, split: str) -> torch.Tensor:
         """Which of the worker's rows are among the smoothest of the whole split."""
         shards = (self.corpus.read(name)[rows] for name, rows in self._share(split))
-        deviation = np.concatenate([(p / FULL_SCALE).reshape(len(p), math.prod(p.shape[1:])).std(1) for p in shards])
-        own = torch.from_numpy(deviation)[:, None].to(self.device)
-        every = chosen(own, torch.arange(held(own, self.sync).total), self.sync)
-        return torch.from_numpy(deviation <= np.quantile(every.cpu(), SMOOTH))
+        deviation = np.concatenate(
+            [(patches / FULL_SCALE).reshape(len(patches), math.prod(patches.shape[1:])).std(1) for patches in shards]
+        )
+        deviation_column = torch.from_numpy(deviation)[:, None].to(self.device)
+        all_columns = chosen(deviation_column, torch.arange(held(deviation_column, self.sync).total), self.sync)
+        return torch.from_numpy(deviation <= np.quantile(all_columns.cpu(), SMOOTH))
 
 
 def _learn_alone(task: dict[str, Any]) -> None:

@@ -55,24 +55,31 @@ def write_heatmaps(
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     detector.step(request.step_mm)
-    asked, left_out = asked_of(images, request)
-    require_apart(url, [image.file for image in asked])  # a table may name what lies in the target
+    image_requests, left_out = asked_of(images, request)
+    require_apart(url, [image.file for image in image_requests])  # a table may name what lies in the target
     if left_out:
-        number = len(left_out) + len(asked)
+        number = len(left_out) + len(image_requests)
         say(f"left out: {len(left_out)} of {number} files, which are no images, such as {left_out[0]}", sys.stderr)
-    versions = storage.versions(image.file for image in asked)
+    versions = storage.versions(image.file for image in image_requests)
     facts = [detector.name, detector.score.name, detector.aggregation, detector.provenance]
-    alike = {said: fingerprint([*facts, said, written]) for said in {image.request for image in asked}}
-    made_of = {image.file: fingerprint([alike[image.request], versions[image.file]]) for image in asked}
+    request_hashes = {
+        heatmap_request: fingerprint([*facts, heatmap_request, written])
+        for heatmap_request in {image.request for image in image_requests}
+    }
+    made_of = {
+        image.file: fingerprint([request_hashes[image.request], versions[image.file]]) for image in image_requests
+    }
     with Rows(url) as rows:
-        rows.require_free([(image.file, image.name) for image in asked])
+        rows.require_free([(image.file, image.name) for image in image_requests])
         endings = [".npz", *([".png"] if written.picture else [])]
-        done = [row for image in asked if (row := rows.done(image.file, image.name, made_of[image.file], endings))]
-        yield from done
-        ready = {row.image for row in done}
-        lacking = [image for image in asked if encodable(image.file) not in ready]
-        through = pool.map(Writer, lacking, "heatmaps", (detector, url, written, pool.device), failed)
-        for image, row in zip(lacking, through, strict=True):
+        done_rows = [
+            row for image in image_requests if (row := rows.done(image.file, image.name, made_of[image.file], endings))
+        ]
+        yield from done_rows
+        done_files = {row.image for row in done_rows}
+        missing = [image for image in image_requests if encodable(image.file) not in done_files]
+        results = pool.map(Writer, missing, "heatmaps", (detector, url, written, pool.device), failed)
+        for image, row in zip(missing, results, strict=True):
             rows.add(row, made_of[image.file])
             yield row
 
@@ -93,7 +100,7 @@ class Writer:
 def write_heatmap(detector: Detector, url: str, written: Written, image: ImageRequest) -> Row:
     """Score one image and write what it gives; its row. StorageError where that cannot be written."""
     assert detector.calibration is not None  # whoever calls saw to it
-    where, request = storage.join(url, image.name), image.request
+    target, request = storage.join(url, image.name), image.request
     try:
         prepared = detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, request))
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
@@ -102,9 +109,9 @@ def write_heatmap(detector: Detector, url: str, written: Written, image: ImageRe
         arrays, png = arrays_and_picture(image.name, prepared, judged, detector, written)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
         return failed(reason(error), image)
-    storage.write_bytes(f"{where}.npz", judged.npz(**arrays))
+    storage.write_bytes(f"{target}.npz", judged.npz(**arrays))
     if png:
-        storage.write_bytes(f"{where}.png", png)
+        storage.write_bytes(f"{target}.png", png)
     return judged.verdict().of(image.file, image.name)
 
 
@@ -131,7 +138,7 @@ class Rows:
     def __enter__(self) -> "Rows":
         return self
 
-    def __exit__(self, *of: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._keep()
 
     def require_free(self, files: Sequence[tuple[str, str]]) -> None:
@@ -147,8 +154,8 @@ class Rows:
         row, made_of_then = self._rows.get(encodable(file), (None, ""))
         if not isinstance(row, Result) or row.name != name or made_of_then != made_of:
             return None
-        there = all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings)
-        return row if there else None
+        has_files = all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings)
+        return row if has_files else None
 
     def add(self, row: Row, made_of: str) -> None:
         """Write down what came of an image, soon: long lists take a twentieth of the time."""

@@ -28,7 +28,7 @@ from rayad.pool import Pool
 from rayad.terminal import say
 
 
-def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, said: dict[str, Any]) -> dict[str, Any]:
+def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description: dict[str, Any]) -> dict[str, Any]:
     """Write the corpus of a data set's healthy patients and return its manifest.
 
     Shards that are already complete are kept, so an interrupted call goes on where it stopped, and new exams of a
@@ -36,7 +36,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, said: dict[s
     settings is not touched.
 
     Args:
-        said: what the manifest should say of the data set (its name and source).
+        description: what the manifest should say of the data set (its name and source).
 
     Raises:
         DatasetError: no healthy patients, or more failures than the settings allow.
@@ -51,26 +51,26 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, said: dict[s
             sys.stderr,
         )
     request = fingerprint([plans, settings])
-    where = storage.join(url, "manifest.json")
-    if storage.exists(where):
-        manifest = storage.read_json(where)
+    manifest_url = storage.join(url, "manifest.json")
+    if storage.exists(manifest_url):
+        manifest = storage.read_json(manifest_url)
         if manifest.get("request") == request:
             return manifest
-        storage.remove(where)
+        storage.remove(manifest_url)
     write_list(dataset, exams, splits, left_out, url)
     remember(url, plans, settings)
     records = []
-    for shard, record in zip(
+    for shard, pooled_record in zip(
         plans, pool.map(_record, plans, f"patches to {url}", (url, dataset, settings), _nothing), strict=True
     ):
         # Which of its images ended the process is seen when each has one of its own.
-        whole = record or write_shard(url, shard, dataset, settings, partial(_patches_alone, pool))
-        pool.count("ingest_images", whole["images"], result="done")
-        pool.count("ingest_images", len(whole["failures"]), result="failed")
-        pool.count("ingest_patches", whole["patches"])
-        records.append(whole)
+        record = pooled_record or write_shard(url, shard, dataset, settings, partial(_patches_alone, pool))
+        pool.count("ingest_images", record["images"], result="done")
+        pool.count("ingest_images", len(record["failures"]), result="failed")
+        pool.count("ingest_patches", record["patches"])
+        records.append(record)
     facts = {"request": request, "excluded": [asdict(exclusion) for exclusion in left_out]}
-    return finish(url, records, settings, facts | said)
+    return finish(url, records, settings, facts | description)
 
 
 def write_corpus(pool: Pool, name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
@@ -81,13 +81,15 @@ def write_corpus(pool: Pool, name: str, source: str, dataset: Images, settings: 
 
 def _changed(before: Sequence[dict[str, Any]], plans: Sequence[ShardPlan]) -> int:
     """How many exams are made of something else than when a corpus was planned."""
-    was = {
+    old_contents = {
         name: content
         for shard in before
         for name, content in zip(shard["exams"], shard.get("contents", ()), strict=False)
     }
-    now = {exam.exam_id: content for shard in plans for exam, content in zip(shard.exams, shard.contents, strict=True)}
-    return sum(was[name] != content for name, content in now.items() if name in was)
+    new_contents = {
+        exam.exam_id: content for shard in plans for exam, content in zip(shard.exams, shard.contents, strict=True)
+    }
+    return sum(old_contents[name] != content for name, content in new_contents.items() if name in old_contents)
 
 
 def _record(url: str, dataset: Images, settings: Ingest, shard: ShardPlan) -> dict[str, Any]:

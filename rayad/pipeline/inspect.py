@@ -67,13 +67,13 @@ def inspect(
     splits = assign(exams)
     write_list(dataset, exams, splits, left_out, url)
     looks = list(pool.map(look_at, exams, "images", (dataset, preprocessing), _unseen))
-    seen = [look for look in looks if not look.failure]
+    readable = [look for look in looks if not look.failure]
     twins = _twins(exams, splits, looks)
     problems = [_across(twins)] * any(twin["across"] for twin in twins)
-    problem = ""
+    corpus_sentence = ""
     if corpus:
         opened = Corpus.open(corpus)
-        problem = (
+        corpus_sentence = (
             f"The corpus {corpus} holds {opened.manifest['patches']:,} patches of {opened.manifest['images']:,} images."
         )
         problems += opened.problems()
@@ -90,17 +90,19 @@ def inspect(
         "looked_at": len(looks),
         "twins": twins,
         "intensities": _intensities(exams, looks),
-        "corpus": problem,
+        "corpus": corpus_sentence,
         "problems": problems,
     }
-    middle = float(np.median([look.tissue for look in seen])) if seen else 0.0
-    unusual = sorted(seen, key=lambda look: -abs(np.log((look.tissue + 1e-3) / (middle + 1e-3))))
-    half, rest = unusual[: sheet // 2], unusual[sheet // 2 :]
-    shown = half + rest[:: max(1, len(rest) // max(1, sheet - len(half)))][: sheet - len(half)]
+    median = float(np.median([look.tissue for look in readable])) if readable else 0.0
+    unusual = sorted(readable, key=lambda look: -abs(np.log((look.tissue + 1e-3) / (median + 1e-3))))
+    most_unusual, rest = unusual[: sheet // 2], unusual[sheet // 2 :]
+    sheet_looks = (
+        most_unusual + rest[:: max(1, len(rest) // max(1, sheet - len(most_unusual)))][: sheet - len(most_unusual)]
+    )
     by_id = {exam.exam_id: exam for exam in exams}
-    chosen = [by_id[look.exam_id] for look in shown]
-    drawn = pool.map(draw, chosen, "pictures", (dataset, preprocessing))
-    page = inspection.build(summary, [(e.exam_id, png) for e, png in zip(chosen, drawn, strict=True)], url)
+    chosen = [by_id[look.exam_id] for look in sheet_looks]
+    pictures = pool.map(draw, chosen, "pictures", (dataset, preprocessing))
+    page = inspection.build(summary, [(e.exam_id, png) for e, png in zip(chosen, pictures, strict=True)], url)
     return page, problems
 
 
@@ -136,23 +138,23 @@ def draw(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> bytes:
 
 def _twins(exams: Sequence[Exam], splits: dict[str, str], looks: Sequence[Look]) -> list[dict[str, Any]]:
     """Images of different patients that look the same."""
-    seen = [(exam, look) for exam, look in zip(exams, looks, strict=True) if not look.failure]
+    readable = [(exam, look) for exam, look in zip(exams, looks, strict=True) if not look.failure]
     twins = []
-    for i, j, bits in likeness.pairs([look.hash for _, look in seen]):
-        (a, of_a), (b, of_b) = seen[i], seen[j]
-        if of_a.ranks is None or of_b.ranks is None or a.patient_id == b.patient_id:
+    for i, j, bits in likeness.pairs([look.hash for _, look in readable]):
+        (a, look_a), (b, look_b) = readable[i], readable[j]
+        if look_a.ranks is None or look_b.ranks is None or a.patient_id == b.patient_id:
             continue
-        rho = float(of_a.ranks @ of_b.ranks)
+        rho = float(look_a.ranks @ look_b.ranks)
         if rho > likeness.ALIKE:
-            both = splits[a.exam_id], splits[b.exam_id]
-            row = {"a": a.exam_id, "b": b.exam_id, "bits": bits, "rho": rho, "splits": " and ".join(both)}
-            twins.append(row | {"across": both[0] != both[1]})
+            twin_splits = splits[a.exam_id], splits[b.exam_id]
+            row = {"a": a.exam_id, "b": b.exam_id, "bits": bits, "rho": rho, "splits": " and ".join(twin_splits)}
+            twins.append(row | {"across": twin_splits[0] != twin_splits[1]})
     return twins
 
 
 def _across(twins: Sequence[dict[str, Any]]) -> str:
-    named = [f"{twin['a']} and {twin['b']}" for twin in twins if twin["across"]]
-    return f"{len(named)} pairs of images look the same and stand in two splits: {shortened(named)}."
+    pairs = [f"{twin['a']} and {twin['b']}" for twin in twins if twin["across"]]
+    return f"{len(pairs)} pairs of images look the same and stand in two splits: {shortened(pairs)}."
 
 
 def _counts(exams: Sequence[Exam], splits: dict[str, str]) -> dict[str, dict[str, int]]:
@@ -161,11 +163,11 @@ def _counts(exams: Sequence[Exam], splits: dict[str, str]) -> dict[str, dict[str
         exams_of_split[splits[exam.exam_id]].append(exam)
     return {
         split: {
-            "images": len(those),
-            "patients": len({exam.patient_id for exam in those}),
-            "anomalous": sum(exam.anomalous is True for exam in those),
+            "images": len(split_exams),
+            "patients": len({exam.patient_id for exam in split_exams}),
+            "anomalous": sum(exam.anomalous is True for exam in split_exams),
         }
-        for split, those in sorted(exams_of_split.items())
+        for split, split_exams in sorted(exams_of_split.items())
     }
 
 

@@ -65,23 +65,23 @@ class Shown:
             (image, mapped(self.calibration, image.scores[self.main.name]), listed)
             for image, (listed, _) in zip(self.images, self.found, strict=True)
         ]
-        drawn = list(pool.map(draw, jobs, "pictures", (self.dataset, self.main.preprocessing)))
-        thumbnails = {f"image-{i.exam.exam_id}": png for i, png in zip(self.images, drawn, strict=True)}
+        thumbnail_pngs = list(pool.map(draw, jobs, "pictures", (self.dataset, self.main.preprocessing)))
+        thumbnails = {f"image-{i.exam.exam_id}": png for i, png in zip(self.images, thumbnail_pngs, strict=True)}
         pictures = self._panel(pool)
-        some = self.detectors[: 2 * PANEL_DETECTORS]
+        shown_detectors = self.detectors[: 2 * PANEL_DETECTORS]
         pictures["distributions"] = figures.distributions(
-            {d.name: _classes(self.on_grid[d.name], self.kinds) for d in some}
+            {d.name: _classes(self.on_grid[d.name], self.kinds) for d in shown_detectors}
         )
         return pictures | thumbnails
 
     def listed(self) -> list[dict[str, Any]]:
         """A row an image: whose it is, what is known of it, its p-values and its findings."""
-        single = [image_score(i.scores[self.main.name], self.calibration.top) for i in self.images]
+        image_scores = [image_score(i.scores[self.main.name], self.calibration.top) for i in self.images]
         highest: dict[str, float] = defaultdict(lambda: -np.inf)
-        for image, score in zip(self.images, single, strict=True):
+        for image, score in zip(self.images, image_scores, strict=True):
             highest[image.exam.patient_id] = max(highest[image.exam.patient_id], score)
         rows = []
-        for image, score, (shown, number) in zip(self.images, single, self.found, strict=True):
+        for image, score, (listed_findings, number) in zip(self.images, image_scores, self.found, strict=True):
             exam = image.exam
             p = {"image": self.calibration.image_p(score), "exam": self.calibration.exam_p(highest[exam.patient_id])}
             rows.append(
@@ -91,8 +91,8 @@ class Shown:
                     "diseased": exam.anomalous,
                     "lesions": sorted({lesion.kind for lesion in exam.lesions}),
                     "thumbnail": f"image-{exam.exam_id}",
-                    "findings": [asdict(finding) for finding in shown],
-                    "more_findings": number - len(shown),
+                    "findings": [asdict(finding) for finding in listed_findings],
+                    "more_findings": number - len(listed_findings),
                     "p": {self.main.name: p},
                 }
             )
@@ -102,17 +102,17 @@ class Shown:
         """A few images with lesions under several detectors; nothing where no lesion has a place."""
         chosen: list[int] = []
         for kind in self.kinds:
-            held = [
+            with_kind = [
                 i for i, image in enumerate(self.on_grid[self.main.name]) if usable(image, kind) and i not in chosen
             ]
-            chosen += held[:PANEL_IMAGES]
+            chosen += with_kind[:PANEL_IMAGES]
         if not chosen:
             return {}
         learned = [d for d in self.detectors if d.model] or list(self.detectors)
-        alike = [d for d in learned if d.preprocessing == self.main.preprocessing][:PANEL_DETECTORS]
+        same_picture = [d for d in learned if d.preprocessing == self.main.preprocessing][:PANEL_DETECTORS]
         maps = {
             d.name: [mapped(self.calibrations[d.name], self.scored[d.name][i].scores[d.name]) for i in chosen]
-            for d in alike
+            for d in same_picture
         }
         images = [self.images[i] for i in chosen]
         views = list(pool.map(view, images, "panel", (self.dataset, self.main.preprocessing)))
@@ -124,10 +124,10 @@ def draw(
     dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, DetectorMap, Sequence[MarkedRegion]]
 ) -> bytes:
     """The thumbnail of an image with the map and the findings."""
-    image, found, listed = item
-    seen = view(dataset, preprocessing, image)
-    marks = [(f.row_mm / seen.spacing_mm, f.col_mm / seen.spacing_mm) for f in listed]
-    return figures.thumbnail(seen, found, marks=marks)
+    image, detector_map, listed = item
+    image_view = view(dataset, preprocessing, image)
+    marks = [(finding.row_mm / image_view.spacing_mm, finding.col_mm / image_view.spacing_mm) for finding in listed]
+    return figures.thumbnail(image_view, detector_map, marks=marks)
 
 
 def view(dataset: Images, preprocessing: Preprocessing, image: ScoredImage) -> View:
@@ -138,8 +138,8 @@ def view(dataset: Images, preprocessing: Preprocessing, image: ScoredImage) -> V
     for lesion in exam.lesions:
         if lesion.located:
             truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
-    shown = prepared.stored if preprocessing.channels == 1 else prepared.pixels
-    return View(exam.exam_id, shown, prepared.spacing_mm, image.rows, image.columns, truth)
+    pixels = prepared.stored if preprocessing.channels == 1 else prepared.pixels
+    return View(exam.exam_id, pixels, prepared.spacing_mm, image.rows, image.columns, truth)
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,11 @@ class Run:
         epochs = self.changes.density_epochs or request.em.epochs
         request = replace(request, em=replace(request.em, seed=self.seed, epochs=epochs))
         name = name or request.density
-        where, latents = self._at(corpus, "densities", trained.name, name), self._at(corpus, "latents", trained.name)
-        return self._fitted(name, corpus, trained, request, where, latents)
+        density_url, latents_url = (
+            self._at(corpus, "densities", trained.name, name),
+            self._at(corpus, "latents", trained.name),
+        )
+        return self._fitted(name, corpus, trained, request, density_url, latents_url)
 
     def ask(self, detector: Detector, name: str, score: str = "", aggregation: Aggregation = PLAIN) -> Detector:
         """A detector of the table: one that was learned, asked for one of its scores.
@@ -145,8 +148,10 @@ class Run:
     def calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
         """With their p-values, saved; those that have them already are loaded."""
         by_name: dict[str, Detector] = {}
-        alone = [d for d in detectors if not d.members]
-        groups = [[d for d in alone if d.preprocessing == p] for p in dict.fromkeys(d.preprocessing for d in alone)]
+        uncombined = [d for d in detectors if not d.members]
+        groups = [
+            [d for d in uncombined if d.preprocessing == p] for p in dict.fromkeys(d.preprocessing for d in uncombined)
+        ]
         for group in [*groups, *([d] for d in detectors if d.members)]:
             by_name |= {d.name: d for d in self._calibrated(group)}
         return [by_name[d.name] for d in detectors]
@@ -159,11 +164,11 @@ class Run:
         return ", ".join(filter(None, [learned, self._pictures[detector.origin("corpus")]]))
 
     def _changed(self, ingest: Ingest) -> Ingest:
-        given = dict(map(catalog.pair, self.changes.picture))
-        if not given:
+        changes = dict(map(catalog.pair, self.changes.picture))
+        if not changes:
             return ingest
         kind = catalog.described(ingest.preprocessing)["kind"]
-        settings = dict(map(catalog.pair, catalog.settings_of(ingest.preprocessing))) | given
+        settings = dict(map(catalog.pair, catalog.settings_of(ingest.preprocessing))) | changes
         return replace(ingest, preprocessing=catalog.configure("imaging", kind, settings))
 
     def _ingested(self, ingest: Ingest, url: str) -> Corpus:
@@ -181,15 +186,15 @@ class Run:
         return combine(self.pool, name, rule, members, self.dataset, self.step_mm, storage.join(self.url, "scores"))
 
     def _calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
-        places = [storage.join(self._home, "detectors", d.name) for d in detectors]
-        ready = [saved(d, url) for d, url in zip(detectors, places, strict=True)]
-        done = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, storage.join(self.url, "scores"))
-        for before, after, url in zip(ready, done, places, strict=True):
+        urls = [storage.join(self._home, "detectors", d.name) for d in detectors]
+        ready = [saved(d, url) for d, url in zip(detectors, urls, strict=True)]
+        calibrated = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, storage.join(self.url, "scores"))
+        for before, after, url in zip(ready, calibrated, urls, strict=True):
             if before is not after:
                 bundle.save(after, url)
             if after.calibration and after.calibration.few:
                 warn_once(f"detectors are {after.calibration.few}")
-        return done
+        return calibrated
 
     @property
     def _home(self) -> str:
@@ -298,9 +303,9 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     seeds = [Run(pool, request.data, url, seed, recipe.step_mm, request.changes) for seed in range(request.seeds)]
     detectors, headings = [], {}
     for run in seeds:
-        made = run.calibrated(recipe.detectors(run))
-        headings = {d.name: run.heading(d) for d in made} | dict.fromkeys(recipe.order, recipe.first)
-        detectors.append(_in_order(made, recipe.order, headings))
+        calibrated = run.calibrated(recipe.detectors(run))
+        headings = {d.name: run.heading(d) for d in calibrated} | dict.fromkeys(recipe.order, recipe.first)
+        detectors.append(_in_order(calibrated, recipe.order, headings))
     judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
     dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else seeds[0].dataset
     if not recipe.kinds and not any(exam.anomalous for exam in in_split(dataset.exams(), split)):
@@ -318,8 +323,10 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         literature=recipe.literature,
         groups=headings,
     )
-    where = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
-    return evaluate(pool, detectors[0], dataset, options, where, storage.join(url, "scores"), others=detectors[1:])
+    report_url = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
+    return evaluate(
+        pool, detectors[0], dataset, options, report_url, storage.join(url, "scores"), other_seeds=detectors[1:]
+    )
 
 
 def rehearse(request: RunRequest) -> list[Detector]:
@@ -330,10 +337,10 @@ def rehearse(request: RunRequest) -> list[Detector]:
     """
     detectors = list(request.recipe.detectors(_Rehearsal(request)))
     names = [detector.name for detector in detectors]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise OptionError(f"recipe {request.recipe.name}: two detectors are called {twice[0]!r}")
-    wanted = [*request.recipe.order, *(name for two in request.recipe.compare for name in two)]
-    if missing := [name for name in wanted if name not in names]:
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise OptionError(f"recipe {request.recipe.name}: two detectors are called {repeated[0]!r}")
+    required = [*request.recipe.order, *(name for pair in request.recipe.compare for name in pair)]
+    if missing := [name for name in required if name not in names]:
         raise OptionError(f"recipe {request.recipe.name} has no detector {missing[0]!r}, only {', '.join(names)}")
     if request.test:
         request.test.opened()

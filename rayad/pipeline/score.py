@@ -80,8 +80,8 @@ def exams_of(dataset: Images, split: str) -> list[Exam]:
 
 def in_split(exams: Sequence[Exam], split: str) -> list[Exam]:
     """Those of a split, or of `EVERY`."""
-    assigned, wanted = assign(exams), SPLITS if split == EVERY else (split,)
-    return [exam for exam in exams if assigned[exam.exam_id] in wanted]
+    assigned, splits = assign(exams), SPLITS if split == EVERY else (split,)
+    return [exam for exam in exams if assigned[exam.exam_id] in splits]
 
 
 def score(
@@ -168,9 +168,9 @@ class KeptScores:
         """How many of these exams were scored when they were made of something else, and not since."""
         folder = self.places(exams[0]).rpartition("/")[0] if exams else ""
         files = storage.listing(folder, (".npz",)) if folder and storage.exists(folder) else []
-        there = {file.rpartition("/")[2] for file in files}
-        was = {name.rpartition("-")[0] for name in there}
-        return sum(file_name(exam.exam_id) in was and self._file(exam) not in there for exam in exams)
+        stored_files = {file.rpartition("/")[2] for file in files}
+        stored_names = {name.rpartition("-")[0] for name in stored_files}
+        return sum(file_name(exam.exam_id) in stored_names and self._file(exam) not in stored_files for exam in exams)
 
     def places(self, exam: Exam) -> str:
         """URL of the image's places, which follow from the preprocessing and the step."""
@@ -190,9 +190,9 @@ class KeptScores:
         heatmaps = {}
         step_mm = self.step * detector.preprocessing.spacing_mm
         for member in detector.members:
-            own = replace(self, detectors=(member,), step=step_px(member.preprocessing, step_mm))
-            if storage.exists(own.places(exam)) and not own.missing(exam):
-                image = own.read(exam)
+            member_scores = replace(self, detectors=(member,), step=step_px(member.preprocessing, step_mm))
+            if storage.exists(member_scores.places(exam)) and not member_scores.missing(exam):
+                image = member_scores.read(exam)
                 heatmap = Heatmap(image.scores[member.name], image.rows, image.columns, image.tissue)
                 heatmaps[member.name] = heatmap, image.seconds[member.name]
         return heatmaps
@@ -250,16 +250,16 @@ def score_exam(dataset: Images, keep: KeptScores, exam: Exam) -> str:
     return ""
 
 
-def _score(prepared: Prepared, keep: KeptScores, exam: Exam, wanted: Sequence[Detector]) -> None:
+def _score(prepared: Prepared, keep: KeptScores, exam: Exam, detectors: Sequence[Detector]) -> None:
     """Score the image with each detector; what members have found, those that combine them need not find again."""
-    for detector in wanted:
+    for detector in detectors:
         member_heatmaps = keep.known(detector, exam)
         began = time.perf_counter()
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
             result = detector.heatmap(
                 prepared, keep.step, {name: heatmap for name, (heatmap, _) in member_heatmaps.items()}
             )
-        seconds = time.perf_counter() - began + sum(taken for _, taken in member_heatmaps.values())
+        seconds = time.perf_counter() - began + sum(member_seconds for _, member_seconds in member_heatmaps.values())
         _save(keep.scores(detector, exam), {"scores": result.scores, "seconds": seconds})
 
 
@@ -268,9 +268,11 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[
     h, w = prepared.stored.shape
     rows, columns = places(h, w, step)
     tissue = prepared.tissue[np.ix_(rows, columns)]
-    inside = np.argwhere(tissue)
+    tissue_places = np.argwhere(tissue)
     arrays: dict[str, Any] = {"rows": rows, "columns": columns, "tissue": tissue, "step_mm": step * prepared.spacing_mm}
-    arrays["reflected"] = leaves_image(prepared.stored.shape, rows[inside[:, 0]], columns[inside[:, 1]]).sum()
+    arrays["reflected"] = leaves_image(
+        prepared.stored.shape, rows[tissue_places[:, 0]], columns[tissue_places[:, 1]]
+    ).sum()
     doubts = json.dumps([[doubt.kind, doubt.sentence] for doubt in prepared.doubts])
     arrays["doubts"] = np.frombuffer(doubts.encode(), np.uint8)
     arrays["between"] = arrays["outside"] = 0

@@ -80,8 +80,8 @@ class _Watch:
         epoch = int(row.get("epoch", 0))
         if not epoch:
             return
-        due = self.strips.every and (epoch == 1 or epoch % self.strips.every == 0)
-        picture = self._drawn() if due else None
+        is_due = self.strips.every and (epoch == 1 or epoch % self.strips.every == 0)
+        picture = self._drawn() if is_due else None
         if picture is not None:
             storage.write_bytes(storage.join(self.url, "strips", f"epoch-{epoch:04d}.png"), strips.png(picture))
         if self.writer:
@@ -162,15 +162,15 @@ def train_detector(pool: Pool, name: str, corpus: Corpus, request: TrainRequest,
     """
     config, schedule = catalog.configure("models", request.model, request.settings), request.schedule
     made_of = fingerprint(["train", corpus.manifest["content"], request.model, config, schedule])
-    done = finished(url, made_of)
-    if done is not None:
-        return done
+    existing = finished(url, made_of)
+    if existing is not None:
+        return existing
     corpus.require_disjoint()
     began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{made_of}")
     part, faults = train(pool, corpus.url, request.model, config, schedule, checkpoints, request.strips)
-    spent = {"train_minutes": minutes_since(began), "faults": [asdict(fault) for fault in faults]}
-    origin = origin_of(corpus, made_of, schedule) | spent
+    training = {"train_minutes": minutes_since(began), "faults": [asdict(fault) for fault in faults]}
+    origin = origin_of(corpus, made_of, schedule) | training
     trained = Detector(name, ModelScore(part, scores_of(part)[0]), preprocessing_of(corpus), provenance=origin)
     bundle.save(trained, url)
     storage.remove(checkpoints)
@@ -189,32 +189,32 @@ def order_of(corpus: Corpus, schedule: Schedule) -> Order:
 
 def _loop(task: dict[str, Any], member: Member) -> None:
     """One worker's part of `train`."""
-    corpus, schedule, us = Corpus.open(task["corpus"]), task["schedule"], member.sync
+    corpus, schedule, sync = Corpus.open(task["corpus"]), task["schedule"], member.sync
     torch.manual_seed(schedule.seed)
     model = task["config"].build().to(member.device)
     read = reader(corpus, task["config"].build())
-    validation = validation_batches(read, corpus, schedule.batch, us.rank, us.world)
-    seen = _watch(task, model, validation) if us.rank == 0 else None
+    validation = validation_batches(read, corpus, schedule.batch, sync.rank, sync.world)
+    watch = _watch(task, model, validation) if sync.rank == 0 else None
 
     def tell(row: Row) -> None:
         member.report(row)
-        if seen:
-            seen.saw(row)
+        if watch:
+            watch.saw(row)
 
     order = order_of(corpus, schedule)
     try:
         fit(
             model,
-            lambda epoch: (pixels(batch) for batch in order.batches(read, epoch, us.rank, us.world)),
+            lambda epoch: (pixels(batch) for batch in order.batches(read, epoch, sync.rank, sync.world)),
             validation,
             schedule,
-            sync=us,
+            sync=sync,
             checkpoints=CheckpointFolder(task["checkpoints"]),
             report=tell,
         )
     finally:
-        if seen:
-            seen.close()
+        if watch:
+            watch.close()
 
 
 def _watch(task: dict[str, Any], model: Any, validation: Callable[[], Iterable[torch.Tensor]]) -> _Watch | None:

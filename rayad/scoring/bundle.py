@@ -105,10 +105,10 @@ def _files(detector: Detector) -> dict[str, bytes]:
         "provenance": detector.provenance,
     }
     for member in detector.members:
-        of_member = _files(member)
-        sha256[f"members/{member.name}"] = hashlib.sha256(of_member["detector.json"]).hexdigest()
+        member_contents = _files(member)
+        sha256[f"members/{member.name}"] = hashlib.sha256(member_contents["detector.json"]).hexdigest()
         folder = files.member_folder(member.name, description)
-        contents |= {f"{folder}/{name}": data for name, data in of_member.items()}
+        contents |= {f"{folder}/{name}": data for name, data in member_contents.items()}
     contents |= {files.tensor_file(kind, description): data for kind, data in tensors.items()}
     return contents | {"detector.json": storage.json_bytes(description)}
 
@@ -182,7 +182,7 @@ def _called(kind: type | tuple[type, ...]) -> str:
     """A type of JSON in words."""
     words = {int: "a whole number", float: "a number", str: "a text", dict: "an object", list: "a list"}
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(words.get(one, "null") for one in kinds)
+    return " or ".join(words.get(json_type, "null") for json_type in kinds)
 
 
 def _describe(folder: BundleFolder) -> dict[str, Any]:
@@ -211,25 +211,27 @@ def _load(folder: BundleFolder, anyway: bool) -> Detector:
     _check(folder, description)
     members = [_member(folder, name, description, anyway) for name in description["members"]]
     detector = _built(folder, description, members)
-    if not anyway and (wrong := not_finite(detector)):
-        raise FormatError(f"{folder.url}: {wrong[0]} holds numbers that are not finite")
+    if not anyway and (names := not_finite(detector)):
+        raise FormatError(f"{folder.url}: {names[0]} holds numbers that are not finite")
     return detector
 
 
 def _check(folder: BundleFolder, description: dict[str, Any]) -> None:
     """FormatError unless every field has its type, and names are what names can be."""
-    where = folder.name
+    file_name = folder.name
     for fault in lacking(description):
         raise FormatError(f"{folder.url}: {fault}; rayad check lists all that is wrong")
-    files.check_hashes(description["sha256"], where)
+    files.check_hashes(description["sha256"], file_name)
     context = description["context"]
     if not all(name in CONTEXT for name in context) or len(set(context)) < len(context):
-        raise FormatError(f"{where}: 'context' has different names of {', '.join(CONTEXT)}, not {shortened(context)}")
+        raise FormatError(
+            f"{file_name}: 'context' has different names of {', '.join(CONTEXT)}, not {shortened(context)}"
+        )
     for name, kind in ORIGIN.items():
         if name in description["provenance"] and not isinstance(description["provenance"][name], kind):
-            other = shortened(description["provenance"][name])
-            raise FormatError(f"{where}: {name} of 'provenance' is {_called(kind)}, not {other}")
-    files.check_members(description["members"], where)
+            value = shortened(description["provenance"][name])
+            raise FormatError(f"{file_name}: {name} of 'provenance' is {_called(kind)}, not {value}")
+    files.check_members(description["members"], file_name)
 
 
 def _member(folder: BundleFolder, name: str, description: dict[str, Any], anyway: bool) -> Detector:
@@ -265,9 +267,9 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
 def _calibration(folder: BundleFolder, description: dict[str, Any]) -> Calibration | None:
     if "calibration" not in description["sha256"]:
         return None
-    where, data = folder.tensors("calibration", description)
-    files.header(data, where)
-    with _explained(where):
+    tensor_url, data = folder.tensors("calibration", description)
+    files.header(data, tensor_url)
+    with _explained(tensor_url):
         return Calibration.from_tensors(safetensors.numpy.load(data))
 
 
@@ -275,33 +277,33 @@ def _part(folder: BundleFolder, kind: str, description: dict[str, Any]) -> Part 
     part_description = description[kind]
     if part_description is None:
         return None
-    where, data = folder.tensors(kind, description)
-    declared = files.header(data, where)
+    tensor_url, data = folder.tensors(kind, description)
+    declared = files.header(data, tensor_url)
     with _explained(f"{folder.name}: {kind!r}"):
         name, config, variables = _configuration(
             kind, part_description, sum(tensor.numel() for tensor in declared.values())
         )
     build = partial(config.build, variables) if kind == "density" else config.build
-    with _explained(f"{where}: does not fit {name} of detector.json"):
+    with _explained(f"{tensor_url}: does not fit {name} of detector.json"):
         _require_tensors(build, declared)
         module = build()
         module.load_state_dict(safetensors.torch.load(data))
     return Part(name, config, module.eval(), variables)
 
 
-def _configuration(kind: str, of: dict[str, Any], numbers: int) -> tuple[str, Any, int]:
+def _configuration(kind: str, description: dict[str, Any], numbers: int) -> tuple[str, Any, int]:
     """A part's plug-in, its configuration and its number of variables.
 
     Args:
         numbers: in its tensors; no size can be larger, but for small ones.
     """
-    if set(of) != {"name", "config", "variables"} or not isinstance(of["config"], dict):
-        raise OptionError(f"it has name, config (an object) and variables, not {shortened(of)}")
-    variables, most = of["variables"], max(numbers, SMALL)
-    if type(variables) is not int or not 0 <= variables <= min(most, MOST_VARIABLES):
+    if set(description) != {"name", "config", "variables"} or not isinstance(description["config"], dict):
+        raise OptionError(f"it has name, config (an object) and variables, not {shortened(description)}")
+    variables, largest = description["variables"], max(numbers, SMALL)
+    if type(variables) is not int or not 0 <= variables <= min(largest, MOST_VARIABLES):
         raise OptionError(f"variables are 0 to {MOST_VARIABLES:,}, not {shortened(variables)}")
-    plug_in = _plug_in({"model": "models", "density": "density"}[kind], of["name"])
-    return of["name"], catalog.restored(plug_in.Config, of["config"], most), variables
+    plug_in = _plug_in({"model": "models", "density": "density"}[kind], description["name"])
+    return description["name"], catalog.restored(plug_in.Config, description["config"], largest), variables
 
 
 def _plug_in(folder: str, name: Any) -> ModuleType:
@@ -316,10 +318,10 @@ def _require_tensors(build: Callable[[], nn.Module], declared: dict[str, Tensor]
         outline = build()
     outline.to("meta")
     names = outline.state_dict().keys()
-    if others := sorted(names ^ declared.keys()):
-        fault = "is none of its tensors" if others[0] in declared else "is missing"
-        more = f", and {len(others) - 1} more are not as they should be" if len(others) > 1 else ""
-        raise FormatError(f"{shortened(others[0])} {fault}{more}")
+    if unexpected := sorted(names ^ declared.keys()):
+        fault = "is none of its tensors" if unexpected[0] in declared else "is missing"
+        more = f", and {len(unexpected) - 1} more are not as they should be" if len(unexpected) > 1 else ""
+        raise FormatError(f"{shortened(unexpected[0])} {fault}{more}")
     outline.load_state_dict(declared)
     for name, tensor in outline.state_dict().items():
         declared_type, expected_type = declared[name].dtype, tensor.dtype
@@ -331,10 +333,10 @@ def _require_tensors(build: Callable[[], nn.Module], declared: dict[str, Tensor]
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(subject: str) -> Iterator[None]:
     """Whatever making something of a bundle raises, as one sentence that names the file and the field."""
     try:
         yield
     except IMPOSSIBLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FormatError(f"{what}: {reason[:300]}") from error
+        raise FormatError(f"{subject}: {reason[:300]}") from error

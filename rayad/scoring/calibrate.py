@@ -37,11 +37,11 @@ def image_score(scores: Grid, top: float = 0.01) -> float:
     Raises:
         ValueError: no place has a score.
     """
-    inside = scores[~np.isnan(scores)]
-    if inside.size == 0:
+    place_scores = scores[~np.isnan(scores)]
+    if place_scores.size == 0:
         raise ValueError("an image's score needs at least one place with a score, got none")
-    count = max(1, math.ceil(top * inside.size))
-    return float(np.partition(inside, inside.size - count)[-count:].mean(dtype=np.float64))
+    count = max(1, math.ceil(top * place_scores.size))
+    return float(np.partition(place_scores, place_scores.size - count)[-count:].mean(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Calibration:
         """
         if not self.image_means.size:
             return ""
-        mean, middle = float(np.nanmean(scores)), float(np.median(self.image_means))
+        mean, median = float(np.nanmean(scores)), float(np.median(self.image_means))
         lowest, highest = self.image_means[0], self.image_means[-1]
-        if 2 * lowest - middle <= mean <= 2 * highest - middle:
+        if 2 * lowest - median <= mean <= 2 * highest - median:
             return ""
         return (
             f"its places score {mean:.4g} on average, those of {self.image_means.size} healthy images {lowest:.4g} to "
@@ -183,22 +183,22 @@ def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01) -> Cali
         raise DatasetError("calibration needs at least one healthy patient, got none")
     places = {name: [_inside(name, grid) for grid in grids] for name, grids in patients.items()}
     images = {name: [image_score(grid, top) for grid in grids] for name, grids in patients.items()}
-    pooled = {name: np.concatenate(of_images) for name, of_images in places.items() if of_images}
+    pooled = {name: np.concatenate(grids) for name, grids in places.items() if grids}
     if len(pooled) < len(patients):
         raise DatasetError(f"calibration: patient {min(patients.keys() - pooled.keys())} has no image")
-    scores = np.array([score for of_patient in images.values() for score in of_patient])
-    weights = np.array([1 / len(of_patient) for of_patient in images.values() for _ in of_patient])
+    scores = np.array([score for values in images.values() for score in values])
+    weights = np.array([1 / len(values) for values in images.values() for _ in values])
     order = np.argsort(scores, kind="stable")
     levels = _levels()
     return Calibration(
-        exam_scores=np.sort([max(of_patient) for of_patient in images.values()]),
+        exam_scores=np.sort([max(values) for values in images.values()]),
         image_scores=scores[order],
         image_weights=weights[order],
-        survival=np.sort(np.concatenate([survival_points(of_patient) for of_patient in pooled.values()])),
+        survival=np.sort(np.concatenate([survival_points(values) for values in pooled.values()])),
         levels=levels,
         quantiles=_quantiles(list(pooled.values()), levels),
         top=top,
-        image_means=np.sort([image.mean() for of_patient in places.values() for image in of_patient]),
+        image_means=np.sort([image.mean() for values in places.values() for image in values]),
     )
 
 
@@ -228,13 +228,13 @@ def _require_numbers(name: str, array: np.ndarray) -> None:
 
 def _require_shares(tensors: Mapping[str, np.ndarray]) -> None:
     """FormatError unless arrays that belong together have one size, and shares are between 0 and 1."""
-    for one, other in (("image_scores", "image_weights"), ("levels", "quantiles")):
-        if tensors[one].size != tensors[other].size:
-            raise FormatError(f"calibration: {one} and {other} have different sizes")
+    for first, second in (("image_scores", "image_weights"), ("levels", "quantiles")):
+        if tensors[first].size != tensors[second].size:
+            raise FormatError(f"calibration: {first} and {second} have different sizes")
     for name in ("image_weights", "levels", "top"):
-        least, most = tensors[name].min(), tensors[name].max()
-        if least < 0 or most > 1:
-            raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {least:g} to {most:g}")
+        lowest, highest = tensors[name].min(), tensors[name].max()
+        if lowest < 0 or highest > 1:
+            raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {lowest:g} to {highest:g}")
 
 
 def _inside(patient: str, grid: Grid) -> Float[np.ndarray, " n"]:
@@ -251,10 +251,10 @@ def _levels() -> Float[np.ndarray, " q"]:
     return np.unique(np.concatenate([np.linspace(0, 1, 1025), 1 - np.logspace(-3, -5, 201)]))
 
 
-def _quantiles(of_patients: list[np.ndarray], levels: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
-    scores = np.concatenate(of_patients)
-    weights = np.concatenate([np.full(s.size, 1 / s.size) for s in of_patients])
+def _quantiles(patient_scores: list[np.ndarray], levels: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
+    scores = np.concatenate(patient_scores)
+    weights = np.concatenate([np.full(values.size, 1 / values.size) for values in patient_scores])
     order = np.argsort(scores, kind="stable")
-    below = np.cumsum(weights[order]) / len(of_patients)
-    at = np.searchsorted(below, levels, side="left")
-    return scores[order][np.minimum(at, scores.size - 1)]
+    cumulative = np.cumsum(weights[order]) / len(patient_scores)
+    index = np.searchsorted(cumulative, levels, side="left")
+    return scores[order][np.minimum(index, scores.size - 1)]

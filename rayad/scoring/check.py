@@ -37,33 +37,33 @@ def _unknown(description: dict[str, Any]) -> Iterator[str]:
         yield f"detector.json has a field {shortened(name)} that nobody knows"
 
 
-def _of_bundle(url: str, description: dict[str, Any], one: Detector) -> Iterator[str]:
+def _of_bundle(url: str, description: dict[str, Any], detector: Detector) -> Iterator[str]:
     """Of a bundle that could be loaded, and of its members."""
     yield from (
         f"{printable(name)} is beside the bundle's files, and nothing names it" for name in _strangers(url, description)
     )
-    for member in one.members:
-        where = storage.join(url, member_folder(member.name, description))
-        of_member = bundle.describe(where)
-        member_faults = [*_unknown(of_member), *_of_bundle(where, of_member, member)]
+    for member in detector.members:
+        member_url = storage.join(url, member_folder(member.name, description))
+        member_description = bundle.describe(member_url)
+        member_faults = [*_unknown(member_description), *_of_bundle(member_url, member_description, member)]
         yield from (f"member {member.name}: {fault}" for fault in member_faults)
-    yield from _of_parts(one)
+    yield from _of_parts(detector)
 
 
 def _strangers(url: str, description: dict[str, Any]) -> Iterator[str]:
-    own_names = {
+    known_names = {
         "detector.json",
         *(tensor_file(kind, description) for kind in description["sha256"] if "/" not in kind),
     }
     members = storage.join(url, "members", "")
-    own = [file for file in storage.listing(url, roots=(url,)) if not file.startswith(members)]
-    for name in (file.rsplit("/", 1)[-1] for file in own):
-        if name.endswith(".safetensors") and name not in own_names:
+    bundle_files = [file for file in storage.listing(url, roots=(url,)) if not file.startswith(members)]
+    for name in (file.rsplit("/", 1)[-1] for file in bundle_files):
+        if name.endswith(".safetensors") and name not in known_names:
             yield name
 
 
-def _of_parts(one: Detector) -> Iterator[str]:
-    yield from (f"{name} holds numbers that are not finite" for name in bundle.not_finite(one))
-    for kind, part in (("model", one.model), ("density", one.density)):
+def _of_parts(detector: Detector) -> Iterator[str]:
+    yield from (f"{name} holds numbers that are not finite" for name in bundle.not_finite(detector))
+    for kind, part in (("model", detector.model), ("density", detector.density)):
         if part and isinstance(part.module, Checked):
             yield from (f"{kind}: {fault}" for fault in part.module.faults())

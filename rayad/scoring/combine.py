@@ -75,9 +75,9 @@ def rarity(scores: Grid, calibration: Calibration) -> Grid:
     scores beyond everything healthy are the same.
     """
     start = calibration.threshold(TAIL)
-    beyond = calibration.quantiles[calibration.levels >= TAIL]
+    tail_scores = calibration.quantiles[calibration.levels >= TAIL]
     levels = calibration.levels[calibration.levels >= TAIL]
-    mean = float(np.trapezoid(beyond - start, levels) / (1 - TAIL)) or 1.0
+    mean = float(np.trapezoid(tail_scores - start, levels) / (1 - TAIL)) or 1.0
     share = np.minimum(calibration.healthy_quantile(scores), TAIL)
     return -np.log1p(-share) + np.maximum(scores - start, 0) / mean
 
@@ -88,22 +88,22 @@ Scored = Sequence[tuple[Grid, Calibration]]
 
 def fisher(scored: Scored) -> Grid:
     """Sum of the rarities, -sum log p (Fisher 1932); what no member scores is nan."""
-    return _stacked(scored, lambda found: np.nanmean(found, 0) * len(found))
+    return _stacked(scored, lambda rarities: np.nanmean(rarities, 0) * len(rarities))
 
 
 def minimum(scored: Scored) -> Grid:
     """Rarity of the member that finds a place rarest, -log min p (Tippett 1931)."""
-    return _stacked(scored, lambda found: np.nanmax(found, 0))
+    return _stacked(scored, lambda rarities: np.nanmax(rarities, 0))
 
 
 def mean(scored: Scored) -> Grid:
     """Mean share of healthy places that score lower: a mean of ranks."""
-    return _stacked(scored, lambda found: np.nanmean(-np.expm1(-found), 0))
+    return _stacked(scored, lambda rarities: np.nanmean(-np.expm1(-rarities), 0))
 
 
 def spread(scored: Scored) -> Grid:
     """Standard deviation of the rarities: how much the members, say of several seeds, disagree."""
-    return _stacked(scored, lambda found: np.nanstd(found, 0))
+    return _stacked(scored, lambda rarities: np.nanstd(rarities, 0))
 
 
 def difference(scored: Scored) -> Grid:
@@ -124,5 +124,5 @@ RULES: dict[str, Callable[[Scored], Grid]] = {
 
 def _stacked(scored: Scored, rule: Callable[[np.ndarray], np.ndarray]) -> Grid:
     rarities = np.stack([rarity(scores, calibration) for scores, calibration in scored])
-    everywhere = np.isnan(rarities).all(0)
-    return np.where(everywhere, np.nan, rule(np.where(everywhere, 0, rarities)))
+    all_nan = np.isnan(rarities).all(0)
+    return np.where(all_nan, np.nan, rule(np.where(all_nan, 0, rarities)))

@@ -81,16 +81,16 @@ def healthy(density: SPN, z: Latents, nats: float = NATS) -> tuple[Latents, Int6
         nats: surprise above which a latent is replaced, the latent measured in its standard deviations in training.
     """
     if isinstance(density.standardization, PrincipalAxes):
-        better, number = healthy(density.along_axes(), density.standardization(z), nats)
-        return torch.where((number > 0)[:, None], density.standardization.inverse(better), z), number
-    kept, rows = z.clone(), torch.arange(len(z), device=z.device)
+        replaced, number = healthy(density.along_axes(), density.standardization(z), nats)
+        return torch.where((number > 0)[:, None], density.standardization.inverse(replaced), z), number
+    latents, rows = z.clone(), torch.arange(len(z), device=z.device)
     log_scale = density.standardization.scale.log().to(z.dtype)
     while len(rows):
         bounds.go_on()
-        most, which = (queries.surprise(density, kept[rows]) - log_scale).nan_to_num(-torch.inf).max(1)
-        rows, which = rows[most > nats], which[most > nats]
-        kept[rows, which] = torch.nan
-    return queries.conditional_mean(density, kept), kept.isnan().sum(1)
+        surprise, variable = (queries.surprise(density, latents[rows]) - log_scale).nan_to_num(-torch.inf).max(1)
+        rows, variable = rows[surprise > nats], variable[surprise > nats]
+        latents[rows, variable] = torch.nan
+    return queries.conditional_mean(density, latents), latents.isnan().sum(1)
 
 
 @torch.no_grad()
@@ -123,13 +123,13 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     bounds.current().require_places(int(tissue.sum()))
     z = dense.encode(cast(nn.Module, model), prepared.pixels, step, tissue)
     parts = [healthy(density, part, nats) for part in z.split(TOGETHER)]
-    better, number = torch.cat([latents for latents, _ in parts]), torch.cat([count for _, count in parts])
+    healthy_latents, number = torch.cat([latents for latents, _ in parts]), torch.cat([count for _, count in parts])
     replaced = np.full(tissue.shape, np.nan, np.float32)
     replaced[tissue] = number.numpy()
     k, j = np.nonzero(tissue)
     corners = torch.from_numpy(np.stack([rows[k], columns[j]], 1))
-    shown = _blended(decode, better, corners, (height, width))
-    pixels = np.where(prepared.tissue & ~np.isnan(shown), shown, prepared.pixels)
+    healthy_pixels = _blended(decode, healthy_latents, corners, (height, width))
+    pixels = np.where(prepared.tissue & ~np.isnan(healthy_pixels), healthy_pixels, prepared.pixels)
     return Counterfactual(pixels, prepared.pixels - pixels, replaced)
 
 

@@ -77,8 +77,8 @@ def encode(model: nn.Module, pixels: Image, step: int, mask: GridMask | None = N
         ImageError: the image is smaller than a patch.
     """
     selected = _grid(pixels, step, mask)[2]
-    where, latents = zip(*_parts(model, pixels, step, selected), strict=True)
-    return torch.cat(latents)[_row_by_row(where)]
+    indices, latents = zip(*_parts(model, pixels, step, selected), strict=True)
+    return torch.cat(latents)[_row_by_row(indices)]
 
 
 def likelihood(model: nn.Module, log_prob: LogProb, pixels: Image, step: int, mask: GridMask | None = None) -> Scores:
@@ -101,8 +101,8 @@ def latent_scores(
         ImageError: the image is smaller than a patch.
     """
     selected = _grid(pixels, step, mask)[2]
-    where, scores = zip(*((at, score(z)) for at, z in _parts(model, pixels, step, selected)), strict=True)
-    return torch.cat(scores)[_row_by_row(where)]
+    indices, scores = zip(*((index, score(z)) for index, z in _parts(model, pixels, step, selected)), strict=True)
+    return torch.cat(scores)[_row_by_row(indices)]
 
 
 def latent_scores_together(
@@ -134,26 +134,26 @@ def _encode_together(
     """Latents of the wanted places of each image, row by row."""
     crops = []  # image, tile of its grid, pixels
     for number, (pixels, (rows, columns, selected)) in enumerate(zip(images, grids, strict=True)):
-        whole = _continued(pixels, model)
+        padded = _continued(pixels, model)
         for tile in _tiles(selected, step):
             (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
-            crops.append((number, tile, whole[:, top : bottom + PATCH, left : right + PATCH]))
+            crops.append((number, tile, padded[:, top : bottom + PATCH, left : right + PATCH]))
     parts: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in images]
     crops.sort(key=lambda crop: crop[2].shape[1:])
     for start in range(0, len(crops), TOGETHER):
         bounds.go_on()
         group = crops[start : start + TOGETHER]
-        high, wide = (max(crop.shape[side] for _, _, crop in group) for side in (1, 2))
+        height, width = (max(crop.shape[side] for _, _, crop in group) for side in (1, 2))
         # what is added below and to the right reaches no cell of the crop: the convolutions are unpadded
-        batch = torch.stack([pad(crop, (0, wide - crop.shape[2], 0, high - crop.shape[1])) for _, _, crop in group])
+        batch = torch.stack([pad(crop, (0, width - crop.shape[2], 0, height - crop.shape[1])) for _, _, crop in group])
         with torch.no_grad():
             latents = encoder.windows(encoder.cells(batch), step // STRIDE).permute(0, 2, 3, 1)
-        for (number, tile, _), of_tile in zip(group, latents, strict=True):
+        for (number, tile, _), tile_latents in zip(group, latents, strict=True):
             selected = grids[number][2]
-            held = selected[tile]
-            index = np.arange(selected.size).reshape(selected.shape)[tile][held]
-            inside = of_tile[: held.shape[0], : held.shape[1]]
-            parts[number].append((index, _full_precision(inside[torch.from_numpy(held)])))
+            is_selected = selected[tile]
+            index = np.arange(selected.size).reshape(selected.shape)[tile][is_selected]
+            inside = tile_latents[: is_selected.shape[0], : is_selected.shape[1]]
+            parts[number].append((index, _full_precision(inside[torch.from_numpy(is_selected)])))
     return [
         torch.cat([z for _, z in part])[_row_by_row([index for index, _ in part])]
         if part
@@ -162,30 +162,30 @@ def _encode_together(
     ]
 
 
-def _parts(model: nn.Module, pixels: Image, step: int, wanted: GridMask) -> Iterator[tuple[Indices, Latents]]:
+def _parts(model: nn.Module, pixels: Image, step: int, selected: GridMask) -> Iterator[tuple[Indices, Latents]]:
     """The latents of the wanted places, a part of the image after the other, with the places' indices in the grid.
 
     There is at least one part, maybe empty.
     """
-    index = np.arange(wanted.size).reshape(wanted.shape)
+    index = np.arange(selected.size).reshape(selected.shape)
     encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE or not wanted.any():
-        yield index[wanted], encode_patches(model, pixels, step, wanted)
+    if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE or not selected.any():
+        yield index[selected], encode_patches(model, pixels, step, selected)
         return
-    rows, columns, _ = _grid(pixels, step, wanted)
+    rows, columns, _ = _grid(pixels, step, selected)
     image = _continued(pixels, model)[None]
-    for tile in _tiles(wanted, step):
+    for tile in _tiles(selected, step):
         bounds.go_on()
         (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
         with torch.no_grad():
             cells = encoder.cells(image[:, :, top : bottom + PATCH, left : right + PATCH])
             latents = encoder.windows(cells, step // STRIDE)[0].permute(1, 2, 0)
-        yield index[tile][wanted[tile]], _full_precision(latents[torch.from_numpy(wanted[tile])])
+        yield index[tile][selected[tile]], _full_precision(latents[torch.from_numpy(selected[tile])])
 
 
-def _row_by_row(where: Sequence[Indices]) -> Tensor:
+def _row_by_row(indices: Sequence[Indices]) -> Tensor:
     """The order that brings the parts' places into that of the grid."""
-    return torch.from_numpy(np.concatenate(where).argsort(kind="stable"))
+    return torch.from_numpy(np.concatenate(indices).argsort(kind="stable"))
 
 
 def encode_patches(
@@ -250,14 +250,14 @@ def _grid(pixels: Image, step: int, mask: GridMask | None) -> tuple[Rows, Column
     return rows, columns, selected
 
 
-def _tiles(wanted: GridMask, step: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(selected: GridMask, step: int) -> Iterator[tuple[slice, slice]]:
     """Rectangles of the grid that hold all wanted places, each shrunk to those that it holds."""
-    high, wide = (max(1, (side - PATCH) // step + 1) for side in TILE)
-    for top in range(0, wanted.shape[0], high):
-        for left in range(0, wanted.shape[1], wide):
-            held = np.argwhere(wanted[top : top + high, left : left + wide]) + np.array([top, left])
-            if len(held):
-                first, last = held.min(0), held.max(0) + 1
+    height, width = (max(1, (side - PATCH) // step + 1) for side in TILE)
+    for top in range(0, selected.shape[0], height):
+        for left in range(0, selected.shape[1], width):
+            tile_places = np.argwhere(selected[top : top + height, left : left + width]) + np.array([top, left])
+            if len(tile_places):
+                first, last = tile_places.min(0), tile_places.max(0) + 1
                 yield slice(first[0], last[0]), slice(first[1], last[1])
 
 

@@ -50,14 +50,14 @@ def bits_a_pixel(model: Describes, train: Batches, validation: Batches) -> float
 def _sums(model: Describes, batches: Batches) -> tuple[float, float, int]:
     """Squared error, nats and pixels of all patches; the noise is the same each time."""
     assert isinstance(model, nn.Module)  # Describes' docstring; a Protocol cannot say it
-    generator, to = torch.Generator().manual_seed(0), like(model)
+    generator, reference = torch.Generator().manual_seed(0), like(model)
     error = nats = 0.0
     pixels = 0
     for x in batches():
-        errors, divergences = model.description(x.to(to), _noise(len(x), generator, to))
+        errors, divergences = model.description(x.to(reference), _noise(len(x), generator, reference))
         error, nats, pixels = error + float(errors.sum()), nats + float(divergences.sum()), pixels + x.numel()
     return error, nats, pixels
 
 
-def _noise(n: int, generator: torch.Generator, to: Tensor) -> Draw:
-    return lambda *shape: torch.randn(n, *shape, generator=generator).to(to)
+def _noise(n: int, generator: torch.Generator, reference: Tensor) -> Draw:
+    return lambda *shape: torch.randn(n, *shape, generator=generator).to(reference)

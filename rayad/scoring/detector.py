@@ -96,19 +96,21 @@ class Detector:
         """The detector with this calibration, and what is to be known of it."""
         return replace(self, calibration=calibration, provenance={**self.provenance, **provenance})
 
-    def heatmap(self, prepared: Prepared, step: int, known: Mapping[str, Heatmap] = MappingProxyType({})) -> Heatmap:
+    def heatmap(
+        self, prepared: Prepared, step: int, member_heatmaps: Mapping[str, Heatmap] = MappingProxyType({})
+    ) -> Heatmap:
         """Score the tissue of a prepared image on a grid.
 
         Args:
             step: distance of the places, in px of the working resolution.
-            known: heatmaps of this image that members need not compute again, by name.
+            member_heatmaps: heatmaps of this image that members need not compute again, by name.
 
         Raises:
             ImageError: the image is smaller than a patch, no place lies in the tissue, or more than may be scored.
         """
         tissue = _tissue(prepared, step)
         if isinstance(self.score, Combined):
-            values = self.score.places(prepared, step, tissue, self.preprocessing, known)
+            values = self.score.places(prepared, step, tissue, self.preprocessing, member_heatmaps)
         else:
             values = self.score.places(prepared, step, tissue)
         return self._mapped(values, prepared, step, tissue)
@@ -120,10 +122,13 @@ class Detector:
             ImageError: as `heatmap`, for whichever of the images.
         """
         if len(images) < 2 or not isinstance(self.score, LatentScore) or not self.score.faster_together:
-            return [self.heatmap(one, step) for one in images]
-        tissues = [_tissue(one, step) for one in images]
+            return [self.heatmap(image, step) for image in images]
+        tissues = [_tissue(image, step) for image in images]
         values = self.score.places_together(images, step, tissues)
-        return [self._mapped(v, one, step, tissue) for v, one, tissue in zip(values, images, tissues, strict=True)]
+        return [
+            self._mapped(image_values, image, step, tissue)
+            for image_values, image, tissue in zip(values, images, tissues, strict=True)
+        ]
 
     def on(self, device: str) -> "Detector":
         """The detector with its parts on a device, "cuda" or "cpu"."""
@@ -160,11 +165,11 @@ class Combined:
             number = "two" if self.name == "difference" else "at least two"
             raise OptionError(f"{self.name} combines {number} detectors, not {len(self.members)}")
         names = [member.name for member in self.members]
-        odd = [name for name in names if not is_plain(name)]
-        if odd:
+        unsuitable = [name for name in names if not is_plain(name)]
+        if unsuitable:
             raise OptionError(
-                f"the member {odd[0]!r} has a folder of its name in the bundle, which may have {LONGEST_NAME} letters, "
-                "digits, blanks and _ . -; give it such a name"
+                f"the member {unsuitable[0]!r} has a folder of its name in the bundle, which may have {LONGEST_NAME} "
+                "letters, digits, blanks and _ . -; give it such a name"
             )
         if len(set(names)) < len(names):
             raise OptionError("two members have the same name; give them others")
@@ -173,9 +178,9 @@ class Combined:
                 f"these are {_members(self)} members in {_levels(self)} levels; a bundle has at most {MOST_MEMBERS} in "
                 f"{DEEPEST}"
             )
-        bare = [member.name for member in self.members if member.calibration is None]
-        if bare:
-            raise OptionError(f"the members {', '.join(bare)} are not calibrated")
+        uncalibrated = [member.name for member in self.members if member.calibration is None]
+        if uncalibrated:
+            raise OptionError(f"the members {', '.join(uncalibrated)} are not calibrated")
 
     def places(
         self,
@@ -183,21 +188,23 @@ class Combined:
         step: int,
         tissue: GridMask,
         preprocessing: Preprocessing,
-        known: Mapping[str, Heatmap] = MappingProxyType({}),
+        member_heatmaps: Mapping[str, Heatmap] = MappingProxyType({}),
     ) -> np.ndarray:
         """Scores of the tissue's places, row by row; each member sees its own picture of the image.
 
         Args:
             preprocessing: that of the prepared image.
-            known: heatmaps of this image that members need not compute again, by name.
+            member_heatmaps: heatmaps of this image that members need not compute again, by name.
         """
         scored = []
         for member in self.members:
-            heatmap = known.get(member.name)
+            heatmap = member_heatmaps.get(member.name)
             if heatmap is None:
-                same = member.preprocessing == preprocessing
-                own = prepared if same else member.preprocessing.prepare(prepared.source)
-                heatmap = member.heatmap(own, step_px(member.preprocessing, step * prepared.spacing_mm), known)
+                is_same = member.preprocessing == preprocessing
+                picture = prepared if is_same else member.preprocessing.prepare(prepared.source)
+                heatmap = member.heatmap(
+                    picture, step_px(member.preprocessing, step * prepared.spacing_mm), member_heatmaps
+                )
             ratio = prepared.spacing_mm / member.preprocessing.spacing_mm
             assert member.calibration is not None  # __post_init__ saw to it
             scored.append((_onto(heatmap, _grid(prepared, step), ratio), member.calibration))
@@ -259,11 +266,11 @@ def _onto(heatmap: Heatmap, grid: tuple[np.ndarray, np.ndarray], ratio: float) -
         grid: rows and columns of the wanted places.
         ratio: px of the heatmap's picture to a px of theirs.
     """
-    at = []
-    for there, here in zip((heatmap.rows, heatmap.columns), grid, strict=True):
-        positions = (here + 0.5) * ratio - 0.5
-        at.append(np.abs(there[None, :] - positions[:, None]).argmin(1))
-    return heatmap.scores[np.ix_(*at)]
+    indices = []
+    for heatmap_places, grid_places in zip((heatmap.rows, heatmap.columns), grid, strict=True):
+        positions = (grid_places + 0.5) * ratio - 0.5
+        indices.append(np.abs(heatmap_places[None, :] - positions[:, None]).argmin(1))
+    return heatmap.scores[np.ix_(*indices)]
 
 
 def _grid(prepared: Prepared, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -112,17 +112,19 @@ class BundleFolder:
         """
         if kind not in description["sha256"]:
             raise FormatError(f"{self.url}: detector.json has a {kind}, but no hash of {kind}.safetensors")
-        where = storage.join(self.url, tensor_file(kind, description))
-        if not storage.exists(where):
-            raise FormatError(f"{where}: missing, though detector.json names it")
-        self.left.bytes -= storage.size(where)
+        tensor_url = storage.join(self.url, tensor_file(kind, description))
+        if not storage.exists(tensor_url):
+            raise FormatError(f"{tensor_url}: missing, though detector.json names it")
+        self.left.bytes -= storage.size(tensor_url)
         if self.left.bytes < 0:
-            most = f"{LARGEST_TENSORS / 1e9:g} GB"
-            raise FormatError(f"{where}: with this file the tensors of a bundle would have more than {most} in all")
-        data = storage.read_bytes(where, (self.top,))
+            limit = f"{LARGEST_TENSORS / 1e9:g} GB"
+            raise FormatError(
+                f"{tensor_url}: with this file the tensors of a bundle would have more than {limit} in all"
+            )
+        data = storage.read_bytes(tensor_url, (self.top,))
         if hashlib.sha256(data).hexdigest() != description["sha256"][kind]:
-            raise FormatError(f"{where}: altered or truncated, its hash is not the one in detector.json")
-        return where, data
+            raise FormatError(f"{tensor_url}: altered or truncated, its hash is not the one in detector.json")
+        return tensor_url, data
 
     def member(self, name: str, description: dict[str, Any]) -> "BundleFolder":
         """The folder of a member; FormatError where a bundle has too many of them, or too many levels."""
@@ -235,5 +237,5 @@ def _outline(name: str, entry: Any, where: str) -> Tensor:
 
 def _are_sizes(shape: list[Any]) -> bool:
     """Whether these are the sizes of a tensor that a file can hold."""
-    whole = len(shape) <= MOST_DIMENSIONS and all(type(n) is int and 0 <= n <= LARGEST_TENSORS for n in shape)
-    return whole and prod(shape) <= LARGEST_TENSORS
+    are_sizes = len(shape) <= MOST_DIMENSIONS and all(type(n) is int and 0 <= n <= LARGEST_TENSORS for n in shape)
+    return are_sizes and prod(shape) <= LARGEST_TENSORS

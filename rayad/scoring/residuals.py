@@ -49,13 +49,13 @@ OPERATORS: dict[str, Callable[[Patches, Patches], Scores]] = {
 
 def _local_means(channels: int, like: Tensor) -> Callable[[Patches], Tensor]:
     """Means under the Gaussian window, one a channel; the window is separable."""
-    at = torch.arange(WINDOW).to(like) - WINDOW // 2
-    weights = (-at.square() / (2 * SIGMA**2)).exp()
+    offset = torch.arange(WINDOW).to(like) - WINDOW // 2
+    weights = (-offset.square() / (2 * SIGMA**2)).exp()
     weights = weights / weights.sum()
-    down = weights.view(1, 1, -1, 1).repeat(channels, 1, 1, 1)
-    across = weights.view(1, 1, 1, -1).repeat(channels, 1, 1, 1)
+    column_kernel = weights.view(1, 1, -1, 1).repeat(channels, 1, 1, 1)
+    row_kernel = weights.view(1, 1, 1, -1).repeat(channels, 1, 1, 1)
 
     def means(x: Patches) -> Tensor:
-        return functional.conv2d(functional.conv2d(x, down, groups=channels), across, groups=channels)
+        return functional.conv2d(functional.conv2d(x, column_kernel, groups=channels), row_kernel, groups=channels)
 
     return means

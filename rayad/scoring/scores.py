@@ -114,10 +114,10 @@ class LatentScore:
             raise OptionError(f"no score {self.name!r} of latents; a density has {', '.join(LATENT)}")
         if not hasattr(self.density.module, "novelty" if self.name == "novelty" else "log_prob"):
             raise OptionError(f"{self.density.name} has no {self.name}")
-        given = self.model.module.latents + len(self.context)
-        if self.density.variables != given:
+        variables = self.model.module.latents + len(self.context)
+        if self.density.variables != variables:
             raise OptionError(
-                f"the density is of {self.density.variables} variables, but model and context give {given}"
+                f"the density is of {self.density.variables} variables, but model and context give {variables}"
             )
 
     def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
@@ -150,8 +150,8 @@ class LatentScore:
 
     def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Context:
         """What is known of the tissue's places, n and a column a name."""
-        maps, at = context(prepared), _grid(prepared, step)
-        return torch.from_numpy(np.stack([maps[name][at][tissue] for name in self.context], 1))
+        maps, grid = context(prepared), _grid(prepared, step)
+        return torch.from_numpy(np.stack([maps[name][grid][tissue] for name in self.context], 1))
 
 
 def in_context(density: Any, latents: Latents, context: Context) -> Scores:
@@ -159,9 +159,9 @@ def in_context(density: Any, latents: Latents, context: Context) -> Scores:
 
     Exact in a density that answers with variables left out (nan); nan in the context is left out in both terms.
     """
-    nothing = torch.full_like(latents, torch.nan)
+    missing = torch.full_like(latents, torch.nan)
     context = context.to(latents)
-    return density.log_prob(torch.cat([nothing, context], 1)) - density.log_prob(torch.cat([latents, context], 1))
+    return density.log_prob(torch.cat([missing, context], 1)) - density.log_prob(torch.cat([latents, context], 1))
 
 
 def scores_of(model: Part) -> list[str]:

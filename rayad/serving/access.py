@@ -161,12 +161,12 @@ class Guard:
             await self.app(scope, receive, send)
 
     def _bounds(self, scope: Scope) -> RequestBounds:
-        most, kind = self.limits.max_body, b"".join(values(scope, b"content-type")[:1]).partition(b";")[0]
+        max_bytes, kind = self.limits.max_body, b"".join(values(scope, b"content-type")[:1]).partition(b";")[0]
         if scope["path"] == "/v1/batches":
-            most = min(most, LARGEST_BATCH)
+            max_bytes = min(max_bytes, LARGEST_BATCH)
         elif kind.strip().lower() == b"application/json":
-            most = min(most, LARGEST_PLACE)
-        return RequestBounds(most, self.limits.body_seconds, self.limits.least_kb_s * 1000)
+            max_bytes = min(max_bytes, LARGEST_PLACE)
+        return RequestBounds(max_bytes, self.limits.body_seconds, self.limits.least_kb_s * 1000)
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The application, for as long as a request may take."""
@@ -177,8 +177,8 @@ class Guard:
         except TimeoutError as error:
             if not clock.expired():
                 raise
-            late = f"The request took longer than {self.limits.request_seconds:g} s."
-            raise Problem(503, late, headers={"Retry-After": "60"}) from error
+            detail = f"The request took longer than {self.limits.request_seconds:g} s."
+            raise Problem(503, detail, headers={"Retry-After": "60"}) from error
 
     async def _admit(self, scope: Scope) -> str:
         """The name of who asks; Problem where the request is refused."""
@@ -190,10 +190,10 @@ class Guard:
         if _is_open(scope):
             return "-"
         caller = await self._caller(scope)
-        rate, whose = caller.per_minute or self.access.per_minute, caller.name if self._asks else _address(scope)
+        rate, requester = caller.per_minute or self.access.per_minute, caller.name if self._asks else _address(scope)
         if rate:
-            self._count("requests", rate, whose)
-        scope["state"]["caller"] = whose
+            self._count("requests", rate, requester)
+        scope["state"]["caller"] = requester
         return caller.name
 
     def _check_host(self, scope: Scope) -> None:
@@ -206,25 +206,29 @@ class Guard:
     async def _caller(self, scope: Scope) -> Caller:
         if not self._asks:
             return Caller("anonymous")
-        given = values(scope, b"authorization")
-        if not given:
+        credentials = values(scope, b"authorization")
+        if not credentials:
             raise _unauthorized("A bearer token is needed.", "")
-        match = _BEARER.fullmatch(given[0]) if len(given) == 1 and len(given[0]) <= LONGEST_TOKEN else None
-        plain = match[1].decode() if match else ""
-        caller = await self._issuer.find(plain) if self._issuer is not None else None  # asks nobody of what is no JWT
-        caller = caller or self._tokens.find(plain)
+        match = (
+            _BEARER.fullmatch(credentials[0])
+            if len(credentials) == 1 and len(credentials[0]) <= LONGEST_TOKEN
+            else None
+        )
+        token = match[1].decode() if match else ""
+        caller = await self._issuer.find(token) if self._issuer is not None else None  # asks nobody of what is no JWT
+        caller = caller or self._tokens.find(token)
         if caller is None:
             # a right token is never locked out by others' wrong ones, which come from one address behind a proxy
             self._count("wrong tokens", WRONG_PER_MINUTE, _address(scope))
             raise _unauthorized("The token is not known, not valid any more, or not for this service.", "invalid_token")
         return caller
 
-    def _count(self, what: str, per_minute: int, whose: str) -> None:
+    def _count(self, label: str, per_minute: int, requester: str) -> None:
         item = RateLimitItemPerMinute(per_minute)
-        if not self._window.hit(item, what, whose):
-            wait = self._window.get_window_stats(item, what, whose).reset_time - time.time()
-            later = {"Retry-After": str(max(1, math.ceil(wait)))}
-            raise Problem(429, f"More than {per_minute} {what} in a minute.", headers=later)
+        if not self._window.hit(item, label, requester):
+            wait = self._window.get_window_stats(item, label, requester).reset_time - time.time()
+            headers = {"Retry-After": str(max(1, math.ceil(wait)))}
+            raise Problem(429, f"More than {per_minute} {label} in a minute.", headers=headers)
 
 
 def _is_open(scope: Scope) -> bool:
@@ -245,11 +249,11 @@ def _check_origin(scope: Scope) -> None:
 
 def _is_same(origin: str, hosts: list[bytes]) -> bool:
     """Whether a page's origin is the host that was asked; the scheme may differ, since TLS may end in front."""
-    scheme, _, there = origin.lower().partition("://")
+    scheme, _, origin_host = origin.lower().partition("://")
     port = {"http": ":80", "https": ":443"}.get(scheme)
     if port is None:
         return False
-    return [there.removesuffix(port)] == [host.decode("latin-1").lower().removesuffix(port) for host in hosts]
+    return [origin_host.removesuffix(port)] == [host.decode("latin-1").lower().removesuffix(port) for host in hosts]
 
 
 def _unauthorized(detail: str, error: str) -> Problem:

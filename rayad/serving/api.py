@@ -223,7 +223,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
 
 
 async def _answer(
-    backend: Backend, scored: ServedScore, kind: str, data: bytes, include: Sequence[str], wanted: str
+    backend: Backend, scored: ServedScore, kind: str, data: bytes, include: Sequence[str], object_kind: str
 ) -> Response:
     """In the form that was asked for."""
     if kind == JSON:
@@ -231,15 +231,15 @@ async def _answer(
     if kind == PNG:
         return Response(await backend.png(scored), media_type=PNG)
     if kind == NPZ:
-        more = await backend.arrays(scored, include)
-        more["answer"] = np.frombuffer(scored.answer().model_dump_json().encode(), np.uint8)
-        more["healthy_quantile"] = scored.judged.healthy_quantile.astype(np.float32)
-        return Response(await run_in_threadpool(scored.judged.npz, **more), media_type=NPZ)
+        arrays = await backend.arrays(scored, include)
+        arrays["answer"] = np.frombuffer(scored.answer().model_dump_json().encode(), np.uint8)
+        arrays["healthy_quantile"] = scored.judged.healthy_quantile.astype(np.float32)
+        return Response(await run_in_threadpool(scored.judged.npz, **arrays), media_type=NPZ)
     objects = await backend.objects(scored, data)
-    if wanted and wanted not in objects:
-        raise Problem(422, f"there is no object {wanted!r} of this image, only {', '.join(objects)}")
-    if wanted:
-        return Response(objects[wanted], media_type=DICOM)
+    if object_kind and object_kind not in objects:
+        raise Problem(422, f"there is no object {object_kind!r} of this image, only {', '.join(objects)}")
+    if object_kind:
+        return Response(objects[object_kind], media_type=DICOM)
     body, boundary = multipart(list(objects.values()))
     return Response(body, headers={"content-type": f'multipart/related; type="{DICOM}"; boundary={boundary}'})
 
@@ -319,9 +319,9 @@ def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRou
         served = _chosen(backend, request.detector)
         if bool(request.urls) == bool(request.prefix):
             raise Problem(422, "a batch takes urls or a prefix, one of them")
-        begun = await backend.start(await run_in_threadpool(_allowed, request, reading, writing), served)
-        response.headers["location"] = f"/v1/batches/{begun.id}"
-        return begun
+        batch = await backend.start(await run_in_threadpool(_allowed, request, reading, writing), served)
+        response.headers["location"] = f"/v1/batches/{batch.id}"
+        return batch
 
     @router.get("/batches")
     async def every() -> BatchList:
@@ -390,12 +390,12 @@ def _pages() -> APIRouter:
     """The viewer: files of the package, each by its exact name."""
     router = APIRouter(include_in_schema=False)
     web = files("rayad") / "web"
-    held = {file.name: file.read_bytes() for file in web.iterdir() if file.name.rpartition(".")[2] in TYPES}
+    pages = {file.name: file.read_bytes() for file in web.iterdir() if file.name.rpartition(".")[2] in TYPES}
 
     def page(name: str) -> Response:
-        if name not in held:
+        if name not in pages:
             raise Problem(404, "there is no such page")
-        return Response(held[name], media_type=TYPES[name.rpartition(".")[2]])
+        return Response(pages[name], media_type=TYPES[name.rpartition(".")[2]])
 
     @router.get("/")
     async def viewer() -> Response:

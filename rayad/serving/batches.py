@@ -201,14 +201,14 @@ def images_of(request: BatchRequest) -> list[tuple[str, str]]:
 
 def result_there(batch: Batch, image: str, name: str) -> Result | None:
     """The result of an image whose files are all there, though nobody wrote it down; its JSON is written last."""
-    place = storage.join(batch.out, f"{name}.json")
+    json_url = storage.join(batch.out, f"{name}.json")
     if "json" not in batch.asked.results:
         return None
     try:
         # object stores know the time to the second, as `began` does
-        if storage.modified(place) < datetime.fromisoformat(batch.began):
+        if storage.modified(json_url) < datetime.fromisoformat(batch.began):
             return None
-        answer = Answer.model_validate(storage.read_json(place, roots=(batch.out,)))
+        answer = Answer.model_validate(storage.read_json(json_url, roots=(batch.out,)))
     except (RayadError, ValueError):
         return None
     return answer.of(image, name) if answer.detector.sha256 == batch.detector.sha256 else None
@@ -222,10 +222,10 @@ def own_file(out: str) -> str:
 def require_own_folder(out: str, roots: Sequence[str]) -> None:
     """OptionError where the folder has what is no batch's, or a batch of another service."""
     require_own(out, "a batch")
-    there = storage.read_json(own_file(out), roots=roots) if storage.exists(own_file(out)) else {}
-    if there.get("state") == "running":
+    own_batch = storage.read_json(own_file(out), roots=roots) if storage.exists(own_file(out)) else {}
+    if own_batch.get("state") == "running":
         raise OptionError(
-            f"{out}: batch {there.get('id')} of another service writes there; if that is gone, remove {OWN}.json"
+            f"{out}: batch {own_batch.get('id')} of another service writes there; if that is gone, remove {OWN}.json"
         )
 
 

@@ -77,15 +77,15 @@ class Client:
         served = self._asked(Detectors, "GET", "/v1/detectors")
         return tuple(sorted(served.detectors, key=lambda card: card.name != served.default))
 
-    def score(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[ScoreOptions]) -> Answer:
+    def score(self, image: str | Path | bytes = b"", *, url: str = "", **options: Unpack[ScoreOptions]) -> Answer:
         """Score an image.
 
         Args:
             image: a file, or the bytes of one.
             url: of an image that the server fetches, in place of `image`.
-            asked: see `ScoreOptions`.
+            options: see `ScoreOptions`.
         """
-        return _understood(Answer, self._scored(JSON, image, url, asked).content)
+        return _understood(Answer, self._scored(JSON, image, url, options).content)
 
     def heatmap(
         self,
@@ -93,7 +93,7 @@ class Client:
         *,
         url: str = "",
         include: Sequence[Literal["pixels", "counterfactual"]] = (),
-        **asked: Unpack[ScoreOptions],
+        **options: Unpack[ScoreOptions],
     ) -> HeatmapAnswer:
         """Score an image, with the numbers of every place.
 
@@ -101,9 +101,9 @@ class Client:
             image: as for `score`.
             url: as for `score`.
             include: pixels: of the image as it came; counterfactual: the image as if it were healthy, and the change.
-            asked: see `ScoreOptions`.
+            options: see `ScoreOptions`.
         """
-        answer = self._scored(NPZ, image, url, asked, include=",".join(include))
+        answer = self._scored(NPZ, image, url, options, include=",".join(include))
         try:
             arrays = bounded.load_npz(answer.content, "its arrays")
             content = arrays.pop("answer").tobytes()
@@ -111,15 +111,15 @@ class Client:
             raise FormatError(f"the server's answer is none of rayad's: {error}") from error
         return HeatmapAnswer(_understood(Answer, content), arrays)
 
-    def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[ScoreOptions]) -> bytes:
+    def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **options: Unpack[ScoreOptions]) -> bytes:
         """The image under its heatmap, as PNG; arguments as of `score`."""
-        return self._scored(PNG, image, url, asked).content
+        return self._scored(PNG, image, url, options).content
 
     def objects(
-        self, image: str | Path | bytes = b"", *, url: str = "", **asked: Unpack[ScoreOptions]
+        self, image: str | Path | bytes = b"", *, url: str = "", **options: Unpack[ScoreOptions]
     ) -> list[Dataset]:
         """The DICOM objects of a DICOM image; arguments as of `score`."""
-        answer = self._scored(DICOM, image, url, asked)
+        answer = self._scored(DICOM, image, url, options)
         try:
             with explained("an object"):
                 return [pydicom.dcmread(io.BytesIO(file)) for file in parts(answer.content, _kind(answer))]
@@ -133,7 +133,7 @@ class Client:
         prefix: str = "",
         urls: Sequence[str] = (),
         results: Sequence[Written] = ("json", "npz", "png"),
-        **asked: Unpack[ScoreOptions],
+        **options: Unpack[ScoreOptions],
     ) -> Batch:
         """Let the server score many images.
 
@@ -142,9 +142,9 @@ class Client:
             prefix: every image below it.
             urls: images, in place of a prefix.
             results: files of each image.
-            asked: see `ScoreOptions`.
+            options: see `ScoreOptions`.
         """
-        body = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **asked}
+        body = {"out": out, "prefix": prefix, "urls": list(urls), "results": list(results), **options}
         return self._asked(Batch, "POST", "/v1/batches", json=body)
 
     def batches(self) -> tuple[BatchSummary, ...]:
@@ -167,12 +167,12 @@ class Client:
         return self._asked(Batch, "DELETE", f"/v1/batches/{number}")
 
     def _scored(
-        self, kind: str, image: str | Path | bytes, url: str, asked: Mapping[str, Any], **more: str
+        self, kind: str, image: str | Path | bytes, url: str, options: Mapping[str, Any], **more: str
     ) -> requests.Response:
         if bool(image) == bool(url):
             raise ImageError("an image is a file, bytes or a URL, one of them")
         body: dict[str, Any] = {"json": {"url": url}} if url else {"data": _bytes(image)}
-        query = {**asked, **more}
+        query = {**options, **more}
         if forced := query.pop("force", ()):
             query["force"] = ",".join(forced)
         return self._ask("POST", "/v1/score", params=query, headers={"Accept": kind}, **body)
@@ -200,13 +200,13 @@ class Client:
         raise AssertionError("attempts are at least 1")
 
     def _once(self, method: str, path: str, request: Mapping[str, Any]) -> requests.Response:
-        where = self.url.rstrip("/")
+        server = self.url.rstrip("/")
         try:
             answer = requests.request(
-                method, where + path, auth=self._sign, timeout=TIMEOUT_S, allow_redirects=False, **request
+                method, server + path, auth=self._sign, timeout=TIMEOUT_S, allow_redirects=False, **request
             )
         except requests.RequestException as error:
-            raise StorageError(f"cannot reach {where}: {type(error).__name__}") from error
+            raise StorageError(f"cannot reach {server}: {type(error).__name__}") from error
         if not 200 <= answer.status_code < 300:
             raise _problem(answer)
         return answer
@@ -245,20 +245,22 @@ def _understood(kind: type[T], content: bytes) -> T:
         raise FormatError(f"the server's answer is none of rayad's: {error}") from error
     except ValidationError as error:
         (first, *_) = error.errors()
-        where = ".".join(map(str, first["loc"])) or kind.__name__
-        raise FormatError(f"the server's answer is none of rayad's: {where}: {first['msg']}") from error
+        field = ".".join(map(str, first["loc"])) or kind.__name__
+        raise FormatError(f"the server's answer is none of rayad's: {field}: {first['msg']}") from error
 
 
 def _problem(answer: requests.Response) -> ServiceError:
     """What problem+json (RFC 9457) says, or the status alone, which a proxy may have sent."""
-    after = answer.headers.get("Retry-After", "")
+    retry_after = answer.headers.get("Retry-After", "")
     title, detail = answer.reason or "", ""
     try:
         content = bounded.parse_json(answer.content, "its JSON")
         title, detail = str(content["title"]), str(content.get("detail", ""))
     except (FormatError, KeyError, TypeError, AttributeError):
         pass  # a page of something in between
-    return ServiceError(answer.status_code, title[:200], detail[:500], float(after) if after.isdecimal() else 0.0)
+    return ServiceError(
+        answer.status_code, title[:200], detail[:500], float(retry_after) if retry_after.isdecimal() else 0.0
+    )
 
 
 def _bytes(image: str | Path | bytes) -> bytes:

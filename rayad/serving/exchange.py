@@ -130,15 +130,17 @@ class Exchange:
             raise _too_many()
 
     def _too_large(self) -> Problem:
-        most = self.bounds.most
-        return Problem(413, f"A request may have {f'{most / 1e6:g} MB' if most >= 1e6 else f'{most / 1e3:g} kB'}.")
+        max_bytes = self.bounds.most
+        return Problem(
+            413, f"A request may have {f'{max_bytes / 1e6:g} MB' if max_bytes >= 1e6 else f'{max_bytes / 1e3:g} kB'}."
+        )
 
     def _hold(self, size: int) -> None:
         """Count the request as so many bytes that are held until it is answered; Problem where that is too much."""
-        more = max(size, LEAST_HELD) - self._held
-        if more > 0 and not self._bodies.take(self.scope["state"]["caller"], more):
+        additional = max(size, LEAST_HELD) - self._held
+        if additional > 0 and not self._bodies.take(self.scope["state"]["caller"], additional):
             raise self._refused(_too_many())
-        self._held += max(more, 0)
+        self._held += max(additional, 0)
 
     async def _read(self) -> Message:
         """What the application receives, while it is not too much and not too slow."""
@@ -169,8 +171,8 @@ class Exchange:
 
     def _patience(self) -> float:
         """Seconds that are waited for a body of which so much has come (as mod_reqtimeout of Apache's server does)."""
-        rate, most = self.bounds.least_rate, self.bounds.seconds
-        return min(most, GRACE_S + self.bytes_in / rate) if rate else most
+        rate, max_seconds = self.bounds.least_rate, self.bounds.seconds
+        return min(max_seconds, GRACE_S + self.bytes_in / rate) if rate else max_seconds
 
     def _too_slow(self) -> Problem:
         if self._patience() < self.bounds.seconds:
@@ -224,15 +226,17 @@ class Exchange:
     def _with_ours(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """Headers of an answer, with ours instead of those of the same names."""
         path = self.scope["path"]
-        ours = {**SAFE, b"x-request-id": self.id.encode()}
+        own_headers = {**SAFE, b"x-request-id": self.id.encode()}
         if path.startswith("/v1") or path == "/metrics":
-            ours[b"cache-control"] = b"no-store"
+            own_headers[b"cache-control"] = b"no-store"
         elif not any(name.lower() == b"cache-control" for name, _ in headers):
-            ours[b"cache-control"] = b"no-cache"
+            own_headers[b"cache-control"] = b"no-cache"
         if self.scope.get("scheme") == "https":
-            ours[b"strict-transport-security"] = b"max-age=31536000"
-        theirs = [(name, value) for name, value in headers if name.lower() not in ours and _is_one_line(name, value)]
-        return [*theirs, *ours.items()]
+            own_headers[b"strict-transport-security"] = b"max-age=31536000"
+        app_headers = [
+            (name, value) for name, value in headers if name.lower() not in own_headers and _is_one_line(name, value)
+        ]
+        return [*app_headers, *own_headers.items()]
 
     def _write_down(self) -> None:
         """A line of the audit log: nothing in it is of the client's own words but the name of its token."""

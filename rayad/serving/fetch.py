@@ -75,8 +75,8 @@ class Place:
     def is_below(self, prefix: "Place") -> bool:
         """Whether it is the prefix, or lies in it as in a folder."""
         top, path = prefix.meant.rstrip("/"), self.meant
-        same = (self.scheme, self.authority) == (prefix.scheme, prefix.authority)
-        return same and (path == top or path.startswith(top + "/"))
+        is_same = (self.scheme, self.authority) == (prefix.scheme, prefix.authority)
+        return is_same and (path == top or path.startswith(top + "/"))
 
     @property
     def meant(self) -> str:
@@ -124,10 +124,10 @@ class AllowList:
             Problem: 403, it is not allowed; 422, it is none.
         """
         place = parsed(url)
-        tops = [top for top in map(_as_prefix, self.prefixes) if place.is_below(top)]
-        if not tops:
+        prefixes = [prefix for prefix in map(_as_prefix, self.prefixes) if place.is_below(prefix)]
+        if not prefixes:
             raise Problem(403, "The service is not allowed to open this URL; its operator can allow a prefix of it.")
-        return place if place.scheme != "file" else _without_links(place, tops)
+        return place if place.scheme != "file" else _without_links(place, prefixes)
 
     def check(self, url: str) -> str:
         """A URL that is allowed, as it can be opened; Problem as `place`."""
@@ -167,23 +167,23 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip.sixtofour or ip.teredo):
         return False
-    special = ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC)
-    return ip.is_global and not special
+    is_special = ip.is_multicast or ip.is_reserved or any(ip in network for network in NOT_PUBLIC)
+    return ip.is_global and not is_special
 
 
 def _check_path(path: str) -> None:
     """Refuse a path that leads elsewhere once it is decoded, as often as anybody might."""
-    segments, seen = path.count("/"), ""
-    while path != seen:
+    segments, previous = path.count("/"), ""
+    while path != previous:
         if any(_is_odd(text, segments) for text in (path, unicodedata.normalize("NFKC", path))):
             raise Problem(422, r"The path of a URL has no \, no //, no . or .. and no / that is written %2F.")
-        seen, path = path, unquote(path, errors="surrogateescape")
+        previous, path = path, unquote(path, errors="surrogateescape")
 
 
 def _is_odd(path: str, segments: int) -> bool:
     parts = (part.partition(";")[0].strip() for part in path.split("/"))  # Tomcat reads ..;x as ..
-    odd = "\\" in path or "//" in path or path.count("/") != segments
-    return odd or _CONTROL.search(path) is not None or any(part in (".", "..") for part in parts)
+    has_odd_separator = "\\" in path or "//" in path or path.count("/") != segments
+    return has_odd_separator or _CONTROL.search(path) is not None or any(part in (".", "..") for part in parts)
 
 
 def _of_web(scheme: str, authority: str, path: str, query: str) -> Place:
@@ -217,9 +217,9 @@ def _as_prefix(prefix: str) -> Place:
     return place
 
 
-def _without_links(place: Place, tops: Sequence[Place]) -> Place:
+def _without_links(place: Place, prefixes: Sequence[Place]) -> Place:
     try:
-        return Place("file", "", local.resolve(place.path, [top.path for top in tops]))
+        return Place("file", "", local.resolve(place.path, [prefix.path for prefix in prefixes]))
     except local.OutsideError as error:
         raise Problem(403, "The file is a link to a place that the service is not allowed to open.") from error
     except OSError as error:  # it was changed meanwhile
@@ -248,11 +248,11 @@ def _object(place: Place, largest: int) -> bytes:
 
 
 def _at_most(read: Callable[[int], bytes], largest: int) -> bytes:
-    parts, left = list[bytes](), largest + 1
-    while left and (part := read(min(CHUNK, left))):
+    parts, remaining = list[bytes](), largest + 1
+    while remaining and (part := read(min(CHUNK, remaining))):
         parts.append(part)
-        left -= len(part)
-    if not left:
+        remaining -= len(part)
+    if not remaining:
         raise _too_large(largest)
     return b"".join(parts)
 
@@ -273,13 +273,13 @@ async def _web(place: Place, largest: int, lookup: Lookup) -> bytes:
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         ) as session:
-            plain = {"Accept-Encoding": "identity", "User-Agent": "rayad"}
-            async with session.get(URL(place.url, encoded=True), allow_redirects=False, headers=plain) as response:
+            headers = {"Accept-Encoding": "identity", "User-Agent": "rayad"}
+            async with session.get(URL(place.url, encoded=True), allow_redirects=False, headers=headers) as response:
                 _check_answer(response)
                 return await _body(response, largest)
     except (aiohttp.ClientError, OSError) as error:
-        refused = _refusal(error)
-        raise refused or Problem(502, "The URL's host cannot be reached, or its answer is none.") from error
+        problem = _refusal(error)
+        raise problem or Problem(502, "The URL's host cannot be reached, or its answer is none.") from error
 
 
 def _check_answer(response: aiohttp.ClientResponse) -> None:

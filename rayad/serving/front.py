@@ -129,8 +129,8 @@ class Front:
             yield "http-after-response set-header strict-transport-security max-age=31536000"
         yield "http-request del-header upgrade"
         for name, value in (("x-forwarded-for", "%[src]"), ("x-forwarded-proto", "https" if self.tls else "http")):
-            kept = f" unless {{ src 127.0.0.0/8 ::1 }} {{ req.hdr({name}) -m found }}" if self.tls_in_front else ""
-            yield f"http-request set-header {name} {value}{kept}"
+            condition = f" unless {{ src 127.0.0.0/8 ::1 }} {{ req.hdr({name}) -m found }}" if self.tls_in_front else ""
+            yield f"http-request set-header {name} {value}{condition}"
         yield f"http-request set-header {HEADER} %[env({SECRET})]  # the last: what follows it are trailers"
         yield "default_backend service"
 
@@ -141,15 +141,15 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
         OptionError: the address is none of this machine's, or its port is taken.
     """
-    there = socket.socket(_family(host))
-    there.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server_socket = socket.socket(_family(host))
+    server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        there.bind((host, port))
-        there.listen(socket.SOMAXCONN)
+        server_socket.bind((host, port))
+        server_socket.listen(socket.SOMAXCONN)
     except OSError as error:
-        there.close()
+        server_socket.close()
         raise OptionError(f"cannot listen at {host}, port {port}: {error.strerror}") from error
-    return there
+    return server_socket
 
 
 @contextmanager
@@ -158,10 +158,10 @@ def free_port() -> Iterator[int]:
 
     Ray's proxy listens with SO_REUSEPORT, which Linux lets processes of one account share.
     """
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+    with socket.socket() as reserved_socket:
+        reserved_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved_socket.bind(("127.0.0.1", 0))
+        yield reserved_socket.getsockname()[1]
 
 
 @contextmanager
@@ -244,16 +244,16 @@ def binary() -> str:
 
 
 def _check(command: list[str], environment: dict[str, str], door: socket.socket) -> None:
-    done = subprocess.run(command, env=environment, pass_fds=[door.fileno()], capture_output=True, text=True)
-    if done.returncode:
-        alerts = re.findall(r"\[ALERT\][^:]*: (.*)", done.stderr)
-        raise OptionError(f"HAProxy does not take its configuration: {alerts[0] if alerts else done.stderr.strip()}")
+    result = subprocess.run(command, env=environment, pass_fds=[door.fileno()], capture_output=True, text=True)
+    if result.returncode:
+        alerts = re.findall(r"\[ALERT\][^:]*: (.*)", result.stderr)
+        raise OptionError(f"HAProxy does not take its configuration: {alerts[0] if alerts else result.stderr.strip()}")
 
 
 def _most() -> int:
     """Connections for which there are open files enough."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return CONNECTIONS if most == resource.RLIM_INFINITY else min(CONNECTIONS, (most - RESERVED) // 2)
+    max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return CONNECTIONS if max_files == resource.RLIM_INFINITY else min(CONNECTIONS, (max_files - RESERVED) // 2)
 
 
 def _can_become_nobody() -> bool:
@@ -270,8 +270,8 @@ def _error(status: int, detail: str) -> str:
     """A problem (RFC 9457) as answer of HAProxy's own."""
     problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     headers = {"cache-control": "no-store"} | ({"retry-after": "5"} if status == 503 else {})
-    more = "".join(f" hdr {name} {value}" for name, value in headers.items())
-    return f"http-error status {status} content-type application/problem+json string '{json.dumps(problem)}'{more}"
+    options = "".join(f" hdr {name} {value}" for name, value in headers.items())
+    return f"http-error status {status} content-type application/problem+json string '{json.dumps(problem)}'{options}"
 
 
 def _section(name: str, lines: Iterable[str]) -> Iterator[str]:

@@ -94,8 +94,8 @@ class Issuer:
         return key
 
     def _known(self, kid: object) -> jwt.PyJWK | None:
-        fitting = [key for key in self._keys if kid is None or key.key_id == kid]
-        return fitting[0] if len(fitting) == 1 else None
+        keys = [key for key in self._keys if kid is None or key.key_id == kid]
+        return keys[0] if len(keys) == 1 else None
 
     async def _load(self) -> None:
         async with self._one:
@@ -108,8 +108,8 @@ class Issuer:
                 finally:
                     self._asked = time.monotonic()
         if time.monotonic() - self._loaded > STALE_S:
-            later = {"Retry-After": str(max(1, round(self.pause_s)))}
-            raise Problem(503, "The issuer of tokens does not answer.", headers=later)
+            headers = {"Retry-After": str(max(1, round(self.pause_s)))}
+            raise Problem(503, "The issuer of tokens does not answer.", headers=headers)
 
 
 def _plain(subject: str) -> str:

@@ -90,19 +90,23 @@ _TEXTS = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
 _GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness")
 
 
-def uid(source: str, sha256: str, kind: Kind, asked: Mapping[str, str] = MappingProxyType({})) -> str:
+def uid(source: str, sha256: str, kind: Kind, settings: Mapping[str, str] = MappingProxyType({})) -> str:
     """The SOP instance UID of an object (PS3.5, 9).
 
     Args:
         source: SOP instance UID of the image.
         sha256: of the detector.
-        asked: settings of the scoring that are not the defaults.
+        settings: of the scoring, those that are not the defaults.
     """
-    return generate_uid(entropy_srcs=["rayad", str(SCHEMA), source, sha256, kind, *_flat(asked)])
+    return generate_uid(entropy_srcs=["rayad", str(SCHEMA), source, sha256, kind, *_flat(settings)])
 
 
 def objects(
-    source: Dataset, pixels: Image, judged: Judgement, by: DetectorName, asked: Mapping[str, str] = MappingProxyType({})
+    source: Dataset,
+    pixels: Image,
+    judged: Judgement,
+    detector: DetectorName,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[Kind, Dataset]:
     """The objects of an image that was scored.
 
@@ -112,7 +116,7 @@ def objects(
     Args:
         source: the image's attributes; its pixels are not looked at.
         pixels: the image as it was scored, see `rayad.imaging.dicom.decode`.
-        asked: see `uid`.
+        settings: see `uid`.
 
     Raises:
         ImageError: the source is no DICOM image of one frame, of another size than what was scored, or has attributes
@@ -122,17 +126,17 @@ def objects(
     with explained(name):
         _check(source, judged)
         texts = _texts(source)
-        work = _Work(_plain(source, judged), judged, by, MappingProxyType(dict(asked)))
-        made: dict[Kind, Dataset] = {"sc": _capture(work, pixels)}
+        work = _Work(_plain(source, judged), judged, detector, MappingProxyType(dict(settings)))
+        datasets: dict[Kind, Dataset] = {"sc": _capture(work, pixels)}
         if (mask := work.mask).any():
-            made["seg"] = _segmentation(work, mask)
+            datasets["seg"] = _segmentation(work, mask)
         if _in_space(source):
-            made["pm"] = _map(work)
-        made["sr"] = _report(work)
-        for kind, dataset in made.items():
+            datasets["pm"] = _map(work)
+        datasets["sr"] = _report(work)
+        for kind, dataset in datasets.items():
             _carry(texts, work.source, dataset)
             _finish(dataset, source, work, kind)
-        return made
+        return datasets
 
 
 def to_bytes(dataset: Dataset) -> bytes:
@@ -215,8 +219,8 @@ def _cells(centres: np.ndarray, size: int, step: float) -> np.ndarray:
     return np.minimum(((np.arange(size) + 0.5) / side).astype(np.int64), count)
 
 
-def _flat(asked: Mapping[str, str]) -> list[str]:
-    return [f"{name}={value}" for name, value in sorted(asked.items())]
+def _flat(settings: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in sorted(settings.items())]
 
 
 def _check(source: Dataset, judged: Judgement) -> None:
@@ -241,7 +245,7 @@ def _texts(source: Dataset) -> dict[BaseTag, Element]:
     """
     always = [tag_for_keyword(keyword) for keyword in (*_PATIENT, _CHARACTERS)]
     elements = {tag: source.get_item(tag) for tag in tuple(source.keys())}
-    return {tag: copy.deepcopy(one) for tag, one in elements.items() if tag in always or _vr(one) in _TEXTS}
+    return {tag: copy.deepcopy(element) for tag, element in elements.items() if tag in always or _vr(element) in _TEXTS}
 
 
 def _vr(element: Element) -> str:
@@ -249,19 +253,19 @@ def _vr(element: Element) -> str:
     return element.VR or (dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else "")
 
 
-def _carry(texts: Mapping[BaseTag, Element], plain: Dataset, made: Dataset) -> None:
+def _carry(texts: Mapping[BaseTag, Element], plain: Dataset, dataset: Dataset) -> None:
     """Patient and study of the source into an object, and again what else it has from there.
 
     What rayad writes itself is ASCII, and so the same in every character set.
     """
-    made.pop(_CHARACTERS, None)
-    correct_ambiguous_vr(made, True)  # which writing would do, and encode every text again
+    dataset.pop(_CHARACTERS, None)
+    correct_ambiguous_vr(dataset, True)  # which writing would do, and encode every text again
     for tag, element in texts.items():
-        if keyword_for_tag(tag) not in (*_PATIENT, _CHARACTERS) and made.get(tag) != plain.get(tag):
+        if keyword_for_tag(tag) not in (*_PATIENT, _CHARACTERS) and dataset.get(tag) != plain.get(tag):
             continue
-        raw = isinstance(element, RawDataElement)
-        made[tag] = element._replace(VR=_vr(element)) if raw else element
-    made.set_original_encoding(False, True, made._character_set)  # so that bytes are written as they are
+        is_raw = isinstance(element, RawDataElement)
+        dataset[tag] = element._replace(VR=_vr(element)) if is_raw else element
+    dataset.set_original_encoding(False, True, dataset._character_set)  # so that bytes are written as they are
 
 
 def _plain(source: Dataset, judged: Judgement) -> Dataset:
@@ -286,19 +290,19 @@ def _in_space(source: Dataset) -> bool:
     return all(source.get(keyword) for keyword in _GEOMETRY)
 
 
-def _finish(made: Dataset, source: Dataset, work: _Work, kind: Kind) -> None:
+def _finish(dataset: Dataset, source: Dataset, work: _Work, kind: Kind) -> None:
     """Side and orientation as they are in the source, and that this is research."""
-    made.preamble = b"\0" * 128
+    dataset.preamble = b"\0" * 128
     if kind == "sr":
         return
     if work.side and kind != "seg":  # a segment has its own (PS3.3, C.7.3.1, Laterality)
-        made.Laterality = work.side
-    made.PatientOrientation = _orientation(source)
-    made.ImageComments = RESEARCH_USE + (f" {_COLOURS}" if kind == "sc" else "")
+        dataset.Laterality = work.side
+    dataset.PatientOrientation = _orientation(source)
+    dataset.ImageComments = RESEARCH_USE + (f" {_COLOURS}" if kind == "sc" else "")
     if "BodyPartExamined" in source:
-        made.BodyPartExamined = source.BodyPartExamined
+        dataset.BodyPartExamined = source.BodyPartExamined
     if "BurnedInAnnotation" in source:
-        made.BurnedInAnnotation = source.BurnedInAnnotation
+        dataset.BurnedInAnnotation = source.BurnedInAnnotation
 
 
 def _orientation(source: Dataset) -> list[str] | None:
@@ -313,7 +317,7 @@ def _orientation(source: Dataset) -> list[str] | None:
 
 def _capture(work: _Work, pixels: Image) -> Dataset:
     """JPEG 2000 without loss, a twentieth of the size."""
-    made = hd.sc.SCImage.from_ref_dataset(
+    capture = hd.sc.SCImage.from_ref_dataset(
         work.source,
         pixel_array=_overlaid(work, pixels),
         photometric_interpretation="YBR_RCT",
@@ -324,9 +328,9 @@ def _capture(work: _Work, pixels: Image) -> Dataset:
         transfer_syntax_uid=JPEG2000Lossless,
         **work.facts("sc"),
     )
-    made.SourceImageSequence = [_reference(work.source)]
-    made.DerivationDescription = f"Heatmap of {work.by.name}, sha256 {work.by.sha256}"
-    return made
+    capture.SourceImageSequence = [_reference(work.source)]
+    capture.DerivationDescription = f"Heatmap of {work.by.name}, sha256 {work.by.sha256}"
+    return capture
 
 
 def _reference(source: Dataset) -> Dataset:
@@ -343,12 +347,12 @@ def _overlaid(work: _Work, pixels: Image) -> UInt8[np.ndarray, "h w 3"]:
     grey = np.clip(grey / max(1e-6, float(np.quantile(grey, 0.999))), 0, 1)
     colours = figures.color_map()(figures.color_norm()(np.ma.masked_invalid(work.judged.healthy_quantile)))
     alpha = work.spread(colours[..., 3].astype(np.float32), 0)
-    shown = np.empty((*grey.shape, 3), np.uint8)
+    overlay = np.empty((*grey.shape, 3), np.uint8)
     for channel in range(3):
         colour = work.spread(colours[..., channel].astype(np.float32), 0)
-        shown[..., channel] = np.rint(255 * (grey + alpha * (colour - grey)))
-    shown[_rim(work.mask, max(1, round(0.2 / work.judged.spacing_mm)))] = 255
-    return _worded(shown)
+        overlay[..., channel] = np.rint(255 * (grey + alpha * (colour - grey)))
+    overlay[_rim(work.mask, max(1, round(0.2 / work.judged.spacing_mm)))] = 255
+    return _worded(overlay)
 
 
 def _rim(mask: Mask, width: int) -> Mask:
@@ -356,14 +360,14 @@ def _rim(mask: Mask, width: int) -> Mask:
     return mask & (ndimage.minimum_filter(mask.view(np.uint8), size=2 * width + 1, mode="nearest") == 0)
 
 
-def _worded(shown: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def _worded(overlay: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """RESEARCH_USE along the lower edge, over its whole width."""
-    height, width = shown.shape[:2]
-    picture = Picture.fromarray(shown)
+    height, width = overlay.shape[:2]
+    picture = Picture.fromarray(overlay)
     size = max(6.0, 1.8 * width / len(RESEARCH_USE))
-    at, rim = (width / 2, height - size / 5), {"stroke_width": round(size / 8), "stroke_fill": "black"}
+    position, stroke = (width / 2, height - size / 5), {"stroke_width": round(size / 8), "stroke_fill": "black"}
     font = ImageFont.load_default(size)
-    ImageDraw.Draw(picture).text(at, RESEARCH_USE, fill="white", font=font, anchor="md", **rim)
+    ImageDraw.Draw(picture).text(position, RESEARCH_USE, fill="white", font=font, anchor="md", **stroke)
     return np.array(picture)
 
 
@@ -379,7 +383,7 @@ def _segmentation(work: _Work, mask: Mask) -> Dataset:
         ),
         anatomic_regions=[_BREAST] if work.breast else None,
     )
-    made = hd.seg.Segmentation(
+    segmentation = hd.seg.Segmentation(
         source_images=[work.source],
         pixel_array=mask.astype(np.uint8),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -391,8 +395,8 @@ def _segmentation(work: _Work, mask: Mask) -> Dataset:
         **work.facts("seg"),
     )
     if not work.thickness_mm:  # readers want all of it or nothing, and the source has the spacing
-        del made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
-    return made
+        del segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    return segmentation
 
 
 def _map(work: _Work) -> Dataset:
@@ -405,7 +409,7 @@ def _map(work: _Work) -> Dataset:
         slope=1.0,
         intercept=0.0,
     )
-    made = hd.pm.ParametricMap(
+    parametric_map = hd.pm.ParametricMap(
         source_images=[work.source],
         pixel_array=work.spread(quantile, UNSCORED).astype(np.float32),
         contains_recognizable_visual_features=False,
@@ -416,8 +420,8 @@ def _map(work: _Work) -> Dataset:
         content_label="QUANTILE",
         **work.facts("pm"),
     )
-    made.FloatPixelPaddingValue = made.FloatPixelPaddingRangeLimit = UNSCORED
-    return made
+    parametric_map.FloatPixelPaddingValue = parametric_map.FloatPixelPaddingRangeLimit = UNSCORED
+    return parametric_map
 
 
 def _report(work: _Work) -> Dataset:

@@ -38,8 +38,8 @@ class Shares:
         self._asked = {name: when for name, when in self._asked.items() if now - when < ASKING_S} | {caller: now}
         if self.held + amount > self.total:
             return False
-        own = self._held[caller]
-        return not own or 2 * (own + amount) <= self.total or len(self._asked) == 1
+        caller_amount = self._held[caller]
+        return not caller_amount or 2 * (caller_amount + amount) <= self.total or len(self._asked) == 1
 
     def take(self, caller: str, amount: int) -> bool:
         """Give a caller an amount, if there is room."""

@@ -11,7 +11,7 @@ from rayad import bounds
 T = TypeVar("T")
 
 
-async def while_wanted(on: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+async def while_wanted(executor: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
     """What the function returns, called in a thread; it is told when whoever asks for it has gone, and waited for."""
     gone = threading.Event()
 
@@ -19,7 +19,7 @@ async def while_wanted(on: ThreadPoolExecutor, function: Callable[..., T], *argu
         with bounds.while_wanted(lambda: unless_gone([gone])):
             return function(*arguments)
 
-    work = asyncio.get_running_loop().run_in_executor(on, called)
+    work = asyncio.get_running_loop().run_in_executor(executor, called)
     try:
         return await asyncio.shield(work)
     finally:

@@ -97,9 +97,9 @@ class Tokens:
         self._seen = _version(status)
 
 
-def _found(digest: bytes, among: Mapping[bytes, Caller]) -> Caller | None:
+def _found(digest: bytes, callers: Mapping[bytes, Caller]) -> Caller | None:
     match = None
-    for known_digest, caller in among.items():
+    for known_digest, caller in callers.items():
         if hmac.compare_digest(known_digest, digest):
             match = caller
     return match
@@ -142,8 +142,8 @@ def _append(file: str, line: str) -> None:
         fcntl.flock(out, fcntl.LOCK_EX)
         end = _trusted(out).st_size
         out.seek(max(0, end - 1))
-        ended = end == 0 or out.read(1) == b"\n"
-        out.write(f"{'' if ended else chr(10)}{line}\n".encode())
+        ends_with_newline = end == 0 or out.read(1) == b"\n"
+        out.write(f"{'' if ends_with_newline else chr(10)}{line}\n".encode())
         os.fsync(out.fileno())
 
 
@@ -161,14 +161,14 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
-def _parsed(lines: Iterable[str], where: str) -> Iterator[tuple[bytes, Caller]]:
+def _parsed(lines: Iterable[str], source: str) -> Iterator[tuple[bytes, Caller]]:
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         name, digest, rate = (*words, "0", "")[:3] if len(words) in (2, 3) else ("", "", "")
         if not (_NAME.fullmatch(name) and _DIGEST.fullmatch(digest) and rate.isdecimal()):
-            raise OptionError(f"{where}: line {number} is not `name sha256-of-token [requests-per-minute]`")
+            raise OptionError(f"{source}: line {number} is not `name sha256-of-token [requests-per-minute]`")
         yield bytes.fromhex(digest), Caller(name, int(rate))
 
 

@@ -41,24 +41,24 @@ class Turns:
     @asynccontextmanager
     async def taken(self, caller: str, amount: int = 1) -> AsyncIterator[None]:
         """Wait for a turn of a caller and hold it; more than half the width counts as half."""
-        mine = _Waiting(caller, min(amount, self._half), asyncio.get_running_loop().create_future())
+        turn = _Waiting(caller, min(amount, self._half), asyncio.get_running_loop().create_future())
         self._level(caller)
-        self._waiting.append(mine)
+        self._waiting.append(turn)
         try:
             self._grant()
-            await mine.granted
+            await turn.granted
         except BaseException:
-            if mine in self._waiting:
-                self._waiting.remove(mine)
+            if turn in self._waiting:
+                self._waiting.remove(turn)
                 self._grant()  # it may have stood before others for which there is room
             else:  # granted, but whoever waited had gone by then
-                self._release(mine, 0.0)
+                self._release(turn, 0.0)
             raise
         began = self._clock()
         try:
             yield
         finally:
-            self._release(mine, self._clock() - began)
+            self._release(turn, self._clock() - began)
 
     def _level(self, caller: str) -> None:
         """Let a caller who comes anew have had as much as the one who has had the least."""
@@ -84,10 +84,10 @@ class Turns:
             self._holds[waiting.caller] += waiting.amount
             waiting.granted.set_result(None)
 
-    def _release(self, mine: _Waiting, seconds: float) -> None:
-        self._free += mine.amount
-        self._holds[mine.caller] -= mine.amount
-        if not self._holds[mine.caller]:
-            del self._holds[mine.caller]
-        self._had[mine.caller] += mine.amount * seconds
+    def _release(self, turn: _Waiting, seconds: float) -> None:
+        self._free += turn.amount
+        self._holds[turn.caller] -= turn.amount
+        if not self._holds[turn.caller]:
+            del self._holds[turn.caller]
+        self._had[turn.caller] += turn.amount * seconds
         self._grant()

@@ -145,10 +145,10 @@ class _Body:
 
     def from_its_start(self) -> Receive:
         """What gives it, whether it passed before or not."""
-        old = iter(tuple(self._passed))
+        passed = iter(tuple(self._passed))
 
         async def receive() -> Message:
-            return next(old, None) or await self._next()
+            return next(passed, None) or await self._next()
 
         return receive
 
@@ -219,16 +219,16 @@ def _once(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 def _problem(status: int, repeated: bool) -> Problem:
     if status < 500:
         return Problem(status)
-    later = {"Retry-After": "30"}
+    headers = {"Retry-After": "30"}
     if repeated:
-        return Problem(503, "The service cannot answer now.", headers=later)
-    return Problem(503, "The service ended before it answered; what was asked may have begun.", headers=later)
+        return Problem(503, "The service cannot answer now.", headers=headers)
+    return Problem(503, "The service ended before it answered; what was asked may have begun.", headers=headers)
 
 
 async def _say(send: Send, problem: Problem, body: _Body) -> None:
     response = problem.response()
-    ours = {**SAFE, b"cache-control": b"no-store", b"connection": b"close"}
-    headers = [*response.raw_headers, *ours.items()]
+    own_headers = {**SAFE, b"cache-control": b"no-store", b"connection": b"close"}
+    headers = [*response.raw_headers, *own_headers.items()]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     await body.linger()

@@ -94,7 +94,7 @@ def watch(
     scorer, memory = _Scorer(Client(server.rstrip("/"), token, attempts=1), detector), _Memory()
     attempt, progress, reason, reached = 0, time.monotonic(), "", False
     while True:
-        done = memory.done
+        done_before = memory.done
         try:
             waiting = _pass(pacs.rstrip("/"), scorer, memory, days)
             attempt, reached = 0, True
@@ -102,7 +102,7 @@ def watch(
             memory.counts.failures += 1
             waiting, attempt, reason = True, attempt + 1, str(error)
             say(reason)
-        if memory.done > done:
+        if memory.done > done_before:
             attempt, progress, reached = min(attempt, 1), time.monotonic(), True
         if once and not reached and attempt >= UNREACHED:
             raise StorageError(reason)
@@ -123,14 +123,14 @@ class _Scorer:
     def algorithm(self) -> DetectorName:
         """The detector that scores now; a server that was started again may have another."""
         with self._explained():
-            offered = self.client.detectors()
-        names = [one.name for one in offered]
+            cards = self.client.detectors()
+        names = [card.name for card in cards]
         name = self.detector or next(iter(names), "")
         if name not in names:
             raise OptionError(f"{self.client.url} has no detector {name!r}, only {', '.join(names) or 'none'}")
-        return DetectorName(name=name, sha256=offered[names.index(name)].sha256)
+        return DetectorName(name=name, sha256=cards[names.index(name)].sha256)
 
-    def score(self, data: bytes, by: DetectorName) -> list[Dataset]:
+    def score(self, data: bytes, detector: DetectorName) -> list[Dataset]:
         """The objects of an image.
 
         Raises:
@@ -138,7 +138,7 @@ class _Scorer:
             StorageError: the server cannot be reached or answers anything else.
         """
         with self._explained():
-            return self.client.objects(data, detector=by.name)
+            return self.client.objects(data, detector=detector.name)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -170,8 +170,8 @@ class _Memory:
     def done(self) -> int:
         return self.counts.stored + self.counts.present + self.counts.unscorable
 
-    def settle(self, image: dicomweb.Listed, by: DetectorName) -> None:
-        self.settled[image.instance] = image.said, by.sha256
+    def settle(self, image: dicomweb.Listed, detector: DetectorName) -> None:
+        self.settled[image.instance] = image.said, detector.sha256
         self.deferred.pop(image.instance, None)
 
     def defer(self, image: dicomweb.Listed) -> None:
@@ -188,28 +188,28 @@ def _pass(pacs: str, scorer: _Scorer, memory: _Memory, days: int) -> bool:
     Raises:
         StorageError: archive or server failed, perhaps at a single image, which then waits.
     """
-    by, waiting = scorer.algorithm(), False
+    detector, waiting = scorer.algorithm(), False
     studies: dict[str, set[str]] = {}
     since = f"{datetime.now(UTC) - timedelta(days=days):%Y%m%d}" if days else ""
     for image in dicomweb.search(pacs, MODALITY, since):
-        if image.sop_class in DERIVED or memory.settled.get(image.instance) == (image.said, by.sha256):
+        if image.sop_class in DERIVED or memory.settled.get(image.instance) == (image.said, detector.sha256):
             continue
         if memory.waits(image):
             waiting = True
             continue
         try:
-            _one(pacs, image, by, scorer, studies, memory.counts)
+            _one(pacs, image, detector, scorer, studies, memory.counts)
         except StorageError as error:
             memory.defer(image)
             raise StorageError(f"{image.instance}: {error}") from error
-        memory.settle(image, by)
+        memory.settle(image, detector)
     return waiting
 
 
 def _one(
     pacs: str,
     image: dicomweb.Listed,
-    by: DetectorName,
+    detector: DetectorName,
     scorer: _Scorer,
     studies: dict[str, set[str]],
     counts: WatchCounts,
@@ -221,26 +221,29 @@ def _one(
     """
     if image.study not in studies:
         studies[image.study] = dicomweb.in_study(pacs, image.study)
-    there, uids = studies[image.study], {kind: objects.uid(image.instance, by.sha256, kind) for kind in objects.KINDS}
-    if uids["sr"] in there:
+    stored_uids, uids = (
+        studies[image.study],
+        {kind: objects.uid(image.instance, detector.sha256, kind) for kind in objects.KINDS},
+    )
+    if uids["sr"] in stored_uids:
         counts.present += 1
         return
     began = time.monotonic()
     try:
-        made = scorer.score(_fetched(image), by)
+        datasets = scorer.score(_fetched(image), detector)
     except ImageError as error:
         counts.unscorable += 1
         say(f"{image.instance}: not scored: {error}")
         return
-    named = {str(dataset.SOPInstanceUID): dataset for dataset in made}
-    if uids["sr"] not in named or not set(named) <= set(uids.values()):
+    datasets_by_uid = {str(dataset.SOPInstanceUID): dataset for dataset in datasets}
+    if uids["sr"] not in datasets_by_uid or not set(datasets_by_uid) <= set(uids.values()):
         raise StorageError(f"{scorer.client.url} answers with objects of another image or detector")
-    report = named.pop(uids["sr"])
-    if others := [dataset for uid, dataset in named.items() if uid not in there]:
-        dicomweb.store(pacs, others)
+    report = datasets_by_uid.pop(uids["sr"])
+    if missing := [dataset for uid, dataset in datasets_by_uid.items() if uid not in stored_uids]:
+        dicomweb.store(pacs, missing)
     dicomweb.store(pacs, [report])
     counts.stored += 1
-    kinds = [kind for kind, uid in uids.items() if uid in named or kind == "sr"]
+    kinds = [kind for kind, uid in uids.items() if uid in datasets_by_uid or kind == "sr"]
     say(f"{image.instance}: {', '.join(kinds)} stored in {time.monotonic() - began:.1f} s")
 
 
@@ -254,7 +257,7 @@ def _fetched(image: dicomweb.Listed) -> bytes:
     return buffer.getvalue()
 
 
-def _backoff(failures: int, of: tuple[float, float]) -> float:
+def _backoff(failures: int, limits: tuple[float, float]) -> float:
     """Seconds to wait: doubled by each failure, capped, and drawn so that watchers do not come back all at once."""
-    first, most = of
-    return min(most, first * 2 ** min(max(failures, 1) - 1, 30)) * random.uniform(0.5, 1)
+    shortest, longest = limits
+    return min(longest, shortest * 2 ** min(max(failures, 1) - 1, 30)) * random.uniform(0.5, 1)
