@@ -86,6 +86,7 @@ class Calibrate(OfDataset, OnGpu, WithStep):
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
         from rayad.pipeline.calibrate import calibrate_detectors
+        from rayad.pipeline.detectors import require_names
 
         urls = [storage.absolute(url) for url in self.detector]
         dataset = self.opened()
@@ -94,8 +95,9 @@ class Calibrate(OfDataset, OnGpu, WithStep):
         with ExitStack() as stack:
             for url in urls:
                 stack.enter_context(claimed(url, "a detector", read_by(dataset)))
+            detectors = [bundle.load(url) for url in urls]
+            require_names(detectors)
             with connected(self.address, Workers(gpu=self.gpu)) as pool:
-                detectors = [bundle.load(url) for url in urls]
                 calibrated = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
             for detector, url in zip(calibrated, urls, strict=True):
                 bundle.save(detector, url)
@@ -126,6 +128,7 @@ class Evaluate(OfDataset, OnGpu):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
+        from rayad.pipeline.detectors import require_names
         from rayad.pipeline.evaluate import Evaluation, evaluate
         from rayad.pipeline.streamed import streamed
 
@@ -134,6 +137,7 @@ class Evaluate(OfDataset, OnGpu):
         detectors = [bundle.load(url) for url in urls]
         step_mm = self.step_mm or detectors[0].provenance.get("step_mm", STEP_MM)
         options = Evaluation(self.dataset, self.source, self.split, step_mm, self.max_failures, dense=self.dense)
+        require_names(detectors)
         _warn_of_few(detectors)
         with (
             claimed(out, "a report", [*urls, *read_by(dataset)]),

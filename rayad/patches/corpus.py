@@ -172,14 +172,15 @@ def write_shard(
     request = fingerprint([SCHEMA, asdict(plan), ingest.described()])
     if all(storage.exists(file) for file in (record_url, index_url, data_url)):
         record = storage.read_json(record_url)
-        if record["request"] == request:
+        if record["request"] == request and not any(map(is_tried_again, record["failures"])):
             return record
     blocks, parts, failures, doubtful = [], [], [], []
     for exam in plan.exams:
         try:
             patches, rows, doubts = (patches_of or exam_patches)(dataset, exam, ingest)
         except Exception as error:  # noqa: BLE001, whatever it is, the other images are read
-            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": reason(error)})
+            failure = {"exam_id": exam.exam_id, "url": exam.url, "reason": reason(error)}
+            failures.append(failure | {"again": True} if isinstance(error, StorageError) else failure)
             continue
         doubtful += [{"exam_id": exam.exam_id, "url": exam.url, **asdict(doubt)} for doubt in doubts]
         blocks.append(patches)
@@ -206,6 +207,15 @@ def write_shard(
     return record
 
 
+def is_tried_again(failure: dict[str, Any]) -> bool:
+    """Whether the same command reads the image again: that its file could not be reached says nothing of it."""
+    return failure.get("again", False)
+
+
+def _with_url(failure: dict[str, Any]) -> str:
+    return failure["reason"] if failure["url"] in failure["reason"] else f"{failure['url']}: {failure['reason']}"
+
+
 def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, pd.DataFrame, tuple[Doubt, ...]]:
     """The patches of one image, their rows of the index, and what may be wrong with the image."""
     prepared = ingest.preprocessing.prepare(source_of(dataset, exam))
@@ -228,8 +238,10 @@ def finish(url: str, records: list[dict[str, Any]], ingest: Ingest, provenance: 
     failures = [failure for record in records for failure in record["failures"]]
     images = sum(record["images"] for record in records) + len(failures)
     if len(failures) > ingest.max_failures * images:
-        first = "; ".join(failure["reason"] for failure in failures[:3])
-        raise DatasetError(f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}")
+        first = "; ".join(_with_url(failure) for failure in failures[:3])
+        all_of_them = f"all of them are in {storage.join(url, 'parts')}" if len(failures) > 3 else ""
+        sentence = f"{len(failures)} of {images} images failed, more than {ingest.max_failures:.1%}: {first}"
+        raise DatasetError("; ".join(filter(None, [sentence, all_of_them])))
     index_url = storage.join(url, "index.parquet")
     _join(
         [storage.join(url, "parts", f"{record['name']}.parquet") for record in records if record["patches"]], index_url

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Images
 from rayad.fingerprint import fingerprint
-from rayad.pipeline.detectors import identity
+from rayad.pipeline.detectors import identity, require_names
 from rayad.pipeline.score import exams_of, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import calibrate
@@ -29,6 +29,7 @@ def calibrate_detectors(
         url: folder for the scores.
         split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
+    require_names(detectors)
     for detector in detectors:
         for member in detector.members:
             member.step(step_mm)

@@ -8,7 +8,7 @@ from rayad.datasets.exam import Images
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.pipeline.calibrate import calibrate_detectors
-from rayad.pipeline.detectors import identity
+from rayad.pipeline.detectors import identity, require_names
 from rayad.pool import Pool
 from rayad.scoring.combine import RULES
 from rayad.scoring.detector import Combined, Detector
@@ -24,6 +24,7 @@ def combine(
     """
     if rule not in RULES:
         raise OptionError(f"no rule {rule!r}; detectors are combined by {', '.join(RULES)}")
+    require_names(members)
     calibrated: list[Detector] = []
     for _, group in groupby(members, key=lambda d: d.preprocessing):
         uncalibrated = [replace(d, calibration=None) for d in group]

@@ -1,6 +1,7 @@
 """Detectors as stages hand them on: what they were made of, where they lie, and what can be asked of them."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,3 +85,10 @@ def minutes_since(began: float) -> float:
 
 def preprocessing_of(corpus: Corpus) -> Preprocessing:
     return from_description(corpus.manifest["parameters"]["preprocessing"])
+
+
+def require_names(detectors: Sequence[Detector]) -> None:
+    """OptionError where two have one name: scores are kept and reported by name."""
+    names = [detector.name for detector in detectors]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise OptionError(f"two detectors are called {twice[0]!r}; take them one by one, or give one another name")

@@ -19,6 +19,7 @@ from rayad.fingerprint import fingerprint
 from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
 from rayad.pipeline import pictures
+from rayad.pipeline.detectors import require_names
 from rayad.pipeline.score import ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
@@ -76,6 +77,7 @@ def evaluate(
             these images.
         DatasetError: more images failed than allowed, or the split is empty.
     """
+    require_names(detectors)
     calibrations = {d.name: calibration_of(d) for d in detectors}
     for detector in detectors:
         detector.step(options.step_mm)

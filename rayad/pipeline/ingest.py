@@ -19,6 +19,7 @@ from rayad.patches.corpus import (
     ShardPlan,
     exam_patches,
     finish,
+    is_tried_again,
     plan,
     remember,
     remembered,
@@ -33,7 +34,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description:
 
     Shards that are already complete are kept, so an interrupted call goes on where it stopped, and new exams of a
     data set that has grown go to new shards; a corpus that is complete and was made of the same exams with the same
-    settings is not touched.
+    settings is not touched. Images whose files could not be reached are tried again.
 
     Args:
         description: what the manifest should say of the data set (its name and source).
@@ -54,7 +55,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description:
     manifest_url = storage.join(url, "manifest.json")
     if storage.exists(manifest_url):
         manifest = storage.read_json(manifest_url)
-        if manifest.get("request") == request:
+        if manifest.get("request") == request and not any(map(is_tried_again, manifest["failures"])):
             return manifest
         storage.remove(manifest_url)
     write_list(dataset, exams, splits, left_out, url)

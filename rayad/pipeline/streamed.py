@@ -17,6 +17,7 @@ from rayad.errors import DatasetError
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Preprocessing, step_px
+from rayad.pipeline.detectors import require_names
 from rayad.pipeline.evaluate import Evaluation, calibration_of
 from rayad.pipeline.score import KeptScores, exams_of, score_exam, unscored
 from rayad.pool import Pool
@@ -36,6 +37,7 @@ def streamed(
         OptionError: a detector that is not calibrated.
         DatasetError: more images failed than allowed, or the split is empty.
     """
+    require_names(detectors)
     for detector in detectors:
         detector.step(options.step_mm)
     exams = exams_of(dataset, options.split)

@@ -11,7 +11,7 @@ import pytest
 from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
-from rayad.errors import DatasetError, FormatError, ImageError
+from rayad.errors import DatasetError, FormatError, ImageError, StorageError
 from rayad.patches.corpus import LANES, ZSTD, Corpus, Ingest, bounds_of
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
@@ -196,3 +196,29 @@ def test_shards_of_one_frame_are_read_as_they_were(tmp_path):
     again = Corpus.open(str(tmp_path / "a"))
     np.testing.assert_array_equal(again.read(name), whole)
     np.testing.assert_array_equal(again.read(name, (3, 9)), whole[bounds[3] : bounds[9]])
+
+
+@dataclass(frozen=True)
+class Away(Healthy):
+    """A phantom whose image named ``away`` lies on a store that cannot be reached."""
+
+    away: str = ""
+    CHOOSES = ("patients", "away")
+
+    def pixels(self, exam: Exam):
+        if exam.exam_id == self.away:
+            raise StorageError(f"cannot read {exam.url}: cannot be reached")
+        return super().pixels(exam)
+
+
+def test_an_image_that_could_not_be_reached_is_tried_again_by_the_same_command(tmp_path):
+    url, lenient = str(tmp_path / "a"), replace(SETTINGS, max_failures=0.5)
+    whole = ingest(Here(), Healthy(patients=12), str(tmp_path / "whole"), SETTINGS, {})
+    learned = Corpus.open(str(tmp_path / "whole")).index("exam_id").exam_id.iloc[0]
+    partial = ingest(Here(), Away(patients=12, away=learned), url, lenient, {})
+    assert [(failure["exam_id"], failure["again"]) for failure in partial["failures"]] == [(learned, True)]
+    kept = (tmp_path / "a/shard-00001.npy.zst").stat().st_mtime_ns
+    again = ingest(Here(), Away(patients=12), url, lenient, {})
+    assert again["failures"] == []
+    assert again["content"] == whole["content"]
+    assert (tmp_path / "a/shard-00001.npy.zst").stat().st_mtime_ns == kept

@@ -1,0 +1,49 @@
+"""Scores are kept and reported by a detector's name, so two of one name are refused before anything is scored."""
+
+from dataclasses import replace
+
+import pytest
+
+from rayad import cli
+from rayad.datasets import phantom
+from rayad.errors import OptionError
+from rayad.imaging.mammogram import Preprocessing
+from rayad.pipeline.calibrate import calibrate_detectors
+from rayad.pipeline.combine import combine
+from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pipeline.streamed import streamed
+from rayad.pool import Here
+from rayad.scoring import bundle
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import Floor
+
+ONE = Detector("same", Floor("brightness"), Preprocessing(), provenance={"made_of": "one", "step_mm": 3.2})
+OTHER = replace(ONE, preprocessing=Preprocessing(spacing_mm=0.8), provenance={"made_of": "other", "step_mm": 3.2})
+PHANTOM = phantom.Dataset(patients=4)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda both, out: calibrate_detectors(Here(), both, PHANTOM, 3.2, out),
+        lambda both, out: combine(Here(), "both", "fisher", both, PHANTOM, 3.2, out),
+        lambda both, out: evaluate(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
+        lambda both, out: streamed(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
+    ],
+    ids=["calibrate", "combine", "evaluate", "streamed"],
+)
+def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
+    with pytest.raises(OptionError, match="two detectors are called 'same'"):
+        stage([ONE, OTHER], str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["calibrate", "--scores"], ["evaluate", "--out"]])
+def test_a_command_says_so_before_a_cluster_starts(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rayad.on_ray.cluster.cluster", None)
+    urls = [str(tmp_path / name) for name in ("a", "b")]
+    for detector, url in zip((ONE, OTHER), urls, strict=True):
+        bundle.save(detector, url)
+    name, option = command
+    assert cli.run([name, "--detector", *urls, "--dataset", "phantom", option, str(tmp_path / "out")]) == 2
+    assert "two detectors are called 'same'" in capsys.readouterr().err
