@@ -138,7 +138,7 @@ def _values(hint: Any) -> str:
 
 
 def _default(field: Field) -> str:
-    """As `NAME=VALUE` has it; of what must be said, nothing."""
+    """The default as NAME=VALUE has it; empty where a value is required."""
     value = field.default_factory() if field.default_factory is not MISSING else field.default
     if value is MISSING:
         return ""

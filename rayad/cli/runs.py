@@ -46,7 +46,7 @@ class RunRecipe(Changes, ReadsImages):
     settings: Settings = ()
     """Fields of the data set, such as healthy=true, beside the recipe's."""
     spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of images that do not say it: the data set's setting of this name."""
+    """mm a pixel of images that do not state it: the data set's setting of this name."""
     test_source: str = ""
     """Folder or URL of other images to judge, all that have a label; empty: the test split of the data set."""
     test_dataset: str = ""

@@ -50,7 +50,7 @@ class OfDataset(ReadsImages):
     settings: Settings = ()
     """Fields of the data set, such as healthy=true."""
     spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of images that do not say it: the data set's setting of this name."""
+    """mm a pixel of images that do not state it: the data set's setting of this name."""
 
     def opened(self) -> Images:
         """The data set."""

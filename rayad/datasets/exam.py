@@ -64,7 +64,7 @@ class Exam:
     scanner: str = ""
     """What made the image, or empty: intensities of different scanners differ."""
     doubts: tuple[Doubt, ...] = ()
-    """What its header has against it."""
+    """Doubts that its header raises."""
     wall: str = ""
     """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
 

@@ -65,7 +65,7 @@ class Learned(nn.Module):
 
     @property
     def log_determinant(self) -> Tensor:
-        """Of the standardization: what a density over standardized latents adds to be one over latents."""
+        """Log-determinant of the standardization, which turns a density of standardized latents into one of latents."""
         return -self.scale.log().sum()
 
     def keep(self, **arrays: Any) -> None:

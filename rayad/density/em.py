@@ -220,7 +220,7 @@ def _epoch(
         local_rows = share.places(rows)
         classes = () if labels is None else (labels[local_rows],)
         statistics = density.statistics(train[local_rows], *classes)
-        if sync.world > 1:  # of codes, a table is only made where it has to be added
+        if sync.world > 1:  # of categorical leaves, tensors() makes a table that one worker does not need
             sync.sum_(statistics.tensors())
         log_likelihood = float(statistics.log_likelihood)
         if not math.isfinite(log_likelihood):

@@ -194,7 +194,7 @@ class HowScored(BaseModel):
     prefix: str = Field(default="", max_length=2000)
     """Every image below it, instead of URLs."""
     spacing_mm: float = Field(default=0.0, ge=0, le=10)
-    """mm a pixel of images that do not say it."""
+    """mm a pixel of images that do not state it."""
     view: Literal["", "MLO", "CC"] = ""
     """View of images that do not say it."""
     step_mm: float = Field(default=0.0, ge=0, le=100)
@@ -280,7 +280,7 @@ class BatchSummary(BaseModel):
     began: str
     """When it began, ISO 8601."""
     updated: str
-    """When this was last so, ISO 8601."""
+    """When this was last updated, ISO 8601."""
     research_use_only: str = RESEARCH_USE
 
 

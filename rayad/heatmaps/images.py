@@ -24,7 +24,7 @@ class HeatmapRequest:
     """What is said of the images, and where they are scored."""
 
     spacing_mm: float = 0.0
-    """mm a pixel of images that do not say it; 0: there must be none."""
+    """mm a pixel of images that do not state it; 0: every image must state its own."""
     view: str = ""
     """MLO, CC or empty, of images that do not say it."""
     step_mm: float = 0.0

@@ -109,7 +109,7 @@ class Judgement:
 
 
 def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Judgement:
-    """Say it of an image that was scored."""
+    """Turn a heatmap into a judgement: p-values, the score of the whole image, findings."""
     shape = prepared.source.pixels.shape
     scale = np.array(shape[:2]) / np.array(prepared.stored.shape)
     quantile = calibration.healthy_quantile(heatmap.scores)

@@ -87,7 +87,7 @@ class Picture:
     """That it took to decode and prepare."""
 
     def turns(self, step_mm: float) -> int:
-        """Of a scorer, that it takes."""
+        """How many of a scorer's turns the image needs."""
         step = max(1, round(step_mm / self.prepared.spacing_mm))  # px; what is less than one is refused
         return max(1, math.ceil(np.count_nonzero(self.prepared.tissue) / step**2 / PLACES))
 

@@ -116,7 +116,7 @@ def _called(dataset: ray.data.Dataset, work: Callable[..., Any], shared: tuple) 
 
 
 def _undeprecated() -> AbstractContextManager[object]:
-    """How often a process is begun again is an argument that Ray warns of, without another way to say it."""
+    """Without Ray's warning that retries are deprecated as an argument: there is no other way to give them."""
     return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
 
 

@@ -64,7 +64,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description:
     for shard, pooled_record in zip(
         plans, pool.map(_record, plans, f"patches to {url}", (url, dataset, settings), _nothing), strict=True
     ):
-        # Which of its images ended the process is seen when each has one of its own.
+        # The shard ended its process: done again with a process an image, it shows which image it was.
         record = pooled_record or write_shard(url, shard, dataset, settings, partial(_patches_alone, pool))
         pool.count("ingest_images", record["images"], result="done")
         pool.count("ingest_images", len(record["failures"]), result="failed")

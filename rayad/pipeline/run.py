@@ -59,7 +59,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is other than a recipe says."""
+    """Settings that override those of a recipe."""
 
     epochs: Amount = 0
     """Epochs of every image model; 0: the recipe's."""

@@ -165,7 +165,7 @@ class KeptScores:
             detector.on(device)
 
     def changed(self, exams: Sequence[Exam]) -> int:
-        """How many of these exams were scored when they were made of something else, and not since."""
+        """Number of exams whose kept scores are stale: their image or labels changed since they were scored."""
         folder = self.places(exams[0]).rpartition("/")[0] if exams else ""
         files = storage.listing(folder, (".npz",)) if folder and storage.exists(folder) else []
         stored_files = {file.rpartition("/")[2] for file in files}

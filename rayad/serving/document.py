@@ -8,12 +8,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
 from rayad.heatmaps.answers import ANSWER, Answer, example
+from rayad.serving.access import PROBES
 
 BINARY = {"type": "string", "format": "binary"}
 PROBLEM = "application/problem+json"
 ANYWHERE = (400, 401, 403, 404, 405, 408, 413, 421, 422, 429, 500, 502, 503, 504)
 """Problems that any request can meet: on its way to the application, or when a replica fails."""
-OPEN = ("/v1/health", "/v1/ready")
 
 
 class ProblemDetails(BaseModel):
@@ -77,7 +77,7 @@ def _document(app: FastAPI, models: tuple[type[BaseModel], ...]) -> dict[str, An
     parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for path, operations in openapi["paths"].items():
         for operation in operations.values():
-            operation["security"] = [] if path in OPEN else [{"token": []}]
+            operation["security"] = [] if path in PROBES else [{"token": []}]
     return openapi
 
 
