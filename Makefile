@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/rayad demo --out $(OUT)
 
 # Files of tests in as many processes as JOBS: those that start clusters and servers wait for most of their time.
-JOBS   ?= 3
+JOBS   ?= 2
 
 test: $(VENV)/.dev system lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not cuda" $(PYTEST)

@@ -36,6 +36,8 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
 """Of the object store of a cluster that is made here."""
+CORES = "cores"
+"""A resource of a Ray of a command's own: so many processes at a time are worth it; it has more logical CPUs."""
 STARTS, STARTING_S = 2, 120
 """How often, and how long each time, a Ray of a command's own is waited for."""
 WATCH_S = 1.0
@@ -207,13 +209,15 @@ def _start(folder: str, cpus: int) -> None:
 def _start_once(folder: str, cpus: int) -> None:
     """A Ray that this process alone uses; Ray lets everybody enter its folder, so it lies in a private one."""
     keep_private()
+    cores = os.cpu_count() or 1
     Config.initialize("")  # Ray may have been imported before
     AuthenticationTokenLoader.instance().reset_cache()
     with _in_environment(storage.EXPECTED, "1"):  # of all its processes, not of this one
         ray.init(
             address="local",
             # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
-            num_cpus=cpus or (os.cpu_count() or 1) + 4,
+            num_cpus=cpus or cores + 4,
+            resources={CORES: cpus or cores},
             include_dashboard=False,
             object_store_memory=STORE_BYTES,
             _temp_dir=folder,

@@ -17,7 +17,7 @@ from ray.autoscaler.sdk import request_resources
 
 from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import cluster
+from rayad.on_ray.cluster import CORES, cluster
 from rayad.pool import Fault, Workers
 from rayad.terminal import progress_bar, shortened
 
@@ -81,9 +81,9 @@ class OnRay:
 
     def _loaded(self, dataset: ray.data.Dataset, work: type, shared: tuple) -> ray.data.Dataset:
         """Mapped by actors, each of which loads once what it needs."""
-        resources = ray.cluster_resources()
-        size = int(resources.get("GPU", 0) / self.workers.gpu) if self.workers.gpu else int(resources.get("CPU", 1))
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, size), max_tasks_in_flight_per_actor=AT_ONCE)
+        resources, gpu = ray.cluster_resources(), self.workers.gpu
+        size = max(1, int(resources.get("GPU", 0) / gpu)) if gpu else processes()
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=AT_ONCE)
         with _undeprecated():
             return dataset.map_batches(
                 _Loaded,
@@ -111,8 +111,15 @@ class OnRay:
 
 def _called(dataset: ray.data.Dataset, work: Callable[..., Any], shared: tuple) -> ray.data.Dataset:
     """Mapped by tasks."""
+    tasks = ray.data.TaskPoolStrategy(size=processes())
     with _undeprecated():
-        return dataset.map_batches(_Called(partial(work, *shared)), batch_size=1, max_retries=RETRIES)
+        return dataset.map_batches(_Called(partial(work, *shared)), batch_size=1, compute=tasks, max_retries=RETRIES)
+
+
+def processes() -> int:
+    """How many work at a time where they take no GPU: one a logical CPU of a cluster, one a core of one's own Ray."""
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get(CORES, resources.get("CPU", 1))))
 
 
 def _undeprecated() -> AbstractContextManager[object]:
