@@ -177,12 +177,14 @@ def _raise_lost(number: int, frame: Any) -> None:
 
 def _brief() -> None:
     """Let Ray say of a node that died what happened, without the last twenty lines of its log."""
-    told = worker.print_to_stdstream
-    if getattr(told, "brief", False):
+    print_lines = worker.print_to_stdstream
+    if getattr(print_lines, "brief", False):
         return
 
     def brief(data: dict[str, Any], **options: Any) -> None:
-        told(data | {"lines": [line.partition("Last 20 lines")[0].rstrip() for line in data["lines"]]}, **options)
+        print_lines(
+            data | {"lines": [line.partition("Last 20 lines")[0].rstrip() for line in data["lines"]]}, **options
+        )
 
     brief.brief = True  # type: ignore[attr-defined]
     worker.print_to_stdstream = brief

@@ -69,11 +69,11 @@ def refused(error: RayadError) -> Refused:
     return Refused(problems.of(error))
 
 
-def unless_refused(said: Any) -> Any:
-    """What a replica said; what it refused is raised."""
-    if isinstance(said, Refused):
-        raise said.problem
-    return said
+def unless_refused(answer: Any) -> Any:
+    """The answer of a replica; a refusal is raised."""
+    if isinstance(answer, Refused):
+        raise answer.problem
+    return answer
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ def learn(workers: Workers, loop: Loop, task: dict[str, Any], url: str, epochs: 
     """A run of Ray Train, whose epochs are shown; see `Pool.learn`."""
     url = storage.absolute(url)
     storage.remove(url)
-    told = ray.remote(num_cpus=0, max_restarts=-1)(_Epochs).remote()
-    faults = storage.join(url, "faults")
+    epoch_rows = ray.remote(num_cpus=0, max_restarts=-1)(_EpochRows).remote()
+    faults_url = storage.join(url, "faults")
     trainer = TorchTrainer(
         _Learning(loop, label),
-        train_loop_config={"task": task, "epochs": told},
+        train_loop_config={"task": task, "epochs": epoch_rows},
         torch_config=_Meeting(backend="nccl" if workers.gpu >= 1 else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.least, workers.number) if workers.least else workers.number,
@@ -49,19 +49,19 @@ def learn(workers: Workers, loop: Loop, task: dict[str, Any], url: str, epochs: 
             name="run",
             storage_path=url,
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            callbacks=[_Faults(faults, label)],
+            callbacks=[_Faults(faults_url, label)],
         ),
     )
     try:
-        with same_signal(signal.SIGINT), _shown(told, epochs, f"learning {label}"):
+        with same_signal(signal.SIGINT), _shown(epoch_rows, epochs, f"learning {label}"):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
     if isinstance(result.return_value, RayadError):
         raise result.return_value
-    overcome = [Fault(**storage.read_json(file)) for file in _listed(faults)]
+    faults = [Fault(**storage.read_json(file)) for file in _listed(faults_url)]
     storage.remove(url)
-    return overcome
+    return faults
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _meet(rank: int, world: int, address: str, port: int, backend: str, timeout:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
-class _Epochs:
+class _EpochRows:
     """What rank 0 tells of its epochs, for the process that waits."""
 
     def __init__(self) -> None:
@@ -157,9 +157,9 @@ class _Faults(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for rank, error in sorted(worker_exceptions.items()):
-            when = datetime.now(UTC)
-            fault = asdict(Fault(when.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_said(error)}"))
-            storage.write_json(storage.join(self.url, f"{when.timestamp():.6f}-{rank}.json"), fault)
+            now = datetime.now(UTC)
+            fault = asdict(Fault(now.isoformat(timespec="seconds"), self.stage, f"worker {rank}: {_last_line(error)}"))
+            storage.write_json(storage.join(self.url, f"{now.timestamp():.6f}-{rank}.json"), fault)
             metrics.count("faults", 1, stage=self.stage)
 
 
@@ -167,7 +167,7 @@ def _listed(url: str) -> list[str]:
     return storage.listing(url) if storage.exists(url) else []
 
 
-def _said(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     """Its last line; of memory that was used up, where Ray's last line is a hint, what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("running low on memory" in line for line in lines):
@@ -176,7 +176,7 @@ def _said(error: BaseException) -> str:
 
 
 @contextmanager
-def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
+def _shown(epoch_rows: Any, epochs: int, label: str) -> Iterator[None]:
     """Show the epochs from another thread while this one waits for Ray Train."""
     over = threading.Event()
 
@@ -186,7 +186,7 @@ def _shown(told: Any, epochs: int, label: str) -> Iterator[None]:
             while True:
                 last = over.wait(1)
                 with suppress(RayActorError):  # it is lost, and another comes
-                    for row in ray.get(told.take.remote()):
+                    for row in ray.get(epoch_rows.take.remote()):
                         done = int(row["epoch"]) if first else 1  # what an interrupted call did counts too
                         step(f"validation {row['validation']:.5g}" if "validation" in row else "", done)
                         first = False
@@ -237,4 +237,4 @@ def _cause(error: BaseException) -> RayadError:
     for failure in getattr(error, "worker_failures", {}).values():
         if isinstance(failure, RayadError):
             return failure
-    return TrainingError(f"training on Ray failed: {_said(error)}; the same command goes on where it stopped")
+    return TrainingError(f"training on Ray failed: {_last_line(error)}; the same command goes on where it stopped")

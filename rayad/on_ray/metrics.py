@@ -80,5 +80,5 @@ def tell(model: str, row: dict[str, float]) -> None:
 
 
 @cache
-def _made(kind: Any, name: str, said: str, tags: tuple[str, ...]) -> Any:
-    return kind(f"rayad_{name}", said, tags)
+def _made(kind: Any, name: str, description: str, tags: tuple[str, ...]) -> Any:
+    return kind(f"rayad_{name}", description, tags)
