@@ -65,7 +65,10 @@ class OnRay:
         rows = [{"number": number, "item": cloudpickle.dumps(item)} for number, item in enumerate(items)]  # pyright: ignore[reportPrivateImportUsage]
         with _errors_allowed():  # a Dataset keeps the context it was made in
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-            mapped = self._loaded(dataset, work, shared) if isinstance(work, type) else _called(dataset, work, shared)
+            if isinstance(work, type):
+                mapped = self._loaded(dataset, work, shared)
+            else:
+                mapped = _called(dataset, len(items), work, shared)
         expected = 0
         with progress_bar(len(items), label) as step:
             for row in mapped.iter_rows():
@@ -109,9 +112,9 @@ class OnRay:
         metrics.count(name, value, **tags)
 
 
-def _called(dataset: ray.data.Dataset, work: Callable[..., Any], shared: tuple) -> ray.data.Dataset:
+def _called(dataset: ray.data.Dataset, items: int, work: Callable[..., Any], shared: tuple) -> ray.data.Dataset:
     """Mapped by tasks."""
-    tasks = ray.data.TaskPoolStrategy(size=processes())
+    tasks = ray.data.TaskPoolStrategy(size=min(items, processes()))
     with _undeprecated():
         return dataset.map_batches(_Called(partial(work, *shared)), batch_size=1, compute=tasks, max_retries=RETRIES)
 
