@@ -214,7 +214,8 @@ def _start_once(folder: str, cpus: int) -> None:
     cores = os.cpu_count() or 1
     Config.initialize("")  # Ray may have been imported before
     AuthenticationTokenLoader.instance().reset_cache()
-    with _in_environment(storage.EXPECTED, "1"):  # of all its processes, not of this one
+    os.environ[storage.EXPECTED] = "1"  # of all processes that begin here, not of this one
+    try:
         ray.init(
             address="local",
             # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
@@ -225,19 +226,8 @@ def _start_once(folder: str, cpus: int) -> None:
             _temp_dir=folder,
             **QUIET,
         )
-
-
-@contextmanager
-def _in_environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ[storage.EXPECTED]
 
 
 @contextmanager
