@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+LONGEST = {"test_terminal", "test_models", "test_doors", "test_vqvae", "test_latent_detectors"}
+"""Files whose tests come before others of their folder: where several processes test, none is left alone with them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+    items.sort(key=lambda item: (item.path.parent, item.path.stem not in LONGEST))
 
 
 def missing(reason: str) -> None:
