@@ -17,6 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.parent, item.path.stem not in LONGEST))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made before anything else: while a cluster runs, temporary folders lie in the cluster's own, which goes with it."""
+    return tmp_path_factory.getbasetemp()
+
+
 def missing(reason: str) -> None:
     """Skip, or fail under CI=true, because something that the test needs is not here."""
     if os.environ.get("CI") == "true":
