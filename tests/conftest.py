@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made before anything else: while a cluster runs, temporary folders lie in the cluster's own, which goes with it."""
+    """Made first: while a cluster runs, new temporary folders lie in the cluster's own, which goes with it."""
     return tmp_path_factory.getbasetemp()
 
 
