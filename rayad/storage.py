@@ -42,6 +42,11 @@ PATIENCE_S = 120.0
 UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError, ConnectionRefusedError)
 
 
+def encodable(url: str) -> str:
+    """As it can be written into a file or a page: names of local files may be in no encoding."""
+    return url.encode("utf-8", "backslashreplace").decode()
+
+
 def join(url: str, *parts: str) -> str:
     """The URL of a file or folder below `url`; a scheme stays as it is."""
     head = url if url.endswith("://") else url.rstrip("/") + "/" if url else ""

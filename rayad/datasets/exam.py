@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from skimage.draw import polygon, polygon_perimeter
 
+from rayad import storage
 from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import DatasetError
 from rayad.imaging import raster
@@ -110,10 +111,26 @@ MOST_BETWEEN = 0.02
 """Share of a mask's places that may lie between its two values, as blurred edges do."""
 
 
+NOT_UTF8 = "its name, or that of its patient or mask, is not UTF-8"
+
+
 def listed(dataset: Images) -> tuple[list[Exam], list[Excluded]]:
-    """The exams and what is left out, in one pass over the files: the method `listed` of a data set that has it."""
-    method = getattr(dataset, "listed", None)
-    return method() if method else (dataset.exams(), [])
+    """The exams and what is left out, in one pass over the files: the method `listed` of a data set that has it.
+
+    A file whose name is not UTF-8 is left out: it could not be written down.
+    """
+    list_both = getattr(dataset, "listed", None)
+    exams, left_out = list_both() if list_both else (dataset.exams(), [])
+    nameless = [
+        Excluded(exam.url, "its name, or its patient's or mask's, is not UTF-8") for exam in exams if _nameless(exam)
+    ]
+    excluded = [Excluded(storage.encodable(e.url), storage.encodable(e.reason)) for e in (*left_out, *nameless)]
+    return [exam for exam in exams if not _nameless(exam)], excluded
+
+
+def _nameless(exam: Exam) -> bool:
+    texts = (exam.exam_id, exam.patient_id, exam.url, *(lesion.mask_url for lesion in exam.lesions))
+    return any(storage.encodable(text) != text for text in texts)
 
 
 def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,17 +63,20 @@ class Dataset:
     source: str = ""
     """The list, exams.parquet, or the folder of a corpus, page or run in which it lies."""
 
-    @property
+    @cached_property
     def listed_from(self) -> Images:
-        """The data set that was listed."""
-        return _listed_from(self._url)
+        """The data set that was listed; workers get it with this one and read no list."""
+        _, description = _read(self._url)
+        if not description["dataset"] or description["dataset"] == Dataset.__module__.rpartition(".")[2]:
+            raise FormatError(f"{self._url}: the images were listed by a class that is none of rayad's data sets")
+        return catalog.configure("datasets", description["dataset"], tuple(description["settings"]))
 
     def exams(self) -> list[Exam]:
         return self.listed()[0]
 
     def listed(self) -> tuple[list[Exam], list[Excluded]]:
         """The exams, sorted, and the files that are left out."""
-        rows = pq.read_table(_opened(self._url)).drop_columns("split").to_pylist()
+        rows = _read(self._url)[0].drop_columns("split").to_pylist()
         exams = [_exam(row) for row in rows if not row["excluded"]]
         return exams, [Excluded(row["url"], row["excluded"]) for row in rows if row["excluded"]]
 
@@ -115,27 +119,18 @@ def listed_once(dataset: Images, url: str) -> Dataset:
     return Dataset(url)
 
 
-@lru_cache(maxsize=8)
-def _listed_from(url: str) -> Images:
-    metadata = pq.read_schema(_opened(url)).metadata or {}
-    description = bounded.parse_json(metadata.get(b"rayad", b"{}"), url)
-    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
-        raise FormatError(f"{url}: a list of images of schema {SCHEMA} is wanted; ingest or inspect the images again")
-    if not description["dataset"] or description["dataset"] == Dataset.__module__.rpartition(".")[2]:
-        raise FormatError(f"{url}: the images were listed by a class that is none of rayad's data sets")
-    return catalog.configure("datasets", description["dataset"], tuple(description["settings"]))
-
-
-def _opened(url: str) -> pa.BufferReader:
+def _read(url: str) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a list, and what it says of itself: schema, name and settings of the data set."""
     if not storage.exists(url):
-        raise FormatError(f"{url}: no list of images here; rayad ingest and rayad inspect write it")
+        raise FormatError(f"{url}: no list of images here; rayad ingest, inspect and run write it")
     try:
-        reader = pa.BufferReader(storage.read_bytes(url))
-        pq.read_schema(reader)
-        reader.seek(0)
-        return reader
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
     except pa.ArrowException as error:
         raise FormatError(f"{url}: no parquet file: {error}") from None
+    description = bounded.parse_json((table.schema.metadata or {}).get(b"rayad", b"{}"), url)
+    if not isinstance(description, dict) or description.get("schema") != SCHEMA:
+        raise FormatError(f"{url}: a list of images of schema {SCHEMA} is wanted; ingest or inspect the images again")
+    return table, description
 
 
 def _exam(row: dict) -> Exam:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rayad import catalog
 from rayad.arrays import Mask, Pixels
-from rayad.datasets.exam import Exam, Images, Lesion, in_order
+from rayad.datasets.exam import Exam, Images, Lesion, in_order, listed
 from rayad.datasets.phantom import LESIONS
 from rayad.datasets.phantom_lesions import Drawing, Placed
 from rayad.datasets.splits import assign
@@ -37,7 +37,7 @@ class Dataset:
 
     def exams(self) -> list[Exam]:
         """Three exams an image, all anomalous; DatasetError where no patient is in the validation split."""
-        exams = self._base.exams()
+        exams, _ = listed(self._base)
         splits = assign(exams)
         healthy = [exam for exam in exams if splits[exam.exam_id] == "validation"]
         if not healthy:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from rayad import storage
 from rayad.evaluation import RESEARCH_USE
 from rayad.heatmaps.images import HeatmapRequest
 from rayad.imaging import plausibility
@@ -18,12 +19,7 @@ Written = Literal["json", "npz", "png", "dicom"]
 State = Literal["running", "done", "cancelled", "failed"]
 
 
-def encodable(text: str) -> str:
-    """A text that can be written: names of files may be in no encoding."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-Text = Annotated[str, BeforeValidator(lambda text: encodable(text) if isinstance(text, str) else text)]
+Text = Annotated[str, BeforeValidator(lambda text: storage.encodable(text) if isinstance(text, str) else text)]
 
 
 class Value(BaseModel):

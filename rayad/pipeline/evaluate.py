@@ -9,7 +9,7 @@ import numpy as np
 
 from rayad import provenance, storage
 from rayad.datasets.content import contents
-from rayad.datasets.exam import Exam, Excluded, Images, reasons
+from rayad.datasets.exam import Exam, Excluded, Images, listed, reasons
 from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
@@ -143,7 +143,7 @@ def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
 
 def counts(dataset: Images) -> dict[str, dict[str, int]]:
     """Split -> its images and patients."""
-    exams, patients = dataset.exams(), defaultdict(list)
+    (exams, _), patients = listed(dataset), defaultdict(list)
     assigned = assign(exams)
     for exam in exams:
         patients[assigned[exam.exam_id]].append(exam.patient_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rayad import bounded, bounds, storage
 from rayad.errors import FormatError, OptionError, reason
 from rayad.fingerprint import fingerprint
-from rayad.heatmaps.answers import ROW, Failure, Result, Row, encodable
+from rayad.heatmaps.answers import ROW, Failure, Result, Row
 from rayad.heatmaps.drawing import EVERYTHING, Written, arrays_and_picture
 from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
@@ -77,7 +77,7 @@ def write_heatmaps(
         ]
         yield from done_rows
         done_files = {row.image for row in done_rows}
-        missing = [image for image in image_requests if encodable(image.file) not in done_files]
+        missing = [image for image in image_requests if storage.encodable(image.file) not in done_files]
         results = pool.map(Writer, missing, "heatmaps", (detector, url, written, pool.device), failed)
         for image, row in zip(missing, results, strict=True):
             rows.add(row, made_of[image.file])
@@ -151,7 +151,7 @@ class Rows:
 
     def done(self, file: str, name: str, made_of: str, endings: Sequence[str]) -> Row | None:
         """The row of an image that has its files, made of the same."""
-        row, made_of_then = self._rows.get(encodable(file), (None, ""))
+        row, made_of_then = self._rows.get(storage.encodable(file), (None, ""))
         if not isinstance(row, Result) or row.name != name or made_of_then != made_of:
             return None
         has_files = all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayad import catalog, storage
-from rayad.datasets.exam import Images
+from rayad.datasets.exam import Images, listed
 from rayad.datasets.exams import listed_once
 from rayad.errors import OptionError
 from rayad.imaging.context import CONTEXT
@@ -308,7 +308,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         detectors.append(_in_order(calibrated, recipe.order, headings))
     judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
     dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else seeds[0].dataset
-    if not recipe.kinds and not any(exam.anomalous for exam in in_split(dataset.exams(), split)):
+    if not recipe.kinds and not any(exam.anomalous for exam in in_split(listed(dataset)[0], split)):
         return ""
     options = Evaluation(
         judged.dataset,

@@ -12,7 +12,7 @@ import numpy as np
 
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
-from rayad.datasets.exam import Exam, Images, source_of
+from rayad.datasets.exam import Exam, Images, listed, source_of
 from rayad.datasets.splits import SPLITS, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
@@ -71,7 +71,7 @@ EVERY = "every"
 
 def exams_of(dataset: Images, split: str) -> list[Exam]:
     """The exams of a split, or of `EVERY`; DatasetError if there are none."""
-    exams = dataset.exams()
+    exams, _ = listed(dataset)
     chosen = in_split(exams, split)
     if not chosen:
         raise DatasetError(f"no image of {len(exams)} is in the {split} split")

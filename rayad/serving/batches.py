@@ -20,7 +20,6 @@ from rayad.heatmaps.answers import (
     Result,
     Row,
     State,
-    encodable,
 )
 from rayad.heatmaps.images import files_below, named
 from rayad.outputs import require_own
@@ -65,7 +64,7 @@ class KeptBatch:
     def lacking(self, images: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of these images and names that are neither scored nor given up."""
         ended = {row.image for row in (*self.status.results, *self.status.failures)}
-        return [image for image in images if encodable(image[0]) not in ended]
+        return [image for image in images if storage.encodable(image[0]) not in ended]
 
     def add(self, row: Row) -> None:
         """What came of an image."""
@@ -78,7 +77,7 @@ class KeptBatch:
 
     def forget(self, images: set[str]) -> None:
         """What came of these images, as far as anything did."""
-        names = {encodable(image) for image in images}
+        names = {storage.encodable(image) for image in images}
         self.status.results = [row for row in self.status.results if row.image not in names]
         self.status.failures = [row for row in self.status.failures if row.image not in names]
 
@@ -148,10 +147,12 @@ class BatchFiles:
         try:
             versions = storage.versions(image for image in images if not image.startswith(("http://", "https://")))
             before = storage.read_json(place) if storage.exists(place) else {}
-            storage.write_json(place, {encodable(image): version for image, version in versions.items()})
+            storage.write_json(place, {storage.encodable(image): version for image, version in versions.items()})
         except RayadError:
             return set()
-        return {image for image, version in versions.items() if before.get(encodable(image), version) != version}
+        return {
+            image for image, version in versions.items() if before.get(storage.encodable(image), version) != version
+        }
 
     def forget_images(self, batch: KeptBatch) -> None:
         """What the images of a batch that has ended were."""

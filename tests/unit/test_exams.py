@@ -1,6 +1,7 @@
 """The list of a data set's images says what the data set says, without its files; pandas reads it as a table."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,36 @@ def test_what_is_no_list_is_said(tmp_path, content):
         url.write_bytes(content)
     with pytest.raises(FormatError, match=rf"{url}: "):
         exams.Dataset(str(tmp_path)).listed_from  # noqa: B018, it is a property
+    if content != "own":
+        with pytest.raises(FormatError, match=rf"{url}: "):
+            exams.Dataset(str(tmp_path)).exams()
+
+
+def test_pixels_are_those_of_what_the_list_is_of_now(tmp_path):
+    for seed in (1, 2):
+        dataset = phantom.Dataset(patients=2, seed=seed, height=256, width=192)
+        again = exams.listed_once(dataset, str(tmp_path))
+        exam = again.exams()[0]
+        assert (again.pixels(exam) == dataset.pixels(exam)).all()
+
+
+def test_a_worker_has_the_data_set_without_the_list(tmp_path):
+    again = exams.listed_once(phantom.Dataset(patients=2, height=256, width=192), str(tmp_path))
+    assert again.listed_from == phantom.Dataset(patients=2, height=256, width=192)
+    sent = pickle.dumps(again)
+    (tmp_path / "exams.parquet").unlink()
+    assert pickle.loads(sent).listed_from == again.listed_from
+
+
+def test_a_name_in_no_encoding_is_left_out_and_told(source, tmp_path):
+    with open(bytes(source / "b.png"), "rb") as file:
+        pixels = file.read()
+    for name in (b"\xe9.png", b"\xe8.txt"):
+        with open(bytes(source) + b"/" + name, "wb") as file:
+            file.write(pixels if name.endswith(b"png") else b"notes")
+    (source / "labels.csv").unlink()
+    dataset = folder.Dataset(str(source), spacing_mm=0.4, healthy=True)
+    named, left_out = listed(dataset)
+    assert [exam.exam_id for exam in named] == ["a", "b"]
+    assert {exclusion.url.rsplit("/", 1)[1] for exclusion in left_out} == {r"\udce9.png", r"\udce8.txt"}
+    assert listed(exams.listed_once(dataset, str(tmp_path / "list"))) == (named, left_out)
