@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 demo: $(VENV)/.installed
 	$(BIN)/rayad demo --out $(OUT)
 
-# Files of tests in as many processes as JOBS: those that start clusters and servers wait for most of their time.
+# Files of tests run in as many processes as JOBS, for which there should be as many cores.
 JOBS   ?= 2
 
 test: $(VENV)/.dev system lint

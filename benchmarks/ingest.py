@@ -9,17 +9,16 @@ worker trains an epoch on the corpus.
 """
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 import tyro
+from watch import looking, private_bytes, store_bytes
 
 from rayad import catalog, provenance, storage
 from rayad.fit import Schedule
@@ -67,40 +66,16 @@ class Watch:
     worker: int = 0
     """Of the largest worker."""
     store: int = 0
-    over: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
         """Once."""
-        me = psutil.Process()
-        self.driver = max(self.driver, me.memory_full_info().uss)
-        for process in me.children(recursive=True):
-            try:
+        this = psutil.Process()
+        self.driver = max(self.driver, private_bytes(this))
+        for process in this.children(recursive=True):
+            with suppress(psutil.Error):  # it ended
                 if process.name().startswith("ray::"):
-                    self.worker = max(self.worker, process.memory_full_info().uss)
-            except psutil.Error:  # it ended
-                continue
-        used = ray.cluster_resources().get("object_store_memory", 0) - ray.available_resources().get(
-            "object_store_memory", 0
-        )
-        self.store = max(self.store, int(used))
-
-
-@contextmanager
-def watched() -> Iterator[Watch]:
-    """Look twice a second, from another thread."""
-    watch = Watch()
-
-    def loop() -> None:
-        while not watch.over.wait(0.5):
-            watch.look()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.over.set()
-        thread.join()
+                    self.worker = max(self.worker, private_bytes(process))
+        self.store = max(self.store, store_bytes())
 
 
 @dataclass(frozen=True)
@@ -133,7 +108,8 @@ def measured(options: Options, images: int) -> dict[str, Any]:
     quiet_data()
     try:
         began = time.perf_counter()
-        with watched() as making:
+        making = Watch()
+        with looking(making.look):
             manifest = ingest(
                 OnRay(), dataset, url, Ingest(sampling=Sampling(options.patches)), {"dataset": options.dataset}
             )
@@ -143,7 +119,8 @@ def measured(options: Options, images: int) -> dict[str, Any]:
     ray.init(num_cpus=3, **RAY)
     try:
         config = catalog.configure("models", "cae", {"width": 4, "latents": 8})
-        with watched() as learning:
+        learning = Watch()
+        with looking(learning.look):
             train(OnRay(Workers(1)), url, "cae", config, Schedule(epochs=1, batch=256), f"{url}/model")
     finally:
         ray.shutdown()

@@ -9,31 +9,26 @@ Twice a second the private memory of the driver and of every worker is looked at
 and what its object store holds and has spilled.
 """
 
-import io
 import json
 import logging
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import tyro
-from PIL import Image
+from watch import looking, private_bytes, store_bytes
 
 from rayad import provenance, storage
-from rayad.datasets import phantom
+from rayad.datasets import folder, phantom
 from rayad.private import keep_private
 
 RESULTS = Path(__file__).parent / "results" / "stages.json"
-PLASMA = "object_store_memory"
 STORE = 80_000_000
 """Bytes of the object store of a node, about the least that Ray takes."""
 HEIGHT, WIDTH = 128, 96
@@ -68,74 +63,29 @@ class Watch:
     seconds: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
     """Node -> process -> CPU seconds since the watch began."""
     before: dict[int, float] = field(default_factory=dict)
-    over: threading.Event = field(default_factory=threading.Event)
 
     def look(self, first: bool = False) -> None:
         """Once."""
-        self.driver = max(self.driver, psutil.Process().memory_full_info().uss)
+        self.driver = max(self.driver, private_bytes(psutil.Process()))
         for name, raylet in self.nodes.items():
             for process in raylet.children(recursive=True):
-                try:
+                with suppress(psutil.Error):  # it ended
                     times = process.cpu_times()
                     if first:
                         self.before[process.pid] = times.user + times.system
                     self.seconds[name][process.pid] = times.user + times.system - self.before.get(process.pid, 0.0)
                     if process.name().startswith("ray::"):
-                        self.worker = max(self.worker, process.memory_full_info().uss)
-                except psutil.Error:  # it ended
-                    continue
-        import ray
-
-        total, free = ray.cluster_resources(), ray.available_resources()
-        self.store = max(self.store, int(total.get(PLASMA, 0) - free.get(PLASMA, 0)))
+                        self.worker = max(self.worker, private_bytes(process))
+        self.store = max(self.store, store_bytes())
         spilled = [file for file in self.session.rglob("ray_spilled_objects*/*") if file.is_file()]
         self.spilled = max(self.spilled, sum(file.stat().st_size for file in spilled))
 
 
-@contextmanager
-def watched(nodes: dict[str, psutil.Process], session: str) -> Iterator[Watch]:
-    """Look twice a second, from another thread."""
-    watch = Watch(nodes, Path(session))
-    watch.look(first=True)
-
-    def loop() -> None:
-        while not watch.over.wait(0.5):
-            watch.look()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.over.set()
-        thread.join()
-
-
-def draw(item: tuple[str, int]) -> str:
-    """Write a patient's two images; the rows of the table."""
-    url, number = item
-    dataset = phantom.Dataset(patients=1, seed=number, diseased=float(number % 10 == 0), height=HEIGHT, width=WIDTH)
-    rows = ""
-    for exam in dataset.exams():
-        name, buffer = f"{number:06d}-{exam.laterality}{exam.view}.png", io.BytesIO()
-        pixels = (np.clip(dataset.pixels(exam), 0, 1) * 65535).round().astype(np.uint16)
-        Image.fromarray(pixels).save(buffer, "png")
-        storage.write_bytes(storage.join(url, name), buffer.getvalue())
-        (lesion,) = exam.lesions[:1] or (None,)
-        circle = lesion.circle if lesion and lesion.circle else ("", "", "")
-        facts = ["anomalous" if exam.anomalous else "normal", exam.view, lesion.kind if lesion else "", *circle]
-        rows += ",".join(map(str, [name, f"{number:06d}", *facts])) + "\n"
-    return rows
-
-
 def write_images(url: str, images: int) -> None:
-    """The first so many images, of which a tenth of the patients have a lesion, and labels.csv."""
-    if storage.exists(storage.join(url, "labels.csv")):
-        return
-    with ProcessPoolExecutor() as pool:
-        rows = list(pool.map(draw, [(url, number) for number in range(images // 2)], chunksize=8))
-    table = "image,patient,label,view,kind,row,col,radius\n" + "".join(rows)
-    storage.write_bytes(storage.join(url, "labels.csv"), table.encode())
+    """So many phantoms, of which a tenth of the patients have a lesion, as PNG files with labels.csv."""
+    if not storage.exists(storage.join(url, folder.LABELS)):
+        dataset = phantom.Dataset(patients=images // 2, diseased=0.1, height=HEIGHT, width=WIDTH)
+        folder.export(dataset, dataset.exams(), url)
 
 
 def commands(url: str, images: str) -> list[list[str]]:
@@ -151,8 +101,7 @@ def commands(url: str, images: str) -> list[list[str]]:
          "inputs=3", "replicas=3"],
         ["calibrate", "--detector", spn, *data, "--scores", f"{url}/scores"],
         ["evaluate", "--detector", spn, *data, "--out", f"{url}/report"],
-        ["heatmap", "--detector", spn, "--images", images, "--out", f"{url}/maps", "--spacing-mm", "0.4",
-         "--no-picture"],
+        ["heatmap", "--detector", spn, "--images", f"{corpus}/exams.parquet", "--out", f"{url}/maps", "--no-picture"],
     ]  # fmt: skip
 
 
@@ -163,8 +112,9 @@ def measured(options: Options, images: int, nodes: dict[str, psutil.Process], se
     root = storage.join(storage.absolute(options.out), str(images))
     write_images(storage.join(root, "images"), images)
     for command in commands(root, storage.join(root, "images")):
-        began = time.perf_counter()
-        with watched(nodes, session) as watch:
+        began, watch = time.perf_counter(), Watch(nodes, Path(session))
+        watch.look(first=True)
+        with looking(watch.look):
             code = cli.run(command)
         yield {
             "images": images,

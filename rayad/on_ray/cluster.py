@@ -36,7 +36,7 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
 """Of the object store of a cluster that is made here."""
-CORES = "cores"
+CORES = "rayad_cores"
 """A resource of a Ray of a command's own: so many processes at a time are worth it; it has more logical CPUs."""
 STARTS, STARTING_S = 2, 120
 """How often, and how long each time, a Ray of a command's own is waited for."""
