@@ -41,7 +41,7 @@ class IngestCommand(OfDataset):
         settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
         out = storage.absolute(self.out)
         with claimed(out, "a corpus", read_by(dataset)), connected(self.address) as pool:
-            corpus = write_corpus(pool, self.dataset, self.source, dataset, settings, out)
+            corpus = write_corpus(pool, *self.named(dataset), dataset, settings, out)
         manifest = corpus.manifest
         patches, images, failed = manifest["patches"], manifest["images"], len(manifest["failures"])
         say(f"{patches} patches of {images} images, {failed} failed: {self.out}")
@@ -76,7 +76,7 @@ class Inspect(OfDataset):
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
         out, corpus = storage.absolute(self.out), place(self.corpus)
         with claimed(out, "an inspection", [*read_by(dataset), corpus]), connected(self.address) as pool:
-            page, problems = inspect(pool, self.dataset, self.source, dataset, preprocessing, out, self.sheet, corpus)
+            page, problems = inspect(pool, *self.named(dataset), dataset, preprocessing, out, self.sheet, corpus)
         say(f"The page is at {page}")
         if problems:
             raise DatasetError(" ".join(problems))

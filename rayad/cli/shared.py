@@ -7,7 +7,7 @@ import tyro
 
 from rayad import bounds, catalog, storage
 from rayad.bounds import Bounds
-from rayad.datasets.exam import Images
+from rayad.datasets.exam import Images, name_of, origin_of
 from rayad.options import GPUs, Millimetres, Settings, SpacingOrNone
 
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
@@ -55,6 +55,11 @@ class OfDataset(ReadsImages):
     def opened(self) -> Images:
         """The data set."""
         return open_dataset(self.dataset, self.source, self.settings, self.spacing_mm)
+
+    def named(self, dataset: Images) -> tuple[str, str]:
+        """Name and source of the data set, as results say them: of a list, those of what was listed."""
+        origin = origin_of(dataset)
+        return (self.dataset, self.source) if origin is dataset else (name_of(origin), vars(origin)["source"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,12 @@ def origin_of(dataset: Images) -> Images:
     return getattr(dataset, "listed_from", dataset)
 
 
+def name_of(dataset: Images) -> str:
+    """The name under which a data set is found; empty: it is the class of a library's user."""
+    package, _, name = type(dataset).__module__.rpartition(".")
+    return name if package == __package__ else ""
+
+
 def read_by(dataset: Images) -> list[str]:
     """The folders and files that a data set is read from."""
     names = ("source", "table", "tables")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rayad import bounded, catalog, storage
 from rayad.arrays import Image, Mask
-from rayad.datasets.exam import Exam, Excluded, Images, Lesion, listed, origin_of
+from rayad.datasets.exam import Exam, Excluded, Images, Lesion, listed, name_of, origin_of
 from rayad.datasets.splits import assign
 from rayad.errors import FormatError
 from rayad.imaging.plausibility import Doubt
@@ -96,13 +96,8 @@ def write(
 ) -> None:
     """The list of a data set's images into a folder; one that is there and says the same is not touched."""
     origin = origin_of(dataset)
-    package, _, name = type(origin).__module__.rpartition(".")
-    is_of_rayad = package == __package__  # the class of a library's user cannot be found by a name
-    description = {
-        "schema": SCHEMA,
-        "dataset": name if is_of_rayad else "",
-        "settings": catalog.settings_of(origin) if is_of_rayad else (),
-    }
+    name = name_of(origin)
+    description = {"schema": SCHEMA, "dataset": name, "settings": catalog.settings_of(origin) if name else ()}
     rows = [asdict(exam) | {"split": splits[exam.exam_id], "excluded": ""} for exam in exams]
     rows += [{"url": exclusion.url, "excluded": exclusion.reason} for exclusion in left_out]
     buffer = io.BytesIO()

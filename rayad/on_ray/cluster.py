@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._private import worker
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import (
     ActorUnavailableError,
@@ -32,6 +31,8 @@ from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
 from rayad.private import given, keep_private
 
+SILENT = ("RAY_BACKEND_LOG_LEVEL", "fatal")
+"""Variable that keeps the logs of Ray's own processes from the terminal: what matters is raised."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
@@ -61,6 +62,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
         yield
         return
     address = given(address)
+    os.environ.setdefault(*SILENT)
     with nullcontext() if address else private_folder() as folder:
         with same_signal(signal.SIGTERM):
             if address:
@@ -68,7 +70,6 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
             else:
                 _start(f"{folder}/ray", cpus)
         quiet_data()
-        _brief()
         try:
             with _told_if_lost(address), _watched():
                 yield
@@ -173,21 +174,6 @@ def _watch(place: tuple[str, int], over: threading.Event) -> None:
 
 def _raise_lost(number: int, frame: Any) -> None:
     raise _NodeLost("its process on this machine ended")
-
-
-def _brief() -> None:
-    """Let Ray say of a node that died what happened, without the last twenty lines of its log."""
-    print_lines = worker.print_to_stdstream
-    if getattr(print_lines, "brief", False):
-        return
-
-    def brief(data: dict[str, Any], **options: Any) -> None:
-        print_lines(
-            data | {"lines": [line.partition("Last 20 lines")[0].rstrip() for line in data["lines"]]}, **options
-        )
-
-    brief.brief = True  # type: ignore[attr-defined]
-    worker.print_to_stdstream = brief
 
 
 def _first_line(error: BaseException) -> str:

@@ -94,7 +94,6 @@ class OnRay:
                 batch_size=1,
                 compute=pool,
                 num_gpus=self.workers.gpu or None,
-                max_restarts=-1,
                 max_task_retries=RETRIES,
             )
 

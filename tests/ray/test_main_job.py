@@ -58,6 +58,15 @@ def test_counts_of_workers_give_the_figures_of_the_report(place, tmp_path, capsy
         assert counted["best_dice"]["value"] == pytest.approx(row["best_dice"]["value"], abs=0.02)
 
 
+def test_a_list_of_images_is_judged_as_what_was_listed(place, tmp_path, capfd):
+    listed = ["--dataset", "exams", "--source", f"{place}/corpus"]
+    assert cli.run(["evaluate", "--detector", f"{place}/cae", f"{place}/cae-spn", *listed, "--out", str(tmp_path)]) == 0
+    ours, before = (storage.read_json(f"{where}/results.json") for where in (tmp_path, f"{place}/report"))
+    assert ours["rows"] == before["rows"]
+    assert ours["dataset"] == "phantom"
+    assert "core_worker.cc" not in capfd.readouterr().err
+
+
 def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_path, capsys):
     dataset = phantom.Dataset(patients=30, height=256, width=192)
     folder.export(dataset, dataset.exams()[:2], str(tmp_path / "new"))
