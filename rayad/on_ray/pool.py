@@ -1,5 +1,6 @@
 """A Ray cluster as a `Pool`: Ray Data maps, Ray Train learns, and its workers agree through torch.distributed."""
 
+import math
 import pickle
 import time
 import traceback
@@ -25,6 +26,8 @@ RETRIES = 3
 """Of an item whose process ended."""
 AT_ONCE = 1
 """Items that an actor is given at a time: one that ends its process takes no other with it."""
+WORTH_LOADING = 4
+"""Items for which an actor is started: to load torch and a detector takes seconds, as some images do."""
 
 
 @contextmanager
@@ -66,7 +69,7 @@ class OnRay:
         with _errors_allowed():  # a Dataset keeps the context it was made in
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
             if isinstance(work, type):
-                mapped = self._loaded(dataset, work, shared)
+                mapped = self._loaded(dataset, len(items), work, shared)
             else:
                 mapped = _called(dataset, len(items), work, shared)
         expected = 0
@@ -82,11 +85,15 @@ class OnRay:
                 yield _lost(items[number], lost)
                 step()
 
-    def _loaded(self, dataset: ray.data.Dataset, work: type, shared: tuple) -> ray.data.Dataset:
-        """Mapped by actors, each of which loads once what it needs."""
+    def _loaded(self, dataset: ray.data.Dataset, items: int, work: type, shared: tuple) -> ray.data.Dataset:
+        """Mapped by actors, each of which loads once what it needs.
+
+        Their number is fixed: Ray Data adds actors where more than one item waits for each, and none is given two.
+        """
         resources, gpu = ray.cluster_resources(), self.workers.gpu
-        size = max(1, int(resources.get("GPU", 0) / gpu)) if gpu else processes()
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=AT_ONCE)
+        most = max(1, int(resources.get("GPU", 0) / gpu)) if gpu else processes()
+        actors = min(most, math.ceil(items / WORTH_LOADING))
+        pool = ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=AT_ONCE)
         with _undeprecated():
             return dataset.map_batches(
                 _Loaded,

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
 from rayad.on_ray.data import read_corpus
-from rayad.on_ray.pool import OnRay
+from rayad.on_ray.pool import WORTH_LOADING, OnRay, processes
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
@@ -40,6 +41,14 @@ class Healthy(phantom.Dataset):
         if exam.exam_id == self.odd:
             raise ZeroDivisionError("nobody expected this")
         return super().pixels(exam)
+
+
+class Slow:
+    """Says which process worked on an item."""
+
+    def __call__(self, item: int) -> tuple[int, int]:
+        time.sleep(0.2)
+        return item, os.getpid()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,14 @@ def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and
     assert reasons[odd] == "it failed: ZeroDivisionError: nobody expected this"
     there = Corpus.open(str(tmp_path / "some")).index()
     assert sorted(there["exam_id"]) == sorted(whole["exam_id"][~whole["exam_id"].isin([deadly, odd])])
+
+
+def test_what_is_loaded_works_in_several_processes_and_few_items_start_few():
+    items, actors = list(range(2 * WORTH_LOADING)), min(2, processes())
+    rows = list(OnRay().map(Slow, items, "slow"))
+    assert [item for item, _ in rows] == items
+    assert len({process for _, process in rows}) == actors > 1
+    assert len({process for _, process in OnRay().map(Slow, items[:WORTH_LOADING], "slow")}) == 1
 
 
 def test_anybody_reads_the_patches_of_a_corpus_with_their_index(corpus):
