@@ -5,8 +5,8 @@ m  latents, the variables of a density   gh, gw  rows, columns of a grid of plac
 
 Pixels are float32 in [0, 1], the full scale of the stored bits. Scores and negative
 log-likelihoods are in nats, and higher always means more anomalous. Rows count from the
-top, columns from the left; a patch's place is its centre: the patch of side 64 at (row,
-col) holds the pixels [row - 32, row + 32) x [col - 32, col + 32).
+top, columns from the left; a patch's place is its centre: the patch of side s at (row,
+col) holds the pixels [row - s/2, row + s/2) x [col - s/2, col + s/2).
 """
 
 import numpy as np

@@ -28,9 +28,18 @@ class Within:
     most: float
     or_zero: bool = False
     """0 is good too, for "nothing says it"."""
+    multiple: int = 1
+    """What whole numbers are a multiple of."""
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most or (self.or_zero and value == 0)
+        fits = self.multiple == 1 or value % self.multiple == 0
+        return (self.least <= value <= self.most and fits) or (self.or_zero and value == 0)
+
+    def __str__(self) -> str:
+        if self == FINITE:
+            return "a finite number"
+        multiple = f"a multiple of {self.multiple} " if self.multiple > 1 else ""
+        return f"{multiple}between {self.least:,.12g} and {self.most:,.12g}" + (", or 0" if self.or_zero else "")
 
 
 Count = Annotated[int, Within(1, 1_000_000_000)]
@@ -39,6 +48,11 @@ Amount = Annotated[int, Within(0, 1_000_000_000)]
 """Of what there may be none."""
 Size = Annotated[int, Within(1, 65_536)]
 """Of a layer, a level or a vector: what is built of it is held in memory."""
+PATCH_SIDES = Within(32, 256, multiple=8)
+"""Sides of a patch, px: those that an encoder halves and a decoder doubles back (rayad/models/_blocks.py)."""
+PatchSide = Annotated[int, PATCH_SIDES]
+PatchSideOrNone = Annotated[int, Within(32, 256, or_zero=True, multiple=8)]
+"""A side of patches, or 0 where it follows from something else."""
 Channels = Annotated[int, Within(1, 3)]
 """1 of grey images, 3 of colours."""
 Seed = Annotated[int, Within(0, LARGEST)]
@@ -75,7 +89,7 @@ def check(options: Any, called: Callable[[str], str] = str) -> None:
     """
     for name, value, range_ in _numbers(options):
         if value not in range_:
-            raise OptionError(f"{called(name)} must be {_described(range_)}, not {value}")
+            raise OptionError(f"{called(name)} must be {range_}, not {value}")
 
 
 def _numbers(options: Any) -> Iterator[tuple[str, float, Within]]:
@@ -100,9 +114,3 @@ def _range(hint: Any, number: float) -> Within:
 
 
 FINITE = Within(-math.nextafter(math.inf, 0), math.nextafter(math.inf, 0))
-
-
-def _described(range_: Within) -> str:
-    if range_ == FINITE:
-        return "a finite number"
-    return f"between {range_.least:,.12g} and {range_.most:,.12g}" + (", or 0" if range_.or_zero else "")

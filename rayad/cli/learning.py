@@ -33,12 +33,13 @@ class Train(TrainRequest, OnCluster):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline.train import train_detector
+        from rayad.pipeline.train import model_config, train_detector
 
-        catalog.configure("models", self.model, self.settings)  # what is wrong with it is said before Ray starts
+        request = part(TrainRequest, self)
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        model_config(request, corpus)  # what is wrong with it is said before Ray starts
         with claimed(out, "a detector", [corpus.url]), connected(self.address, self.workers) as pool:
-            train_detector(pool, self.name or self.model, corpus, part(TrainRequest, self), out)
+            train_detector(pool, self.name or self.model, corpus, request, out)
         say(f"The detector is at {self.out}")
 
 
@@ -58,15 +59,17 @@ class FitDensity(DensityRequest, OnCluster):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.pipeline.detectors import model_of
+        from rayad.pipeline.detectors import model_of, require_fits
         from rayad.pipeline.fit_density import density_config, fit_detector
 
         request = part(DensityRequest, self)
         detector = storage.absolute(self.detector)
         trained = bundle.load(detector)
-        density_config(request, model_of(trained))  # what is wrong with it is said before Ray starts
+        model = model_of(trained)
+        density_config(request, model)  # what is wrong with it is said before Ray starts
         name = self.name or f"{trained.name}-{self.density}"
         corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        require_fits(model.name, model.config, corpus)
         with claimed(out, "a detector", [detector, corpus.url]), connected(self.address, self.workers) as pool:
             fit_detector(pool, name, corpus, trained, request, out)
         say(f"The detector is at {self.out}")

@@ -21,7 +21,7 @@ from rayad import storage
 from rayad.arrays import Mask
 from rayad.evaluation import images_of
 from rayad.imaging.picture import Prepared
-from rayad.patches.sample import PATCH, Places
+from rayad.patches.sample import Places
 
 SIDE = 240
 """Of a picture of the contact sheet, px."""
@@ -29,7 +29,7 @@ BODY, MUSCLE, PLACE, HIDDEN = (60, 200, 255), (255, 140, 0), (255, 230, 80), (90
 """Colours: outline of the tissue, of what was imaged but is not scored, of patches; and what was painted over."""
 
 
-def picture(prepared: Prepared, rows: Places, columns: Places) -> bytes:
+def picture(prepared: Prepared, rows: Places, columns: Places, patch_px: int = 64) -> bytes:
     """An image with the outlines of its masks and its patches drawn in, WebP."""
     pixels = prepared.stored
     shrink = SIDE / max(pixels.shape)
@@ -44,8 +44,8 @@ def picture(prepared: Prepared, rows: Places, columns: Places) -> bytes:
     sheet = Image.fromarray(rgb)
     pencil = ImageDraw.Draw(sheet)
     for row, column in zip(rows, columns, strict=True):
-        corners = [(column - PATCH / 2) * shrink, (row - PATCH / 2) * shrink]
-        pencil.rectangle([*corners, corners[0] + PATCH * shrink, corners[1] + PATCH * shrink], outline=PLACE)
+        corners = [(column - patch_px / 2) * shrink, (row - patch_px / 2) * shrink]
+        pencil.rectangle([*corners, corners[0] + patch_px * shrink, corners[1] + patch_px * shrink], outline=PLACE)
     buffer = io.BytesIO()
     sheet.save(buffer, "WEBP", quality=80)
     return buffer.getvalue()

@@ -6,18 +6,19 @@ from scipy import ndimage
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
 from rayad.imaging.breast import skin_distance
-from rayad.imaging.picture import PATCH, Prepared
+from rayad.imaging.picture import Prepared
 
 CONTEXT = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
 """The maps that `context` gives."""
 
 
-def context(prepared: Prepared) -> dict[str, Pixels]:
+def context(prepared: Prepared, patch_px: int = 64) -> dict[str, Pixels]:
     """A map each of what is known about a place; nothing of the patch itself, or a lesion would explain itself away.
 
     ``skin_mm`` is the distance from the skin line, nan in an image without one; ``rel_row`` and ``rel_col`` the place
-    in the body's bounding box, 0 to 1; ``ring_density`` the mean intensity of the tissue in the 128-px box around
-    the place without its 64-px patch (0 where the ring holds no tissue); ``image_density`` that of all the tissue.
+    in the body's bounding box, 0 to 1; ``ring_density`` the mean intensity of the tissue in a box of twice the side of
+    the place's patch around it, without the patch (0 where the ring holds no tissue); ``image_density`` that of all the
+    tissue.
     """
     rows, columns = np.nonzero(prepared.body)
     h, w = prepared.stored.shape
@@ -26,7 +27,7 @@ def context(prepared: Prepared) -> dict[str, Pixels]:
     weight = prepared.tissue.astype(np.float32)
     inside, outside = (
         [ndimage.uniform_filter(a, side, mode="constant") * side**2 for a in (prepared.stored * weight, weight)]
-        for side in (PATCH, 2 * PATCH)
+        for side in (patch_px, 2 * patch_px)
     )
     area = outside[1] - inside[1]
     ring = np.where(area > 0.5, (outside[0] - inside[0]) / np.maximum(area, 0.5), 0)

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from rayad.arrays import Mask
 from rayad.errors import ImageError, OptionError
-from rayad.imaging.picture import PATCH, Prepared, Source
-from rayad.imaging.square import resize
+from rayad.imaging.picture import Prepared, Source
+from rayad.imaging.square import SMALLEST_PX, resize
 from rayad.options import Within
 
 Colours = Float[np.ndarray, "h w 3"]
@@ -28,14 +28,14 @@ NORMS = {"gray-world": 1.0, "shades-of-gray": 6.0}
 class Preprocessing:
     """What happens to a dermoscopic image before patches are cut from it."""
 
-    side_px: Annotated[int, Within(64, 8192)] = 64
-    """Every image is drawn into a square of this side, whatever its own; of 64 px it is one patch."""
+    side_px: Annotated[int, Within(SMALLEST_PX, 8192)] = 64
+    """Every image is drawn into a square of this side, whatever its own; of a patch's side it is one patch."""
     constancy: Literal["none", "gray-world", "shades-of-gray"] = "shades-of-gray"
     """Method by which the colour of the light is taken out."""
 
     def __post_init__(self) -> None:
-        if self.side_px < PATCH:
-            raise OptionError(f"side_px of a dermoscopic image must be at least {PATCH}, not {self.side_px}")
+        if self.side_px < SMALLEST_PX:
+            raise OptionError(f"side_px of a dermoscopic image must be at least {SMALLEST_PX}, not {self.side_px}")
         if self.constancy not in ("none", *NORMS):
             raise OptionError(f"constancy is none, {' or '.join(NORMS)}, not {self.constancy!r}")
 

@@ -13,10 +13,12 @@ from rayad.arrays import Mask, Pixels
 from rayad.errors import ImageError, OptionError
 from rayad.imaging import plausibility
 from rayad.imaging.breast import find_breast, find_clutter, find_pectoral
-from rayad.imaging.picture import PATCH, Prepared, Source
+from rayad.imaging.picture import Prepared, Source
 from rayad.imaging.spacing import resample
 from rayad.options import Spacing, Within
 
+SMALLEST_PX = 64
+"""Of either side at the working resolution; in fewer pixels no breast is found."""
 LARGEST_MM = 200.0
 """Of the surroundings."""
 WIDEST_PX = 1000
@@ -51,13 +53,18 @@ class Preprocessing:
         """Mammograms are grey."""
         return 1
 
+    @property
+    def side_px(self) -> int:
+        """Mammograms have sizes of their own."""
+        return 0
+
     def prepare(self, source: Source) -> Prepared:
         """Resample to the working spacing, find breast and tissue, and paint over what else is bright.
 
         Burnt-in text may name the patient, and a patch at the skin line or a picture would show it.
 
         Raises:
-            ImageError: the image is smaller than a patch at the working resolution, has colours, shows no breast, or
+            ImageError: the image is smaller than 64x64 px at the working resolution, has colours, shows no breast, or
                 cannot be a mammogram of this spacing.
             OptionError: a spacing that is not a positive number.
         """
@@ -69,11 +76,11 @@ class Preprocessing:
         doubts += plausibility.require_size(source.pixels.shape, source.spacing_mm, source.force)
         pixels, depth = plausibility.true_depth(source.pixels, source.force)
         working = resample(pixels, source.spacing_mm, self.spacing_mm)
-        if min(working.shape) < PATCH:
+        if min(working.shape) < SMALLEST_PX:
             h, w = source.pixels.shape
             raise ImageError(
                 f"an image of {h}x{w} px at {source.spacing_mm} mm is {working.shape[0]}x{working.shape[1]} px at "
-                f"{self.spacing_mm} mm, smaller than a {PATCH}-px patch"
+                f"{self.spacing_mm} mm, smaller than {SMALLEST_PX}x{SMALLEST_PX} px"
             )
         breast = find_breast(working, self.spacing_mm)
         doubts += [*depth, *plausibility.of_mammogram(working, breast, self.spacing_mm, source.force, source.wall)]

@@ -12,9 +12,6 @@ from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import FormatError, OptionError
 from rayad.imaging.plausibility import Doubt
 
-PATCH = 64
-"""Side of a patch, in pixels of the working resolution."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -71,6 +68,11 @@ class Preprocessing(Protocol):
         ...
 
     @property
+    def side_px(self) -> int:
+        """Side of the square that every image is drawn into; 0 where images have sizes of their own."""
+        ...
+
+    @property
     def intensity(self) -> str:
         """What models see: the name of the picture."""
         ...
@@ -79,7 +81,7 @@ class Preprocessing(Protocol):
         """Resample to the working resolution and find the tissue.
 
         Raises:
-            ImageError: the image shows nothing to score, or is smaller than a patch.
+            ImageError: the image shows nothing to score, or is too small.
             OptionError: a spacing that is not a positive number.
         """
         ...

@@ -13,22 +13,25 @@ from PIL import Image as Pillow
 from rayad import bounds
 from rayad.arrays import Image
 from rayad.errors import ImageError, OptionError
-from rayad.imaging.picture import PATCH, Prepared, Source
-from rayad.options import Within
+from rayad.imaging.picture import Prepared, Source
+from rayad.options import PATCH_SIDES, Within
+
+SMALLEST_PX = int(PATCH_SIDES.least)
+"""Side of the smallest patch."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image before patches are cut from it."""
 
-    side_px: Annotated[int, Within(64, 8192)] = 64
-    """Every image is drawn into a square of this side, whatever its own; of 64 px it is one patch."""
+    side_px: Annotated[int, Within(SMALLEST_PX, 8192)] = 64
+    """Every image is drawn into a square of this side, whatever its own; of a patch's side it is one patch."""
     colour: bool = False
     """Red, green and blue; otherwise grey."""
 
     def __post_init__(self) -> None:
-        if self.side_px < PATCH:
-            raise OptionError(f"side_px of an image must be at least {PATCH}, not {self.side_px}")
+        if self.side_px < SMALLEST_PX:
+            raise OptionError(f"side_px of an image must be at least {SMALLEST_PX}, not {self.side_px}")
 
     @property
     def spacing_mm(self) -> float:

@@ -1,9 +1,14 @@
-"""The convolutional encoder and decoder that models share: 64x64 px to a vector and back.
+"""The convolutional encoder and decoder that models share: the pixels of a patch to a vector and back.
 
 Widths and kernels of Dietrichstein et al. (2022): three 5x5 convolutions at stride 2, then one linear layer.
 "valid" convolutions are unpadded, 64 -> 30 -> 13 -> 5 px: the cells of a whole image contain the cells of every
 patch whose place is a multiple of 8 px, which is what makes dense scoring exact. "same" pads, 64 -> 32 -> 16 -> 8
 px, as the paper does.
+
+The side s of a patch is a multiple of 8 px, 32 at least: "same" gives s / 8 cells a side and doubles them back to s,
+"valid" (s - 24) / 8 (a cell sees 29 px, the next one lies 8 px on), of which its decoder makes 8 cells + 24 = s. With
+the side only the linear layers grow, by the square of the cells: "valid" 1, 25, 169 and 841 cells for 32, 64, 128 and
+256 px, times 4 width times the latents.
 
 Three choices are ours and were compared by validation loss on patches of mini-MIAS. Pixels are centred and
 activations leak, which halves the loss after seven epochs. The valid decoder ends with 6x6 kernels instead of
@@ -13,7 +18,7 @@ last three rows and columns of every reconstruction.
 
 import math
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,31 +26,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayad.errors import OptionError, TrainingError
+from rayad.options import PATCH_SIDES
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
-PATCH = 64
-"""Side of a patch, in px."""
+PATCH_PX = 64
+"""Side of a patch where nothing says another."""
 STRIDE = 8
-"""Distance between the cells of a valid encoder, in px."""
-WINDOW = 5
-"""Side of a patch in cells of a valid encoder."""
+"""Distance between the cells of an encoder, in px."""
+HIDDEN = 24
+"""What the side of a patch has more than its cells times their distance, in px, where convolutions are unpadded."""
 SLOPE = 0.2
 """Of the leaking activations below zero."""
 
 Padding = Literal["valid", "same"]
-SIDES: dict[str, int] = {"valid": WINDOW, "same": PATCH // STRIDE}
-"""Side of a patch in cells."""
 
 
 class Encoder(nn.Module):
     """Convolutions to cells, and a linear head from the cells of a patch to a vector; all with biases or none."""
 
-    def __init__(self, channels: int, width: int, outputs: int, padding: Padding, bias: bool = True) -> None:
+    def __init__(
+        self, channels: int, width: int, outputs: int, padding: Padding, patch_px: int = PATCH_PX, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.slides = padding == "valid"
+        self.slides, self.side = padding == "valid", side_of(padding, patch_px)
         self.cells = downwards(channels, width, padding, bias)
-        self.head = nn.Linear(4 * width * side_of(padding) ** 2, outputs, bias=bias)
+        self.head = nn.Linear(4 * width * self.side**2, outputs, bias=bias)
         self.apply(initialize)
 
     def forward(self, x: Patches) -> Latents:
@@ -56,11 +62,11 @@ class Encoder(nn.Module):
 
         One convolution a row of the window, not one for all: float32 loses digits in sums of 3,200 terms.
         """
-        weight = self.head.weight.unflatten(1, (-1, WINDOW, WINDOW))  # m c 5 5
+        weight = self.head.weight.unflatten(1, (-1, self.side, self.side))  # m c 5 5
         sums = cells.new_zeros(1) if self.head.bias is None else self.head.bias[:, None, None]
-        for row in range(WINDOW):
+        for row in range(self.side):
             line = weight[:, :, row : row + 1].contiguous(memory_format=torch.channels_last)
-            strip = cells[:, :, row : cells.shape[2] - WINDOW + 1 + row]
+            strip = cells[:, :, row : cells.shape[2] - self.side + 1 + row]
             sums = sums + functional.conv2d(strip, line, stride=stride)
         return sums
 
@@ -68,9 +74,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The encoder backwards: a vector to the pixels of a patch."""
 
-    def __init__(self, channels: int, width: int, inputs: int, padding: Padding) -> None:
+    def __init__(self, channels: int, width: int, inputs: int, padding: Padding, patch_px: int = PATCH_PX) -> None:
         super().__init__()
-        side = side_of(padding)
+        side = side_of(padding, patch_px)
         self.head = nn.Linear(inputs, 4 * width * side**2)
         self.pixels = nn.Sequential(nn.Unflatten(1, (4 * width, side, side)), *upwards(channels, width, padding))
         self.apply(initialize)
@@ -146,11 +152,18 @@ def count_active(sums: list[Tensor], beta: float) -> Row:
     return {"active_latents": active}
 
 
-def side_of(padding: str) -> int:
-    """Side of a patch in cells; OptionError for a padding that there is not."""
-    if padding not in SIDES:
-        raise OptionError(f"padding must be {' or '.join(SIDES)}, not {padding!r}")
-    return SIDES[padding]
+def patch_of(model: Any) -> int:
+    """Side of the patches that a model sees, px; one whose configuration says nothing sees 64."""
+    return getattr(getattr(model, "config", None), "patch_px", PATCH_PX)
+
+
+def side_of(padding: str, patch_px: int = PATCH_PX) -> int:
+    """Side of a patch in cells; OptionError for a padding or a side of patches that there is not."""
+    if padding not in ("valid", "same"):
+        raise OptionError(f"padding must be valid or same, not {padding!r}")
+    if patch_px not in PATCH_SIDES:
+        raise OptionError(f"patch_px must be {PATCH_SIDES}, not {patch_px}")
+    return (patch_px - HIDDEN if padding == "valid" else patch_px) // STRIDE
 
 
 def initialize(layer: nn.Module) -> None:

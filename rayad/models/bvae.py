@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, count_active, divergence, initialize, moments
-from rayad.options import Channels, Rate, Size, Weight
+from rayad.options import Channels, PatchSide, Rate, Size, Weight
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
@@ -32,6 +32,8 @@ class Config:
     """Padding of the convolutions: "valid" is scored whole images at once, "same", the paper's, patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -48,7 +50,7 @@ class VariationalAutoencoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.latents = config, config.latents
-        sizes = (config.channels, config.width, config.latents, config.padding)
+        sizes = (config.channels, config.width, config.latents, config.padding, config.patch_px)
         self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
         self.log_variance = nn.Linear(self.encoder.head.in_features, config.latents)
         initialize(self.log_variance)

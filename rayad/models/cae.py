@@ -11,7 +11,7 @@ from torch import nn
 
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding
-from rayad.options import Channels, Rate, Size
+from rayad.options import Channels, PatchSide, Rate, Size
 from rayad.tensors import Latents, Patches, Scores
 
 
@@ -27,6 +27,8 @@ class Config:
     """Padding of the convolutions: "valid" is scored whole images at once, "same", the paper's, patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -43,7 +45,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.latents = config, config.latents
-        sizes = (config.channels, config.width, config.latents, config.padding)
+        sizes = (config.channels, config.width, config.latents, config.padding, config.patch_px)
         self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
 
     def encode(self, x: Patches) -> Latents:

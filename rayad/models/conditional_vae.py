@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, count_active, divergence, initialize, moments
-from rayad.options import Channels, Rate, Share, Size, Weight
+from rayad.options import Channels, PatchSide, Rate, Share, Size, Weight
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores, like
 
@@ -47,6 +47,8 @@ class Config:
     """Share of the training patches that are shown without it."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Learning rate of Adam; ours."""
     padding: Padding = "valid"
@@ -74,8 +76,9 @@ class ConditionalAutoencoder(nn.Module):
         self.config, self.latents = config, config.latents
         self.condition, self.classes = config.condition, tuple(config.classes.split())
         k = len(self.classes)
-        self.encoder = Encoder(config.channels, config.width, config.latents, config.padding)
-        self.decoder = Decoder(config.channels, config.width, config.latents + k, config.padding)
+        channels, width, padding, patch_px = config.channels, config.width, config.padding, config.patch_px
+        self.encoder = Encoder(channels, width, config.latents, padding, patch_px)
+        self.decoder = Decoder(channels, width, config.latents + k, padding, patch_px)
         self.log_variance = nn.Linear(self.encoder.head.in_features, config.latents)
         self.shift = nn.Linear(k, 2 * config.latents, bias=False)
         self.given_fact = torch.zeros(k)

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import SIDES, SLOPE, Decoder, Encoder, Padding, bounded, divergence, initialize
-from rayad.options import Channels, Rate, Size, Weight
+from rayad.models._blocks import SLOPE, Decoder, Encoder, Padding, bounded, divergence, initialize, side_of
+from rayad.options import Channels, PatchSide, Rate, Size, Weight
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
@@ -55,6 +55,8 @@ class Config:
     """Padding of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Learning rate of both stages; ours, for some thousands of patches and tens of epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -79,12 +81,12 @@ class CascadeVAE(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.latents = config, config.latents
-        sizes = (config.channels, config.width, config.latents, config.padding)
+        sizes = (config.channels, config.width, config.latents, config.padding, config.patch_px)
         self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
         self.second, self.second_decoder = _Second(config), Decoder(*sizes)
         self.log_variance = nn.Linear(self.encoder.head.in_features, config.latents)
         initialize(self.log_variance)
-        self.discriminator = Encoder(config.channels, config.width, 1, config.padding)
+        self.discriminator = Encoder(config.channels, config.width, 1, config.padding, config.patch_px)
         self.register_buffer("centre", torch.zeros(2))  # of the negative ELBO and the log-odds, in this order
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("quantiles", torch.linspace(*RANGE, LEVELS + 1).repeat(2, 1))
@@ -201,7 +203,7 @@ class _Second(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, side = 4 * config.width, SIDES[config.padding]
+        width, side = 4 * config.width, side_of(config.padding, config.patch_px)
         self.cells = nn.Sequential(
             nn.Conv2d(width, width, 5, 2, 0 if config.padding == "valid" else 2), nn.LeakyReLU(SLOPE, inplace=True)
         )

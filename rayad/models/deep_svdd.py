@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, divergence, initialize
-from rayad.options import Channels, Rate, Size, Weight
+from rayad.options import Channels, PatchSide, Rate, Size, Weight
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
@@ -45,6 +45,8 @@ class Config:
     """Padding of the convolutions: "valid" is encoded whole images at once, "same" patch by patch."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Ours, for some thousands of patches and tens of epochs; Ruff's is 1e-4, then 1e-5, for 150 epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -67,7 +69,7 @@ class DeepSVDD(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.latents = config, config.latents
-        sizes = (config.channels, config.width, config.latents, config.padding)
+        sizes = (config.channels, config.width, config.latents, config.padding, config.patch_px)
         self.encoder, self.decoder = Encoder(*sizes, bias=False), Decoder(*sizes)
         self.log_variance = nn.Linear(self.encoder.head.in_features, config.latents)
         initialize(self.log_variance)

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
-from rayad.options import Channels, Count, Rate, Size, Weight
+from rayad.options import Channels, Count, PatchSide, Rate, Size, Weight
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
@@ -37,8 +37,8 @@ PENALTY = 10.0
 """Weight of the gradient penalty."""
 BETAS = (0.0, 0.9)
 """Of Adam, for both adversaries."""
-SMALLEST = 4
-"""Side of the smallest maps, px."""
+REDUCTION = 16
+"""How often the side of the smallest maps goes into that of a patch: maps of 4 x 4 px of 64 x 64."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Config:
     """Steps of the critic to one of the generator."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 2e-4
     """Learning rate of generator and critic."""
     encoder_rate: Rate = 5e-4
@@ -64,6 +66,8 @@ class Config:
         if min(self.width, self.latents, self.critic_steps) < 1 or not self.kappa >= 0:
             sizes = f"{self.width}, {self.latents}, {self.critic_steps}, {self.kappa}"
             raise OptionError(f"width, latents, critic_steps of f-AnoGAN are at least 1, kappa at least 0, not {sizes}")
+        if self.patch_px % REDUCTION:
+            raise OptionError(f"patch_px of f-AnoGAN must be a multiple of {REDUCTION}, not {self.patch_px}")
 
     def build(self) -> "FastAnoGAN":
         """Untrained networks of this size."""
@@ -80,12 +84,12 @@ class FastAnoGAN(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.latents = config, config.latents
-        d = config.width
-        self.generator = Generator(d, config.latents, config.channels)
+        d, smallest = config.width, config.patch_px // REDUCTION
+        self.generator = Generator(d, config.latents, config.channels, smallest)
         self.features = body(config.channels, d, lambda channels: nn.GroupNorm(1, channels))
-        self.verdict = nn.Linear(8 * d * SMALLEST**2, 1, bias=False)
+        self.verdict = nn.Linear(8 * d * smallest**2, 1, bias=False)
         self.inverse = nn.Sequential(
-            body(config.channels, d, nn.BatchNorm2d), nn.Flatten(), nn.Linear(8 * d * SMALLEST**2, config.latents)
+            body(config.channels, d, nn.BatchNorm2d), nn.Flatten(), nn.Linear(8 * d * smallest**2, config.latents)
         )
 
     def encode(self, x: Patches) -> Latents:
@@ -169,10 +173,10 @@ class FastAnoGAN(nn.Module):
 class Generator(nn.Module):
     """Latents to pixels in [-1, 1]."""
 
-    def __init__(self, d: int, latents: int, channels: int) -> None:
+    def __init__(self, d: int, latents: int, channels: int, smallest: int) -> None:
         super().__init__()
         self.start = nn.Sequential(
-            nn.Linear(latents, 8 * d * SMALLEST**2), nn.Unflatten(1, (8 * d, SMALLEST, SMALLEST))
+            nn.Linear(latents, 8 * d * smallest**2), nn.Unflatten(1, (8 * d, smallest, smallest))
         )
         self.blocks = nn.Sequential(*(Up(*pair) for pair in pairwise([8 * d, 8 * d, 4 * d, 2 * d, d])))
         self.end = nn.Sequential(nn.BatchNorm2d(d), nn.ReLU(), nn.Conv2d(d, channels, 3, padding=1), nn.Tanh())
@@ -222,7 +226,7 @@ class Down(nn.Module):
 
 
 def body(channels: int, d: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Pixels to maps of 8 d channels, 4 x 4 px: what critic and encoder have in common."""
+    """Pixels to maps of 8 d channels, 4 x 4 px of 64 x 64: what critic and encoder have in common."""
     widths = [d, 2 * d, 4 * d, 8 * d, 8 * d]
     blocks = [Down(before, after, norm, bias=True) for before, after in pairwise(widths[:-1])]
     return nn.Sequential(nn.Conv2d(channels, d, 3, padding=1), *blocks, Down(8 * d, 8 * d, norm, bias=False))

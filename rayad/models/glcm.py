@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rayad.errors import OptionError
-from rayad.models._blocks import PATCH
 from rayad.models._texture import Features, Texture, grey
-from rayad.options import Channels, Within
+from rayad.options import Channels, PatchSide, Within
 from rayad.tensors import Patches
 
 DIRECTIONS = ((0, 1), (-1, 1), (-1, 0), (-1, -1))
@@ -29,16 +28,18 @@ class Config:
 
     levels: Annotated[int, Within(2, 256)] = 16
     """Grey levels that pixels in [0, 1] are cut into."""
-    distances: Annotated[tuple[int, ...], Within(1, 63)] = (1, 2, 4)
+    distances: Annotated[tuple[int, ...], Within(1, 255)] = (1, 2, 4)
     """Between the pixels of a pair, px."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour, of which the mean is taken."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.levels <= 256:
             raise OptionError(f"co-occurrence needs 2 to 256 grey levels, not {self.levels}")
-        if not self.distances or not all(1 <= distance < PATCH for distance in self.distances):
-            raise OptionError(f"distances of co-occurrence are 1 to {PATCH - 1} px, not {self.distances}")
+        if not self.distances or not all(1 <= distance < self.patch_px for distance in self.distances):
+            raise OptionError(f"distances of co-occurrence are 1 to {self.patch_px - 1} px, not {self.distances}")
 
     def build(self) -> "CoOccurrence":
         """A texture that nothing was learned of."""

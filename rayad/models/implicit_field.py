@@ -30,8 +30,8 @@ from torch.nn import functional
 
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import PATCH, initialize
-from rayad.options import Channels, Rate, Size, Within
+from rayad.models._blocks import initialize
+from rayad.options import Channels, PatchSide, Rate, Size, Within
 from rayad.tensors import Latents, Patches, Scores, like
 
 Classes = Int[Tensor, "n p c"]
@@ -51,11 +51,13 @@ class Config:
     levels: Annotated[int, Within(2, 65_536)] = 16
     """Classes of intensity, even parts of the full scale."""
     side: Annotated[int, Within(2, 64)] = 16
-    """Rows and columns of averaged pixels that a patch is looked at in; a divisor of 64."""
+    """Rows and columns of averaged pixels that a patch is looked at in; a divisor of patch_px."""
     steps: Annotated[int, Within(1, 1000)] = 5
     """From 0 to the latent of a patch, in training as in scoring."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour; each has its own classes."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Learning rate of the field and of the latents."""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -65,8 +67,8 @@ class Config:
         for name, minimum in (("hidden", 1), ("depth", 1), ("latents", 1), ("levels", 2), ("steps", 1)):
             if getattr(self, name) < minimum:
                 raise OptionError(f"{name} of an implicit field must be at least {minimum}, not {getattr(self, name)}")
-        if self.side < 2 or PATCH % self.side:
-            raise OptionError(f"side must be a divisor of {PATCH} above 1, not {self.side}")
+        if self.side < 2 or self.patch_px % self.side:
+            raise OptionError(f"side must be a divisor of {self.patch_px} above 1, not {self.side}")
 
     def build(self) -> "ImplicitField":
         """An untrained field of this size."""
@@ -108,8 +110,9 @@ class ImplicitField(nn.Module):
     def reconstruct(self, x: Patches) -> Patches:
         """The expected centre of the class at every pixel, finer than the grid, under the latent of each patch."""
         centres = (torch.arange(self.config.levels).to(x) + 0.5) / self.config.levels
-        shares = self.logits(self.encode(x), self.places(PATCH)).softmax(3)  # n p c levels
-        return (shares @ centres).transpose(1, 2).unflatten(2, (PATCH, PATCH))
+        patch_px = self.config.patch_px
+        shares = self.logits(self.encode(x), self.places(patch_px)).softmax(3)  # n p c levels
+        return (shares @ centres).transpose(1, 2).unflatten(2, (patch_px, patch_px))
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The cross-entropy a pixel of the grid under the latent of each patch, in nats."""
@@ -140,7 +143,7 @@ class ImplicitField(nn.Module):
 
     def classes(self, x: Patches) -> Classes:
         """The class of each averaged pixel; the full scale belongs to the highest."""
-        pooled = functional.avg_pool2d(x, PATCH // self.config.side)
+        pooled = functional.avg_pool2d(x, self.config.patch_px // self.config.side)
         highest = self.config.levels - 1
         return (pooled * self.config.levels).long().clamp(0, highest).flatten(2).transpose(1, 2)
 

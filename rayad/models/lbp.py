@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayad.errors import OptionError
-from rayad.models._blocks import PATCH
 from rayad.models._texture import Features, Texture, grey
-from rayad.options import Channels, Within
+from rayad.options import Channels, PatchSide, Within
 from rayad.tensors import Patches
 
 NEIGHBOURS = 8
@@ -31,14 +30,16 @@ CODES = NEIGHBOURS + 2
 class Config:
     """At which scales patterns are counted."""
 
-    radii: Annotated[tuple[int, ...], Within(1, 31)] = (1, 2, 4)
+    radii: Annotated[tuple[int, ...], Within(1, 127)] = (1, 2, 4)
     """Radii of the circles of neighbours, px."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour, of which the mean is taken."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
 
     def __post_init__(self) -> None:
-        if not self.radii or not all(1 <= radius < PATCH // 2 for radius in self.radii):
-            raise OptionError(f"radii of local binary patterns are 1 to {PATCH // 2 - 1} px, not {self.radii}")
+        if not self.radii or not all(1 <= radius < self.patch_px // 2 for radius in self.radii):
+            raise OptionError(f"radii of local binary patterns are 1 to {self.patch_px // 2 - 1} px, not {self.radii}")
 
     def build(self) -> "Patterns":
         """A texture that nothing was learned of."""

@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from rayad.errors import OptionError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import PATCH
-from rayad.options import Channels, Rate, Size, Within
+from rayad.options import Channels, PatchSide, Rate, Size, Within
 from rayad.tensors import Latents, Patches, Scores
 
 Maps = Float[Tensor, "n k mh mw"]
@@ -45,15 +44,17 @@ class Config:
     """Part that is hidden in training: a box of a quarter to half of the side, or a band of the patch's frequencies."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
     """Learning rate of Adam; ours."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise OptionError(f"width of a diffusion model must be at least 1, not {self.width}")
-        if self.steps < 2 or self.boxes < 1 or PATCH % self.boxes:
+        if self.steps < 2 or self.boxes < 1 or self.patch_px % self.boxes:
             raise OptionError(
-                f"steps must be at least 2 and boxes divide {PATCH} px, not {self.steps} and {self.boxes}"
+                f"steps must be at least 2 and boxes divide {self.patch_px} px, not {self.steps} and {self.boxes}"
             )
         if self.hidden not in ("boxes", "frequencies"):
             raise OptionError(f"hidden in training are boxes or frequencies, not {self.hidden!r}")
@@ -82,7 +83,8 @@ class MaskedDiffusion(nn.Module):
             Block(lower + skip, skip, 4 * d) for lower, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.last = nn.Sequential(nn.GroupNorm(GROUPS, d), nn.SiLU(), nn.Conv2d(d, config.channels, 3, padding=1))
-        pattern = torch.randn(config.channels, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
+        shape = (config.channels, config.patch_px, config.patch_px)
+        pattern = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", pattern)
 
     def encode(self, x: Patches) -> Latents:
@@ -142,16 +144,18 @@ class MaskedDiffusion(nn.Module):
         """The patches with a part set to mid-grey, or with a band of frequencies left out."""
         if self.config.hidden == "frequencies":
             return without_band(x, uniform[:, :2])
-        side = PATCH / 4 * (1 + uniform[:, 2:])  # n 2
-        first = uniform[:, :2] * (PATCH - side)
-        pixel = torch.arange(PATCH).to(x)
+        patch_px = self.config.patch_px
+        side = patch_px / 4 * (1 + uniform[:, 2:])  # n 2
+        first = uniform[:, :2] * (patch_px - side)
+        pixel = torch.arange(patch_px).to(x)
         rows = (pixel >= first[:, :1]) & (pixel < first[:, :1] + side[:, :1])
         columns = (pixel >= first[:, 1:]) & (pixel < first[:, 1:] + side[:, 1:])
         return x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0)
 
     def _drawn(self, real: Patches) -> Patches:
         """Every box drawn from the rest, at half of the diffusion."""
-        time, side, out = real.new_full((len(real),), self.config.steps // 2), PATCH // self.config.boxes, real.clone()
+        time, out = real.new_full((len(real),), self.config.steps // 2), real.clone()
+        side = self.config.patch_px // self.config.boxes
         for i in range(self.config.boxes):
             for j in range(self.config.boxes):
                 box = (..., slice(i * side, (i + 1) * side), slice(j * side, (j + 1) * side))
@@ -188,9 +192,9 @@ def signal(share: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 def without_band(x: Patches, uniform: Float[Tensor, "n 2"]) -> Patches:
     """The patches without the frequencies in a ring: its inner radius uniform over all, its width up to a quarter."""
-    spectrum = torch.fft.rfft2(x)
-    rows, columns = torch.fft.fftfreq(PATCH).to(x), torch.fft.rfftfreq(PATCH).to(x)
+    spectrum, (h, w) = torch.fft.rfft2(x), x.shape[2:]
+    rows, columns = torch.fft.fftfreq(h).to(x), torch.fft.rfftfreq(w).to(x)
     radius = (rows[:, None].square() + columns.square()).sqrt() * 2  # 1 at the Nyquist frequency
     inner, width = uniform[:, 0, None, None], uniform[:, 1, None, None] / 4
     inside = (radius >= inner) & (radius < inner + width) & (radius > 0)
-    return torch.fft.irfft2(spectrum.masked_fill(inside[:, None], 0), s=x.shape[2:])
+    return torch.fft.irfft2(spectrum.masked_fill(inside[:, None], 0), s=(h, w))

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Objective, Pass
-from rayad.models._blocks import PATCH
-from rayad.options import Channels, Size, Within
+from rayad.options import Channels, PatchSide, Size, Within
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
@@ -26,13 +25,15 @@ class Config:
     components: Size = 64
     """Numbers that a patch is squeezed into."""
     side: Annotated[int, Within(1, 64)] = 32
-    """Patches are averaged to side x side px before; the covariance has side**4 numbers. It divides 64."""
+    """Patches are averaged to side x side px before; the covariance has side**4 numbers. It divides patch_px."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
 
     def __post_init__(self) -> None:
-        if self.side < 1 or PATCH % self.side:
-            raise OptionError(f"side of averaged patches must divide {PATCH} px, not {self.side}")
+        if self.side < 1 or self.patch_px % self.side:
+            raise OptionError(f"side of averaged patches must divide {self.patch_px} px, not {self.side}")
         if not 1 <= self.components <= self.channels * self.side**2:
             raise OptionError(
                 f"components must be 1 to the {self.channels * self.side**2} pixels of an averaged patch, "
@@ -64,7 +65,7 @@ class PrincipalComponents(nn.Module):
         """The nearest patch of the subspace, each averaged pixel drawn as a square."""
         flat = self.mean + self.encode(x) @ self.directions
         small = flat.unflatten(1, (self.config.channels, self.config.side, self.config.side))
-        return functional.interpolate(small, scale_factor=PATCH // self.config.side, mode="nearest")
+        return functional.interpolate(small, scale_factor=self.config.patch_px // self.config.side, mode="nearest")
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The mean squared distance of the averaged patch from the subspace."""
@@ -99,4 +100,4 @@ class PrincipalComponents(nn.Module):
         return {"explained_variance": float(variances[-self.latents :].sum() / variances.sum())}
 
     def _averaged(self, x: Patches) -> Tensor:
-        return functional.avg_pool2d(x, PATCH // self.config.side).flatten(1)
+        return functional.avg_pool2d(x, self.config.patch_px // self.config.side).flatten(1)

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Draw, Objective, Pass
-from rayad.models._blocks import SLOPE, WINDOW, Padding, downwards, initialize, side_of, upwards
-from rayad.options import Channels, Rate, Size, Within
+from rayad.models._blocks import SLOPE, Padding, downwards, initialize, side_of, upwards
+from rayad.options import Channels, PatchSide, Rate, Size, Within
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
 
@@ -69,10 +69,12 @@ class Config:
     book: Literal["loss", "ema"] = "loss"
     """Learning of the codes: by their part of the loss, as the paper has it, or as moving averages of their cells."""
     padding: Padding = "same"
-    """Padding of the convolutions: "same" gives the paper's 64 codes, "valid" 25, which are scored whole images at
-    once."""
+    """Padding of the convolutions: "same" gives the paper's 64 codes of 64 px, "valid" 25, which are scored whole
+    images at once."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
+    patch_px: PatchSide = 64
+    """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 5e-4
     """Ours, for some thousands of patches; the paper has more patches, 20 epochs and 1e-4."""
 
@@ -98,7 +100,7 @@ class QuantizedAutoencoder(nn.Module):
         super().__init__()
         self.config, self.states = config, (config.codes,)
         self.register_buffer("variance", torch.tensor(1.0))
-        self.side = side_of(config.padding)
+        self.side = side_of(config.padding, config.patch_px)
         self.latents = self.side**2
         filters, kernel = 4 * config.width, 1 if config.padding == "valid" else 3
         self.encoder = CodeEncoder(config, filters, kernel)
@@ -170,6 +172,7 @@ class CodeEncoder(nn.Module):
     def __init__(self, config: Config, filters: int, kernel: int) -> None:
         super().__init__()
         self.slides, self.config = config.padding == "valid", config
+        self.side = side_of(config.padding, config.patch_px)
         self.embed = nn.Sequential(
             downwards(config.channels, config.width, config.padding),
             *(Residual(filters, kernel) for _ in range(config.blocks)),
@@ -186,8 +189,8 @@ class CodeEncoder(nn.Module):
         return self.nearest(self.embed(x).to(x))[:, None].to(x)
 
     def windows(self, cells: Cells, stride: int) -> Float[Tensor, "n m gh gw"]:
-        """The codes of every window of 5x5 cells, n 25 gh gw."""
-        patches = cells[:, 0].unfold(1, WINDOW, stride).unfold(2, WINDOW, stride)  # n gh gw 5 5
+        """The codes of every window of as many cells as a patch has, such as 5x5: n 25 gh gw."""
+        patches = cells[:, 0].unfold(1, self.side, stride).unfold(2, self.side, stride)  # n gh gw 5 5
         return patches.flatten(3).movedim(3, 1)
 
     def nearest(self, cells: Cells) -> Numbers:

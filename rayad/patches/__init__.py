@@ -1,1 +1,1 @@
-"""Patches of 64x64: where to take them, how to store them, in which order to read them."""
+"""Square patches: where to take them, how to store them, in which order to read them."""

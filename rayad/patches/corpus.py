@@ -1,6 +1,6 @@
 """The patch corpus: compressed npy shards, an index in parquet and a manifest, at any URL.
 
-``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy.zst`` hold n x 64 x 64
+``manifest.json`` describes it, ``index.parquet`` has a row a patch, ``shard-*.npy.zst`` hold n x side x side
 uint16 pixels (65535 is the full scale of the image they come from). docs/formats.md has every field.
 The rows of a shard are cut into lanes of equal size, a frame of zstd each, so that one of many workers reads and
 decompresses its own lanes alone; all frames together are the npy file.
@@ -26,17 +26,17 @@ from jaxtyping import Int64, UInt16
 
 from rayad import storage
 from rayad.datasets.exam import Exam, Images, shortened, source_of
-from rayad.errors import DatasetError, FormatError, StorageError, reason
+from rayad.errors import DatasetError, FormatError, OptionError, StorageError, reason
 from rayad.fingerprint import fingerprint
 from rayad.imaging import mammogram
 from rayad.imaging.context import context
-from rayad.imaging.picture import PATCH, Preprocessing, described, from_description
+from rayad.imaging.picture import Preprocessing, described, from_description
 from rayad.imaging.plausibility import Doubt
 from rayad.patches.sample import Sampling, choose, cut, leaves_image
 
 SCHEMA = 2
-Stored = UInt16[np.ndarray, "n 64 64 ..."]
-"""Patches as shards hold them: n x 64 x 64, of colours n x 64 x 64 x 3."""
+Stored = UInt16[np.ndarray, "n side side ..."]
+"""Patches as shards hold them: n x side x side, of colours n x side x side x 3."""
 FULL_SCALE = 65535
 SHORT = 32
 """Digits of the hash of a lane."""
@@ -67,10 +67,18 @@ class Ingest:
     max_failures: float = 0.01
     """Share of images that may fail before the corpus is refused."""
 
+    def __post_init__(self) -> None:
+        side_px, patch_px = self.preprocessing.side_px, self.sampling.patch_px
+        if 0 < side_px < patch_px:
+            raise OptionError(
+                f"side_px of the images must be at least that of their patches, {patch_px}, not {side_px}"
+            )
+
     @property
-    def empty_shape(self) -> tuple[int, ...]:
-        """Shape of no patches."""
-        return (0, 64, 64) if self.preprocessing.channels == 1 else (0, 64, 64, self.preprocessing.channels)
+    def patch_shape(self) -> tuple[int, ...]:
+        """Rows, columns and, of colours, channels of a patch."""
+        side, channels = self.sampling.patch_px, self.preprocessing.channels
+        return (side, side) if channels == 1 else (side, side, channels)
 
     def described(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -185,7 +193,7 @@ def write_shard(
         doubtful += [{"exam_id": exam.exam_id, "url": exam.url, **asdict(doubt)} for doubt in doubts]
         blocks.append(patches)
         parts.append(rows)
-    data, facts = packed(np.concatenate(blocks) if blocks else np.empty(ingest.empty_shape, np.uint16))
+    data, facts = packed(np.concatenate(blocks) if blocks else np.empty((0, *ingest.patch_shape), np.uint16))
     index = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     index.insert(0, "shard", plan.name)
     index.insert(1, "row_in_shard", np.arange(len(index)))
@@ -220,12 +228,13 @@ def exam_patches(dataset: Images, exam: Exam, ingest: Ingest) -> tuple[Stored, p
     """The patches of one image, their rows of the index, and what may be wrong with the image."""
     prepared = ingest.preprocessing.prepare(source_of(dataset, exam))
     rows, columns, regions = choose(prepared.body, prepared.tissue, ingest.sampling, exam.exam_id)
-    patches = np.round(cut(prepared.pixels, rows, columns) * FULL_SCALE).astype(np.uint16)
+    patch_px = ingest.sampling.patch_px
+    patches = np.round(cut(prepared.pixels, rows, columns, patch_px) * FULL_SCALE).astype(np.uint16)
     facts = {k: getattr(exam, k) for k in ("exam_id", "patient_id", "view", "laterality", "density")}
     index = pd.DataFrame({"region": regions, "row": rows, "col": columns, **facts})
-    for name, values in context(prepared).items():
+    for name, values in context(prepared, patch_px).items():
         index[name] = values[rows, columns]
-    index["reflected"] = leaves_image(prepared.tissue.shape, rows, columns)
+    index["reflected"] = leaves_image(prepared.tissue.shape, rows, columns, patch_px)
     return patches, index, prepared.doubts
 
 
@@ -362,10 +371,20 @@ class Corpus:
             raise FormatError(f"{shard_url}: lanes {first} to {last - 1} hold no {number} patches: {error}") from None
 
     @property
+    def patch_px(self) -> int:
+        """Side of its patches; before there were several, all were of 64 px."""
+        return self.manifest["parameters"]["sampling"].get("patch_px", 64)
+
+    @property
+    def channels(self) -> int:
+        """Channels of its patches."""
+        return from_description(self.manifest["parameters"]["preprocessing"]).channels
+
+    @property
     def patch_shape(self) -> tuple[int, ...]:
         """Rows, columns and, of colours, channels of a patch."""
-        channels = from_description(self.manifest["parameters"]["preprocessing"]).channels
-        return (PATCH, PATCH) if channels == 1 else (PATCH, PATCH, channels)
+        side = self.patch_px
+        return (side, side) if self.channels == 1 else (side, side, self.channels)
 
     def _whole(self, shard: str, record: dict[str, Any]) -> Stored:
         shard_url = storage.join(self.url, shard + SHARD)

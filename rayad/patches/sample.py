@@ -13,8 +13,7 @@ from scipy import ndimage
 
 from rayad.arrays import Image, Mask
 from rayad.errors import ImageError, OptionError
-from rayad.imaging.picture import PATCH
-from rayad.options import Count, Seed, Share
+from rayad.options import PATCH_SIDES, Count, PatchSide, Seed, Share
 
 Places = Int64[np.ndarray, " n"]
 
@@ -31,12 +30,16 @@ class Sampling:
     """Random seed of the places."""
     where: Literal["random", "centre"] = "random"
     """"centre": the one patch in the image's centre, for images of a patch's size."""
+    patch_px: PatchSide = 64
+    """Side of a patch, px of the working resolution: a multiple of 8 from 32 to 256."""
 
     def __post_init__(self) -> None:
         if self.where not in ("random", "centre"):
             raise OptionError(f"patches are taken at random or centre places, not {self.where!r}")
         if self.where == "centre" and (self.patches != 1 or self.contour):
             raise OptionError(f"an image has one centre, not {self.patches} patches or a contour")
+        if self.patch_px not in PATCH_SIDES:
+            raise OptionError(f"patch_px must be {PATCH_SIDES}, not {self.patch_px}")
 
 
 def generator(seed: int, exam_id: str) -> np.random.Generator:
@@ -77,17 +80,24 @@ def choose(breast: Mask, tissue: Mask, sampling: Sampling, exam_id: str) -> tupl
     return np.concatenate(rows), np.concatenate(columns), np.array(regions)
 
 
-def cut(pixels: Image, rows: Places, columns: Places) -> Float32[np.ndarray, "n 64 64 ..."]:
-    """The patches around these centres; the image is continued by reflection, and colours come last."""
-    half = PATCH // 2
+def cut(pixels: Image, rows: Places, columns: Places, patch_px: int = 64) -> Float32[np.ndarray, "n side side ..."]:
+    """The patches around these centres; the image is continued by reflection, and colours come last.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    h, w = pixels.shape[:2]
+    if min(h, w) < patch_px:
+        raise ImageError(f"an image of at least {patch_px}x{patch_px} px is wanted to take patches from, not {h}x{w}")
+    half = patch_px // 2
     padded = np.pad(pixels, [(half, half), (half, half)] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (PATCH, PATCH), axis=(0, 1))  # h w [c] 64 64
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (patch_px, patch_px), axis=(0, 1))  # h w [c] s s
     patches = windows[rows, columns]
     return np.ascontiguousarray(np.moveaxis(patches, 1, -1) if pixels.ndim == 3 else patches, dtype=np.float32)
 
 
-def leaves_image(shape: tuple[int, int], rows: Places, columns: Places) -> np.ndarray:
+def leaves_image(shape: tuple[int, int], rows: Places, columns: Places, patch_px: int = 64) -> np.ndarray:
     """Which of these patches reach over the image's border, so that a part of them is reflection."""
-    half = PATCH // 2
+    half = patch_px // 2
     h, w = shape
     return (rows < half) | (rows > h - half) | (columns < half) | (columns > w - half)

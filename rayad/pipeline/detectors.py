@@ -9,6 +9,7 @@ from rayad import provenance, storage
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, from_description
+from rayad.models._blocks import PATCH_PX
 from rayad.patches.corpus import Corpus
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
@@ -31,8 +32,9 @@ def finished(url: str, request: str) -> Detector | None:
 
 def floor_detector(name: str, score: str, corpus: Corpus) -> Detector:
     """A detector that learns nothing: what a trained one has to beat."""
-    request = fingerprint(["floor", score, preprocessing_of(corpus)])
-    return Detector(name, Floor(score), preprocessing_of(corpus), provenance=origin_of(corpus, request, None))
+    floor, preprocessing = Floor(score, corpus.patch_px), preprocessing_of(corpus)
+    request = fingerprint(["floor", score, preprocessing, corpus.patch_px])
+    return Detector(name, floor, preprocessing, provenance=origin_of(corpus, request, None))
 
 
 def asked(detector: Detector, name: str, score: str) -> Detector:
@@ -40,7 +42,7 @@ def asked(detector: Detector, name: str, score: str) -> Detector:
     request = fingerprint(["asked", detector.origin("made_of"), score])
     provenance = detector.provenance | {"made_of": request}
     context = detector.score.context if isinstance(detector.score, LatentScore) else ()
-    value = score_named(score, detector.model, detector.density, context, detector.members)
+    value = score_named(score, detector.model, detector.density, context, detector.members, detector.patch_px)
     return replace(detector, name=name, score=value, calibration=None, provenance=provenance)
 
 
@@ -57,6 +59,19 @@ def saved(detector: Detector, url: str) -> Detector:
         return detector
     stored = bundle.load(url)
     return stored if identity(stored) == identity(detector) else detector
+
+
+def require_fits(name: str, config: Any, corpus: Corpus) -> None:
+    """OptionError unless a model of this configuration is of patches such as the corpus has."""
+    channels, patch_px = getattr(config, "channels", 1), getattr(config, "patch_px", PATCH_PX)
+    if channels != corpus.channels:
+        raise OptionError(
+            f"model {name} is of images with {channels} channels, but the picture has {corpus.channels}: {corpus.url}"
+        )
+    if patch_px != corpus.patch_px:
+        raise OptionError(
+            f"model {name} is of patches of {patch_px} px, but those of the corpus have {corpus.patch_px}: {corpus.url}"
+        )
 
 
 def model_of(trained: Detector) -> Part:

@@ -8,18 +8,26 @@ import torch
 
 from rayad import bounded, storage
 from rayad.errors import TrainingError
+from rayad.models._blocks import PATCH_PX, patch_of
 from rayad.patches.corpus import ALL_LANES, LEARNING_SPLITS, Corpus
+from rayad.pipeline.detectors import require_fits
 from rayad.pipeline.train import pixels, reader
 from rayad.pool import Pool
 from rayad.scoring.scores import Part
 from rayad.tensors import Latents, like
 
 ROWS = 512
-"""Patches a forward pass."""
+"""Patches of 64 px a forward pass; of other sides, as many pixels."""
 
 
 def encode(pool: Pool, corpus: Corpus, model: Part, url: str) -> None:
-    """Write the latents of every patch of the corpus, an npy file a shard, float32 n m; those that are there stay."""
+    """Write the latents of every patch of the corpus, an npy file a shard, float32 n m; those that are there stay.
+
+    Raises:
+        OptionError: the model is of other patches than the corpus has.
+        TrainingError: latents that are not numbers.
+    """
+    require_fits(model.name, model.config, corpus)
     names = [name for split in LEARNING_SPLITS for name, _ in corpus.shards(split)]
     for outcome in pool.map(EncodeShard, names, f"latents to {url}", (corpus, model, url, pool.device), _unencoded):
         if outcome:
@@ -52,8 +60,8 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
         return
     patches, module = reader(corpus, model.module)(shard, ALL_LANES), model.module
     with torch.inference_mode():
-        starts = range(0, len(patches), ROWS)
-        batches = (pixels(patches[start : start + ROWS]).to(like(module)) for start in starts)
+        rows = max(1, ROWS * PATCH_PX**2 // patch_of(module) ** 2)
+        batches = (pixels(patches[i : i + rows]).to(like(module)) for i in range(0, len(patches), rows))
         latents = torch.cat([module.encode(batch).cpu() for batch in batches])
     if not latents.isfinite().all():
         row = int((~latents.isfinite()).any(1).nonzero()[0])

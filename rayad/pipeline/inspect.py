@@ -70,9 +70,10 @@ def inspect(
     readable = [look for look in looks if not look.failure]
     twins = _twins(exams, splits, looks)
     problems = [_across(twins)] * any(twin["across"] for twin in twins)
-    corpus_sentence = ""
+    corpus_sentence, patch_px = "", Sampling().patch_px
     if corpus:
         opened = Corpus.open(corpus)
+        patch_px = opened.patch_px
         corpus_sentence = (
             f"The corpus {corpus} holds {opened.manifest['patches']:,} patches of {opened.manifest['images']:,} images."
         )
@@ -101,7 +102,7 @@ def inspect(
     )
     by_id = {exam.exam_id: exam for exam in exams}
     chosen = [by_id[look.exam_id] for look in sheet_looks]
-    pictures = pool.map(draw, chosen, "pictures", (dataset, preprocessing))
+    pictures = pool.map(draw, chosen, "pictures", (dataset, preprocessing, patch_px))
     page = inspection.build(summary, [(e.exam_id, png) for e, png in zip(chosen, pictures, strict=True)], url)
     return page, problems
 
@@ -129,11 +130,11 @@ def _unseen(why: str, exam: Exam) -> Look:
     return Look(exam.exam_id, failure=f"{exam.url}: {why}")
 
 
-def draw(dataset: Images, preprocessing: Preprocessing, exam: Exam) -> bytes:
+def draw(dataset: Images, preprocessing: Preprocessing, patch_px: int, exam: Exam) -> bytes:
     """One image with its masks and twelve patches, as ingest would take them."""
     prepared = preprocessing.prepare(source_of(dataset, exam))
     rows, columns, _ = choose(prepared.body, prepared.tissue, Sampling(12), exam.exam_id)
-    return inspection.picture(prepared, rows, columns)
+    return inspection.picture(prepared, rows, columns, patch_px)
 
 
 def _twins(exams: Sequence[Exam], splits: dict[str, str], looks: Sequence[Look]) -> list[dict[str, Any]]:

@@ -12,8 +12,7 @@ from rayad.datasets.exam import Images, listed
 from rayad.datasets.exams import listed_once
 from rayad.errors import OptionError
 from rayad.imaging.context import CONTEXT
-from rayad.imaging.picture import described
-from rayad.options import Amount, Settings
+from rayad.options import Amount, MillimetresOrNone, PatchSideOrNone, Settings
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
@@ -31,7 +30,7 @@ from rayad.pipeline.fit_density import density_config, fit_detector, score_of
 from rayad.pipeline.ingest import write_corpus
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import EVERY, in_split
-from rayad.pipeline.train import train_detector
+from rayad.pipeline.train import model_config, train_detector
 from rayad.pool import Here, Pool
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
@@ -67,6 +66,10 @@ class Changes:
     """Epochs of expectation-maximization of every density; 0: the recipe's."""
     picture: Settings = ()
     """Fields of every preparation of an image, such as spacing_mm=0.8."""
+    patch_px: PatchSideOrNone = 0
+    """Side of the patches of every corpus, px; 0: the recipe's."""
+    step_mm: MillimetresOrNone = 0.0
+    """Distance of the scored places, mm; 0: the recipe's."""
 
 
 NO_CHANGES = Changes()
@@ -165,11 +168,11 @@ class Run:
 
     def _changed(self, ingest: Ingest) -> Ingest:
         changes = dict(map(catalog.pair, self.changes.picture))
-        if not changes:
-            return ingest
         kind = catalog.described(ingest.preprocessing)["kind"]
         settings = dict(map(catalog.pair, catalog.settings_of(ingest.preprocessing))) | changes
-        return replace(ingest, preprocessing=catalog.configure("imaging", kind, settings))
+        preprocessing = catalog.configure("imaging", kind, settings) if changes else ingest.preprocessing
+        patch_px = self.changes.patch_px or ingest.sampling.patch_px
+        return replace(ingest, preprocessing=preprocessing, sampling=replace(ingest.sampling, patch_px=patch_px))
 
     def _ingested(self, ingest: Ingest, url: str) -> Corpus:
         return write_corpus(self.pool, self.data.dataset, self.data.source, self.dataset, ingest, url)
@@ -209,19 +212,14 @@ class _Rehearsal(Run):
     """A run without images: the same detectors, which learned nothing."""
 
     def __init__(self, request: "RunRequest") -> None:
-        super().__init__(Here(), request.data, "", 0, request.recipe.step_mm, request.changes)
+        super().__init__(Here(), request.data, "", 0, request.step_mm, request.changes)
         request.data.opened()
 
     def _ingested(self, ingest: Ingest, url: str) -> Corpus:
-        parameters = {"preprocessing": described(ingest.preprocessing)}
-        return Corpus(url, {"content": url, "dataset": self.data.dataset, "parameters": parameters})
+        return Corpus(url, {"content": url, "dataset": self.data.dataset, "parameters": ingest.described()})
 
     def _trained(self, name: str, corpus: Corpus, request: TrainRequest, url: str) -> Detector:
-        config, preprocessing = catalog.configure("models", request.model, request.settings), preprocessing_of(corpus)
-        if (channels := getattr(config, "channels", 1)) != preprocessing.channels:
-            raise OptionError(
-                f"model {name} is of images with {channels} channels, but the picture has {preprocessing.channels}"
-            )
+        config, preprocessing = model_config(request, corpus), preprocessing_of(corpus)
         model = Part(request.model, config, config.build().eval())
         origin = origin_of(corpus, name, request.schedule)
         return Detector(name, ModelScore(model, scores_of(model)[0]), preprocessing, provenance=origin)
@@ -290,6 +288,11 @@ class RunRequest:
     """Whose images of `data` are judged: test, or development for choices."""
     changes: Changes = field(default_factory=Changes)
 
+    @property
+    def step_mm(self) -> float:
+        """Distance of the scored places."""
+        return self.changes.step_mm or self.recipe.step_mm
+
 
 def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     """Run all stages that are not done; return the URL of the report's page, "" if there is nothing to report.
@@ -300,7 +303,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         url: where everything goes: what `Run` makes, and ``report``. What cannot be, `rehearse` says beforehand.
     """
     recipe = request.recipe
-    seeds = [Run(pool, request.data, url, seed, recipe.step_mm, request.changes) for seed in range(request.seeds)]
+    seeds = [Run(pool, request.data, url, seed, request.step_mm, request.changes) for seed in range(request.seeds)]
     detectors, headings = [], {}
     for run in seeds:
         calibrated = run.calibrated(recipe.detectors(run))
@@ -314,7 +317,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         judged.dataset,
         judged.source,
         split,
-        step_mm=recipe.step_mm,
+        step_mm=request.step_mm,
         kinds=recipe.kinds,
         recipe=recipe.name,
         why=recipe.why,

@@ -172,9 +172,14 @@ class KeptScores:
         stored_names = {name.rpartition("-")[0] for name in stored_files}
         return sum(file_name(exam.exam_id) in stored_names and self._file(exam) not in stored_files for exam in exams)
 
+    @property
+    def patch_px(self) -> int:
+        """Side of the largest patches that are scored, px."""
+        return max(detector.patch_px for detector in self.detectors)
+
     def places(self, exam: Exam) -> str:
-        """URL of the image's places, which follow from the preprocessing and the step."""
-        made_of = fingerprint([PLACES, described(self.detectors[0].preprocessing), self.step])
+        """URL of the image's places, which follow from the preprocessing, the step and the side of patches."""
+        made_of = fingerprint([PLACES, described(self.detectors[0].preprocessing), self.step, self.patch_px])
         return storage.join(self.url, f"places-{made_of}", self._file(exam))
 
     def scores(self, detector: Detector, exam: Exam) -> str:
@@ -243,7 +248,7 @@ def score_exam(dataset: Images, keep: KeptScores, exam: Exam) -> str:
     try:
         prepared = keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
         if not storage.exists(keep.places(exam)):
-            _save(keep.places(exam), _places(dataset, exam, prepared, keep.step))
+            _save(keep.places(exam), _places(dataset, exam, prepared, keep))
         _score(prepared, keep, exam, missing)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
         return reason(error)
@@ -263,15 +268,15 @@ def _score(prepared: Prepared, keep: KeptScores, exam: Exam, detectors: Sequence
         _save(keep.scores(detector, exam), {"scores": result.scores, "seconds": seconds})
 
 
-def _places(dataset: Images, exam: Exam, prepared: Prepared, step: int) -> dict[str, Any]:
+def _places(dataset: Images, exam: Exam, prepared: Prepared, keep: KeptScores) -> dict[str, Any]:
     """The image's grid, its tissue and its truth."""
-    h, w = prepared.stored.shape
+    step, (h, w) = keep.step, prepared.stored.shape
     rows, columns = places(h, w, step)
     tissue = prepared.tissue[np.ix_(rows, columns)]
     tissue_places = np.argwhere(tissue)
     arrays: dict[str, Any] = {"rows": rows, "columns": columns, "tissue": tissue, "step_mm": step * prepared.spacing_mm}
     arrays["reflected"] = leaves_image(
-        prepared.stored.shape, rows[tissue_places[:, 0]], columns[tissue_places[:, 1]]
+        prepared.stored.shape, rows[tissue_places[:, 0]], columns[tissue_places[:, 1]], keep.patch_px
     ).sum()
     doubts = json.dumps([[doubt.kind, doubt.sentence] for doubt in prepared.doubts])
     arrays["doubts"] = np.frombuffer(doubts.encode(), np.uint8)

@@ -21,7 +21,7 @@ from rayad.fingerprint import fingerprint
 from rayad.fit import Member, Objective, Schedule, fit
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored, bounds_of
 from rayad.patches.order import Lanes, Order, Read, in_turn, lanes_of
-from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of
+from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of, require_fits
 from rayad.pipeline.requests import NOTHING, Strips, TrainRequest
 from rayad.pool import Fault, Pool
 from rayad.progress import Row
@@ -32,7 +32,7 @@ from rayad.tensors import like
 
 
 def pixels(patches: np.ndarray) -> torch.Tensor:
-    """Stored patches as float32 in [0, 1], n c 64 64."""
+    """Stored patches as float32 in [0, 1], n c h w."""
     x = torch.from_numpy(patches.astype(np.float32) / FULL_SCALE)
     return x[:, None] if x.ndim == 3 else x.movedim(3, 1).contiguous()
 
@@ -139,10 +139,13 @@ def train(
 
     Raises:
         TrainingError: a loss that is not a number, a collapse.
-        OptionError: unknown model, a batch that is larger than the corpus, or more workers than lanes.
+        OptionError: unknown model, or one of other patches than the corpus has, a batch that is larger than the
+            corpus, or more workers than lanes.
     """
     catalog.find("models", model)
-    order_of(Corpus.open(corpus_url), schedule)
+    corpus = Corpus.open(corpus_url)
+    require_fits(model, config, corpus)
+    order_of(corpus, schedule)
     lanes_of(0, max(pool.workers.counts))
     task = {"corpus": corpus_url, "config": config, "schedule": schedule, "checkpoints": url, "watch": watch}
     faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * _learning_stages(config), model)
@@ -154,13 +157,25 @@ def train(
     return Part(model, config, module.eval()), faults
 
 
+def model_config(request: TrainRequest, corpus: Corpus) -> Any:
+    """The model's configuration; where it does not say of which patches it is, it is of the corpus's.
+
+    Raises:
+        OptionError: an unknown model or setting, or a model of other patches than the corpus has.
+    """
+    patches = {"channels": corpus.channels, "patch_px": corpus.patch_px}
+    config = catalog.configure("models", request.model, request.settings, **patches)
+    require_fits(request.model, config, corpus)
+    return config
+
+
 def train_detector(pool: Pool, name: str, corpus: Corpus, request: TrainRequest, url: str) -> Detector:
     """Patches to a detector that scores by reconstruction, or whatever the model's first score is.
 
     Args:
         url: of the detector; what was made of the same is loaded.
     """
-    config, schedule = catalog.configure("models", request.model, request.settings), request.schedule
+    config, schedule = model_config(request, corpus), request.schedule
     made_of = fingerprint(["train", corpus.manifest["content"], request.model, config, schedule])
     existing = finished(url, made_of)
     if existing is not None:

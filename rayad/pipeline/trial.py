@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayad import catalog, search
 from rayad import fit as learning
+from rayad import search
 from rayad.density import em
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
+from rayad.pipeline.detectors import require_fits
 from rayad.pipeline.encode import encode
 from rayad.pipeline.fit_density import FittedRows, density_config
 from rayad.pipeline.requests import DensityRequest, TrainRequest
-from rayad.pipeline.train import order_of, pixels, reader, validation_batches
+from rayad.pipeline.train import model_config, order_of, pixels, reader, validation_batches
 from rayad.pool import Pool
 from rayad.scoring.description import Describes, bits_a_pixel
 from rayad.scoring.scores import Part
@@ -91,13 +92,19 @@ def of_density(
 
 def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
     """A sweep over fields of an image model and of its schedule."""
-    config, schedule = catalog.configure("models", request.model, request.settings), request.schedule
+    corpus, schedule = Corpus.open(corpus_url), request.schedule
+    config = model_config(request, corpus)
     parts = {"model": config, "schedule": schedule}
     space = search.parse(texts, parts)
-    search.check(parts, space, lambda parts: parts["model"].build())
+
+    def build(parts: search.Parts) -> None:
+        require_fits(request.model, parts["model"], corpus)
+        parts["model"].build()
+
+    search.check(parts, space, build)
     if not isinstance(config.build(), Describes):
         raise OptionError("a sweep over an image model needs one with a likelihood of patches: bvae, conditional_vae")
-    order_of(Corpus.open(corpus_url), schedule)
+    order_of(corpus, schedule)
     return Task(parts, space, corpus_url, "bits a pixel of healthy validation patches, of 16"), None
 
 

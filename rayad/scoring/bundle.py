@@ -26,6 +26,7 @@ from rayad import catalog, storage
 from rayad.errors import FormatError, OptionError, RayadError
 from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import described
+from rayad.models._blocks import PATCH_PX
 from rayad.scoring import files
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
@@ -34,12 +35,13 @@ from rayad.scoring.files import BundleFolder
 from rayad.scoring.scores import LatentScore, Part
 from rayad.terminal import shortened
 
-SCHEMA = 3
+SCHEMA = 4
 REQUIRED: dict[str, type | tuple[type, ...]] = {
     "schema": int,
     "name": str,
     "score": str,
     "preprocessing": dict,
+    "patch_px": int,
     "aggregation": dict,
     "model": (dict, type(None)),
     "density": (dict, type(None)),
@@ -96,6 +98,7 @@ def _files(detector: Detector) -> dict[str, bytes]:
         "name": detector.name,
         "score": detector.score.name,
         "preprocessing": described(detector.preprocessing),
+        "patch_px": detector.patch_px,
         "aggregation": asdict(detector.aggregation),
         "model": detector.model and detector.model.description(),
         "density": detector.density and detector.density.description(),
@@ -198,7 +201,12 @@ def _describe(folder: BundleFolder) -> dict[str, Any]:
 
 
 def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members."""
+    """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members.
+
+    Before schema 4 all patches were of 64 px.
+    """
+    if 1 <= description.get("schema", 0) < 4:
+        description = {"patch_px": PATCH_PX} | description
     if description.get("schema", 0) != 1:
         return description
     model = description.get("model")
@@ -251,10 +259,9 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
     calibration = _calibration(folder, description)
     with _explained(f"{folder.name}: 'score'"):
-        score = score_named(
-            description["score"], context=tuple(description["context"]), members=tuple(members), **parts
-        )
-    return Detector(
+        context, patch_px = tuple(description["context"]), description["patch_px"]
+        score = score_named(description["score"], context=context, members=tuple(members), patch_px=patch_px, **parts)
+    detector = Detector(
         name=description["name"],
         score=score,
         preprocessing=preprocessing,
@@ -262,6 +269,11 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
         calibration=calibration,
         provenance=description["provenance"],
     )
+    if patch_px != detector.patch_px:
+        raise FormatError(
+            f"{folder.name}: 'patch_px' is {shortened(patch_px)}, but the score is of patches of {detector.patch_px} px"
+        )
+    return detector
 
 
 def _calibration(folder: BundleFolder, description: dict[str, Any]) -> Calibration | None:

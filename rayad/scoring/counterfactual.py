@@ -24,7 +24,8 @@ from rayad.density import queries
 from rayad.density.leaves import PrincipalAxes
 from rayad.density.spn import SPN
 from rayad.errors import OptionError
-from rayad.imaging.picture import PATCH, Prepared
+from rayad.imaging.picture import Prepared
+from rayad.models._blocks import patch_of
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import LatentScore
@@ -36,7 +37,7 @@ standard normal 2.5 standard deviations from its mean, where 13 of 1,000 values 
 TOGETHER = 1024
 """Places whose latents are looked at together: between two of them the work can be ended."""
 STEP = 16
-"""Distance of the decoded patches, px: a pixel lies in 16 of them."""
+"""Distance of the decoded patches, px: a pixel lies in 16 of 64 px."""
 
 
 Decode = Callable[[Latents], Patches]
@@ -128,7 +129,7 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     replaced[tissue] = number.numpy()
     k, j = np.nonzero(tissue)
     corners = torch.from_numpy(np.stack([rows[k], columns[j]], 1))
-    healthy_pixels = _blended(decode, healthy_latents, corners, (height, width))
+    healthy_pixels = _blended(decode, healthy_latents, corners, (height, width), patch_of(model))
     pixels = np.where(prepared.tissue & ~np.isnan(healthy_pixels), healthy_pixels, prepared.pixels)
     return Counterfactual(pixels, prepared.pixels - pixels, replaced)
 
@@ -149,7 +150,7 @@ def _parts(detector: Detector) -> tuple[dense.ImageModel, Decode, SPN]:
 
 
 def _blended(
-    decode: Decode, z: Latents, corners: Int64[torch.Tensor, "n 2"], shape: tuple[int, int]
+    decode: Decode, z: Latents, corners: Int64[torch.Tensor, "n 2"], shape: tuple[int, int], side: int
 ) -> Float[np.ndarray, "h w"]:
     """The decoded patches, blended; nan where none reaches.
 
@@ -157,16 +158,17 @@ def _blended(
         z: healthy latents of the places.
         corners: of the places' patches, in the image continued by half a patch.
         shape: rows and columns of the image.
+        side: of a patch, px.
     """
-    taper = torch.hann_window(PATCH + 2, periodic=False)[1:-1]
+    taper = torch.hann_window(side + 2, periodic=False)[1:-1]
     window = taper[:, None] * taper
-    total = torch.zeros(2, shape[0] + PATCH, shape[1] + PATCH)  # patches, weight
+    total = torch.zeros(2, shape[0] + side, shape[1] + side)  # patches, weight
     for start in range(0, len(corners), dense.BATCH):
         bounds.go_on()
         part = slice(start, start + dense.BATCH)
         decoded = decode(z[part])[:, 0]
         stack = torch.stack([decoded, torch.ones_like(decoded)], 1) * window
         for (row, column), patch in zip(corners[part].tolist(), stack, strict=True):
-            total[:, row : row + PATCH, column : column + PATCH] += patch
-    total = total[:, PATCH // 2 : -PATCH // 2, PATCH // 2 : -PATCH // 2]
+            total[:, row : row + side, column : column + side] += patch
+    total = total[:, side // 2 : -side // 2, side // 2 : -side // 2]
     return (total[0] / total[1]).numpy()

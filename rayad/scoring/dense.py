@@ -1,10 +1,11 @@
 """A whole image through a model at once, equal to the model's patch by patch.
 
 The places of a grid with distance `step` are the pixels step // 2, step // 2 + step, ... in both directions; the
-patch of a place is the 64x64 px around it in the image continued by reflection. An encoder with unpadded
-convolutions gives cells at a distance of 8 px; where the step is a multiple of that, the cells of the image
-contain those of every patch. So the convolutions run once over the image, in tiles that bound the memory, and
-the head reads windows of 5x5 cells. Other encoders and other steps take the patches one by one.
+patch of a place is the square around it, of the side that the model sees, in the image continued by reflection. An
+encoder with unpadded convolutions gives cells at a distance of 8 px; where the step is a multiple of that, the cells of
+the image contain those of every patch. So the convolutions run once over the image, in tiles that bound the memory, and
+the head reads windows of as many cells as a patch has, 5x5 of 64 px. Other encoders and other steps take the patches
+one by one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch.nn.functional import pad
 from rayad import bounds
 from rayad.arrays import GridMask, Image
 from rayad.errors import ImageError
-from rayad.models._blocks import PATCH, STRIDE
+from rayad.models._blocks import PATCH_PX, STRIDE, patch_of
 from rayad.tensors import Latents, Patches, Scores, like
 
 TILE = (576, 1152)
@@ -27,7 +28,7 @@ TILE = (576, 1152)
 TOGETHER = 8
 """Tiles of several images that go through the encoder at once."""
 BATCH = 64
-"""Patches that are looked at at once; more are slower on a CPU, their layers leave the cache."""
+"""Patches of 64 px that are looked at at once; more are slower on a CPU, their layers leave the cache."""
 
 Rows = Int[np.ndarray, " gh"]
 Columns = Int[np.ndarray, " gw"]
@@ -59,7 +60,7 @@ class Sliding(Protocol):
         ...
 
     def windows(self, cells: Tensor, stride: int) -> Tensor:
-        """The latents of every window of 5x5 cells, so many cells apart, n m gh gw."""
+        """The latents of every window of as many cells as a patch has, so many cells apart, n m gh gw."""
         ...
 
 
@@ -76,7 +77,7 @@ def encode(model: nn.Module, pixels: Image, step: int, mask: GridMask | None = N
     Raises:
         ImageError: the image is smaller than a patch.
     """
-    selected = _grid(pixels, step, mask)[2]
+    selected = _grid(pixels, step, patch_of(model), mask)[2]
     indices, latents = zip(*_parts(model, pixels, step, selected), strict=True)
     return torch.cat(latents)[_row_by_row(indices)]
 
@@ -100,7 +101,7 @@ def latent_scores(
     Raises:
         ImageError: the image is smaller than a patch.
     """
-    selected = _grid(pixels, step, mask)[2]
+    selected = _grid(pixels, step, patch_of(model), mask)[2]
     indices, scores = zip(*((index, score(z)) for index, z in _parts(model, pixels, step, selected)), strict=True)
     return torch.cat(scores)[_row_by_row(indices)]
 
@@ -118,7 +119,7 @@ def latent_scores_together(
     Raises:
         ImageError: an image is smaller than a patch.
     """
-    grids = [_grid(pixels, step, mask) for pixels, mask in zip(images, masks, strict=True)]
+    grids = [_grid(pixels, step, patch_of(model), mask) for pixels, mask in zip(images, masks, strict=True)]
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE:
         latents = [encode_patches(model, pixels, step, mask) for pixels, mask in zip(images, masks, strict=True)]
@@ -132,12 +133,13 @@ def _encode_together(
     model: nn.Module, encoder: Sliding, images: Sequence[np.ndarray], step: int, grids: Sequence[Located]
 ) -> list[Tensor]:
     """Latents of the wanted places of each image, row by row."""
+    side = patch_of(model)
     crops = []  # image, tile of its grid, pixels
     for number, (pixels, (rows, columns, selected)) in enumerate(zip(images, grids, strict=True)):
         padded = _continued(pixels, model)
-        for tile in _tiles(selected, step):
+        for tile in _tiles(selected, step, side):
             (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
-            crops.append((number, tile, padded[:, top : bottom + PATCH, left : right + PATCH]))
+            crops.append((number, tile, padded[:, top : bottom + side, left : right + side]))
     parts: list[list[tuple[np.ndarray, Tensor]]] = [[] for _ in images]
     crops.sort(key=lambda crop: crop[2].shape[1:])
     for start in range(0, len(crops), TOGETHER):
@@ -172,13 +174,14 @@ def _parts(model: nn.Module, pixels: Image, step: int, selected: GridMask) -> It
     if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE or not selected.any():
         yield index[selected], encode_patches(model, pixels, step, selected)
         return
-    rows, columns, _ = _grid(pixels, step, selected)
+    side = patch_of(model)
+    rows, columns, _ = _grid(pixels, step, side, selected)
     image = _continued(pixels, model)[None]
-    for tile in _tiles(selected, step):
+    for tile in _tiles(selected, step, side):
         bounds.go_on()
         (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
         with torch.no_grad():
-            cells = encoder.cells(image[:, :, top : bottom + PATCH, left : right + PATCH])
+            cells = encoder.cells(image[:, :, top : bottom + side, left : right + side])
             latents = encoder.windows(cells, step // STRIDE)[0].permute(1, 2, 0)
         yield index[tile][selected[tile]], _full_precision(latents[torch.from_numpy(selected[tile])])
 
@@ -222,9 +225,12 @@ def patch_scores(
 
 
 def _patches(model: nn.Module, pixels: Image, step: int, mask: GridMask | None, batch: int) -> Iterator[Patches]:
-    """The patches of the places in the mask in batches; at least one, maybe empty."""
-    rows, columns, selected = _grid(pixels, step, mask)
-    windows = _continued(pixels, model).unfold(1, PATCH, 1).unfold(2, PATCH, 1)  # c h w 64 64, a view
+    """The patches of the places in the mask in batches of as many pixels as so many patches of 64 px have; at least
+    one, maybe empty."""
+    side = patch_of(model)
+    batch = max(1, batch * PATCH_PX**2 // side**2)
+    rows, columns, selected = _grid(pixels, step, side, mask)
+    windows = _continued(pixels, model).unfold(1, side, 1).unfold(2, side, 1)  # c h w s s, a view
     k, j = np.nonzero(selected)
     top, left = torch.from_numpy(rows[k]), torch.from_numpy(columns[j])
     for start in range(0, max(len(top), 1), batch):
@@ -234,25 +240,25 @@ def _patches(model: nn.Module, pixels: Image, step: int, mask: GridMask | None, 
 
 def _continued(pixels: Image, model: nn.Module) -> Tensor:
     """The image, c h w, with half a patch of its reflection around it: the patch of (r, c) begins there at (r, c)."""
-    half = PATCH // 2
+    half = patch_of(model) // 2
     padded = np.pad(pixels, [(half, half), (half, half)] + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
     return torch.from_numpy(np.moveaxis(padded.reshape(*padded.shape[:2], -1), 2, 0)).to(like(model))
 
 
-def _grid(pixels: Image, step: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
-    """Rows and columns of the grid's places, and which of them are wanted."""
+def _grid(pixels: Image, step: int, side: int, mask: GridMask | None) -> tuple[Rows, Columns, GridMask]:
+    """Rows and columns of the grid's places, and which of them are wanted; ImageError if no patch of this side fits."""
     h, w = pixels.shape[:2]
-    if min(h, w) < PATCH:
-        raise ImageError(f"an image of at least {PATCH}x{PATCH} px is wanted to score patches, not {h}x{w}")
+    if min(h, w) < side:
+        raise ImageError(f"an image of at least {side}x{side} px is wanted to score patches, not {h}x{w}")
     rows, columns = places(h, w, step)
     selected = np.ones((len(rows), len(columns)), bool) if mask is None else mask
     assert selected.shape == (len(rows), len(columns))  # a mask is made for the grid of its image
     return rows, columns, selected
 
 
-def _tiles(selected: GridMask, step: int) -> Iterator[tuple[slice, slice]]:
+def _tiles(selected: GridMask, step: int, patch_px: int) -> Iterator[tuple[slice, slice]]:
     """Rectangles of the grid that hold all wanted places, each shrunk to those that it holds."""
-    height, width = (max(1, (side - PATCH) // step + 1) for side in TILE)
+    height, width = (max(1, (side - patch_px) // step + 1) for side in TILE)
     for top in range(0, selected.shape[0], height):
         for left in range(0, selected.shape[1], width):
             tile_places = np.argwhere(selected[top : top + height, left : left + width]) + np.array([top, left])

@@ -11,6 +11,7 @@ from rayad import bounds
 from rayad.arrays import Grid, GridMask
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
+from rayad.models._blocks import PATCH_PX, patch_of
 from rayad.scoring import combine, dense, floors
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import PLAIN, Aggregation, aggregate
@@ -59,6 +60,13 @@ class Detector:
     def members(self) -> "tuple[Detector, ...]":
         """The detectors whose scores are combined."""
         return self.score.members if isinstance(self.score, Combined) else ()
+
+    @property
+    def patch_px(self) -> int:
+        """Side of the patches that are scored, px; of several detectors, the largest."""
+        if isinstance(self.score, Floor):
+            return self.score.patch_px
+        return max([member.patch_px for member in self.members] or [patch_of(self.model and self.model.module)])
 
     def summary(self) -> str:
         """One line on what it is."""
@@ -220,14 +228,18 @@ def score_named(
     density: Part | None = None,
     context: tuple[str, ...] = (),
     members: tuple[Detector, ...] = (),
+    patch_px: int = PATCH_PX,
 ) -> Score:
     """The score of this name that these parts have.
+
+    Args:
+        patch_px: of a floor.
 
     Raises:
         OptionError: they have no such score, or lack what it needs.
     """
     if name in floors.MAPS:
-        return Floor(name)
+        return Floor(name, patch_px)
     if name in combine.RULES:
         return Combined(name, members)
     if name in LATENT:

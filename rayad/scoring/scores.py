@@ -16,7 +16,9 @@ from torch import nn
 from rayad.arrays import GridMask
 from rayad.errors import OptionError
 from rayad.imaging.context import context
-from rayad.imaging.picture import PATCH, Prepared
+from rayad.imaging.picture import Prepared
+from rayad.models._blocks import patch_of
+from rayad.options import PATCH_SIDES, PatchSide
 from rayad.scoring import dense, floors, residuals
 from rayad.tensors import Latents, Patches, Scores, like
 
@@ -63,14 +65,18 @@ class Floor:
     """A score that learns nothing: one of `floors.MAPS`."""
 
     name: str
+    patch_px: PatchSide = 64
+    """Side of the patches of the models that it is compared with: the box of those that look at a patch."""
 
     def __post_init__(self) -> None:
         if self.name not in floors.MAPS:
             raise OptionError(f"no floor {self.name!r}; rayad has {', '.join(floors.MAPS)}")
+        if self.patch_px not in PATCH_SIDES:
+            raise OptionError(f"patch_px must be {PATCH_SIDES}, not {self.patch_px}")
 
     def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""
-        values = floors.MAPS[self.name](prepared.stored, prepared.tissue, prepared.spacing_mm)
+        values = floors.MAPS[self.name](prepared.stored, prepared.tissue, prepared.spacing_mm, self.patch_px)
         return values[_grid(prepared, step)][tissue]
 
 
@@ -150,7 +156,7 @@ class LatentScore:
 
     def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Context:
         """What is known of the tissue's places, n and a column a name."""
-        maps, grid = context(prepared), _grid(prepared, step)
+        maps, grid = context(prepared, patch_of(self.model.module)), _grid(prepared, step)
         return torch.from_numpy(np.stack([maps[name][grid][tissue] for name in self.context], 1))
 
 
@@ -167,7 +173,8 @@ def in_context(density: Any, latents: Latents, context: Context) -> Scores:
 def scores_of(model: Part) -> list[str]:
     """The scores of patches that a model has, its own first."""
     module = model.module
-    empty = torch.zeros(0, getattr(model.config, "channels", 1), PATCH, PATCH).to(like(module))
+    side = patch_of(module)
+    empty = torch.zeros(0, getattr(model.config, "channels", 1), side, side).to(like(module))
     with torch.inference_mode():
         return [*module.scores(empty), *(residuals.OPERATORS if hasattr(module, "reconstruct") else ())]
 
