@@ -65,6 +65,13 @@ class Alone:
 ALONE: Sync = Alone()
 
 
+@runtime_checkable
+class OfWholeBatch(Protocol):
+    """A layer that looks at the whole batch, of which every worker has a part: the loop tells it how workers agree."""
+
+    sync: Sync
+
+
 @dataclass(frozen=True)
 class Member:
     """One of the workers that learn together, as its loop sees it."""
@@ -135,7 +142,7 @@ class Schedule:
     """Threads of one worker; other numbers of threads round sums differently."""
     accumulate: Count = 1
     """Parts of a worker's share of a batch that go through the model one after the other: less memory, the same step
-    but for rounding. A model that normalizes by its batch (fanogan) sees smaller ones."""
+    but for rounding. A model that normalizes by its batch (fanogan, batch_norm of bvae) sees smaller ones."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "patience", "threads", "accumulate"):
@@ -213,7 +220,7 @@ def fit(
         progress, best = unpack(saved, model)
     sync = Timed(sync)
     team = _Team(model, schedule, sync)
-    with _threads(schedule.threads):
+    with _threads(schedule.threads), _together(model, sync):
         _start_equal(model, sync)
         for stage in stages[progress.stage :]:
             objectives = [item for item in stage if isinstance(item, Objective)]
@@ -272,7 +279,8 @@ class _Team:
         sizes[sync.rank] = len(x)
         sync.sum_([sizes])
         seed = np.random.SeedSequence([self.schedule.seed, epoch, step]).generate_state(1, np.uint64)
-        return _Share(x.to(model_like), int(sizes[: sync.rank].sum()), int(sizes.sum()), int(seed[0]))
+        first, total, smallest = (int(number) for number in (sizes[: sync.rank].sum(), sizes.sum(), sizes.min()))
+        return _Share(x.to(model_like), first, total, int(seed[0]), smallest)
 
     def loss(self, objective: Objective, share: "_Share") -> Tensor:
         """The sum over a share."""
@@ -297,6 +305,8 @@ class _Share:
     """Rows of the global batch."""
     seed: int
     """Of the noise of the global batch."""
+    smallest: int
+    """Rows of the rank that has fewest: all ranks cut their shares into as many parts."""
 
     def draw(self) -> Draw:
         """The share's rows of what is drawn for the global batch."""
@@ -311,7 +321,7 @@ class _Share:
     def parts(self, number: int) -> Iterator["_Share"]:
         """So many shares that make up this one, of about the same size."""
         first = self.first
-        for x in self.x.tensor_split(max(1, min(number, len(self.x)))):
+        for x in self.x.tensor_split(max(1, min(number, self.smallest))):
             yield replace(self, x=x, first=first)
             first += len(x)
 
@@ -444,6 +454,19 @@ def _start_equal(model: nn.Module, sync: Sync) -> None:
     sync.sum_(values)
     for target, value in zip(model.state_dict().values(), values, strict=True):
         target.copy_(value.view_as(target))
+
+
+@contextmanager
+def _together(model: nn.Module, sync: Sync) -> Iterator[None]:
+    """Within, the layers that look at the whole batch have the workers' way to agree."""
+    layers = [layer for layer in model.modules() if isinstance(layer, OfWholeBatch)]
+    for layer in layers:
+        layer.sync = sync
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.sync = ALONE
 
 
 @contextmanager

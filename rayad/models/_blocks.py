@@ -18,7 +18,7 @@ last three rows and columns of every reconstruction.
 
 import math
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayad.errors import OptionError, TrainingError
+from rayad.fit import ALONE, Sync
 from rayad.options import PATCH_SIDES
 from rayad.progress import Row
 from rayad.tensors import Latents, Patches, Scores
@@ -38,6 +39,8 @@ HIDDEN = 24
 """What the side of a patch has more than its cells times their distance, in px, where convolutions are unpadded."""
 SLOPE = 0.2
 """Of the leaking activations below zero."""
+MOMENTUM = 0.1
+"""Share of a batch in the running statistics of batch normalization."""
 
 Padding = Literal["valid", "same"]
 
@@ -46,11 +49,19 @@ class Encoder(nn.Module):
     """Convolutions to cells, and a linear head from the cells of a patch to a vector; all with biases or none."""
 
     def __init__(
-        self, channels: int, width: int, outputs: int, padding: Padding, patch_px: int = PATCH_PX, bias: bool = True
+        self,
+        channels: int,
+        width: int,
+        outputs: int,
+        padding: Padding,
+        patch_px: int = PATCH_PX,
+        *,
+        bias: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.slides, self.side = padding == "valid", side_of(padding, patch_px)
-        self.cells = downwards(channels, width, padding, bias)
+        self.cells = downwards(channels, width, padding, bias, batch_norm)
         self.head = nn.Linear(4 * width * self.side**2, outputs, bias=bias)
         self.apply(initialize)
 
@@ -74,33 +85,104 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The encoder backwards: a vector to the pixels of a patch."""
 
-    def __init__(self, channels: int, width: int, inputs: int, padding: Padding, patch_px: int = PATCH_PX) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        inputs: int,
+        padding: Padding,
+        patch_px: int = PATCH_PX,
+        *,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         side = side_of(padding, patch_px)
         self.head = nn.Linear(inputs, 4 * width * side**2)
-        self.pixels = nn.Sequential(nn.Unflatten(1, (4 * width, side, side)), *upwards(channels, width, padding))
+        up = upwards(channels, width, padding, batch_norm)
+        self.pixels = nn.Sequential(nn.Unflatten(1, (4 * width, side, side)), *up)
         self.apply(initialize)
 
     def forward(self, z: Latents) -> Patches:
         return self.pixels(self.head(z))
 
 
-def downwards(channels: int, width: int, padding: Padding, bias: bool = True) -> nn.Sequential:
-    """Pixels to cells of 4 * width channels, 8 px apart."""
+def downwards(
+    channels: int, width: int, padding: Padding, bias: bool = True, batch_norm: bool = False
+) -> nn.Sequential:
+    """Pixels to cells of 4 * width channels, 8 px apart; normalized convolutions have no biases, which would cancel."""
     layers: list[nn.Module] = [Centre()]
     for before, after in pairwise([channels, width, 2 * width, 4 * width]):
-        convolution = nn.Conv2d(before, after, 5, 2, 0 if padding == "valid" else 2, bias=bias)
-        layers += [convolution, nn.LeakyReLU(SLOPE, inplace=True)]
+        convolution = nn.Conv2d(before, after, 5, 2, 0 if padding == "valid" else 2, bias=bias and not batch_norm)
+        layers += [convolution, *_norm(after, batch_norm), nn.LeakyReLU(SLOPE, inplace=True)]
     return nn.Sequential(*layers)
 
 
-def upwards(channels: int, width: int, padding: Padding) -> nn.Sequential:
+def upwards(channels: int, width: int, padding: Padding, batch_norm: bool = False) -> nn.Sequential:
     """Cells of 4 * width channels to pixels."""
     layers: list[nn.Module] = []
     kernels, paddings = ((5, 6, 6), (0, 0)) if padding == "valid" else ((5, 5, 5), (2, 1))
     for kernel, (before, after) in zip(kernels, pairwise([4 * width, 2 * width, width, channels]), strict=True):
-        layers += [nn.LeakyReLU(SLOPE, inplace=True), nn.ConvTranspose2d(before, after, kernel, 2, *paddings)]
+        bias = not batch_norm or after == channels
+        convolution = nn.ConvTranspose2d(before, after, kernel, 2, *paddings, bias=bias)
+        layers += [*_norm(before, batch_norm), nn.LeakyReLU(SLOPE, inplace=True), convolution]
     return nn.Sequential(*layers, Centre(-0.5))
+
+
+def _norm(channels: int, batch_norm: bool) -> list[nn.Module]:
+    return [BatchNorm(channels, momentum=MOMENTUM)] if batch_norm else []
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the batch of all workers, so that more of them learn the same (Ioffe and Szegedy 2015).
+
+    In evaluation mode it is a scale and a shift of each channel, by running statistics: cells of a whole image are
+    still those of its patches.
+    """
+
+    sync: Sync = ALONE
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.sync.world == 1:
+            return super().forward(input)
+        x = input.to(self.weight)  # from the lower precision of autocast
+        own = torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / self.num_features])])
+        total, count = _sum_over_workers(self.sync, own).split([self.num_features, 1])
+        mean = total / count
+        centred = x - mean[:, None, None]
+        variance = _sum_over_workers(self.sync, centred.square().sum((0, 2, 3))) / count
+        self._follow(mean, variance * count / (count - 1))
+        return centred * (self.weight * (variance + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics."""
+        for statistic, value in ((self.running_mean, mean), (self.running_var, variance)):
+            assert statistic is not None  # nn.BatchNorm2d has them
+            statistic.lerp_(value.to(statistic), MOMENTUM)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+
+
+def _sum_over_workers(sync: Sync, x: Tensor) -> Tensor:
+    """The sum over all workers of what each of them has; its gradient is such a sum too."""
+    return cast(Tensor, _SumOverWorkers.apply(sync, x))
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, sync: Sync, x: Tensor) -> Tensor:
+        ctx.sync = sync
+        return _summed(sync, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, _summed(ctx.sync, gradients[0])
+
+
+def _summed(sync: Sync, x: Tensor) -> Tensor:
+    total = x.clone()
+    sync.sum_([total])
+    return total
 
 
 class Centre(nn.Module):

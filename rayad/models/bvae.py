@@ -4,6 +4,9 @@ Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained Var
 sizes and b = 0.1 of Dietrichstein et al. (2022). The squared error is summed over pixels: with its mean, b = 0.1
 would mean a decoder variance above the largest principal variance of mammogram patches, and the posterior
 would collapse.
+
+With `batch_norm` it is the convolutional variational autoencoder that Mukesh et al., "Anomaly Detection in Medical
+Images with VAEs" (2024) train on whole dermoscopic images, each drawn into one patch, and judge by reconstruction.
 """
 
 from dataclasses import dataclass
@@ -38,6 +41,8 @@ class Config:
     """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of the training loop."""
+    batch_norm: bool = False
+    """Batch normalization before every activation; workers learn by the statistics of their common batch."""
 
     def build(self) -> "VariationalAutoencoder":
         """An untrained autoencoder of this size."""
@@ -51,7 +56,8 @@ class VariationalAutoencoder(nn.Module):
         super().__init__()
         self.config, self.latents = config, config.latents
         sizes = (config.channels, config.width, config.latents, config.padding, config.patch_px)
-        self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
+        self.encoder = Encoder(*sizes, batch_norm=config.batch_norm)
+        self.decoder = Decoder(*sizes, batch_norm=config.batch_norm)
         self.log_variance = nn.Linear(self.encoder.head.in_features, config.latents)
         initialize(self.log_variance)
 

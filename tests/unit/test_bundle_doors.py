@@ -126,7 +126,7 @@ def tensor_file(entries: dict[str, Any], size: int = 0) -> bytes:
 
 FIELDS = [
     ("schema", "2", "'schema' is a whole number, not '2'"),
-    ("schema", 0, "schemas are 1 to 3"),
+    ("schema", 0, "schemas are 1 to 4"),
     ("name", ["x"], "'name' of detector.json is a text, not \\['x'\\]"),
     ("score", {"a": 1}, "'score' of detector.json is a text"),
     ("score", "magic", "no score 'magic'"),
@@ -136,7 +136,11 @@ FIELDS = [
     ("preprocessing.surround_mm", 10**12, "surround_mm must be between"),
     ("preprocessing.colour", "blue", "there is no field 'colour', only spacing_mm"),
     ("preprocessing.kind", ["square"], "is a text, not \\['square'\\]"),
-    ("preprocessing", {"kind": "square", "side_px": 10**6}, "side_px must be between 64 and 8,192"),
+    ("preprocessing", {"kind": "square", "side_px": 10**6}, "side_px must be between 32 and 8,192"),
+    ("patch_px", "64", "'patch_px' of detector.json is a whole number, not '64'"),
+    ("patch_px", 128, "'patch_px' is 128, but the score is of patches of 64 px"),
+    ("model.config.patch_px", 100, "patch_px must be a multiple of 8 between 32 and 256, not 100"),
+    ("model.config.patch_px", 128, "model.safetensors: does not fit cae of detector.json: .* size mismatch"),
     ("aggregation.size_mm", -1, "'aggregation': size_mm must be between 0 and 100, not -1"),
     ("aggregation.kind", "median", "no aggregation 'median'"),
     ("model", {"name": "cae"}, "'model': it has name, config"),

@@ -63,8 +63,8 @@ def test_images_and_options_that_do_not_fit_are_refused():
         Preprocessing().prepare(Source(np.full((90, 90), 0.5, np.float32), 1.0))
     with pytest.raises(ImageError, match="dark all over"):
         Preprocessing().prepare(Source(np.zeros((90, 90, 3), np.float32), 1.0))
-    with pytest.raises(OptionError, match="at least 64, not 32"):
-        Preprocessing(side_px=32)
+    with pytest.raises(OptionError, match="at least 32, not 24"):
+        Preprocessing(side_px=24)
     with pytest.raises(OptionError, match="one centre, not 120 patches"):
         Sampling(where="centre")
 

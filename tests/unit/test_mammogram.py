@@ -60,7 +60,7 @@ def test_the_ring_around_a_patch_does_not_see_the_patch(breast):
 
 
 def test_an_image_smaller_than_a_patch_is_refused_with_its_sizes(breast):
-    with pytest.raises(ImageError, match=r"is 63x60 px at 0\.4 mm, smaller than a 64-px patch"):
+    with pytest.raises(ImageError, match=r"is 63x60 px at 0\.4 mm, smaller than 64x64 px"):
         Preprocessing().prepare(Source(breast[:63, :60], 0.4, ""))
 
 

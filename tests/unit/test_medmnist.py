@@ -92,7 +92,7 @@ def test_a_small_image_becomes_a_patch():
     np.testing.assert_allclose(prepared.pixels.mean(), ramp.mean(), atol=0.01)
     with pytest.raises(ImageError, match="in colour expected"):
         Preprocessing(colour=True).prepare(Source(ramp, 1.0))
-    with pytest.raises(OptionError, match="at least 64"):
+    with pytest.raises(OptionError, match="at least 32"):
         Preprocessing(side_px=28)
 
 
