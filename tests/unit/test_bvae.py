@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal, kl_divergence
+from workers import in_threads
 
 from rayad.errors import TrainingError
-from rayad.fit import Schedule, batches, fit
-from rayad.models._blocks import BOUND, count_active, moments
-from rayad.models.bvae import Config
+from rayad.fit import ALONE, Schedule, batches, fit
+from rayad.models._blocks import BOUND, BatchNorm, count_active, moments
+from rayad.models.bvae import Config, VariationalAutoencoder
 
 SMALL = Config(width=4, latents=6)
+NORMALIZED = replace(SMALL, batch_norm=True, padding="same")
 
 
 @pytest.fixture
@@ -92,3 +95,68 @@ def test_training_reports_the_active_latents(x):
 def test_a_collapsed_posterior_ends_training(x):
     with pytest.raises(TrainingError, match=r"posterior collapse: none of 6 latents .*beta \(now 10000000"):
         train(replace(SMALL, beta=1e7, learning_rate=1e-2), x, 40)
+
+
+def learned(x: torch.Tensor, world: int, schedule: Schedule) -> list[VariationalAutoencoder]:
+    """The models of all workers."""
+    torch.manual_seed(0)
+    models = [NORMALIZED.build() for _ in range(world)]
+
+    def work(sync) -> None:
+        shares = {"sync": sync}
+        fit(
+            models[sync.rank],
+            lambda epoch: batches(x, schedule, epoch, **shares),
+            lambda: batches(x, schedule, **shares),
+            schedule,
+            sync=sync,
+        )
+
+    in_threads(world, work) if world > 1 else work(ALONE)
+    return models
+
+
+@pytest.mark.parametrize(("world", "batch"), [(2, 7), (3, 7), (5, 3)])
+def test_workers_normalize_by_their_common_batch(world, batch):
+    """Alone, torch's own layer does it; of batches of 3, two of 5 workers have nothing."""
+    x = torch.rand(16, 1, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    schedule = Schedule(epochs=2, batch=batch, precision="float64")
+    (one,), many = learned(x, 1, schedule), learned(x, world, schedule)
+    for model in many:
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-9, atol=1e-11, msg=name)
+        assert all(layer.sync == ALONE for layer in model.modules() if isinstance(layer, BatchNorm))
+
+
+def test_workers_with_unequal_shares_cut_them_into_equally_many_parts():
+    x = torch.rand(16, 1, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    schedule = Schedule(epochs=1, batch=7, precision="float64", accumulate=3)  # shares of 2, 2 and 3
+    first, *others = learned(x, 3, schedule)
+    for model in others:
+        for name, value in first.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_normalized_layer_has_mean_0_and_deviation_1(x):
+    torch.manual_seed(0)
+    seen = []
+    model = NORMALIZED.build().train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.append(output.detach().clone()))
+    model.reconstruct(x)
+    assert len(seen) == 6
+    for maps in seen:
+        torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(maps.shape[1]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(maps.std((0, 2, 3)), torch.ones(maps.shape[1]), rtol=0.02, atol=0)
+
+
+def test_a_normalized_model_repeats_what_it_learned_by_heart(x):
+    y, columns = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    spots = torch.stack([(-4 * ((y - a) ** 2 + (columns - b) ** 2)).exp() for a, b in [(0, 0), (0.5, -0.5), (-0.5, 0)]])
+    few = 0.2 + 0.6 * spots.repeat(4, 1, 1)[:, None]
+    torch.manual_seed(0)
+    model = replace(NORMALIZED, width=8, beta=1e-3, learning_rate=3e-3).build()
+    schedule = Schedule(epochs=120, batch=12, patience=120)
+    fit(model, lambda epoch: batches(few, schedule, epoch), lambda: batches(few, schedule), schedule)
+    assert model.scores(few)["reconstruction"].max() < 0.02 * few.var()

@@ -17,24 +17,32 @@ from rayad.scoring.scores import Conditional
 from rayad.tensors import Patches
 
 MODELS = catalog.names("models")
+CASES = {name: (name, {}) for name in MODELS} | {"bvae with batch_norm": ("bvae", {"batch_norm": True})}
+"""What is tested: every model as it is, and with options that change what it is made of."""
 SLOW = {"fanogan", "mddpm"}
 """Models whose training in the battery is left to the long tests; their own tests show that they learn."""
 
 
-@pytest.fixture(params=MODELS)
-def module(request) -> ModuleType:
-    return catalog.find("models", request.param)
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in MODELS])
-def learner(request) -> nn.Module:
-    torch.manual_seed(0)
-    return narrow(catalog.find("models", request.param)).build().eval()
+@pytest.fixture(params=CASES)
+def case(request) -> str:
+    return request.param
 
 
 @pytest.fixture
-def config(module) -> Any:
-    return narrow(module)
+def module(case) -> ModuleType:
+    return catalog.find("models", CASES[case][0])
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in CASES])
+def learner(request) -> nn.Module:
+    name, options = CASES[request.param]
+    torch.manual_seed(0)
+    return replace(narrow(catalog.find("models", name)), **options).build().eval()
+
+
+@pytest.fixture
+def config(case, module) -> Any:
+    return replace(narrow(module), **CASES[case][1])
 
 
 def narrow(module: ModuleType) -> Any:

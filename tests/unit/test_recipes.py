@@ -39,6 +39,17 @@ def test_changes_reach_every_picture_and_every_epoch(monkeypatch):
     assert {detector.provenance["settings"].count("epochs=2") for detector in seen} == {1}
 
 
+def test_the_side_of_patches_and_the_distance_of_places_reach_every_detector():
+    changes = Changes(picture=("side_px=128",), patch_px=128, step_mm=128.0)
+    whole = replace(request(recipes.find("isic")), changes=changes)
+    assert {detector.patch_px for detector in rehearse(whole)} == {128}
+    assert whole.step_mm == 128.0
+    with pytest.raises(OptionError, match="must be at least that of their patches, 128, not 64"):
+        rehearse(replace(whole, changes=Changes(patch_px=128)))
+    with pytest.raises(OptionError, match="must divide 40 px, not 32"):
+        rehearse(replace(whole, changes=Changes(patch_px=40)))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
