@@ -6,7 +6,8 @@ would mean a decoder variance above the largest principal variance of mammogram 
 would collapse.
 
 With `batch_norm` it is the convolutional variational autoencoder that Mukesh et al., "Anomaly Detection in Medical
-Images with VAEs" (2024) train on whole dermoscopic images, each drawn into one patch, and judge by reconstruction.
+Images with VAEs" (2024) train on whole dermoscopic images, each drawn into one patch, and judge by reconstruction; its
+sizes are those of the other models here.
 """
 
 from dataclasses import dataclass
