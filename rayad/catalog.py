@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from types import ModuleType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from rayad import options
 from rayad.errors import OptionError
@@ -58,13 +58,21 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
     Raises:
         OptionError: unknown plug-in or field, a value that is not of the field's type, or one the plug-in refuses.
     """
-    kind = getattr(find(folder, name), PLUGGED_IN[folder])
-    types = get_type_hints(kind)
+    return of_settings(getattr(find(folder, name), PLUGGED_IN[folder]), name, settings, **instead)
+
+
+def of_settings(kind: type[T], name: str, settings: Settings = (), **instead: Any) -> T:
+    """A dataclass with these settings; see `configure`, which says the same of a plug-in.
+
+    Args:
+        name: what it is called, for messages.
+    """
+    types, names = get_type_hints(kind), [field.name for field in fields(cast(Any, kind))]
     pairs = settings.items() if isinstance(settings, Mapping) else [pair(text) for text in settings]
     values = dict(instead)
     for field, value in pairs:
-        if field not in {f.name for f in fields(kind)}:
-            raise OptionError(f"{name} has no {field!r}; it has {', '.join(f.name for f in fields(kind))}")
+        if field not in names:
+            raise OptionError(f"{name} has no {field!r}; it has {', '.join(names)}")
         values[field] = parsed(name, field, types[field], value) if isinstance(value, str) else value
     config = kind(**values)
     options.check(config, lambda field: f"{name}: {field}")

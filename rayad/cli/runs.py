@@ -47,6 +47,8 @@ class RunRecipe(Changes, ReadsImages):
     """Fields of the data set, such as healthy=true, beside the recipe's."""
     spacing_mm: SpacingOrNone = 0.0
     """mm a pixel of images that do not state it: the data set's setting of this name."""
+    shares: Settings = ()
+    """Shares of the patients in each split, such as train=0.9 validation=0.1, beside the recipe's (docs/data.md)."""
     test_source: str = ""
     """Folder or URL of other images to judge, all that have a label; empty: the test split of the data set."""
     test_dataset: str = ""
@@ -66,7 +68,8 @@ class RunRecipe(Changes, ReadsImages):
         recipe = recipes.find(self.recipe)
         recipe_settings = recipe.settings if self.dataset in ("", recipe.dataset) else ()
         settings = all_settings((*recipe_settings, *self.settings), self.spacing_mm)
-        data = Data(self.dataset or recipe.dataset, place(self.source), settings)
+        shares = (*recipe.shares, *self.shares)
+        data = Data(self.dataset or recipe.dataset, place(self.source), settings, shares)
         if (self.test_dataset or self.test_settings) and not self.test_source:
             raise OptionError("other images to judge need --test-source, where they lie")
         test_data = Data(self.test_dataset or data.dataset, place(self.test_source), self.test_settings)

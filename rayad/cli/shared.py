@@ -7,6 +7,7 @@ import tyro
 
 from rayad import bounds, catalog, storage
 from rayad.bounds import Bounds
+from rayad.datasets import splits
 from rayad.datasets.exam import Images, name_of, origin_of
 from rayad.options import GPUs, Millimetres, Settings, SpacingOrNone
 
@@ -51,10 +52,12 @@ class OfDataset(ReadsImages):
     """Fields of the data set, such as healthy=true."""
     spacing_mm: SpacingOrNone = 0.0
     """mm a pixel of images that do not state it: the data set's setting of this name."""
+    shares: Settings = ()
+    """Division of the patients in each split, such as train=0.9 validation=0.1 calibration=0 (docs/data.md)."""
 
     def opened(self) -> Images:
         """The data set."""
-        return open_dataset(self.dataset, self.source, self.settings, self.spacing_mm)
+        return open_dataset(self.dataset, self.source, self.settings, self.spacing_mm, self.shares)
 
     def named(self, dataset: Images) -> tuple[str, str]:
         """Name and source of the data set, as results say them: of a list, those of what was listed."""
@@ -70,10 +73,12 @@ class WithStep:
     """Distance of the scored places, mm."""
 
 
-def open_dataset(name: str, source: str, settings: tuple[str, ...], spacing_mm: float) -> Images:
+def open_dataset(
+    name: str, source: str, settings: tuple[str, ...], spacing_mm: float, shares: tuple[str, ...] = ()
+) -> Images:
     """The data set of this name at this source, with NAME=VALUE settings, the spacing among them."""
     fields = [f"source={place(source)}", *all_settings(settings, spacing_mm)]
-    return catalog.configure("datasets", name, fields)
+    return splits.divided(catalog.configure("datasets", name, fields), splits.division(shares))
 
 
 def all_settings(settings: tuple[str, ...], spacing_mm: float) -> tuple[str, ...]:

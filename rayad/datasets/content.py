@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rayad import storage
 from rayad.datasets.exam import Exam, Images, origin_of
@@ -30,7 +29,7 @@ def contents(dataset: Images, exams: Sequence[Exam]) -> dict[str, str]:
     versions = storage.versions({url for exam in exams for url in _files(exam)})
     return {
         exam.exam_id: fingerprint(
-            [type(dataset).__module__, settings, asdict(exam), [versions[url] for url in _files(exam)]]
+            [type(dataset).__module__, settings, exam.described(), [versions[url] for url in _files(exam)]]
         )
         for exam in exams
     }

@@ -7,7 +7,7 @@ A data set is a module of this folder that has a frozen dataclass ``Dataset`` wi
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,6 +68,14 @@ class Exam:
     """Doubts that its header raises."""
     wall: str = ""
     """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
+    part: str = field(default="", repr=False)
+    """Part into which the data set's makers put it: train, validation, calibration or test; empty: into none."""
+    split: str = field(default="", repr=False, compare=False)
+    """Split that a list of images gives it; empty: `splits.assign` does."""
+
+    def described(self) -> dict[str, Any]:
+        """All that its image and its truth are made of, for JSON: no part or split, which change neither."""
+        return {name: value for name, value in asdict(self).items() if name not in ("part", "split")}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rayad import bounded, catalog, storage
 from rayad.arrays import Image, Mask
 from rayad.datasets.exam import Exam, Excluded, Images, Lesion, listed, name_of, origin_of
-from rayad.datasets.splits import assign
+from rayad.datasets.splits import Division, assign, division_of
 from rayad.errors import FormatError
 from rayad.imaging.plausibility import Doubt
 
@@ -49,11 +49,12 @@ COLUMNS = pa.schema(
         ("scanner", pa.string()),
         ("doubts", pa.list_(pa.struct([("kind", pa.string()), ("sentence", pa.string())]))),
         ("wall", pa.string()),
+        ("part", pa.string()),
         ("split", pa.string()),
         ("excluded", pa.string()),
     ]
 )
-"""Fields of `Exam`, its split, and why a file was left out: such a row has a URL and the reason alone."""
+"""Fields of `Exam`, and why a file was left out: such a row has a URL and the reason alone."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,17 @@ class Dataset:
             raise FormatError(f"{self._url}: the images were listed by a class that is none of rayad's data sets")
         return catalog.configure("datasets", description["dataset"], tuple(description["settings"]))
 
+    @cached_property
+    def division(self) -> Division:
+        """How the patients were divided."""
+        return catalog.restored(Division, _read(self._url)[1].get("shares", {}))
+
     def exams(self) -> list[Exam]:
         return self.listed()[0]
 
     def listed(self) -> tuple[list[Exam], list[Excluded]]:
-        """The exams, sorted, and the files that are left out."""
-        rows = _read(self._url)[0].drop_columns("split").to_pylist()
+        """The exams, sorted, with the splits of the list, and the files that are left out."""
+        rows = _read(self._url)[0].to_pylist()
         exams = [_exam(row) for row in rows if not row["excluded"]]
         return exams, [Excluded(row["url"], row["excluded"]) for row in rows if row["excluded"]]
 
@@ -98,6 +104,7 @@ def write(
     origin = origin_of(dataset)
     name = name_of(origin)
     description = {"schema": SCHEMA, "dataset": name, "settings": catalog.settings_of(origin) if name else ()}
+    description |= {"shares": asdict(division_of(dataset))}
     rows = [asdict(exam) | {"split": splits[exam.exam_id], "excluded": ""} for exam in exams]
     rows += [{"url": exclusion.url, "excluded": exclusion.reason} for exclusion in left_out]
     buffer = io.BytesIO()

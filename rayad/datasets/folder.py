@@ -129,6 +129,7 @@ class Dataset:
             density=facts.density,
             spacing_mm=self._spacing_mm if facts.spacing_mm is None else facts.spacing_mm,
             lesions=facts.lesions,
+            part=facts.part,
         )
 
 
@@ -165,6 +166,7 @@ def _facts(exam: Exam) -> Row:
         "laterality": exam.laterality,
         "density": exam.density,
         "spacing_mm": repr(exam.spacing_mm),
+        "split": exam.part,
     }
 
 

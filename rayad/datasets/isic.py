@@ -1,20 +1,22 @@
 """Dermoscopic images of the ISIC archive: benign skin is what one learns from.
 
-Two layouts. Folders ``benign`` and ``malignant`` with the images in them, as the data set UDA-1 is served. Or a table
-``labels.csv`` with the columns ``isic_id``, ``dx`` and maybe ``lesion_id``, and the images in ``images``, as HAM10000
-is: of its diagnoses mel, bcc and akiec are malignant here, though akiec holds precancerous lesions (Tschandl, Rosendahl
-and Kittler, "The HAM10000 dataset", Scientific Data 2018); nv, bkl, df and vasc are benign. Images of one lesion are of
-one patient. There is no spacing: a pixel counts as a mm.
+Two layouts. Folders ``benign`` and ``malignant`` (in any case of letters) with the images in them, as the data set
+UDA-1 is served, or below ``train`` and ``test``, as the 13,900 images are of Mukesh et al. 2024: then those below
+``test`` are the test images. Or a table ``labels.csv`` with the columns ``isic_id``, ``dx`` and maybe ``lesion_id``,
+and the images in ``images``, as HAM10000 is: of its diagnoses mel, bcc and akiec are malignant here, though akiec holds
+precancerous lesions (Tschandl, Rosendahl and Kittler, "The HAM10000 dataset", Scientific Data 2018); nv, bkl, df and
+vasc are benign. Images of one lesion are of one patient. There is no spacing: a pixel counts as a mm.
 """
 
 import csv
 import io
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayad import storage
 from rayad.arrays import Image, Mask
 from rayad.datasets.exam import Exam, Lesion, in_order, read_colour, read_mask, shortened
+from rayad.datasets.labels import PART
 from rayad.errors import DatasetError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -30,7 +32,7 @@ class Dataset:
     """A folder of dermoscopic images with their diagnoses."""
 
     source: str = ""
-    """Folder or URL that holds the folders benign and malignant, or labels.csv."""
+    """Folder or URL that holds the folders benign and malignant, as they are or below train and test; or labels.csv."""
 
     def exams(self) -> list[Exam]:
         """An exam an image; malignant ones hold a lesion without a place.
@@ -51,14 +53,19 @@ class Dataset:
         return read_mask(exam, lesion, (height, width))
 
     def _of_folders(self) -> list[Exam]:
-        exams = []
-        for folder, malignant in FOLDERS.items():
-            folder_url = storage.join(self.source, folder)
-            files = storage.listing(folder_url, SUFFIXES) if storage.exists(folder_url) else []
-            if not files:
+        exams, folder = [], storage.join(self.source, "")
+        for url in storage.listing(self.source, SUFFIXES):
+            path = url.removeprefix(folder)
+            folders = path.lower().split("/")[:-1]
+            diagnosis = next((name for name in folders if name in FOLDERS), "")
+            part = next((PART[name] for name in folders if PART.get(name)), "")
+            if diagnosis:
+                name = posixpath.splitext(path)[0] if part else _name(url)
+                exams.append(replace(_exam(url, name, "", FOLDERS[diagnosis]), exam_id=name, part=part))
+        for name, malignant in FOLDERS.items():
+            if malignant not in {exam.anomalous for exam in exams}:
                 layouts = "labels.csv, or images in benign and malignant"
-                raise DatasetError(f"{self.source}: wanted {layouts}; {folder} has none")
-            exams += [_exam(file, _name(file), "", malignant) for file in files]
+                raise DatasetError(f"{self.source}: wanted {layouts}; {name} has none")
         return exams
 
     def _of_table(self, labels: str) -> list[Exam]:

@@ -1,11 +1,11 @@
 """labels.csv: a table of what is in a folder's images, a row an image or a row a lesion.
 
 It has at least the column ``image``, the file's path below the folder. The other columns may be missing or empty:
-``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``, ``spacing_mm``, and of a
-lesion ``kind``, ``finding``, ``malignant`` (yes or no), and where it is: ``mask`` (path of an image of two values, the
-higher is the lesion), ``polygon`` (column and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``),
-``left``, ``top``, ``right`` and ``bottom`` of a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes
-the column ``patient``.
+``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``, ``spacing_mm``, ``split``
+(train, validation, calibration or test: rayad/datasets/splits.py), and of a lesion ``kind``, ``finding``, ``malignant``
+(yes or no), and where it is: ``mask`` (path of an image of two values, the higher is the lesion), ``polygon`` (column
+and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``), ``left``, ``top``, ``right`` and ``bottom`` of
+a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes the column ``patient``.
 
 Tables come from many programs: columns are separated by commas, semicolons or tabs, the text is UTF-8, UTF-16 or
 Windows-1252, numbers may have a decimal comma, names of columns and files any case; words for labels, views and sides
@@ -28,7 +28,7 @@ from rayad.imaging import views
 from rayad.terminal import warn_once
 
 LABELS = "labels.csv"
-OF_IMAGE = ("patient", "label", "view", "laterality", "density", "spacing_mm")
+OF_IMAGE = ("patient", "label", "view", "laterality", "density", "spacing_mm", "split")
 CIRCLE, BOX = ("row", "col", "radius"), ("left", "top", "right", "bottom")
 OF_LESION = ("kind", "finding", "malignant", *CIRCLE, *BOX, "polygon", "mask")
 COLUMNS = ("image", *OF_IMAGE, *OF_LESION)
@@ -42,6 +42,14 @@ MALIGNANT = {
     **dict.fromkeys(("no", "benign", "0", "false"), False),
     **dict.fromkeys(("yes", "malignant", "1", "true"), True),
 }
+PART = {
+    "": "",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
+    "calibration": "calibration",
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Words for the parts of a data set, in tables and as names of folders."""
 ALIKE = 0.75
 """How alike the name of a column must be to a known one to be taken for a slip of the pen."""
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
@@ -65,6 +73,7 @@ class Facts:
     laterality: str
     density: str
     spacing_mm: float | None
+    part: str
     lesions: tuple[Lesion, ...]
 
 
@@ -127,6 +136,7 @@ def facts(path: str, rows: Sequence[Row], files: Mapping[str, str]) -> Facts:
         laterality=side,
         density=columns["density"],
         spacing_mm=_positive(path, "spacing_mm", spacing, zero=True) if spacing else None,
+        part=_meaning(path, "split", columns["split"], PART),
         lesions=lesions,
     )
 

@@ -5,16 +5,16 @@
     ground_truth/KIND/NAME_mask                    where it is (MVTec AD)
     test/KIND/img/NAME, test/KIND/label/NAME       image and mask (BMAD); so too below train and valid
 
-All may lie below further folders, one a category. rayad's splits are its own, by patient.
+All may lie below further folders, one a category. Images below test are test images, those below train and valid are
+learned from (rayad/datasets/splits.py).
 """
 
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rayad.datasets.labels import COLUMNS, Row
+from rayad.datasets.labels import COLUMNS, PART, Row
 
-SPLITS = {"train": "train", "test": "test", "valid": "valid", "val": "valid", "validation": "valid"}
 HEALTHY = "good"
 TRUTH = "ground_truth"
 IMAGES, MASKS = ("img", "image", "images"), ("label", "labels", "mask", "masks")
@@ -52,7 +52,7 @@ def read(paths: Iterable[str]) -> tuple[dict[str, list[Row]], set[str]]:
 
 
 def _row(path: str, place: _Place, masks: Mapping[tuple[str, ...], str]) -> Row:
-    row = dict.fromkeys(COLUMNS, "") | {"image": path}
+    row = dict.fromkeys(COLUMNS, "") | {"image": path, "split": place.split}
     if place.kind == HEALTHY:
         return row | {"label": "normal"}
     return row | {"label": "anomalous", "kind": place.kind, "mask": masks.get(place.image, "")}
@@ -71,7 +71,7 @@ def _place(path: str) -> _Place | None:
     *folders, name = path.split("/")
     lower_folders = [folder.lower() for folder in folders]
     split_index = next(
-        (i for i, word in enumerate(lower_folders) if word in SPLITS or word == TRUTH), len(lower_folders)
+        (i for i, word in enumerate(lower_folders) if PART.get(word) or word == TRUTH), len(lower_folders)
     )
     if split_index + 1 >= len(lower_folders):
         return None
@@ -82,5 +82,5 @@ def _place(path: str) -> _Place | None:
     if is_truth:
         stem = stem.removesuffix("_mask").removesuffix("_gt")
     stem_folders = subfolders[1:] if subfolders and subfolders[0] in (*IMAGES, *MASKS) else subfolders
-    split = "test" if is_truth else SPLITS[lower_folders[split_index]]
+    split = "test" if is_truth else PART[lower_folders[split_index]]
     return _Place("/".join(folders[:split_index]), split, kind, "/".join([*stem_folders, stem]), is_mask)

@@ -64,7 +64,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
     address = given(address)
     os.environ.setdefault(*SILENT)
     with nullcontext() if address else private_folder() as folder:
-        with same_signal(signal.SIGTERM):
+        with same_signal(signal.SIGTERM), _muted():
             if address:
                 _connect(address)
             else:
@@ -214,6 +214,24 @@ def _start_once(folder: str, cpus: int) -> None:
         )
     finally:
         del os.environ[storage.EXPECTED]
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Nothing on stderr: Ray says there, whatever it is told, which level its logs have."""
+    try:
+        before = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nothing)
 
 
 @contextmanager

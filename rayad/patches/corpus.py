@@ -177,7 +177,8 @@ def write_shard(
     """
     data_url = storage.join(url, plan.name + SHARD)
     record_url, index_url = (storage.join(url, "parts", f"{plan.name}.{ending}") for ending in ("json", "parquet"))
-    request = fingerprint([SCHEMA, asdict(plan), ingest.described()])
+    made_of = asdict(plan) | {"exams": [exam.described() for exam in plan.exams]}
+    request = fingerprint([SCHEMA, made_of, ingest.described()])
     if all(storage.exists(file) for file in (record_url, index_url, data_url)):
         record = storage.read_json(record_url)
         if record["request"] == request and not any(map(is_tried_again, record["failures"])):

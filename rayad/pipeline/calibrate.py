@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Images
 from rayad.fingerprint import fingerprint
-from rayad.pipeline.detectors import identity, require_names
+from rayad.pipeline.detectors import identity, require_names, require_shares
 from rayad.pipeline.score import exams_of, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import calibrate
@@ -30,6 +30,7 @@ def calibrate_detectors(
         split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
     require_names(detectors)
+    require_shares(detectors, dataset)
     for detector in detectors:
         for member in detector.members:
             member.step(step_mm)

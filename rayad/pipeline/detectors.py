@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from rayad import provenance, storage
+from rayad import catalog, provenance, storage
+from rayad.datasets.exam import Images, name_of
+from rayad.datasets.exam import origin_of as images_of
+from rayad.datasets.splits import USUAL, Division, division_of
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, from_description
@@ -86,6 +89,7 @@ def origin_of(corpus: Corpus, request: str, settings: Any) -> dict[str, Any]:
         "made_of": request,
         "corpus": corpus.manifest["content"],
         "dataset": corpus.manifest["dataset"],
+        "shares": corpus.manifest.get("shares", asdict(USUAL)),
         "settings": repr(settings),
         "seed": getattr(settings, "seed", 0),
         "machine": provenance.machine(),
@@ -100,6 +104,20 @@ def minutes_since(began: float) -> float:
 
 def preprocessing_of(corpus: Corpus) -> Preprocessing:
     return from_description(corpus.manifest["parameters"]["preprocessing"])
+
+
+def require_shares(detectors: Sequence[Detector], dataset: Images) -> None:
+    """OptionError where one learned from this data set divided otherwise: it may have learned from these patients."""
+    for detector in detectors:
+        stated = detector.provenance.get("shares")
+        learned_with = catalog.restored(Division, stated if isinstance(stated, dict) else {})
+        is_own = detector.provenance.get("dataset") == name_of(images_of(dataset))
+        if is_own and learned_with not in (USUAL, division_of(dataset)):
+            shares = " ".join(catalog.settings_of(learned_with))
+            raise OptionError(
+                f"detector {detector.name!r} learned from the data set divided by --shares {shares}; give the same, or "
+                "--dataset exams with the list in its corpus"
+            )
 
 
 def require_names(detectors: Sequence[Detector]) -> None:

@@ -19,8 +19,8 @@ from rayad.fingerprint import fingerprint
 from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
 from rayad.pipeline import pictures
-from rayad.pipeline.detectors import require_names
-from rayad.pipeline.score import ScoredImage, exams_of, identity, score
+from rayad.pipeline.detectors import require_names, require_shares
+from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
@@ -78,6 +78,8 @@ def evaluate(
         DatasetError: more images failed than allowed, or the split is empty.
     """
     require_names(detectors)
+    if options.split != EVERY:
+        require_shares(detectors, dataset)
     calibrations = {d.name: calibration_of(d) for d in detectors}
     for detector in detectors:
         detector.step(options.step_mm)

@@ -10,7 +10,7 @@ from rayad import provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, listed
 from rayad.datasets.exams import write as write_list
-from rayad.datasets.splits import assign
+from rayad.datasets.splits import assign, division_of
 from rayad.errors import ImageError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import (
@@ -76,7 +76,8 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description:
 
 def write_corpus(pool: Pool, name: str, source: str, dataset: Images, settings: Ingest, url: str) -> Corpus:
     """Images to patches."""
-    ingest(pool, dataset, url, settings, {"dataset": name, "source": source, "versions": provenance.versions()})
+    description = {"dataset": name, "source": source, "shares": asdict(division_of(dataset))}
+    ingest(pool, dataset, url, settings, description | {"versions": provenance.versions()})
     return Corpus.open(url)
 
 

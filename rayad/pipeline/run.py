@@ -10,6 +10,7 @@ import numpy as np
 from rayad import catalog, storage
 from rayad.datasets.exam import Images, listed
 from rayad.datasets.exams import listed_once
+from rayad.datasets.splits import divided, division
 from rayad.errors import OptionError
 from rayad.imaging.context import CONTEXT
 from rayad.options import Amount, MillimetresOrNone, PatchSideOrNone, Settings
@@ -50,10 +51,13 @@ class Data:
     """Folder or URL of the images."""
     settings: Settings = ()
     """Fields of the data set that are not the defaults."""
+    shares: Settings = ()
+    """Division of the patients in each split that are not the usual ones."""
 
     def opened(self) -> Images:
         """Its images; OptionError where a setting is none of the data set's."""
-        return catalog.configure("datasets", self.dataset, [f"source={self.source}", *self.settings])
+        images = catalog.configure("datasets", self.dataset, [f"source={self.source}", *self.settings])
+        return divided(images, division(self.shares))
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,8 @@ class Recipe:
     """Data set whose healthy patients are learned from, and whose images are judged where no others are given."""
     settings: Settings = ()
     """Fields of the data set."""
+    shares: Settings = ()
+    """Division of the patients in each split that are not the usual ones."""
     kinds: tuple[str, ...] = ()
     """Kinds of lesion, a row of the table each; none: those of the test images."""
     step_mm: float = 3.2

@@ -1,11 +1,12 @@
 """Scores are kept and reported by a detector's name, so two of one name are refused before anything is scored."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from rayad import cli
 from rayad.datasets import phantom
+from rayad.datasets.splits import Division, divided
 from rayad.errors import OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.calibrate import calibrate_detectors
@@ -36,6 +37,25 @@ def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
     with pytest.raises(OptionError, match="two detectors are called 'same'"):
         stage([ONE, OTHER], str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda one, images, out: calibrate_detectors(Here(), [one], images, 3.2, out),
+        lambda one, images, out: evaluate(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
+        lambda one, images, out: streamed(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
+    ],
+    ids=["calibrate", "evaluate", "streamed"],
+)
+def test_patients_that_may_have_been_learned_from_are_refused(stage, tmp_path):
+    shares = Division(train=0.7)
+    one = replace(ONE, provenance=ONE.provenance | {"dataset": "phantom", "shares": asdict(shares)})
+    with pytest.raises(OptionError, match=r"divided by --shares train=0.7 validation=0.1 calibration=0.15"):
+        stage(one, PHANTOM, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OptionError, match=r"not calibrated"):  # the same shares are not refused
+        evaluate(Here(), [one], divided(PHANTOM, shares), Evaluation("phantom", "", "test", 3.2), str(tmp_path))
 
 
 @pytest.mark.parametrize("command", [["calibrate", "--scores"], ["evaluate", "--out"]])

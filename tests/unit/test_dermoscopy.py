@@ -75,6 +75,18 @@ def write(url: str, value: int = 120) -> None:
     storage.write_bytes(url, buffer.getvalue())
 
 
+def test_folders_of_benign_and_malignant_images_below_train_and_test(tmp_path):
+    names = ("train/Benign/a_1", "train/Benign/a_2", "train/Malignant/a_1", "test/Benign/a_3", "test/Malignant/a_2")
+    for path in names:
+        write(f"{tmp_path}/{path}.png")
+    exams = isic.Dataset(str(tmp_path)).exams()
+    assert [exam.exam_id for exam in exams] == sorted(names)
+    assert [exam.anomalous for exam in exams] == ["Malignant" in name for name in sorted(names)]
+    splits = assign(exams)
+    assert {name for name, split in splits.items() if split == "test"} == {"test/Benign/a_3", "test/Malignant/a_2"}
+    assert splits["train/Malignant/a_1"] == "development"
+
+
 def test_folders_of_benign_and_malignant_images(tmp_path):
     for path in ("benign/ISIC_0000477.png", "benign/ISIC_0000512.png", "malignant/ISIC_0000280.png"):
         write(f"{tmp_path}/{path}")

@@ -2,9 +2,16 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 
+import pytest
+
+from rayad import storage
+from rayad.datasets import exams as lists
+from rayad.datasets import folder, phantom
 from rayad.datasets.exam import Exam
-from rayad.datasets.splits import assign
+from rayad.datasets.splits import Division, assign, divided, division, division_of
+from rayad.errors import OptionError
 
 
 def exam(patient: str, name: str, anomalous: bool | None) -> Exam:
@@ -67,3 +74,82 @@ def test_an_unlabelled_image_of_a_diseased_patient_stays_unlabelled_alone():
 
 def test_no_exams_no_splits():
     assert assign([]) == {}
+
+
+def of_part(exams: list[Exam], part: str) -> list[Exam]:
+    return [replace(exam, part=part) for exam in exams]
+
+
+def test_shares_are_those_that_are_given():
+    given = division(("train=0.9", "validation=0.1", "calibration=0"))
+    assert given == Division(0.9, 0.1, 0.0)
+    counts = Counter(assign(both_breasts(4000), given).values())
+    assert counts.keys() == {"train", "validation"}
+    assert abs(counts["train"] / 8000 - 0.9) < 0.02
+    assert set(assign(both_breasts(50, anomalous=True), Division(development=0.0)).values()) == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("train=0.9", "validation=0.2"), "at most 1 together, not 1.25"),
+        (("train=0",), "train is above 0"),
+        (("train=2",), "at most 1 together"),
+        (("test=0.2",), "shares has no 'test'; it has train, validation, calibration, development"),
+        (("train",), "NAME=VALUE"),
+        (("development=-1",), "shares: development must be"),
+    ],
+)
+def test_shares_that_cannot_be_are_one_sentence(settings, reason):
+    with pytest.raises(OptionError, match=reason):
+        division(settings)
+
+
+def test_parts_of_the_data_set_are_kept():
+    healthy = of_part(both_breasts(900), "train") + of_part(both_breasts(100, prefix="t"), "test")
+    ill = of_part(both_breasts(50, True, "i"), "train") + of_part(both_breasts(50, True, "j"), "test")
+    splits = assign(healthy + ill)
+    assert {name for name, split in splits.items() if split == "test"} == {
+        exam.exam_id for exam in healthy + ill if exam.part == "test"
+    }
+    assert {splits[exam.exam_id] for exam in ill} == {"development", "test"}
+    counts = Counter(splits[exam.exam_id] for exam in healthy if exam.part == "train")
+    for split, share in {"train": 60 / 85, "validation": 10 / 85, "calibration": 15 / 85}.items():
+        assert abs(counts[split] / 1800 - share) < 0.05
+
+
+def test_a_part_for_validation_is_not_made_of_other_images():
+    exams = of_part(both_breasts(400), "train") + of_part(both_breasts(40, prefix="v"), "validation")
+    splits = assign(exams)
+    assert {name[0] for name, split in splits.items() if split == "validation"} == {"v"}
+    assert {split for name, split in splits.items() if name[0] == "p"} == {"train", "calibration"}
+
+
+def test_nobody_is_in_two_parts():
+    exams = of_part([exam("a", "L", False)], "train") + of_part([exam("a", "R", False)], "test")
+    exams += of_part([exam("b", "L", True)], "train") + of_part([exam("b", "R", True)], "test")
+    assert assign(exams) == {"a/L": "unused", "a/R": "test", "b/L": "unused", "b/R": "test"}
+    learning = of_part([exam("c", "L", False)], "train") + of_part([exam("c", "R", False)], "calibration")
+    assert set(assign(learning).values()) == {"calibration"}
+
+
+def test_a_list_keeps_the_splits_that_it_was_made_with(tmp_path):
+    whole = divided(phantom.Dataset(patients=40), Division(0.9, 0.1, 0.0))
+    listed = lists.listed_once(whole, str(tmp_path))
+    splits = assign(listed.exams())
+    assert splits == assign(phantom.Dataset(patients=40).exams(), Division(0.9, 0.1, 0.0))
+    assert "calibration" not in splits.values()
+    assert division_of(listed) == division_of(whole) == Division(0.9, 0.1, 0.0)
+    with pytest.raises(OptionError, match="a list of images has their splits"):
+        divided(listed, Division(0.5))
+
+
+def test_a_column_says_the_part(tmp_path):
+    dataset = phantom.Dataset(patients=4, height=64, width=64)
+    exams = [replace(exam, part="test" if n % 2 else "train") for n, exam in enumerate(dataset.exams())]
+    folder.export(dataset, exams, str(tmp_path))
+    assert [exam.part for exam in folder.Dataset(str(tmp_path)).exams()] == [exam.part for exam in exams]
+    table = storage.read_bytes(f"{tmp_path}/labels.csv").decode()
+    storage.write_bytes(f"{tmp_path}/labels.csv", table.replace(",train", ",fold3").encode())
+    with pytest.raises(folder.DatasetError, match="split 'fold3' is not train, validation, calibration, test"):
+        folder.Dataset(str(tmp_path)).exams()
