@@ -214,7 +214,7 @@ def search(seeds: list[Rows], options: Options) -> tuple[Setting, list[dict[str,
 def densities(setting: Setting, rows: int, options: Options) -> dict[str, Callable[[Rows, int], tuple[float, float]]]:
     """Name -> what measures it: validation and test bits."""
     default = Setting(spn.Config(), em.EM(epochs=options.epochs))
-    paper = Setting(spn.Config(), em.paper(rows))
+    paper = Setting(spn.Config(), em.PAPER)
     settings = {
         "rayad, defaults": default,
         "rayad, principal axes": default.change("axes", "principal"),

@@ -52,13 +52,25 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
     """The plug-in's configuration with these settings.
 
     Args:
-        settings: fields that do not have the plug-in's defaults.
+        settings: fields that do not have the plug-in's defaults; ``preset=NAME`` among them stands for those that its
+            module has under this name in `PRESETS`, before which the others go.
         instead: defaults of fields that are not in the settings.
 
     Raises:
         OptionError: unknown plug-in or field, a value that is not of the field's type, or one the plug-in refuses.
     """
-    return of_settings(getattr(find(folder, name), PLUGGED_IN[folder]), name, settings, **instead)
+    module = find(folder, name)
+    pairs = dict(settings) if isinstance(settings, Mapping) else dict(map(pair, settings))
+    if preset := pairs.pop("preset", ""):
+        if preset not in (known_presets := presets(module)):
+            raise OptionError(f"{name} has no preset {preset!r}, only {', '.join(known_presets) or 'its defaults'}")
+        pairs = dict(map(pair, known_presets[preset])) | pairs
+    return of_settings(getattr(module, PLUGGED_IN[folder]), name, pairs, **instead)
+
+
+def presets(module: ModuleType) -> dict[str, tuple[str, ...]]:
+    """Settings of a plug-in that have a name: those of a paper, where the defaults differ."""
+    return getattr(module, "PRESETS", {})
 
 
 def of_settings(kind: type[T], name: str, settings: Settings = (), **instead: Any) -> T:

@@ -59,7 +59,8 @@ def _lines(kind: str, with_fields: bool) -> Iterator[str]:
     else:
         for name in recipes.names():
             recipe = recipes.find(name)
-            yield from _entry(name, f"{first_sentence(recipe.docstring)} Data set {recipe.dataset}.")
+            presets = f" Presets {', '.join(recipes.presets(name))}." if recipe.preset else ""
+            yield from _entry(name, f"{first_sentence(recipe.docstring)} Data set {recipe.dataset}.{presets}")
 
 
 def _plug_ins(folder: str, with_fields: bool) -> Iterator[str]:
@@ -71,6 +72,8 @@ def _plug_ins(folder: str, with_fields: bool) -> Iterator[str]:
         kind = getattr(module, catalog.PLUGGED_IN[folder])
         if folder == "models":
             yield from _indented(_entry("scores", f"{', '.join(scores_of(Part(name, kind(), kind().build())))}."), 4)
+        for preset, settings in catalog.presets(module).items():
+            yield from _indented(_entry(f"preset={preset}", f"{' '.join(settings)}."), 4)
         for field in explained(kind):
             is_word = field.values == "a text" or " or " in field.values
             values = f"{field.values}. " if is_word and field.values != "a text" else ""

@@ -35,10 +35,12 @@ class RunRecipe(Changes, ReadsImages):
     """All stages of a recipe; stages that are done are not run again."""
 
     recipe: tyro.conf.Positional[str]
-    """demo, mias, detectors, isic, ham10000; own, for any data set of mammograms; or a Python file that defines one
-    (docs/recipes.md)."""
+    """demo, mias, detectors, ddsm, isic, ham10000; own, for any data set of mammograms; or a Python file that defines
+    one (docs/recipes.md)."""
     out: str
     """Folder or URL for corpora, detectors, scores and the report."""
+    preset: str = ""
+    """Settings of the recipe by name, of ddsm: paper, rayad, laptop; empty: the first."""
     source: str = ""
     """Folder or URL of the data set; demo needs none."""
     dataset: str = ""
@@ -50,9 +52,9 @@ class RunRecipe(Changes, ReadsImages):
     shares: Settings = ()
     """Shares of the patients in each split, such as train=0.9 validation=0.1, beside the recipe's (docs/data.md)."""
     test_source: str = ""
-    """Folder or URL of other images to judge, all that have a label; empty: the test split of the data set."""
+    """Folder or URL of other images to judge, such as CBIS-DDSM for ddsm; empty: the test split of the data set."""
     test_dataset: str = ""
-    """Data set of those images; empty: the same."""
+    """Data set of those images; empty: the recipe's, or the same."""
     test_settings: Settings = ()
     """Fields of that data set."""
     seeds: Count = 1
@@ -65,14 +67,18 @@ class RunRecipe(Changes, ReadsImages):
         _run(self._request(), self.out, self, self.workers)
 
     def _request(self) -> RunRequest:
-        recipe = recipes.find(self.recipe)
+        recipe = recipes.find(self.recipe, self.preset)
         recipe_settings = recipe.settings if self.dataset in ("", recipe.dataset) else ()
         settings = all_settings((*recipe_settings, *self.settings), self.spacing_mm)
         shares = (*recipe.shares, *self.shares)
         data = Data(self.dataset or recipe.dataset, place(self.source), settings, shares)
         if (self.test_dataset or self.test_settings) and not self.test_source:
             raise OptionError("other images to judge need --test-source, where they lie")
-        test_data = Data(self.test_dataset or data.dataset, place(self.test_source), self.test_settings)
+        if recipe.test_dataset and not self.test_source:
+            raise OptionError(f"recipe {recipe.name} judges images of {recipe.test_dataset}: give their --test-source")
+        test_dataset = self.test_dataset or recipe.test_dataset or data.dataset
+        test_settings = recipe.test_settings if test_dataset == recipe.test_dataset else ()
+        test_data = Data(test_dataset, place(self.test_source), (*test_settings, *self.test_settings))
         test = test_data if self.test_source else None
         return RunRequest(recipe, data, test, self.seeds, self.split, part(Changes, self))
 

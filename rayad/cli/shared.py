@@ -53,7 +53,7 @@ class OfDataset(ReadsImages):
     spacing_mm: SpacingOrNone = 0.0
     """mm a pixel of images that do not state it: the data set's setting of this name."""
     shares: Settings = ()
-    """Division of the patients in each split, such as train=0.9 validation=0.1 calibration=0 (docs/data.md)."""
+    """Shares of the patients in each split, such as train=0.9 validation=0.1 calibration=0 (docs/data.md)."""
 
     def opened(self) -> Images:
         """The data set."""

@@ -34,7 +34,7 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class Division:
-    """Division of the patients in each split; who is left, healthy or not, is for the test."""
+    """Shares of the patients in each split; who is left, healthy or not, is for the test."""
 
     train: Share = 0.60
     """Share of the healthy patients that are learned from."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rayad.density.rows import Holding, added, held
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import ALONE, Checkpoints, Row, Sync, Timed
-from rayad.options import Count, Seed, Share, Weight
+from rayad.options import Amount, Count, Seed, Share, Weight
 from rayad.progress import Progress, State, pack, unpack
 from rayad.tensors import Latents, Scores
 
@@ -72,6 +72,8 @@ class EM:
     """Passes over the training rows, at most."""
     batches: Count = 16
     """Steps an epoch; 1 takes all rows at once."""
+    batch: Amount = 0
+    """Training rows of a step, which then says how many steps an epoch has; 0: `batches` says it."""
     step: Share = 0.1
     """Share of the way to a batch's parameters that the first epoch's steps go, above 0 and at most 1."""
     decay: Weight = 0.1
@@ -94,6 +96,10 @@ class EM:
         if not 0 <= self.decay < math.inf:
             raise OptionError(f"decay of expectation-maximization must be at least 0, not {self.decay}")
 
+    def steps(self, rows: int) -> int:
+        """Steps of an epoch over this many training rows."""
+        return min(max(1, round(rows / self.batch)) if self.batch else self.batches, rows)
+
     def step_of(self, epoch: int) -> float:
         """The step size in an epoch, from 0."""
         return self.step / (1 + self.decay * epoch)
@@ -104,9 +110,8 @@ def full_batch(epochs: int = 100) -> EM:
     return EM(epochs=epochs, batches=1, step=1.0, decay=0.0)
 
 
-def paper(rows: int) -> EM:
-    """Dietrichstein et al. 2022 for this many training rows: 50 epochs, batches of 64, step 1e-4, no early stop."""
-    return EM(epochs=50, batches=max(1, round(rows / 64)), step=1e-4, decay=0.0, patience=50)
+PAPER = EM(epochs=50, batch=64, step=1e-4, decay=0.0, patience=50)
+"""Dietrichstein et al. 2022: 50 epochs, batches of 64, step 1e-4, no early stop."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ def _improve(
             around.checkpoints.save(pack(density, best, [], progress))
         around.report(progress.rows[-1])
     density.load_state_dict(best)
-    steps = min(em.batches, share.total) * sum(row["step"] for row in progress.rows)
+    steps = em.steps(share.total) * sum(row["step"] for row in progress.rows)
     return EMHistory(tuple(progress.rows), steps, tuple(_warnings(steps, _missing(train, share, timed))))
 
 
@@ -235,7 +240,7 @@ def _epoch(
 def _batches(number: int, em: EM, epoch: int) -> list[Int64[Tensor, " b"]]:
     """Rows of every global batch, shuffled by (seed, epoch); sizes differ by one row at most."""
     order = np.random.default_rng([em.seed, epoch]).permutation(number)
-    return list(torch.from_numpy(order).tensor_split(min(em.batches, number)))
+    return list(torch.from_numpy(order).tensor_split(em.steps(number)))
 
 
 def _bits(density: Density[S], z: Latents, epoch: int, sync: Sync) -> float:

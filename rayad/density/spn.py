@@ -119,6 +119,10 @@ class Config:
         return (self.states or (0,)) * (1 if len(self.states) == variables else variables)
 
 
+PRESETS = {"paper": ("roots=1", "inputs=45", "depth=1", "replicas=50")}
+"""Dietrichstein et al. 2022, with `em.PAPER`; these are the defaults too."""
+
+
 @dataclass(frozen=True)
 class CircuitStatistics:
     """What rows say about a circuit with its current parameters; a value that adds over batches and workers."""

@@ -50,6 +50,10 @@ class Config:
         return VariationalAutoencoder(self)
 
 
+PRESETS = {"paper": ("padding=same", "learning_rate=1e-5", "beta=0.1")}
+"""Dietrichstein et al. 2022, beside 100 epochs in batches of 64."""
+
+
 class VariationalAutoencoder(nn.Module):
     """A Gaussian q(z | x) a patch, and the decoder of its draws."""
 

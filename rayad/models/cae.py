@@ -39,6 +39,10 @@ class Config:
         return Autoencoder(self)
 
 
+PRESETS = {"paper": ("padding=same", "learning_rate=1e-5")}
+"""Dietrichstein et al. 2022, beside 100 epochs in batches of 64."""
+
+
 class Autoencoder(nn.Module):
     """Encoder and decoder, trained to repeat healthy patches."""
 

@@ -61,6 +61,10 @@ class Config:
         return DeepSVDD(self)
 
 
+PRESETS = {"paper": ("joint=1",)}
+"""The joint loss of Zhou et al. 2021; its weight is ours."""
+
+
 class DeepSVDD(nn.Module):
     """phi without biases, the centre c, and the decoder that phi starts with."""
 

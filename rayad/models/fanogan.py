@@ -43,7 +43,7 @@ REDUCTION = 16
 
 @dataclass(frozen=True)
 class Config:
-    """Hyperparameters of f-AnoGAN; the defaults train on a CPU, `PAPER` has the paper's."""
+    """Hyperparameters of f-AnoGAN; the defaults train on a CPU, the preset `paper` has the paper's."""
 
     width: Size = 8
     """d: channels of the widest maps; the smallest have eight times as many."""
@@ -74,8 +74,8 @@ class Config:
         return FastAnoGAN(self)
 
 
-PAPER = Config(width=64, latents=128, learning_rate=1e-4, encoder_rate=5e-5)
-"""The sizes and rates of the published configuration."""
+PRESETS = {"paper": ("width=64", "latents=128", "learning_rate=1e-4", "encoder_rate=5e-5")}
+"""Sizes and rates of the published configuration, beside batches of 64 and 50,000 steps of the encoder."""
 
 
 class FastAnoGAN(nn.Module):

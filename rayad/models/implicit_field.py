@@ -40,7 +40,7 @@ Classes = Int[Tensor, "n p c"]
 
 @dataclass(frozen=True)
 class Config:
-    """Hyperparameters of the field; the defaults are for a CPU, `PAPER` has the authors' sizes."""
+    """Hyperparameters of the field; the defaults are for a CPU, the preset `paper` has the authors' sizes."""
 
     hidden: Size = 64
     """Neurons of each hidden layer."""
@@ -75,7 +75,7 @@ class Config:
         return ImplicitField(self)
 
 
-PAPER = Config(hidden=512, depth=8, latents=256, levels=10, side=64, learning_rate=5e-4)
+PRESETS = {"paper": ("hidden=512", "depth=8", "latents=256", "levels=10", "side=64", "learning_rate=5e-4")}
 """The authors' sizes; for a GPU."""
 
 

@@ -64,6 +64,10 @@ class Config:
         return MaskedDiffusion(self)
 
 
+PRESETS = {"paper": ("width=128",)}
+"""The authors' width; for a GPU."""
+
+
 class MaskedDiffusion(nn.Module):
     """A U-shaped network that predicts a patch from a noisy part of it."""
 

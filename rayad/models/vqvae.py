@@ -90,6 +90,10 @@ class Config:
         return QuantizedAutoencoder(self)
 
 
+PRESETS = {"paper": ("padding=same", "learning_rate=1e-4", "blocks=6", "embedding=64", "book=loss")}
+"""Dietrichstein et al. 2022, beside 20 epochs in batches of 64."""
+
+
 class QuantizedAutoencoder(nn.Module):
     """Encoder, book of codes, decoder."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Images
+from rayad.datasets.splits import division_of
 from rayad.fingerprint import fingerprint
 from rayad.pipeline.detectors import identity, require_names, require_shares
 from rayad.pipeline.score import exams_of, score
@@ -24,6 +25,9 @@ def calibrate_detectors(
 ) -> list[Detector]:
     """Give detectors that share their preprocessing their p-values, from healthy patients that serve nothing else.
 
+    Where the data set has no share of patients for that, validation patients say what healthy scores are, and every
+    p-value is 1.
+
     Args:
         step_mm: distance of the scored places.
         url: folder for the scores.
@@ -34,6 +38,8 @@ def calibrate_detectors(
     for detector in detectors:
         for member in detector.members:
             member.step(step_mm)
+    served = split == "calibration" and not division_of(dataset).calibration
+    split = "validation" if served else split
     exams = exams_of(dataset, split)
     exam_contents = contents(dataset, exams)
     requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
@@ -48,5 +54,5 @@ def calibrate_detectors(
         patients = defaultdict(list)
         for image in scored:
             patients[image.exam.patient_id].append(image.scores[detector.name])
-        result.append(detector.calibrated(calibrate(patients), calibrated_on=made_of, step_mm=step_mm))
+        result.append(detector.calibrated(calibrate(patients, served=served), calibrated_on=made_of, step_mm=step_mm))
     return result

@@ -52,7 +52,7 @@ class Data:
     settings: Settings = ()
     """Fields of the data set that are not the defaults."""
     shares: Settings = ()
-    """Division of the patients in each split that are not the usual ones."""
+    """Shares of the patients in each split that are not the usual ones."""
 
     def opened(self) -> Images:
         """Its images; OptionError where a setting is none of the data set's."""
@@ -256,7 +256,15 @@ class Recipe:
     settings: Settings = ()
     """Fields of the data set."""
     shares: Settings = ()
-    """Division of the patients in each split that are not the usual ones."""
+    """Shares of the patients in each split that are not the usual ones."""
+    preset: str = ""
+    """Name of these settings, where recipes of one name differ in nothing else."""
+    test_dataset: str = ""
+    """Another data set whose images are judged; empty: the test images are those of `dataset`."""
+    test_settings: Settings = ()
+    """Fields of that data set."""
+    test_split: str = EVERY
+    """Split of that data set that is judged."""
     kinds: tuple[str, ...] = ()
     """Kinds of lesion, a row of the table each; none: those of the test images."""
     step_mm: float = 3.2
@@ -287,7 +295,7 @@ class RunRequest:
     recipe: Recipe
     data: Data
     test: Data | None = None
-    """Other images to judge, all of those that have a label; None: the split of `data`."""
+    """Other images to judge, all that have a label or the recipe's `test_split`; None: the split of `data`."""
     seeds: int = 1
     """How often everything that learns is trained; the table is of seed 0, with the spread over the others."""
     split: str = "test"
@@ -298,6 +306,13 @@ class RunRequest:
     def step_mm(self) -> float:
         """Distance of the scored places."""
         return self.changes.step_mm or self.recipe.step_mm
+
+    @property
+    def judged_split(self) -> str:
+        """Whose images are judged."""
+        if not self.test:
+            return self.split
+        return self.recipe.test_split if self.test.dataset == self.recipe.test_dataset else EVERY
 
 
 def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
@@ -315,7 +330,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         calibrated = run.calibrated(recipe.detectors(run))
         headings = {d.name: run.heading(d) for d in calibrated} | dict.fromkeys(recipe.order, recipe.first)
         detectors.append(_in_order(calibrated, recipe.order, headings))
-    judged, split = (request.test, EVERY) if request.test else (request.data, request.split)
+    judged, split = request.test or request.data, request.judged_split
     dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else seeds[0].dataset
     if not recipe.kinds and not any(exam.anomalous for exam in in_split(listed(dataset)[0], split)):
         return ""

@@ -8,6 +8,8 @@ Places and images therefore use hierarchical conformal prediction (Lee, Barber a
 arXiv 2306.06342), p = (1 + sum_k mean_i 1[s_ki >= s]) / (K + 1): valid for a place (image) drawn at
 random from a new healthy patient. An exam uses one number a patient, the maximum over its images,
 p = (1 + #{k: s_k >= s}) / (K + 1): valid where patients have about as many images as here.
+
+Where no patient is left for calibration, validation patients say what healthy scores are: then K is 0 and every p 1.
 """
 
 import math
@@ -64,17 +66,21 @@ class Calibration:
     """Share of an image's places that its score is the mean of; see `image_score`."""
     image_means: Float[np.ndarray, " i"] = field(default_factory=lambda: np.zeros(0))
     """The mean over each image's places, ascending; none in bundles that were made before it was kept."""
+    served: bool = False
+    """Whether its patients have served something else, such as early stopping: no p-value can refer to them."""
 
     @property
     def patients(self) -> int:
         """K, the number of calibration patients."""
-        return len(self.exam_scores)
+        return 0 if self.served else len(self.exam_scores)
 
     @property
     def few(self) -> str:
         """A warning where so few patients were healthy that p-values say little; empty: they are enough."""
         if self.patients >= ENOUGH:
             return ""
+        if self.served:
+            return "without calibration patients: scores are compared with validation patients, and every p-value is 1"
         patients = f"{self.patients} healthy patient{'s' * (self.patients > 1)}"
         return f"calibrated on {patients}, fewer than {ENOUGH}: no p-value is below {self.floor:.3g}"
 
@@ -104,8 +110,8 @@ class Calibration:
 
     def exam_p(self, score: float) -> float:
         """p of an exam whose highest image score this is."""
-        at_least = self.patients - np.searchsorted(self.exam_scores, score, side="left")
-        return float((1 + at_least) / (self.patients + 1))
+        at_least = len(self.exam_scores) - np.searchsorted(self.exam_scores, score, side="left")
+        return min(1.0, float((1 + at_least) / (self.patients + 1)))
 
     def image_p(self, score: float) -> float:
         """p of an image with this `image_score`."""
@@ -115,7 +121,7 @@ class Calibration:
     def place_p(self, scores: Grid) -> Grid:
         """p of every place by itself, not adjusted for the number of places; nan where the score is nan."""
         at_least = self.survival.size - np.searchsorted(self.survival, scores, side="left")
-        p = (1 + at_least / SURVIVAL_POINTS) / (self.patients + 1)
+        p = np.minimum(1.0, (1 + at_least / SURVIVAL_POINTS) / (self.patients + 1))
         return np.where(np.isnan(scores), np.nan, p)
 
     def healthy_quantile(self, scores: Grid) -> Grid:
@@ -138,7 +144,7 @@ class Calibration:
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Plain arrays for a safetensors file; `top` and K are arrays of one element."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "top"}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("top", "served")}
         if not self.image_means.size:
             del arrays["image_means"]
         return arrays | {"top": np.array([self.top]), "patients": np.array([self.patients])}
@@ -150,7 +156,7 @@ class Calibration:
         Raises:
             FormatError: an array is missing, is not what its name says, or their sizes do not fit together.
         """
-        names = [f.name for f in fields(cls) if f.name != "image_means" or f.name in tensors]
+        names = [f.name for f in fields(cls) if f.name not in ("image_means", "served") or f.name in tensors]
         missing = sorted({*names, "patients"} - tensors.keys())
         if missing:
             raise FormatError(f"calibration: arrays {', '.join(missing)} are missing")
@@ -159,22 +165,24 @@ class Calibration:
         _require_shares(tensors)
         arrays: dict[str, Any] = {name: tensors[name] for name in names}
         arrays["top"] = float(tensors["top"][0])
-        calibration = cls(**arrays)
         patients = int(tensors["patients"][0])
-        if patients != calibration.patients or calibration.survival.size != patients * SURVIVAL_POINTS:
+        calibration = cls(**arrays, served=patients == 0)
+        scores = len(calibration.exam_scores)
+        if patients not in (0, scores) or calibration.survival.size != scores * SURVIVAL_POINTS:
             raise FormatError(
-                f"calibration: {patients} patients do not fit {calibration.patients} exam scores "
+                f"calibration: {patients} patients do not fit {scores} exam scores "
                 f"and {calibration.survival.size} survival points"
             )
         return calibration
 
 
-def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01) -> Calibration:
+def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01, served: bool = False) -> Calibration:
     """Calibrate on healthy patients.
 
     Args:
         patients: patient id -> the grids of place scores of its images, nan outside the tissue.
         top: share of places that an image's score is the mean of; see `image_score`.
+        served: whether they have served something else, so that no p-value can refer to them.
 
     Raises:
         DatasetError: no patient, a patient without images, an image without scores or with an infinite one.
@@ -199,6 +207,7 @@ def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01) -> Cali
         quantiles=_quantiles(list(pooled.values()), levels),
         top=top,
         image_means=np.sort([image.mean() for values in places.values() for image in values]),
+        served=served,
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayad.errors import DatasetError, FormatError
-from rayad.scoring.calibrate import SURVIVAL_POINTS, calibrate, image_score, survival_points
+from rayad.scoring.calibrate import SURVIVAL_POINTS, Calibration, calibrate, image_score, survival_points
 
 rng = np.random.default_rng
 
@@ -191,3 +191,18 @@ def test_an_image_that_is_unlike_all_healthy_ones_is_told_and_a_lesion_is_not():
     old = type(calibration).from_tensors(before)
     assert old.far(usual + 5) == ""
     assert old.to_tensors().keys() == before.keys()
+
+
+def test_patients_that_served_something_else_give_no_p_value():
+    random = np.random.default_rng(0)
+    patients = {f"p{k}": [random.normal(size=(5, 4))] for k in range(30)}
+    usual, served = calibrate(patients), calibrate(patients, served=True)
+    restored = Calibration.from_tensors(served.to_tensors())
+    assert restored.served
+    for reference in (served, restored):
+        assert (reference.patients, reference.floor) == (0, 1.0)
+        assert reference.exam_p(100.0) == reference.image_p(100.0) == reference.exam_p(-100.0) == 1.0
+        assert (reference.place_p(np.linspace(-9, 9, 20).reshape(5, 4)) == 1).all()
+        assert reference.threshold(0.99) == usual.threshold(0.99)
+        assert "every p-value is 1" in reference.few
+    assert not Calibration.from_tensors(usual.to_tensors()).served

@@ -4,12 +4,30 @@ import pytest
 
 from rayad import catalog
 from rayad.errors import OptionError
+from rayad.models import cae
 
 
 def test_every_plug_in_is_found_by_its_file_name():
     assert {"cae", "bvae"} <= set(catalog.names("models"))
     assert {"spn", "mixture"} <= set(catalog.names("density"))
     assert {"mias", "folder", "phantom"} <= set(catalog.names("datasets"))
+
+
+def test_settings_have_names():
+    assert catalog.configure("models", "cae", ["preset=paper"]) == cae.Config(padding="same", learning_rate=1e-5)
+    changed = catalog.configure("models", "cae", ["padding=valid", "preset=paper"])
+    assert changed == cae.Config(padding="valid", learning_rate=1e-5)
+    with pytest.raises(OptionError, match="cae has no preset 'papr', only paper"):
+        catalog.configure("models", "cae", ["preset=papr"])
+    with pytest.raises(OptionError, match="lbp has no preset 'paper', only its defaults"):
+        catalog.configure("models", "lbp", {"preset": "paper"})
+
+
+@pytest.mark.parametrize("folder", ["models", "density"])
+def test_every_preset_is_one_of_its_plug_in(folder: str):
+    for name in catalog.names(folder):
+        for preset in catalog.presets(catalog.find(folder, name)):
+            catalog.configure(folder, name, [f"preset={preset}"])
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

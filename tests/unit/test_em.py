@@ -19,7 +19,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from workers import in_threads
 
-from rayad.density.em import EM, EMHistory, fit, full_batch, improve, paper
+from rayad.density.em import EM, EMHistory, fit, full_batch, improve
 from rayad.density.spn import SPN, Config
 from rayad.errors import FormatError, OptionError, TrainingError
 from rayad.fit import Sync
@@ -205,7 +205,7 @@ def test_steps_shrink_by_the_decay():
 
 
 def test_hardly_any_progress_is_named():
-    history = fit(SMALL.build(5), clusters(128), clusters(20), paper(128))
+    history = fit(SMALL.build(5), clusters(128), clusters(20), PAPER)
     assert [len(history.rows), history.progress] == [50, pytest.approx(50 * 2 * 1e-4)]
     assert "the steps add up to 0.01, below 3" in history.warnings[0]
     assert not fit(SMALL.build(5), clusters(40), clusters(20), EM(epochs=4, step=0.1)).warnings

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from rayad import catalog
 from rayad.errors import OptionError
 from rayad.fit import Schedule, batches, fit
-from rayad.models.fanogan import PAPER, Config
+from rayad.models.fanogan import Config
 
 SMALL = Config(width=4, latents=8)
 
@@ -23,7 +24,7 @@ def x() -> torch.Tensor:
 
 
 def test_the_paper_has_maps_from_64_to_512_channels_and_features_of_4_by_4():
-    model = PAPER.build().eval()
+    model = catalog.configure("models", "fanogan", ["preset=paper"]).build().eval()
     assert model.features(torch.zeros(1, 1, 64, 64)).shape == (1, 512, 4, 4)
     assert [block.short.out_channels for block in model.generator.blocks] == [512, 256, 128, 64]
     assert [block.short.out_channels for block in model.features[1:]] == [128, 256, 512, 512]

@@ -9,9 +9,10 @@ import scipy.special
 import torch
 from torch.nn import functional
 
+from rayad import catalog
 from rayad.errors import OptionError
 from rayad.fit import Schedule, batches, fit
-from rayad.models.implicit_field import PAPER, Config
+from rayad.models.implicit_field import Config
 
 SMALL = Config(hidden=24, depth=2, latents=8, levels=8, side=8, steps=4, learning_rate=3e-3)
 
@@ -166,7 +167,7 @@ def test_colours_have_classes_of_their_own(x):
 
 def test_the_sizes_of_the_paper():
     with torch.device("meta"):
-        model = PAPER.build()
+        model = catalog.configure("models", "implicit_field", ["preset=paper"]).build()
     shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]
     assert shapes == [(512, 256 + 24), *[(512, 512)] * 7, (10, 512)]
 

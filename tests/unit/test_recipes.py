@@ -18,14 +18,41 @@ def request(recipe: Recipe) -> RunRequest:
     return RunRequest(recipe, Data(recipe.dataset, "", recipe.settings))
 
 
-@pytest.mark.parametrize("name", recipes.names())
-def test_a_recipe_can_be_built(name: str):
-    recipe = recipes.find(name)
+@pytest.mark.parametrize(("name", "preset"), [(recipe.name, recipe.preset) for recipe in recipes.RECIPES])
+def test_a_recipe_can_be_built(name: str, preset: str):
+    recipe = recipes.find(name, preset)
+    assert recipe.preset == preset
     detectors = rehearse(request(recipe))
     assert len(detectors) >= 6
     assert recipe.docstring
     for detector in detectors:
         assert name in SKIN or step_px(detector.preprocessing, recipe.step_mm) % 8 == 0
+
+
+def test_the_seven_detectors_of_the_paper_have_its_sizes():
+    """The numbers are those of Dietrichstein et al. 2022, section 3."""
+    recipe = recipes.find("ddsm")
+    detectors = {detector.name: detector for detector in rehearse(request(recipe))}
+    assert tuple(detectors) == recipes.SEVEN
+    for name, epochs, rate in (("cae", 100, 1e-5), ("bvae", 100, 1e-5), ("vqvae", 20, 1e-4)):
+        config = detectors[name].model.config
+        assert (config.width, config.padding, config.learning_rate) == (32, "same", rate)
+        assert f"epochs={epochs}, batch=64, patience={epochs}" in detectors[name].provenance["settings"]
+        circuit = detectors[f"{name}-spn"].density.config
+        assert (circuit.roots, circuit.inputs, circuit.depth, circuit.replicas) == (1, 45, 1, 50)
+    assert detectors["cae"].model.config.latents == detectors["bvae"].model.config.latents == 64
+    assert detectors["bvae"].model.config.beta == 0.1
+    assert (detectors["vqvae"].model.config.blocks, detectors["vqvae"].model.config.embedding) == (6, 64)
+    assert detectors["fanogan"].model.config.width == 64
+    assert {step_px(detector.preprocessing, recipe.step_mm) for detector in detectors.values()} == {16}
+    assert len(recipe.literature) == 14
+
+
+def test_a_preset_that_there_is_not():
+    with pytest.raises(OptionError, match="recipe ddsm has no preset 'papr', only paper, rayad, laptop"):
+        recipes.find("ddsm", "papr")
+    with pytest.raises(OptionError, match="recipe mias has no preset 'paper', nor another"):
+        recipes.find("mias", "paper")
 
 
 def test_changes_reach_every_picture_and_every_epoch(monkeypatch):
@@ -101,7 +128,7 @@ def test_a_file_of_one_s_own_is_a_recipe(tmp_path):
 
 
 def test_an_unknown_recipe_is_answered_with_the_known_ones():
-    with pytest.raises(OptionError, match="no recipe 'mais'; rayad has demo, "):
+    with pytest.raises(OptionError, match="no recipe 'mais'; rayad has ddsm, demo, "):
         recipes.find("mais")
 
 
