@@ -305,7 +305,10 @@ _PAPER = (
     "validate. The paper leaves open how many codes the VQVAE has (128 here) and how long f-AnoGAN is trained (the "
     "50,000 steps of the encoder that its authors took are 11 epochs of all healthy films)."
 )
+_AS_MIAS = "The settings of mini-MIAS's recipe; nothing was chosen on these images."
+_LAPTOP = "Fewer patches, epochs and numbers than the preset rayad, at 0.8 mm; nothing was chosen on these images."
 _FIRST = "As Dietrichstein et al. 2022"
+_WITH_OUR_SETTINGS = "The detectors of Dietrichstein et al. 2022, with our settings"
 
 
 def _dermoscopy(name: str, epochs: int) -> Recipe:
@@ -316,7 +319,7 @@ def _dermoscopy(name: str, epochs: int) -> Recipe:
         kinds=("malignant",),
         step_mm=64.0,
         order=SEVEN,
-        first=_FIRST,
+        first=_WITH_OUR_SETTINGS,
         why="Sizes and rates of the mammograms' recipe; nothing was chosen on these images.",
     )
 
@@ -338,7 +341,7 @@ def _on_ddsm(preset: str, detectors: Callable[[Run], list[Detector]], **facts: A
 
 RECIPES: Sequence[Recipe] = (
     Recipe("demo", demo, "phantom", ("patients=60",), kinds=("mass", "calcification")),
-    Recipe("own", own, why="The settings of mini-MIAS's recipe; nothing was chosen on these images."),
+    Recipe("own", own, why=_AS_MIAS),
     Recipe("mias", mias, "mias", kinds=("mass", "calcification"), why=_CHOSEN),
     Recipe(
         "detectors",
@@ -347,7 +350,7 @@ RECIPES: Sequence[Recipe] = (
         kinds=("mass", "calcification", "distortion", "asymmetry"),
         step_mm=6.4,  # a quarter of a patch: the slowest of these score thirty patches a second of a core
         order=SEVEN,
-        first=_FIRST,
+        first=_WITH_OUR_SETTINGS,
         dense=("D",),
         compare=(
             *((f"{model}-spn", model) for model in ("cae", "bvae", "vqvae")),
@@ -365,7 +368,7 @@ RECIPES: Sequence[Recipe] = (
     _dermoscopy("isic", epochs=60),
     _dermoscopy("ham10000", epochs=20),
     _on_ddsm("paper", ddsm_paper, why=_PAPER, step_mm=0.8, order=SEVEN, first=_FIRST),
-    _on_ddsm("rayad", ddsm_rayad, why="The settings of mini-MIAS's recipe; nothing was chosen on these images."),
-    _on_ddsm("laptop", ddsm_laptop, why="Fewer patches and epochs than the preset rayad, at 0.8 mm.", step_mm=6.4),
+    _on_ddsm("rayad", ddsm_rayad, order=SEVEN, first=_WITH_OUR_SETTINGS, why=_AS_MIAS),
+    _on_ddsm("laptop", ddsm_laptop, order=SEVEN, first=_WITH_OUR_SETTINGS, why=_LAPTOP, step_mm=6.4),
 )
 """All recipes; of those with one name, the first is meant where no preset is given."""

@@ -106,7 +106,7 @@ def thumbnail(
 def panel(views: Sequence[View], maps: Mapping[str, Sequence[DetectorMap]], healthy: Sequence[Healthy] = ()) -> bytes:
     """Images as rows: image, annotated lesion, then heatmap and mask of each detector.
 
-    The arrangement of Fig. 2 of Dietrichstein et al. (2022).
+    The arrangement of Fig. 2 of Dietrichstein et al. (2022), with the distance of mask and lesion in brackets.
 
     Args:
         views: the images.
@@ -136,12 +136,17 @@ def panel(views: Sequence[View], maps: Mapping[str, Sequence[DetectorMap]], heal
     heads += _heads(healthy[0]) if healthy else []
     for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=9)
+    for axes, detector_maps in zip(grid[:, 3::2].T, maps.values(), strict=False):
+        for mask_axes, detector_map in zip(axes, detector_maps, strict=True):
+            if detector_map.distance is not None:
+                head = f"{mask_axes.get_title()} ({detector_map.distance:.1f})"
+                mask_axes.set_title(head.strip(), fontsize=9)
     _color_bar(figure, list(grid.ravel()))
     return _png(figure)
 
 
 def distributions(scores: Mapping[str, Mapping[str, Float[np.ndarray, " n"]]]) -> bytes:
-    """Histograms of healthy places' and lesion places' scores, one pair of axes a detector.
+    """Histograms of the scores of healthy places and of places in lesions, one pair of axes a detector.
 
     After Fig. 3 of Dietrichstein et al. (2022).
 

@@ -23,12 +23,15 @@ from rayad.terminal import shortened
 
 QUALITY = 85
 """Of the pictures, 0 to 100."""
+SIGNIFICANT = 0.01
+"""Of a test against a model alone, as Dietrichstein et al. (2022) have it."""
 FEW = 3
 """Fewer detectors are not drawn side by side."""
 CAPTIONS = {
     "panel": (
         "Each row is one image: the image, the annotated lesion (blue), then for each detector its heatmap and the "
-        "places it marks (yellow; dashed: the annotated lesion). Color is the same in every image: the "
+        "places it marks, the highest hundredth of the image (yellow; dashed: the annotated lesion; in brackets the "
+        "Hausdorff distance of both, px of the grid, as in the table). Color is the same in every image: the "
         "share of healthy places that score lower. Nothing is scaled to the single image. Where the first detector by "
         "likelihood can draw, there are two more columns: the picture that the model sees as it would look if the "
         "latents that surprise were as the others let expect, and the difference of the picture to it (red: brighter "
@@ -36,8 +39,9 @@ CAPTIONS = {
         "of the patient."
     ),
     "distributions": (
-        "Scores of places in healthy images (gray) and inside lesions (lines). The further a line lies to the "
-        "right of the gray area, the better the detector tells such lesions from healthy tissue."
+        "Scores of healthy places of the test images, those around lesions included (gray), and of places inside "
+        "lesions (lines). The further a line lies to the right of the gray area, the better the detector tells such "
+        "lesions from healthy tissue."
     ),
 }
 NAMES = {
@@ -151,7 +155,26 @@ def render(results: Results, figures: list[str]) -> str:
         groups=results.groups,
         costs=results.costs,
         drawings=drawings(results),
+        beside=beside(results),
     )
+
+
+def beside(results: Results) -> list[dict]:
+    """Rows of the table of which others reported figures: theirs, and whether ours is better than the model alone.
+
+    "significant": Wilcoxon's test of the image-wise AUC against the same model without its density has p < 0.01.
+    """
+    reported = {(row["detector"], row["lesion"]): row for row in results.literature}
+    tests = {
+        (row["a"], row["b"], row["lesion"]): row for row in results.comparisons if row["figure"] == "image_wise_auc"
+    }
+    rows = []
+    for row in results.rows:
+        if theirs := reported.get((row["detector"], row["lesion"])):
+            test = tests.get((row["detector"], row["detector"].removesuffix("-spn"), row["lesion"]), {})
+            is_better = (test.get("p") or 1) < SIGNIFICANT and (test.get("difference") or 0) > 0
+            rows.append({"ours": row, "theirs": theirs, "significant": is_better})
+    return rows
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -29,6 +29,8 @@ class DetectorMap:
     healthy_quantile: Grid
     """nan outside the tissue."""
     mask: GridMask
+    distance: float | None = None
+    """Hausdorff distance of the mask and the lesion, px of the grid; None where there is none."""
 
 
 @dataclass(frozen=True)

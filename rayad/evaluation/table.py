@@ -192,7 +192,7 @@ def _image_figures(scored: Sequence[Scored], kind: str, threshold: float | None,
     """Figures that are means over images: image-wise AUROC, distances; and Dice at a threshold."""
     images = [image for image in scored if metrics.usable(image, kind)]
     row = _image_wise(images, kind, options)
-    distances = [surface.distances(_predicted(image, kind, options), image.lesion(kind)) for image in images]
+    distances = [surface.distances(marked(image, kind, options), image.lesion(kind)) for image in images]
     steps = [image.step_mm for image in images]
     for name, values in (
         ("hausdorff", [distance.hausdorff for distance in distances]),
@@ -214,7 +214,8 @@ def _image_wise(scored: Sequence[Scored], kind: str, options: Options) -> Row:
     return {"image_wise_auc": _mean(images, [aucs[image.exam_id] for image in images], options)}
 
 
-def _predicted(image: Scored, kind: str, options: Options) -> GridMask:
+def marked(image: Scored, kind: str, options: Options = Options()) -> GridMask:
+    """The mask whose distance to the lesion is given: the highest places, but for those in lesions of other kinds."""
     return surface.highest(image.scores, image.tissue, options.percentile) & image.counted(kind)
 
 

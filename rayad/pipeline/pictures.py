@@ -10,8 +10,10 @@ import numpy as np
 
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.evaluation import figures
-from rayad.evaluation.metrics import Scored, usable
+from rayad.evaluation.metrics import ANY, Scored, usable
 from rayad.evaluation.shown import DetectorMap, Healthy, View
+from rayad.evaluation.surface import distances
+from rayad.evaluation.table import marked
 from rayad.heatmaps.drawing import if_healthy
 from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
 from rayad.imaging.picture import Preprocessing
@@ -100,18 +102,18 @@ class Shown:
 
     def _panel(self, pool: Pool) -> dict[str, bytes]:
         """A few images with lesions under several detectors; nothing where no lesion has a place."""
-        chosen: list[int] = []
+        chosen: dict[int, str] = {}
         for kind in self.kinds:
             with_kind = [
                 i for i, image in enumerate(self.on_grid[self.main.name]) if usable(image, kind) and i not in chosen
             ]
-            chosen += with_kind[:PANEL_IMAGES]
+            chosen |= dict.fromkeys(with_kind[:PANEL_IMAGES], kind)
         if not chosen:
             return {}
         learned = [d for d in self.detectors if d.model] or list(self.detectors)
         same_picture = [d for d in learned if d.preprocessing == self.main.preprocessing][:PANEL_DETECTORS]
         maps = {
-            d.name: [mapped(self.calibrations[d.name], self.scored[d.name][i].scores[d.name]) for i in chosen]
+            d.name: [_compared(self.calibrations[d.name], self.on_grid[d.name][i], kind) for i, kind in chosen.items()]
             for d in same_picture
         }
         images = [self.images[i] for i in chosen]
@@ -161,6 +163,13 @@ def mapped(calibration: Calibration, scores: np.ndarray) -> DetectorMap:
     return DetectorMap(quantile, np.nan_to_num(quantile) > ALARM)
 
 
+def _compared(calibration: Calibration, image: Scored, kind: str) -> DetectorMap:
+    """The map of an image with a lesion, and the mask whose distance to the lesion the table has."""
+    mask = marked(image, kind)
+    distance = distances(mask, image.lesion(kind)).hausdorff
+    return DetectorMap(calibration.healthy_quantile(image.scores), mask, distance)
+
+
 def _if_healthy(pool: Pool, detector: Detector, dataset: Images, images: Sequence[ScoredImage]) -> list[Healthy]:
     """The healthy counterfactual of each image; none for a detector that has none."""
     if counterfactual.lacking(detector):
@@ -171,8 +180,9 @@ def _if_healthy(pool: Pool, detector: Detector, dataset: Images, images: Sequenc
 
 
 def _classes(scored: Sequence[Scored], kinds: Sequence[str]) -> dict[str, np.ndarray]:
-    """Scores of healthy images' places and of places inside each kind of lesion, or of its images without places."""
-    scores_by_class = {"healthy": [i.scores[i.tissue] for i in scored if i.diseased is False]}
+    """Scores of places outside of lesions and of places inside each kind, or of its images without places."""
+    all_placed = [i for i in scored if i.diseased is False or i.placed(ANY)]
+    scores_by_class = {"healthy": [i.scores[i.tissue & ~i.lesion(ANY)] for i in all_placed]}
     for kind in kinds:
         placed = [i.scores[i.lesion(kind) & i.tissue] for i in scored if usable(i, kind)]
         scores_by_class[kind] = placed or [
