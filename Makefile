@@ -14,11 +14,11 @@ export RAY_USAGE_STATS_ENABLED = 0
 demo: $(VENV)/.installed
 	$(BIN)/rayad demo --out $(OUT)
 
-# Files of tests run in as many processes as JOBS, for which there should be as many cores.
+# Files of tests run in as many processes as JOBS, each with a thread, for which there should be as many cores.
 JOBS   ?= 2
 
 test: $(VENV)/.dev system lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not cuda" $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not cuda" $(PYTEST)
 
 test-all: $(VENV)/.dev system lint
 	$(BIN)/python -m pytest -m "not cuda" $(PYTEST)
