@@ -16,6 +16,7 @@ from rayad.pool import Workers
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import STEP_MM, Detector
+from rayad.scoring.rule import parse
 from rayad.terminal import say
 
 
@@ -82,6 +83,9 @@ class Calibrate(OfDataset, OnGpu, WithStep):
     """URLs of detectors of one corpus; their bundles get the calibration."""
     scores: str
     """Folder for the scores of the calibration patients."""
+    rule: str = ""
+    """Rule by which an image is abnormal: sd=3 (mean and standard deviations of healthy images), quantile=0.95, fpr=0.05
+    (wanted share of false alarms) or score=12.5; empty: the one that the detector has."""
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
@@ -89,6 +93,7 @@ class Calibrate(OfDataset, OnGpu, WithStep):
         from rayad.pipeline.detectors import require_names
 
         urls = [storage.absolute(url) for url in self.detector]
+        rule = str(parse(self.rule)) if self.rule else ""
         dataset = self.opened()
         scores = storage.absolute(self.scores)
         require_apart(scores, [*urls, *read_by(dataset)])
@@ -99,6 +104,7 @@ class Calibrate(OfDataset, OnGpu, WithStep):
             require_names(detectors)
             with connected(self.address, Workers(gpu=self.gpu)) as pool:
                 calibrated = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
+            calibrated = [detector.ruled(rule) if rule else detector for detector in calibrated]
             for detector, url in zip(calibrated, urls, strict=True):
                 bundle.save(detector, url)
         for detector in calibrated:
@@ -175,6 +181,8 @@ class Heatmaps(ReadsImages, OnGpu):
     """Folder for the heatmaps."""
     spacing_mm: SpacingOrNone = 0.0
     """mm a pixel of images that do not tell it, as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
+    rule: str = ""
+    """Rule by which an image is abnormal: sd=3, quantile=0.95, fpr=0.05 or score=12.5; empty: the detector's."""
     view: str = ""
     """MLO, CC or empty, of images that do not tell it; in an MLO view the pectoral muscle is left out."""
     step_mm: MillimetresOrNone = 0.0
@@ -195,6 +203,7 @@ class Heatmaps(ReadsImages, OnGpu):
         written = Written(self.picture, self.counterfactual)
         images, out = [storage.absolute(url) for url in self.images], storage.absolute(self.out)
         detector = bundle.load(storage.absolute(self.detector))
+        detector = detector.ruled(self.rule) if self.rule else detector
         _warn_of_few([detector])
         number = failures = 0
         with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):

@@ -32,7 +32,10 @@ class Results:
     """Split -> its images, patients, ..."""
     images: list[Row] = field(default_factory=list)
     """An image: `exam_id`, `patient_id`, `diseased`, `lesions` (kinds), `thumbnail` (name of a picture), `p` (detector
-    -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py), `more_findings` (those not listed)."""
+    -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py), `more_findings` (those not listed); `verdict` (normal or
+    abnormal) where the detector has a rule."""
+    rule: str = ""
+    """When an image is abnormal, in words."""
     heatmap_detector: str = ""
     """Whose heatmaps the thumbnails show."""
     settings: dict[str, Any] = field(default_factory=dict)

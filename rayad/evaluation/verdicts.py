@@ -4,7 +4,8 @@ Thresholds come from the calibration patients' images alone, none from a label: 
 (Mukesh et al. 2022), a quantile of them, or the p-value that a wanted rate of false alarms allows.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -12,27 +13,28 @@ from scipy import stats
 from rayad.evaluation.metrics import Scored
 from rayad.evaluation.table import Row
 from rayad.scoring.calibrate import Calibration, image_score
+from rayad.scoring.rule import Rule
 
-DEVIATIONS = (2.0, 3.0)
-QUANTILE = 0.95
-RATES = (0.05, 0.1)
-
-
-def rules(calibration: Calibration) -> dict[str, Callable[[float], bool]]:
-    """What each rule says of an image's score."""
-    scores, weights = calibration.image_scores, calibration.image_weights
-    mean = float(np.average(scores, weights=weights))
-    deviation = float(np.sqrt(np.average((scores - mean) ** 2, weights=weights)))
-    rules_by_name: dict[str, Callable[[float], bool]] = {}
-    for k in DEVIATIONS:
-        rules_by_name[f"mean + {k:g} sd"] = _above(mean + k * deviation)
-    rules_by_name[f"quantile {QUANTILE:g}"] = _above(float(np.quantile(scores, QUANTILE)))
-    for rate in RATES:
-        rules_by_name[f"p at most {rate:g}"] = lambda score, rate=rate: calibration.image_p(score) <= rate
-    return rules_by_name
+RULES = {
+    "mean + 2 sd": Rule("sd", 2.0),
+    "mean + 3 sd": Rule("sd", 3.0),
+    "quantile 0.95": Rule("quantile", 0.95),
+    "p at most 0.05": Rule("fpr", 0.05),
+    "p at most 0.1": Rule("fpr", 0.1),
+}
+"""Name in the table -> rule."""
 
 
-def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> list[Row]:
+def thresholds(calibration: Calibration, own: Rule | None = None) -> dict[str, float]:
+    """Name -> threshold of each rule, and of a detector's own; infinite where no score can be so rare."""
+    rules = RULES | ({str(own): own} if own and own not in RULES.values() else {})
+    return {
+        name: math.inf if rule.kind == "fpr" and rule.value < calibration.floor else rule.threshold(calibration)
+        for name, rule in rules.items()
+    }
+
+
+def rows(detector: str, scored: Sequence[Scored], calibration: Calibration, own: Rule | None = None) -> list[Row]:
     """A row a rule: sensitivity, specificity, balanced accuracy and F1 over the images that have a label.
 
     Intervals of sensitivity and specificity are Wilson's (1927), for single images. A figure whose class is missing is
@@ -42,8 +44,8 @@ def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> l
     scores = [image_score(image.scores, calibration.top) for image in diagnosed]
     diseased = np.array([bool(image.diseased) for image in diagnosed], dtype=bool)
     verdict_rows = []
-    for name, rule in rules(calibration).items():
-        called = np.array([rule(score) for score in scores], dtype=bool)
+    for name, threshold in thresholds(calibration, own).items():
+        called = np.array([score > threshold for score in scores], dtype=bool)
         hits, alarms = int((called & diseased).sum()), int((called & ~diseased).sum())
         sensitivity = _share(hits, int(diseased.sum()), "anomalous")
         specificity = _share(int((~diseased).sum()) - alarms, int((~diseased).sum()), "healthy")
@@ -61,10 +63,6 @@ def rows(detector: str, scored: Sequence[Scored], calibration: Calibration) -> l
             }
         )
     return verdict_rows
-
-
-def _above(threshold: float) -> Callable[[float], bool]:
-    return lambda score: score > threshold
 
 
 def _share(part: int, total: int, label: str) -> dict[str, object]:

@@ -127,13 +127,22 @@ class Verdict(Value):
     """Healthy patients of the calibration."""
     doubts: tuple[Doubt, ...] = ()
     """What may be wrong with the image, and so with its score."""
+    verdict: str = ""
+    """normal or abnormal; empty: the detector has no rule for that."""
+    rule: str = ""
+    """When an image is abnormal, in words."""
+    threshold: float | None = None
+    """The score above which an image is abnormal."""
 
     def of(self, image: str, name: str) -> "Result":
         """The same as the row of an image of many."""
         return Result(image=image, name=name, **{field: getattr(self, field) for field in Verdict.model_fields})
 
 
-VERDICT = {"score": 12.5, "p_value": 0.05, "p_value_floor": 0.05, "calibration_patients": 19, "doubts": []}
+VERDICT = {
+    **{"score": 12.5, "p_value": 0.05, "p_value_floor": 0.05, "calibration_patients": 19, "doubts": []},
+    **{"verdict": "abnormal", "rule": "above 0.95 of healthy images", "threshold": 11.9},
+}
 PLACE = {"row": 812.0, "column": 405.5, "size_mm2": 81.9, "score": 12.5, "p_value": 0.05, "healthy_quantile": 0.999}
 ANSWER = {
     **VERDICT,

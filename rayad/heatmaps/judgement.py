@@ -16,6 +16,7 @@ from rayad.imaging.picture import Prepared
 from rayad.imaging.plausibility import Doubt
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Heatmap
+from rayad.scoring.rule import ABNORMAL, NORMAL, Rule
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class Judgement:
     """Distance of neighbouring places."""
     doubts: tuple[Doubt, ...] = ()
     """What may be wrong with the image."""
+    rule: Rule | None = None
+    """By which it is normal or abnormal."""
+    threshold: float | None = None
+    """The score above which it is abnormal."""
+
+    @property
+    def word(self) -> str:
+        """normal or abnormal; empty: there is no rule."""
+        return "" if self.threshold is None else (ABNORMAL if self.score > self.threshold else NORMAL)
 
     @property
     def mask(self) -> GridMask:
@@ -93,6 +103,9 @@ class Judgement:
             "p_value_floor": self.p_floor,
             "calibration_patients": self.patients,
             "doubts": self.doubts,
+            "verdict": self.word,
+            "rule": self.rule.sentence if self.rule else "",
+            "threshold": self.threshold,
         }
 
     def _finding(self, region: MarkedRegion) -> Finding:
@@ -108,8 +121,12 @@ class Judgement:
         )
 
 
-def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Judgement:
-    """Turn a heatmap into a judgement: p-values, the score of the whole image, findings."""
+def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration, rule: Rule | None = None) -> Judgement:
+    """Turn a heatmap into a judgement: p-values, the score of the whole image, findings.
+
+    Args:
+        rule: by which the image is normal or abnormal; None: nothing is said of that.
+    """
     shape = prepared.source.pixels.shape
     scale = np.array(shape[:2]) / np.array(prepared.stored.shape)
     quantile = calibration.healthy_quantile(heatmap.scores)
@@ -133,6 +150,8 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration) -> Jud
         shape=(shape[0], shape[1]),
         step_mm=step_mm,
         doubts=(*prepared.doubts, *([Doubt("far", far)] if (far := calibration.far(heatmap.scores)) else ())),
+        rule=rule,
+        threshold=rule.threshold(calibration) if rule else None,
     )
 
 

@@ -245,7 +245,7 @@ def _judged(detector: Detector, images: Sequence[WaitingImage], step_mm: float) 
         with bounds.while_wanted(lambda: unless_gone(waiting)), bounds.within(seconds, "score_seconds"):
             heatmaps = detector.heatmaps([picture.prepared for picture in pictures], step)
             judged = [
-                judge(scored_picture.prepared, at, detector.calibration)
+                judge(scored_picture.prepared, at, detector.calibration, detector.rule)
                 for scored_picture, at in zip(pictures, heatmaps, strict=True)
             ]
     except Exception as error:

@@ -84,7 +84,10 @@ def evaluate(
     for detector in detectors:
         detector.step(options.step_mm)
     exams = exams_of(dataset, options.split)
-    detector_hashes = [[(identity(d), d.origin("calibrated_on")) for d in run] for run in (detectors, *other_seeds)]
+    detector_hashes = [
+        [(identity(d), d.origin("calibrated_on"), *filter(None, [d.rule])) for d in run]
+        for run in (detectors, *other_seeds)
+    ]
     request = fingerprint([detector_hashes, options, contents(dataset, exams), provenance.commit()])
     page = storage.join(url, "index.html")
     results_url = storage.join(url, "results.json")
@@ -113,11 +116,14 @@ def evaluate(
         seeds=_seeds(
             pool, rows, other_seeds, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")
         ),
-        verdicts=[row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name])],
+        verdicts=[
+            row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name], d.rule)
+        ],
         calibration_patients=min(c.patients for c in calibrations.values()),
         counts=counts(dataset),
         images=shown.listed(),
         heatmap_detector=main_detector.name,
+        rule=main_detector.rule.sentence if main_detector.rule else "",
         settings=_settings(detectors, options),
         groups=options.groups,
         literature=list(options.literature),

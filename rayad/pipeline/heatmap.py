@@ -105,7 +105,7 @@ def write_heatmap(detector: Detector, url: str, written: Written, image: ImageRe
         prepared = detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, request))
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
             heatmap = detector.heatmap(prepared, detector.step(request.step_mm))
-            judged = judge(prepared, heatmap, detector.calibration)
+            judged = judge(prepared, heatmap, detector.calibration, detector.rule)
         arrays, png = arrays_and_picture(image.name, prepared, judged, detector, written)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
         return failed(reason(error), image)

@@ -96,6 +96,7 @@ class Shown:
                     "findings": [asdict(finding) for finding in listed_findings],
                     "more_findings": number - len(listed_findings),
                     "p": {self.main.name: p},
+                    **({"verdict": self.main.rule.verdict(score, self.calibration)} if self.main.rule else {}),
                 }
             )
         return rows

@@ -37,6 +37,7 @@ from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import PLAIN, Aggregation
 from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.rule import parse
 from rayad.scoring.scores import LatentScore, ModelScore, Part, scores_of
 from rayad.terminal import warn_once
 
@@ -74,6 +75,8 @@ class Changes:
     """Side of the patches of every corpus, px; 0: the recipe's."""
     step_mm: MillimetresOrNone = 0.0
     """Distance of the scored places, mm; 0: the recipe's."""
+    rule: str = ""
+    """Rule by which an image is abnormal: sd=3, quantile=0.95, fpr=0.05 or score=12.5; empty: none is said."""
 
 
 NO_CHANGES = Changes()
@@ -196,8 +199,10 @@ class Run:
         urls = [storage.join(self._home, "detectors", d.name) for d in detectors]
         ready = [saved(d, url) for d, url in zip(detectors, urls, strict=True)]
         calibrated = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, storage.join(self.url, "scores"))
+        calibrated = [d.ruled(self.changes.rule) if self.changes.rule else d for d in calibrated]
         for before, after, url in zip(ready, calibrated, urls, strict=True):
-            if before is not after:
+            is_saved = before.calibration is after.calibration and before.rule == after.rule
+            if not is_saved:
                 bundle.save(after, url)
             if after.calibration and after.calibration.few:
                 warn_once(f"detectors are {after.calibration.few}")
@@ -216,6 +221,8 @@ class _Rehearsal(Run):
     """A run without images: the same detectors, which learned nothing."""
 
     def __init__(self, request: "RunRequest") -> None:
+        if request.changes.rule:
+            parse(request.changes.rule)
         super().__init__(Here(), request.data, "", 0, request.step_mm, request.changes)
         request.data.opened()
 

@@ -56,6 +56,7 @@ ORIGIN: dict[str, type | tuple[type, ...]] = {
     "train_minutes": (int, float),
     "faults": list,
     "step_mm": (int, float),
+    "rule": str,
 }
 """Field of ``provenance`` that rayad uses -> its type, where it is there."""
 MOST_VARIABLES = 65_536

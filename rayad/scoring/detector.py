@@ -16,6 +16,7 @@ from rayad.scoring import combine, dense, floors
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import PLAIN, Aggregation, aggregate
 from rayad.scoring.files import DEEPEST, LONGEST_NAME, MOST_MEMBERS, is_plain
+from rayad.scoring.rule import Rule, parse
 from rayad.scoring.scores import LATENT, Floor, LatentScore, ModelScore, Part, scores_of
 from rayad.terminal import printable
 
@@ -67,6 +68,23 @@ class Detector:
         if isinstance(self.score, Floor):
             return self.score.patch_px
         return max([member.patch_px for member in self.members] or [patch_of(self.model and self.model.module)])
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule by which its images are normal or abnormal, where it has one."""
+        text = self.provenance.get("rule", "")
+        return parse(text) if text else None
+
+    def ruled(self, rule: str) -> "Detector":
+        """The detector with this rule, "" for none.
+
+        Raises:
+            OptionError: it is no rule, or none for so few healthy patients.
+        """
+        if rule and self.calibration:
+            parse(rule).threshold(self.calibration)
+        others = {name: value for name, value in self.provenance.items() if name != "rule"}
+        return replace(self, provenance=others | ({"rule": str(parse(rule))} if rule else {}))
 
     def summary(self) -> str:
         """One line on what it is."""

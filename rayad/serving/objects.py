@@ -453,7 +453,8 @@ def _comment(text: str) -> hd.sr.TextContentItem:
 
 
 def _summary(answer: Answer) -> str:
-    doubts = "".join(f" Doubtful: {doubt.sentence}." for doubt in answer.doubts)
+    verdict = f" The image is {answer.verdict}: abnormal is a score {answer.rule}." if answer.verdict else ""
+    doubts = verdict + "".join(f" Doubtful: {doubt.sentence}." for doubt in answer.doubts)
     if not answer.findings_total:
         return f"Nothing is marked: no place scores above 99 of 100 places of healthy patients.{doubts}"
     return (

@@ -64,8 +64,9 @@ function renderResult() {
   const least = `p ≤ 1/${count + 1} is the least that K = ${count} healthy patients can say.`;
   const figure = (name, text) => h("div", {}, h("dt", {}, name), h("dd", {}, text));
   const figures = h("dl", { className: "figures" }, figure("score", digits(score)), figure("p-value", pText(p, floor)));
+  const word = answer.verdict ? [h("p", { className: `verdict ${answer.verdict}`, title: `Abnormal: a score ${answer.rule}` }, answer.verdict)] : [];
   const doubts = (answer.doubts ?? []).map(({ sentence }) => h("p", { className: "doubt" }, `Doubtful: ${sentence}.`));
-  fill(byId("result"), figures, ...doubts, h("p", { className: "soft" }, least));
+  fill(byId("result"), ...word, figures, ...doubts, h("p", { className: "soft" }, least));
 }
 
 export function renderFindings(centre) {

@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import warnings
+from dataclasses import replace
 
 import highdicom as hd
 import numpy as np
@@ -21,6 +22,7 @@ from rayad.imaging.spacing import resample
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.dense import places
 from rayad.scoring.detector import Heatmap
+from rayad.scoring.rule import Rule
 from rayad.serving import RESEARCH_USE, objects
 from tests.conftest import missing
 from tests.dicoms import complete, written
@@ -146,6 +148,15 @@ def test_the_report_says_what_the_judgement_says():
     assert [value for _, value in numbers(report)] == pytest.approx(expected)
     assert points(report) == [pytest.approx((finding.column + 0.5, finding.row + 0.5))]
     assert {"pca", BY.sha256} <= set(texts(report))
+
+
+@pytest.mark.parametrize(("threshold", "word"), [(-1e9, "abnormal"), (1e9, "normal")])
+def test_the_report_says_normal_or_abnormal(threshold, word):
+    source = complete(with_lesion())
+    pixels = dicom.decode(written(source), "source")
+    ruled = replace(judged(pixels), rule=Rule("score", threshold), threshold=threshold)
+    report = objects.objects(source, pixels, ruled, BY)["sr"]
+    assert any(f"The image is {word}: abnormal is a score above {threshold:g}" in text for text in texts(report))
 
 
 def test_where_nothing_is_marked_the_report_says_so():
