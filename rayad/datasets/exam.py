@@ -7,7 +7,7 @@ A data set is a module of this folder that has a frozen dataclass ``Dataset`` wi
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +26,7 @@ class Lesion:
     """One finding in one image."""
 
     kind: str
-    """In mammography mass, calcification, distortion or asymmetry: a row of the results each."""
+    """In mammography mass, calcification, distortion or asymmetry: a row of the results each; or other."""
     finding: str = ""
     """The corpus's own code for it."""
     malignant: bool | None = None
@@ -68,6 +68,8 @@ class Exam:
     """Doubts that its header raises."""
     wall: str = ""
     """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
+    part: str = field(default="", repr=False)
+    """Part into which the data set's makers put it: train, validation, calibration or test; empty: into none."""
 
 
 @dataclass(frozen=True)
