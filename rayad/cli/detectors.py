@@ -84,8 +84,8 @@ class Calibrate(OfDataset, OnGpu, WithStep):
     scores: str
     """Folder for the scores of the calibration patients."""
     rule: str = ""
-    """Rule by which an image is abnormal: sd=3 (mean and standard deviations of healthy images), quantile=0.95, fpr=0.05
-    (wanted share of false alarms) or score=12.5; empty: the one that the detector has."""
+    """Rule by which an image is abnormal: sd=3 (mean and standard deviations of healthy images), quantile=0.95,
+    fpr=0.05 (wanted share of false alarms) or score=12.5; empty: the one that the detector has."""
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected

@@ -5,21 +5,25 @@ Mammography (2001), 212-218. A case is a folder with one ``.ics`` (facts of case
 (``C_0029_1.LEFT_CC.LJPEG``, or a conversion of that name to PNG, TIFF, PGM or JPEG) and an ``.OVERLAY`` for a view with
 findings. Known defects of the set are `excluded` or leave a lesion without a place; they stop nothing.
 
+A patient is a case. Eight names were given to two cases, of other patients, in two volumes (folders such as benign_05
+and cancer_08, that hold the cases): volume and name are the patient there, and the name alone everywhere else.
+
 Grey levels of LJPEG files and of 16-bit conversions become optical densities by the calibration of their scanner
 (Heath et al. 2001; the letter of a case tells who scanned it), so that films of four scanners are comparable.
 """
 
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
 from rayad import storage
 from rayad.arrays import Mask, Pixels
-from rayad.datasets.exam import Exam, Excluded, Lesion, in_order
+from rayad.datasets.exam import Exam, Excluded, Lesion, in_order, shortened
 from rayad.errors import DatasetError
 from rayad.imaging import ljpeg, raster
 from rayad.imaging.raster import Raster
@@ -32,12 +36,19 @@ DARKEST = 4.0
 STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
 """Row and column of a step of the chain code: 0 is up, then clockwise."""
 KINDS = {"MASS": "mass", "CALCIFICATION": "calcification"}
+TWICE = ("A-1500-1", "A-1511-1", "A-1512-1", "A-1632-1", "B-3470-1", "B-3497-1", "C-0412-1", "C-0478-1")
+"""Names that two cases have: ages, sizes of films and volumes differ."""
+LACKING_PX = 4
+"""Rows or columns that an image may lack, or have too many: conversions to JPEG of normal cases lack up to 4."""
+ALIGNED_PX = 1
+"""The same where an outline has to lie on the image: at whichever edge the pixel is missing, it is off by no more."""
 MALIGNANT = {"MALIGNANT": True, "BENIGN": False, "BENIGN_WITHOUT_CALLBACK": False}
 
 _VIEW = re.compile(
     r"(?P<view>(LEFT|RIGHT)_(CC|MLO)) LINES (?P<lines>\d{1,6}) PIXELS_PER_LINE (?P<pixels>\d{1,6}) "
     r"BITS_PER_PIXEL (?P<bits>\d{1,2}) RESOLUTION (?P<resolution>\d+(\.\d+)?) (?P<overlay>(NON_)?OVERLAY)"
 )
+_VOLUME = re.compile(r"(normal|cancer|benign(_without_callback)?)_\d\d", re.IGNORECASE)
 _CALIBRATIONS: dict[tuple[str, str], Callable[[np.ndarray], np.ndarray]] = {
     ("A", "DBA"): lambda grey: (np.log10(np.maximum(grey, 1)) - 4.80662) / -1.07553,
     ("A", "HOWTEK"): lambda grey: 3.789 - 0.00094568 * grey,
@@ -69,6 +80,23 @@ class Case:
     """Of the breast, 1 to 4, by ACR; "" where it is 0 or missing."""
     digitizer: str
     films: tuple[Film, ...]
+    volume: str = ""
+    """Such as benign_05; "" where it lies in no folder of such a name."""
+
+    @property
+    def stem(self) -> str:
+        """What the names of its images and overlays begin with, such as C_0029_1."""
+        return self.name.replace("-", "_")
+
+    @property
+    def prefix(self) -> str:
+        """What its ids begin with: the volume where the name alone does not tell the case."""
+        return f"{self.volume}." if self.volume and self.name in TWICE else ""
+
+    @property
+    def diseased(self) -> bool:
+        """Whether something was found in one of the breasts, as the volume or a film says."""
+        return any(film.overlay for film in self.films) or self.volume.startswith(("benign", "cancer"))
 
 
 @dataclass(frozen=True)
@@ -96,11 +124,13 @@ class Dataset:
         return self.listed()[0]
 
     def excluded(self) -> list[Excluded]:
-        """Films whose image is not there, cases that cannot be understood, and outlines that cannot be followed."""
+        """Films without an image, cases that cannot be understood or told apart, outlines that cannot be followed."""
         return self.listed()[1]
 
     def pixels(self, exam: Exam) -> Pixels:
         """1 minus optical density / 4 where there are grey levels of the scanner, the stored intensities otherwise.
+
+        Rows and columns that an image lacks are added at its lower and right edge.
 
         Raises:
             DatasetError: the image has not the size that the .ics file says.
@@ -109,9 +139,12 @@ class Dataset:
         data = storage.read_bytes(exam.url)
         compressed = exam.url.lower().endswith(".ljpeg")
         image = Raster(ljpeg.decode(data, exam.url), 65535) if compressed else raster.decode(data, exam.url)
-        missing = np.subtract(film.shape, image.pixels.shape[:2])
-        if np.abs(missing).max() > 1:  # conversions that were seen lack a column
-            raise DatasetError(f"{exam.url}: {film.shape} px expected, as its .ics file says, not {image.pixels.shape}")
+        shape = image.pixels.shape[:2]
+        missing = np.subtract(film.shape, shape)
+        outlined = any(lesion.located for lesion in exam.lesions)
+        if np.abs(missing).max() > (ALIGNED_PX if outlined else LACKING_PX):
+            unclear = "; at which edges they lack is not known, and its outlines depend on it" if outlined else ""
+            raise DatasetError(f"{exam.url}: {film.shape} px expected, as its .ics file says, not {shape}{unclear}")
         if image.pixels.dtype == np.uint16 and image.pixels.ndim == 2:
             pixels = optical_density(image.pixels, case.name, case.digitizer)
         else:
@@ -131,25 +164,33 @@ class Dataset:
     def _film(self, exam: Exam) -> tuple[Case, Film]:
         folder, name = posixpath.split(exam.url)
         stem, view = name.split(".")[:2]
-        url = storage.join(folder, stem.replace("_", "-") + ".ics")
+        urls = [storage.join(folder, stem.replace("_", "-") + suffix) for suffix in (".ics", ".ICS")]
+        url = urls[0] if storage.exists(urls[0]) else urls[1]
         case = read_ics(storage.read_bytes(url).decode("latin-1"), url)
         return case, next(film for film in case.films if film.view == view)
 
     def listed(self) -> tuple[list[Exam], list[Excluded]]:
         """Both, with every case read once."""
         files = {_key(url): url for url in storage.listing(self.source)}
+        cases: dict[str, list[tuple[Case, str]]] = defaultdict(list)
         exams: list[Exam] = []
         excluded: list[Excluded] = []
         for key, url in sorted(files.items()):
-            if url.endswith(".ics"):
+            if key.endswith(".ics"):
                 try:
-                    case = read_ics(storage.read_bytes(url).decode("latin-1"), url)
+                    case = _case(url)
+                    cases[case.prefix + case.stem].append((case, url))
                 except DatasetError as error:
                     excluded.append(Excluded(url, str(error)))
-                else:
-                    _add(case, posixpath.dirname(key), files, exams, excluded)
+        for (case, url), *namesakes in cases.values():
+            if namesakes:
+                urls = [url, *(other_url for _, other_url in namesakes)]
+                excluded += [Excluded(place, f"{case.name} is the name of {shortened(urls)}") for place in urls]
+            else:
+                exams += _exams(case, posixpath.dirname(url), files, excluded)
         if not exams:
-            raise DatasetError(f"{self.source}: no film of DDSM, wanted cases with .ics and {', '.join(SUFFIXES)}")
+            why = f"; {excluded[0].reason}" if excluded else ""
+            raise DatasetError(f"{self.source}: no film of DDSM, wanted cases with .ics and {', '.join(SUFFIXES)}{why}")
         return in_order(exams), excluded
 
 
@@ -179,14 +220,25 @@ def read_ics(text: str, url: str) -> Case:
             shape = int(match["lines"]), int(match["pixels"])
             spacing = float(match["resolution"]) / 1000
             films.append(Film(match["view"], shape, spacing, match["overlay"] == "OVERLAY"))
-    if "filename" not in facts or not films:
+        elif line.startswith(VIEWS):
+            raise DatasetError(f"{url}: {line[:100]!r} does not say LINES, PIXELS_PER_LINE ... of a film")
+    if not facts.get("filename") or not films:
         raise DatasetError(f"{url}: an .ics file of DDSM expected, with filename and lines such as LEFT_CC LINES ...")
+    if len({film.view for film in films}) < len(films) or not all(min(*f.shape, f.spacing_mm) > 0 for f in films):
+        raise DatasetError(f"{url}: each view once, of a size and a resolution above 0, is expected")
     density = facts.get("DENSITY", "")
-    return Case(facts["filename"], density if density in "1234" else "", facts.get("DIGITIZER", ""), tuple(films))
+    density = density if density in ("1", "2", "3", "4") else ""
+    return Case(facts["filename"], density, facts.get("DIGITIZER", ""), tuple(films), volume_of(url))
+
+
+def volume_of(url: str) -> str:
+    """The volume in whose folder a file lies, such as benign_05; "" where none of its folders has such a name."""
+    folders = posixpath.dirname(storage.absolute(url)).split("/")
+    return next((name.lower() for name in reversed(folders) if _VOLUME.fullmatch(name)), "")
 
 
 def read_overlay(text: str, shape: tuple[int, int]) -> list[Abnormality]:
-    """The entries of an .OVERLAY file, with what is wrong with them.
+    """The entries of an .OVERLAY file, with what is wrong with them; one without a place for those that it lacks.
 
     Args:
         shape: rows and columns of the film, which an outline must not leave.
@@ -197,14 +249,19 @@ def read_overlay(text: str, shape: tuple[int, int]) -> list[Abnormality]:
         pathology = re.search(r"^\s*PATHOLOGY\s+(\S+)", entry, re.MULTILINE)
         boundaries = re.findall(r"^\s*BOUNDARY\s*\n([^#\n]*)", entry, re.MULTILINE)
         cores = len(re.findall(r"^\s*CORE\b", entry, re.MULTILINE))
-        total = re.search(r"TOTAL_OUTLINES\s+(\d{1,6})", entry)
+        outlines = re.search(r"TOTAL_OUTLINES\s+(\d{1,6})", entry)
         outline, defect = follow(boundaries[0], shape) if boundaries else (None, "no BOUNDARY")
-        if total and int(total[1]) != len(boundaries) + cores:
-            defect = defect or f"TOTAL_OUTLINES {total[1]}, there are {len(boundaries) + cores}"
+        if outlines and int(outlines[1]) != len(boundaries) + cores:
+            defect = defect or f"TOTAL_OUTLINES {outlines[1]}, there are {len(boundaries) + cores}"
         kinds = [KINDS[words[0]] for words in types if words[0] in KINDS]
         finding = ", ".join(" ".join(words[1:]) for words in types)
         malignant = MALIGNANT.get(pathology[1]) if pathology else None
         abnormalities.append(Abnormality(kinds[0] if kinds else "other", finding, malignant, outline, defect))
+    total = re.search(r"^\s*TOTAL_ABNORMALITIES\s+(\d{1,6})", text, re.MULTILINE)
+    if not abnormalities or (total and int(total[1]) > len(abnormalities)):
+        claim = total[1] if total else "some"
+        lost = f"{claim} abnormalities expected, there are {len(abnormalities)}"
+        abnormalities.append(Abnormality("other", "", None, None, lost))
     return abnormalities
 
 
@@ -236,23 +293,37 @@ def filled(outline: np.ndarray, shape: tuple[int, int]) -> Mask:
     return mask
 
 
-def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excluded: list[Excluded]) -> None:
-    """The films of a case to the exams, its defects to what is excluded."""
-    stem = case.name.replace("-", "_")
-    has_overlay = {film.view: film.overlay for film in case.films}
+def _case(url: str) -> Case:
+    """The case of an .ics file; DatasetError where it is called otherwise than the case, as its images are not then."""
+    case = read_ics(storage.read_bytes(url).decode("latin-1"), url)
+    if case.name != posixpath.splitext(posixpath.basename(url))[0]:
+        raise DatasetError(f"{url}: the file says that its case is called {case.name!r}")
+    return case
+
+
+def _exams(case: Case, folder: str, files: dict[str, str], excluded: list[Excluded]) -> list[Exam]:
+    """The films of a case; its defects go to what is excluded.
+
+    Where something was found and the film that shows it is not there, of the others nobody knows whether they are
+    healthy: the patient is not.
+    """
+    exams = []
+    marked_views = [
+        film.view for film in case.films if film.overlay or f"{_place(case, film, folder)}.overlay" in files
+    ]
     for film in case.films:
-        key = storage.join(folder, f"{stem}.{film.view}")
-        images = [files[key + suffix] for suffix in SUFFIXES if key + suffix in files]
+        place = _place(case, film, folder)
+        images = [files[place + suffix] for suffix in SUFFIXES if place + suffix in files]
         if not images:
-            excluded.append(Excluded(key, "the image is not there"))
+            excluded.append(Excluded(place, "the image is not there"))
             continue
+        lesions = _lesions(files.get(place + ".overlay", ""), film, excluded)
         side = film.view.split("_")[0]
-        lesions = _lesions(files.get(key + ".overlay", ""), film, excluded)
-        healthy = not any(overlay for view, overlay in has_overlay.items() if view.startswith(side))
+        healthy = not any(view.startswith(side) for view in marked_views)
         exams.append(
             Exam(
-                exam_id=f"{stem}.{film.view}",
-                patient_id=case.name.rpartition("-")[0],
+                exam_id=f"{case.prefix}{case.stem}.{film.view}",
+                patient_id=case.prefix + (case.name.rpartition("-")[0] or case.name),
                 url=images[0],
                 anomalous=True if lesions or film.overlay else (False if healthy else None),
                 view=film.view.split("_")[1],
@@ -263,6 +334,13 @@ def _add(case: Case, folder: str, files: dict[str, str], exams: list[Exam], excl
                 scanner=case.digitizer,
             )
         )
+    unseen = (case.diseased or marked_views) and not any(exam.anomalous for exam in exams)
+    return [replace(exam, anomalous=None) for exam in exams] if unseen else exams
+
+
+def _place(case: Case, film: Film, folder: str) -> str:
+    """URL of a film's image and overlay, without the ending."""
+    return storage.join(folder, f"{case.stem}.{film.view}")
 
 
 def _lesions(url: str, film: Film, excluded: list[Excluded]) -> tuple[Lesion, ...]:

@@ -26,7 +26,7 @@ class Lesion:
     """One finding in one image."""
 
     kind: str
-    """In mammography mass, calcification, distortion or asymmetry: a row of the results each."""
+    """In mammography mass, calcification, distortion or asymmetry: a row of the results each; or other."""
     finding: str = ""
     """The corpus's own code for it."""
     malignant: bool | None = None

@@ -32,8 +32,8 @@ class Results:
     """Split -> its images, patients, ..."""
     images: list[Row] = field(default_factory=list)
     """An image: `exam_id`, `patient_id`, `diseased`, `lesions` (kinds), `thumbnail` (name of a picture), `p` (detector
-    -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py), `more_findings` (those not listed); `verdict` (normal or
-    abnormal) where the detector has a rule."""
+    -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py), `more_findings` (those not listed),
+    `verdict` (normal or abnormal) where the detector has a rule."""
     rule: str = ""
     """When an image is abnormal, in words."""
     heatmap_detector: str = ""

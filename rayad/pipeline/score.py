@@ -27,7 +27,7 @@ from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
 from rayad.terminal import say
 
-PLACES = 2
+PLACES = 3
 """Version of what is kept of an image's places."""
 
 
@@ -44,7 +44,7 @@ class ScoredImage:
     scores: dict[str, np.ndarray]
     """Detector -> gh gw, nan outside the tissue."""
     truth: dict[str, np.ndarray]
-    """Kind of lesion -> gh gw, the places inside a lesion of this kind; none where the corpus gives no place."""
+    """Kind of lesion -> gh gw, the places inside a lesion of this kind; none where one of them has no known place."""
     seconds: dict[str, float]
     """Detector -> what scoring the prepared image took."""
     step_mm: float
@@ -290,6 +290,9 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, keep: KeptScores) -
         arrays[name] = arrays.get(name, np.zeros_like(tissue)) | truth
         arrays["between"] += int(moved)
         arrays["outside"] += int(lesion.located and not (truth & tissue).any())
+    for lesion in exam.lesions:
+        if not lesion.located:  # which of the other places are its own nobody knows, so none of the kind is taken
+            arrays[f"truth.{lesion.kind}"] = np.zeros_like(tissue)
     return arrays
 
 

@@ -1,6 +1,7 @@
 """DDSM: the published outline, its defects, optical densities, and lossless JPEG as its encoder wrote it."""
 
 import csv
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from rayad.datasets import ddsm
-from rayad.datasets.exam import Images
+from rayad.datasets.exam import Exam, Excluded, Images
+from rayad.datasets.splits import assign
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import ljpeg
 from tests.losslessjpeg import encoded
@@ -79,6 +81,93 @@ def test_films_of_a_case_and_what_is_wrong_with_it(case):
     assert reasons == ["the chain code leaves the image", "the image is not there"]
     with pytest.raises(DatasetError, match="cannot be followed"):
         dataset.lesion_mask(left, specks)
+
+
+def copied(case: Path, folder: str, name: str, overlays: bool = True) -> Path:
+    """The case once more, in another folder and by another name."""
+    target = case / folder
+    target.mkdir(parents=True)
+    for file in (case / "cases/case0029").iterdir():
+        if overlays or file.suffix != ".OVERLAY":
+            new_name = file.name.replace("C-0029-1", name).replace("C_0029_1", name.replace("-", "_"))
+            (target / new_name).write_bytes(file.read_bytes())
+    ics = ICS if overlays else ICS.replace("50 OVERLAY", "50 NON_OVERLAY")
+    (target / f"{name}.ics").write_text(ics.format(name=name))
+    return target
+
+
+def test_two_cases_of_one_name_in_two_volumes_are_two_patients(case):
+    copied(case, "cancers/cancer_08/case1500", "A-1500-1")
+    copied(case, "benigns/benign_05/case1500", "A-1500-1")
+    exams = ddsm.Dataset(str(case)).exams()
+    assert {exam.patient_id for exam in exams} == {"C-0029", "cancer_08.A-1500", "benign_05.A-1500"}
+    assert len({exam.exam_id for exam in exams}) == 9
+    alone = ddsm.Dataset(str(case / "cancers")).exams()
+    assert {exam.exam_id for exam in alone} < {exam.exam_id for exam in exams}
+
+
+def test_a_damaged_case_costs_itself(case):
+    good = ddsm.Dataset(str(case)).exams()
+    copied(case, "one/case0100", "C-0100-1")
+    copied(case, "two/case0100", "C-0100-1")  # no volume tells them apart
+    copied(case, "case0101", "C-0101-1").joinpath("C-0101-1.ics").write_text(ICS.format(name="C-0999-1"))
+    for number, (whole, damaged) in enumerate(
+        [("LEFT_CC LINES 60", "LEFT_CC LINES"), ("LINES 60", "LINES 0"), ("LEFT_MLO", "LEFT_CC")], start=102
+    ):
+        name = f"C-0{number}-1"
+        copied(case, name, name).joinpath(f"{name}.ics").write_text(ICS.format(name=name).replace(whole, damaged))
+    exams, excluded = ddsm.Dataset(str(case)).listed()
+    assert exams == good
+    reasons = [found.reason for found in excluded if found.url.endswith(".ics")]
+    assert sum("C-0100-1 is the name of" in reason for reason in reasons) == 2
+    assert sum("its case is called 'C-0999-1'" in reason for reason in reasons) == 1
+    assert sum("does not say LINES" in reason for reason in reasons) == 1
+    assert sum("each view once, of a size" in reason for reason in reasons) == 2
+
+
+def test_an_overlay_that_is_cut_off_has_a_lesion_of_unknown_place(case):
+    folder = case / "cases/case0029"
+    overlay = folder / "C_0029_1.LEFT_CC.OVERLAY"
+    overlay.write_text(overlay.read_text().partition("ABNORMALITY 2")[0])
+    exams, excluded = ddsm.Dataset(str(case)).listed()
+    assert [(lesion.kind, lesion.located) for lesion in exams[0].lesions] == [("mass", True), ("other", False)]
+    assert "2 abnormalities expected, there are 1" in {found.reason for found in excluded}
+    overlay.write_text("")
+    exams, excluded = ddsm.Dataset(str(case)).listed()
+    assert [(lesion.kind, lesion.located) for lesion in exams[0].lesions] == [("other", False)]
+    assert "some abnormalities expected, there are 0" in {found.reason for found in excluded}
+
+
+def test_a_patient_whose_diseased_breast_is_not_there_is_not_healthy(case):
+    folder = case / "cases/case0029"
+    for view in ("LEFT_CC", "LEFT_MLO"):
+        (folder / f"C_0029_1.{view}.png").unlink()
+    exams = ddsm.Dataset(str(case)).exams()
+    assert [(exam.exam_id, exam.anomalous) for exam in exams] == [("C_0029_1.RIGHT_CC", None)]
+    copied(case, "benigns/benign_01/case0030", "C-0030-1", overlays=False)
+    copied(case, "normals/normal_01/case0031", "C-0031-1", overlays=False)
+    labels = {exam.patient_id: exam.anomalous for exam in ddsm.Dataset(str(case)).exams()}
+    assert labels == {"C-0029": None, "C-0030": None, "C-0031": False}
+
+
+def test_an_image_that_lacks_rows_is_taken_where_no_outline_depends_on_them(case):
+    folder = case / "cases/case0029"
+    left, _, right = ddsm.Dataset(str(case)).exams()
+    dataset = ddsm.Dataset(str(case))
+    for lacking, readable in ((1, True), (3, False)):
+        Pillow.fromarray(np.zeros((60 - lacking, 40), np.uint16)).save(folder / "C_0029_1.LEFT_CC.png")
+        if readable:
+            assert dataset.pixels(left).shape == (60, 40)
+        else:
+            with pytest.raises(DatasetError, match=r"not \(57, 40\); at which edges they lack is not known"):
+                dataset.pixels(left)
+    for lacking, readable in ((4, True), (5, False)):
+        Pillow.fromarray(np.zeros((60, 40 - lacking), np.uint16)).save(folder / "C_0029_1.RIGHT_CC.png")
+        if readable:
+            assert dataset.pixels(right).shape == (60, 40)
+        else:
+            with pytest.raises(DatasetError, match=r"\(60, 40\) px expected, as its .ics file says, not \(60, 35\)"):
+                dataset.pixels(right)
 
 
 def test_an_outline_is_filled(case):
@@ -191,7 +280,7 @@ def test_mutated_lossless_jpeg_is_an_image_or_an_error(changes):
 
 
 def test_the_four_views_of_a_real_normal_case(real_data, tmp_path):
-    """JPEG conversions, some a column narrower than the film; the .ics file is written from its published fields."""
+    """JPEG conversions, two of which lack three rows of the film; the .ics file is made of its published fields."""
     with (real_data / "ddsm-ics-overlay/tables/all_normal_cases_data.csv").open(newline="") as table:
         row = next(row for row in csv.DictReader(table) if row["filename"] == "A-0018-1")
     lines = [f"{name} {row[name]}" for name in ("filename", "DENSITY", "DIGITIZER", *ddsm.VIEWS)]
@@ -203,7 +292,97 @@ def test_the_four_views_of_a_real_normal_case(real_data, tmp_path):
     assert [(exam.view, exam.laterality) for exam in exams] == [("CC", "L"), ("MLO", "L"), ("CC", "R"), ("MLO", "R")]
     assert {(exam.density, exam.spacing_mm, exam.anomalous) for exam in exams} == {("3", 0.042, False)}
     assert dataset.excluded() == []
-    assert dataset.pixels(exams[2]).shape == (4844, 2039)
+    assert [dataset.pixels(exam).shape for exam in exams] == [(4679, 2009), (5519, 2384), (4844, 2039), (5474, 2144)]
+
+
+Facts = tuple[str, ...]
+"""Age of the patient, density and scanner, the kind of lesion, and the line of each view."""
+
+
+def cases_of(tables: Path) -> dict[tuple[str, str], Facts]:
+    """Volume and name of each case in the tables -> its facts.
+
+    The tables were joined by name: four names that stand in two volumes of benign cases have the facts of both cases in
+    both, and nothing says which are whose; here the first ones are those of the first volume.
+    """
+    found: dict[str, dict[str, list[Facts]]] = defaultdict(lambda: defaultdict(list))
+    for table in sorted(tables.glob("*.csv")):
+        with table.open(newline="") as file:
+            for row in csv.DictReader(file):
+                facts = row["PATIENT_AGE"], row["DENSITY"], row["DIGITIZER"], row.get("LESION_TYPE", "")
+                found[row["filename"]][row["CASE"]].append((*facts, *(row[view] for view in ddsm.VIEWS)))
+    cases: dict[tuple[str, str], Facts] = {}
+    for name, volumes in found.items():
+        for number, (volume, rows) in enumerate(sorted(volumes.items())):
+            different = sorted(set(rows))
+            cases[volume, name] = different[number % len(different)]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def published(real_data, tmp_path_factory) -> tuple[Path, dict[tuple[str, str], Facts]]:
+    """The tree of all cases in the tables; images are empty, every outline is the same one."""
+    root = tmp_path_factory.mktemp("ddsm")
+    cases = cases_of(real_data / "ddsm-ics-overlay/tables")
+    for (volume, name), (age, density, digitizer, lesion, *films) in cases.items():
+        folder = root / f"{volume.partition('_')[0]}s" / volume / f"case{name.split('-')[1]}"
+        folder.mkdir(parents=True)
+        lines = [f"filename {name}", f"PATIENT_AGE {age}", f"DENSITY {density}", f"DIGITIZER {digitizer}"]
+        lines += [f"{view} {film}" for view, film in zip(ddsm.VIEWS, films, strict=True)]
+        (folder / f"{name}.ics").write_text("\n".join(lines) + "\n")
+        for view, film in zip(ddsm.VIEWS, films, strict=True):
+            place = folder / f"{name.replace('-', '_')}.{view}"
+            place.with_name(place.name + ".LJPEG").touch()
+            if not film.strip().endswith("NON_OVERLAY"):
+                entry = f"TOTAL_ABNORMALITIES 1\nABNORMALITY 1\nLESION_TYPE {lesion}\nBOUNDARY\n{SQUARE} #\n"
+                place.with_name(place.name + ".OVERLAY").write_text(entry)
+    return root, cases
+
+
+@pytest.fixture(scope="module")
+def whole(published) -> tuple[list[Exam], list[Excluded]]:
+    """What is listed of that tree."""
+    return ddsm.Dataset(str(published[0])).listed()
+
+
+def test_the_whole_set_is_listed(published, whole):
+    _, cases = published
+    assert (len(cases), len({name for _, name in cases})) == (2463, 2455)
+    names = Counter(name for _, name in cases)
+    assert {name for name, count in names.items() if count > 1} == set(ddsm.TWICE)
+    exams, excluded = whole
+    assert excluded == []
+    assert len(exams) == 4 * len(cases)
+    assert len({exam.patient_id for exam in exams}) == len(cases)
+    assert {exam.exam_id for exam in exams} >= {"A_0018_1.LEFT_CC", "cancer_08.A_1500_1.LEFT_CC"}
+
+
+def test_the_healthy_patients_are_those_of_the_normal_volumes(published, whole):
+    _, cases = published
+    exams, _ = whole
+    labels: dict[str, set[bool | None]] = defaultdict(set)
+    for exam in exams:
+        labels[exam.patient_id].add(exam.anomalous)
+    normal = {name.rpartition("-")[0] for volume, name in cases if volume.startswith("normal")}
+    assert {patient for patient, known in labels.items() if known == {False}} == normal
+    assert all(True in known for patient, known in labels.items() if patient not in normal)
+    assert (len(normal), sum(exam.patient_id in normal for exam in exams)) == (694, 2776)
+    splits = assign(exams)
+    assert not any(splits[e.exam_id] in ("train", "validation") for e in exams if e.patient_id not in normal)
+
+
+def test_the_tables_lack_one_normal_case_of_those_that_the_set_has(published):
+    """The set's own DDSM_README (8 August 2000) counts the cases of each volume: 78 in normal_07, the tables have 77.
+
+    It has 118 for the 111 of normal_01; by both numbers the sum, 702, would be none of those that were published.
+    """
+    counted = (111, 117, 38, 57, 47, 60, 78, 27, 59, 23, 58, 20)
+    volumes = Counter(volume for volume, _ in published[1])
+    tables = tuple(volumes[f"normal_{number:02}"] for number in range(1, 13))
+    assert (sum(counted), sum(tables)) == (695, 694)
+    assert [number for number, pair in enumerate(zip(counted, tables, strict=True), start=1) if len(set(pair)) > 1] == [
+        7
+    ]
 
 
 def test_the_dark_film_of_a_real_image(real_data):

@@ -8,7 +8,8 @@ import pytest
 
 from rayad import storage
 from rayad.datasets import phantom
-from rayad.datasets.exam import source_of
+from rayad.datasets.exam import Lesion, source_of
+from rayad.evaluation import metrics
 from rayad.imaging import dermoscopy
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.score import KeptScores, score_exam
@@ -45,6 +46,21 @@ def test_a_detector_that_is_added_costs_only_itself(dataset, tmp_path):
     assert set(image.scores) == set(image.seconds) == {"a", "b"}
     assert set(image.truth) == {lesion.kind for lesion in exam.lesions}
     assert all(np.array_equal(np.isfinite(s), image.tissue) for s in image.scores.values())
+
+
+def test_an_image_with_a_lesion_of_unknown_place_has_no_healthy_places(dataset, tmp_path):
+    exam = next(e for e in dataset.exams() if e.lesions)
+    (known, *_), one = exam.lesions, floor("a", "brightness")
+    unknown = Lesion(known.kind)
+    for lesions, usable in (
+        ((known,), True),
+        ((known, unknown), False),
+        ((known, replace(unknown, kind="other")), False),
+    ):
+        marked = replace(exam, lesions=lesions)
+        keep = KeptScores.of(dataset, [marked], str(tmp_path), (one,), 8)
+        assert score_exam(dataset, keep, marked) == ""
+        assert metrics.usable(keep.read(marked).of("a"), known.kind) == usable
 
 
 def test_another_aggregation_is_another_score(dataset, tmp_path):
