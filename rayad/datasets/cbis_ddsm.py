@@ -180,8 +180,8 @@ def kind_of(row: Row, part: str) -> str:
 
 def scaled(shape: tuple[int, ...], image: tuple[int, int]) -> bool:
     """Whether a mask of this shape is of the image, at its size or another: both sides in one ratio, within 1 px."""
-    least = max((side - 1) / of for side, of in zip(shape, image, strict=True))
-    most = min((side + 1) / of for side, of in zip(shape, image, strict=True))
+    least = max((side - 1) / full for side, full in zip(shape, image, strict=True))
+    most = min((side + 1) / full for side, full in zip(shape, image, strict=True))
     return least <= most and shape[0] >= SMALLEST * image[0]
 
 

@@ -19,7 +19,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from workers import in_threads
 
-from rayad.density.em import EM, EMHistory, fit, full_batch, improve
+from rayad.density.em import EM, PAPER, EMHistory, fit, full_batch, improve
 from rayad.density.spn import SPN, Config
 from rayad.errors import FormatError, OptionError, TrainingError
 from rayad.fit import Sync
