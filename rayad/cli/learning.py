@@ -8,7 +8,7 @@ import tyro
 from rayad import catalog, storage
 from rayad.cli.shared import OnCluster, place
 from rayad.density.em import EM
-from rayad.errors import OptionError
+from rayad.errors import FormatError, OptionError
 from rayad.fit import Schedule
 from rayad.options import Settings
 from rayad.outputs import claimed
@@ -35,8 +35,12 @@ class Train(TrainRequest, OnCluster):
         from rayad.on_ray.pool import connected
         from rayad.pipeline.train import model_config, train_detector
 
-        request = part(TrainRequest, self)
-        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
+        request, out = part(TrainRequest, self), storage.absolute(self.out)
+        try:
+            corpus = Corpus.open(storage.absolute(self.corpus))
+        except FormatError:
+            catalog.configure("models", request.model, request.settings)  # of two mistakes, that of the command is said
+            raise
         model_config(request, corpus)  # what is wrong with it is said before Ray starts
         with claimed(out, "a detector", [corpus.url]), connected(self.address, self.workers) as pool:
             train_detector(pool, self.name or self.model, corpus, request, out)

@@ -102,7 +102,7 @@ def test_a_recipe_that_is_done_does_nothing_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "answer"),
     [
-        (["run", "nothing", "--out", "x"], 2, "no recipe 'nothing'; rayad has demo, "),
+        (["run", "nothing", "--out", "x"], 2, "no recipe 'nothing'; rayad has ddsm, demo, "),
         (
             ["ingest", "--dataset", "nothing", "--out", "x"],
             2,
