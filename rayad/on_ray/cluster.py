@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +32,8 @@ from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
 from rayad.private import given, keep_private
 
-SILENT = ("RAY_BACKEND_LOG_LEVEL", "fatal")
-"""Variable that keeps the logs of Ray's own processes from the terminal: what matters is raised."""
+LEVEL, SILENT = "RAY_BACKEND_LOG_LEVEL", "fatal"
+"""Variable of the level above which Ray's own code says things on the terminal; what matters is raised."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """What Ray says of its own accord: nothing but errors."""
 STORE_BYTES = 500_000_000
@@ -62,9 +63,8 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
         yield
         return
     address = given(address)
-    os.environ.setdefault(*SILENT)
     with nullcontext() if address else private_folder() as folder:
-        with same_signal(signal.SIGTERM), _muted():
+        with same_signal(signal.SIGTERM), _muted() if sys.stderr else nullcontext():
             if address:
                 _connect(address)
             else:
@@ -218,20 +218,18 @@ def _start_once(folder: str, cpus: int) -> None:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Nothing on stderr: Ray says there, whatever it is told, which level its logs have."""
-    try:
-        before = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    nothing = os.open(os.devnull, os.O_WRONLY)
+    """What starts here says nothing on the terminal, nor Ray of which level its logs are, whatever that is."""
+    before, kept, nothing = os.environ.get(LEVEL, ""), os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.environ[LEVEL] = before or SILENT
     os.dup2(nothing, 2)
     try:
         yield
     finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nothing)
+        os.dup2(kept, 2)
+        for file in (kept, nothing):
+            os.close(file)
+        if not before:
+            del os.environ[LEVEL]
 
 
 @contextmanager

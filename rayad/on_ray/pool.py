@@ -24,10 +24,8 @@ from rayad.terminal import progress_bar, shortened
 
 RETRIES = 3
 """Of an item whose process ended."""
-AT_ONCE = 1
-"""Items that an actor is given at a time: one that ends its process takes no other with it."""
-WORTH_LOADING = 4
-"""Items for which an actor is started: to load torch and a detector takes seconds, as some images do."""
+AT_ONCE, WORTH_LOADING = 1, 4
+"""Items that an actor has at a time (one that ends its process takes no other with it), and for which one is started."""
 
 
 @contextmanager
@@ -86,10 +84,7 @@ class OnRay:
                 step()
 
     def _loaded(self, dataset: ray.data.Dataset, items: int, work: type, shared: tuple) -> ray.data.Dataset:
-        """Mapped by actors, each of which loads once what it needs.
-
-        Their number is fixed: Ray Data adds actors where more than one item waits for each, and none is given two.
-        """
+        """Mapped by actors that load once what they need; Ray Data would add none, as none is given two items."""
         resources, gpu = ray.cluster_resources(), self.workers.gpu
         most = max(1, int(resources.get("GPU", 0) / gpu)) if gpu else processes()
         actors = min(most, math.ceil(items / WORTH_LOADING))
