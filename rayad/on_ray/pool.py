@@ -25,7 +25,7 @@ from rayad.terminal import progress_bar, shortened
 RETRIES = 3
 """Of an item whose process ended."""
 AT_ONCE, WORTH_LOADING = 1, 4
-"""Items that an actor has at a time (one that ends its process takes no other with it), and for which one is started."""
+"""Items that an actor has at a time (one that ends its process takes no other along), and for which one is started."""
 
 
 @contextmanager
