@@ -306,6 +306,7 @@ _PAPER = (
     "50,000 steps of the encoder that its authors took are 11 epochs of all healthy films)."
 )
 _AS_MIAS = "The settings of mini-MIAS's recipe; nothing was chosen on these images."
+_SMALL_LESIONS = ("mass=area", "calcification=box")
 _LAPTOP = "Fewer patches, epochs and numbers than the preset rayad, at 0.8 mm; nothing was chosen on these images."
 _FIRST = "As Dietrichstein et al. 2022"
 _WITH_OUR_SETTINGS = "The detectors of Dietrichstein et al. 2022, with our settings"
@@ -367,7 +368,7 @@ RECIPES: Sequence[Recipe] = (
     ),
     _dermoscopy("isic", epochs=60),
     _dermoscopy("ham10000", epochs=20),
-    _on_ddsm("paper", ddsm_paper, why=_PAPER, step_mm=0.8, order=SEVEN, first=_FIRST),
+    _on_ddsm("paper", ddsm_paper, why=_PAPER, step_mm=0.8, order=SEVEN, first=_FIRST, selection=_SMALL_LESIONS),
     _on_ddsm("rayad", ddsm_rayad, order=SEVEN, first=_WITH_OUR_SETTINGS, why=_AS_MIAS),
     _on_ddsm("laptop", ddsm_laptop, order=SEVEN, first=_WITH_OUR_SETTINGS, why=_LAPTOP, step_mm=6.4),
 )

@@ -57,6 +57,8 @@ class RunRecipe(Changes, ReadsImages):
     """Data set of those images; empty: the recipe's, or the same."""
     test_settings: Settings = ()
     """Fields of that data set."""
+    selection: Settings = ()
+    """Images to judge by the size of their lesions, such as mass=area calcification=box (docs/data.md)."""
     seeds: Count = 1
     """Number of seeds with which everything that learns is trained."""
     workers: Workers = Workers()
@@ -80,7 +82,9 @@ class RunRecipe(Changes, ReadsImages):
         test_settings = recipe.test_settings if test_dataset == recipe.test_dataset else ()
         test_data = Data(test_dataset, place(self.test_source), (*test_settings, *self.test_settings))
         test = test_data if self.test_source else None
-        return RunRequest(recipe, data, test, self.seeds, self.split, part(Changes, self))
+        if self.selection and not test:
+            raise OptionError("a selection is of other images to judge, so it needs --test-source")
+        return RunRequest(recipe, data, test, self.seeds, self.split, part(Changes, self), self.selection)
 
 
 @dataclass(frozen=True, kw_only=True)

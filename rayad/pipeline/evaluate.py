@@ -51,6 +51,8 @@ class Evaluation:
     """Figures that others reported, on other data."""
     groups: dict[str, str] = field(default_factory=dict)
     """Detector -> heading under which the table has it."""
+    notes: tuple[str, ...] = ()
+    """Sentences that stand below the tables."""
 
 
 def evaluate(
@@ -131,6 +133,7 @@ def evaluate(
         row_provenance={d.name: _origin(d, options) for d in detectors},
         provenance={"source": options.source, "split": options.split, **provenance.versions()},
         notes=[
+            *options.notes,
             *_notes(next(iter(scored.values())), options),
             *_doubtful(main_detector.name, calibrations[main_detector.name], scored[main_detector.name]),
         ],

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 
 from rayad import catalog, storage
+from rayad.datasets.content import contents
 from rayad.datasets.exam import Images, listed
+from rayad.datasets.exams import Dataset as ListOfImages
 from rayad.datasets.exams import listed_once
-from rayad.datasets.splits import divided, division
+from rayad.datasets.exams import write as write_list
+from rayad.datasets.splits import assign, divided, division
 from rayad.errors import OptionError
+from rayad.fingerprint import fingerprint
 from rayad.imaging.context import CONTEXT
 from rayad.options import Amount, MillimetresOrNone, PatchSideOrNone, Settings
 from rayad.patches.corpus import Corpus, Ingest
@@ -31,6 +35,7 @@ from rayad.pipeline.fit_density import density_config, fit_detector, score_of
 from rayad.pipeline.ingest import write_corpus
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import EVERY, in_split
+from rayad.pipeline.selection import readings_of, select
 from rayad.pipeline.train import model_config, train_detector
 from rayad.pool import Here, Pool
 from rayad.scoring import bundle
@@ -39,7 +44,7 @@ from rayad.scoring.combine import PLAIN, Aggregation
 from rayad.scoring.detector import Combined, Detector
 from rayad.scoring.rule import parse
 from rayad.scoring.scores import LatentScore, ModelScore, Part, scores_of
-from rayad.terminal import warn_once
+from rayad.terminal import say, warn_once
 
 
 @dataclass(frozen=True)
@@ -272,6 +277,8 @@ class Recipe:
     """Fields of that data set."""
     test_split: str = EVERY
     """Split of that data set that is judged."""
+    selection: Settings = ()
+    """Kind of lesion and reading of the paper's test images (rayad/pipeline/selection.py); none: all are judged."""
     kinds: tuple[str, ...] = ()
     """Kinds of lesion, a row of the table each; none: those of the test images."""
     step_mm: float = 3.2
@@ -308,6 +315,14 @@ class RunRequest:
     split: str = "test"
     """Whose images of `data` are judged: test, or development for choices."""
     changes: Changes = field(default_factory=Changes)
+    selection: Settings = ()
+    """Readings of the paper's test images that override the recipe's."""
+
+    @property
+    def readings(self) -> dict[str, str]:
+        """Kind of lesion -> reading by which images of `test` are judged; none: all are."""
+        own = self.recipe.selection if self.test and self.test.dataset == self.recipe.test_dataset else ()
+        return dict(map(catalog.pair, (*own, *self.selection)))
 
     @property
     def step_mm(self) -> float:
@@ -338,7 +353,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         headings = {d.name: run.heading(d) for d in calibrated} | dict.fromkeys(recipe.order, recipe.first)
         detectors.append(_in_order(calibrated, recipe.order, headings))
     judged, split = request.test or request.data, request.judged_split
-    dataset = listed_once(judged.opened(), storage.join(url, "judged")) if request.test else seeds[0].dataset
+    dataset, counted = (seeds[0].dataset, ()) if not request.test else _judged(pool, request, detectors[0][0], url)
     if not recipe.kinds and not any(exam.anomalous for exam in in_split(listed(dataset)[0], split)):
         return ""
     options = Evaluation(
@@ -353,11 +368,35 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         compare=recipe.compare,
         literature=recipe.literature,
         groups=headings,
+        notes=counted,
     )
     report_url = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
     return evaluate(
         pool, detectors[0], dataset, options, report_url, storage.join(url, "scores"), other_seeds=detectors[1:]
     )
+
+
+def _judged(pool: Pool, request: RunRequest, detector: Detector, url: str) -> tuple[Images, tuple[str, ...]]:
+    """The other images that are judged, and how many each reading of the paper's selection would keep."""
+    assert request.test is not None
+    images, where = request.test.opened(), storage.join(url, "judged")
+    if not request.readings:
+        return listed_once(images, where), ()
+    exams, left_out = listed(images)
+    chosen = in_split(exams, request.judged_split)
+    side_mm = detector.patch_px * detector.preprocessing.spacing_mm
+    made_of = fingerprint([request.readings, side_mm, contents(images, chosen)])
+    kept_url = storage.join(where, "selection.json")
+    kept = storage.read_json(kept_url) if storage.exists(kept_url) else {}
+    if kept.get("request") != made_of:
+        selection = select(pool, images, chosen, request.readings, side_mm)
+        splits = assign(exams)
+        write_list(images, selection.exams, splits, (*left_out, *selection.left_out), where)
+        kept = {"request": made_of, "counts": [count.line for count in selection.counts]}
+        storage.write_json(kept_url, kept)
+        for line in kept["counts"]:
+            say(line)
+    return ListOfImages(where), tuple(f"Test images: {line}." for line in kept["counts"])
 
 
 def rehearse(request: RunRequest) -> list[Detector]:
@@ -375,6 +414,7 @@ def rehearse(request: RunRequest) -> list[Detector]:
         raise OptionError(f"recipe {request.recipe.name} has no detector {missing[0]!r}, only {', '.join(names)}")
     if request.test:
         request.test.opened()
+    readings_of(request.readings)
     return detectors
 
 
