@@ -42,6 +42,10 @@ class TrainingError(RayadError):
     """Learning failed: a loss that is not a number, a collapse."""
 
 
+class CollapseError(TrainingError):
+    """A model has learned to ignore what it sees; only a rehearsal may go on with it."""
+
+
 class ClusterError(RayadError):
     """Ray did not start, cannot be reached, or was lost."""
 

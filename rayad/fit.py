@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
-from rayad.errors import OptionError, TrainingError
+from rayad.errors import CollapseError, OptionError, TrainingError
 from rayad.options import Count, Seed, Within
 from rayad.progress import Progress, Row, State, pack, unpack, unpack_moments
 from rayad.tensors import Patches, Scores, like
@@ -122,6 +122,8 @@ class Objective:
 
 
 Stage = Sequence[Objective | Pass]
+COLLAPSED = "collapsed"
+"""Entry of the row of a pass that found a collapse."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ class Schedule:
     """Random seed of the order of patches and of the noise."""
     threads: Annotated[int, Within(1, 1024)] = 1
     """Threads of one worker; other numbers of threads round sums differently."""
+    collapse: Literal["error", "warning"] = field(default="error", repr=False)
+    """Consequence of a collapse: an error, or a warning, for rehearsals of too few epochs."""
     accumulate: Count = 1
     """Parts of a worker's share of a batch that go through the model one after the other: less memory, the same step
     but for rounding. A model that normalizes by its batch (fanogan, batch_norm of bvae) sees smaller ones."""
@@ -229,7 +233,7 @@ def fit(
                 unpack_moments(saved, optimizers)
             else:
                 for item in [item for item in stage if isinstance(item, Pass)]:
-                    row = _make(team, item, train(progress.epoch + 1) if item.of == "training" else validation())
+                    row = _made(team, item, train(progress.epoch + 1) if item.of == "training" else validation())
                     progress = progress.after_pass({"stage": progress.stage} | row)
                     report(progress.rows[-1])
             while objectives and _goes_on(progress, schedule):
@@ -417,6 +421,16 @@ def _validate(team: _Team, objectives: list[Objective], parts: Iterable[Patches]
 def _make(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
     team.model.eval()
     return _summed(team, item, parts)
+
+
+def _made(team: _Team, item: Pass, parts: Iterable[Patches]) -> Row:
+    """The row of a pass; of one that finds a collapse, `COLLAPSED`, where that is no error."""
+    try:
+        return _make(team, item, parts)
+    except CollapseError:
+        if team.schedule.collapse == "error":
+            raise
+        return {COLLAPSED: 1.0}
 
 
 @torch.no_grad()

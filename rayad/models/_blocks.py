@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayad.errors import OptionError, TrainingError
+from rayad.errors import CollapseError, OptionError
 from rayad.fit import ALONE, Sync
 from rayad.options import PATCH_SIDES
 from rayad.progress import Row
@@ -222,12 +222,12 @@ def count_active(sums: list[Tensor], beta: float) -> Row:
     """How many latents vary over the patches that these `moments` were summed over.
 
     Raises:
-        TrainingError: none does; the decoder has learned to ignore them.
+        CollapseError: none does; the decoder has learned to ignore them.
     """
     count, first, second = sums
     active = int((second / count - (first / count).square() > ACTIVE).sum())
     if not active:
-        raise TrainingError(
+        raise CollapseError(
             f"posterior collapse: none of {len(first)} latents depends on the patch; lower beta "
             f"(now {beta}) or train longer"
         )

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rayad.errors import OptionError, TrainingError
+from rayad.errors import CollapseError, OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import Decoder, Encoder, Padding, bounded, divergence, initialize
 from rayad.options import Channels, PatchSide, Rate, Size, Weight
@@ -143,7 +143,7 @@ class DeepSVDD(nn.Module):
         mean = first / count
         spread = (second / count - mean.square()).clamp(min=0).sqrt()
         if not spread > COLLAPSED * self.centre.square().sum():
-            raise TrainingError(
+            raise CollapseError(
                 f"hypersphere collapse: all {int(count)} patches are {float(mean):.3g} from the centre; raise joint "
                 f"(now {self.config.joint}) or lower the learning rate (now {self.config.learning_rate})"
             )

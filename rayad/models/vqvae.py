@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from rayad.errors import OptionError, TrainingError
+from rayad.errors import CollapseError, OptionError
 from rayad.fit import Draw, Objective, Pass
 from rayad.models._blocks import SLOPE, Padding, downwards, initialize, side_of, upwards
 from rayad.options import Channels, PatchSide, Rate, Size, Within
@@ -251,7 +251,7 @@ class CodeEncoder(nn.Module):
         """Perplexity over all patches; TrainingError if next to one code is chosen."""
         value = perplexity(sums[0])
         if value < COLLAPSED:
-            raise TrainingError(
+            raise CollapseError(
                 f"the book has collapsed: perplexity {value:.2f} of {len(self.book)} codes; learn it with book=ema, "
                 "lower the learning rate or train longer"
             )

@@ -71,7 +71,7 @@ class Changes:
     """Settings that override those of a recipe."""
 
     epochs: Amount = 0
-    """Epochs of every image model; 0: the recipe's."""
+    """Epochs of every image model, which may then collapse with a warning; 0: the recipe's."""
     density_epochs: Amount = 0
     """Epochs of expectation-maximization of every density; 0: the recipe's."""
     picture: Settings = ()
@@ -129,7 +129,8 @@ class Run:
             name: of the model; "": that of the plug-in.
         """
         epochs = self.changes.epochs or request.schedule.epochs
-        schedule = replace(request.schedule, seed=self.seed, epochs=epochs)
+        collapse = "warning" if self.changes.epochs else request.schedule.collapse
+        schedule = replace(request.schedule, seed=self.seed, epochs=epochs, collapse=collapse)
         name = name or request.model
         return self._trained(name, corpus, replace(request, schedule=schedule), self._at(corpus, "models", name))
 

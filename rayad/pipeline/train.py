@@ -4,6 +4,7 @@ Ray Data is not asked to: its executor would run as a thread of every worker, wh
 of the interpreter's time from the training beside it.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from rayad.checkpoints import CheckpointFolder
 from rayad.errors import OptionError
 from rayad.evaluation import strips
 from rayad.fingerprint import fingerprint
-from rayad.fit import Member, Objective, Schedule, fit
+from rayad.fit import COLLAPSED, Member, Objective, Schedule, fit
 from rayad.patches.corpus import FULL_SCALE, Corpus, Stored, bounds_of
 from rayad.patches.order import Lanes, Order, Read, in_turn, lanes_of
 from rayad.pipeline.detectors import finished, minutes_since, origin_of, preprocessing_of, require_fits
@@ -29,6 +30,7 @@ from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import Conditional, ModelScore, Part, scores_of
 from rayad.tensors import like
+from rayad.terminal import say
 
 
 def pixels(patches: np.ndarray) -> torch.Tensor:
@@ -151,6 +153,8 @@ def train(
     faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * _learning_stages(config), model)
     state = CheckpointFolder(url).load()
     assert state is not None  # the workers saved it
+    if any(COLLAPSED in row for row in state.scalars["rows"]):
+        say(f"rayad: {model} has collapsed: its scores mean nothing", sys.stderr)
     best = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
     module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
     module.load_state_dict(best)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from workers import Shared, in_threads
 
-from rayad.errors import FormatError, OptionError, TrainingError
-from rayad.fit import ALONE, Draw, Objective, Pass, Schedule, Stage, Sync, TrainingHistory, batches, fit
+from rayad.errors import CollapseError, FormatError, OptionError, TrainingError
+from rayad.fit import ALONE, COLLAPSED, Draw, Objective, Pass, Schedule, Stage, Sync, TrainingHistory, batches, fit
 from rayad.models import bvae, cae
 from rayad.progress import Row, State
 from rayad.tensors import Patches, Scores
@@ -363,6 +363,25 @@ def centred(line: Line) -> list[Stage]:
         return [x.mean((1, 2, 3)).sum(), torch.tensor(float(len(x)))]
 
     return [[line.objective()], [Pass("centre", add, finish), line.objective()]]
+
+
+def ignoring(line: Line) -> list[Stage]:
+    """A last pass that finds the line to ignore what it sees."""
+
+    def finish(sums: list[Tensor]) -> Row:
+        raise CollapseError("the line ignores what it sees")
+
+    return [[line.objective()], [Pass("check", lambda x: [x.sum()], finish, "validation")]]
+
+
+def test_a_collapse_is_an_error():
+    with pytest.raises(CollapseError, match="the line ignores"):
+        run(Line(ignoring), patches(20), ONCE)
+
+
+def test_a_rehearsal_goes_on_with_a_collapsed_model_and_its_history_says_so():
+    history = run(Line(ignoring), patches(20), replace(ONCE, collapse="warning"))
+    assert [COLLAPSED in row for row in history.rows] == [False, True]
 
 
 @pytest.mark.parametrize("world", [1, 2])
