@@ -1,16 +1,16 @@
 """Every stage on two nodes and an object store: what the driver, the workers and Ray's object stores hold meanwhile.
 
-    python benchmarks/stages.py --out s3://bucket/stages
-    python benchmarks/stages.py --out stages --images 100 1000
+    for n in 100 1000 10000; do python benchmarks/stages.py --out s3://bucket/stages --images $n; done
 
 Sets of so many small phantoms, PNG files with a table of labels, are inspected, ingested, learned from, calibrated on,
 judged and drawn, each stage by its command, on a Ray of three nodes: a head that does no work, and two that do.
 Twice a second the private memory of the driver and of every worker is looked at, the CPU time of each node's processes,
-and what its object store holds and has spilled.
+and what its object store holds and has spilled. Rows of sizes that are not measured now stay in the results.
 """
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -41,7 +41,7 @@ class Options:
 
     out: str
     """Folder or URL of images and results."""
-    images: tuple[int, ...] = (100, 1000, 10_000)
+    images: tuple[int, ...] = (100,)
     cpus: int = 3
     """Logical CPUs of each node."""
 
@@ -132,24 +132,26 @@ def measured(options: Options, images: int, nodes: dict[str, psutil.Process], se
 def main(options: Options) -> None:
     """Measure, print, keep."""
     keep_private()
-    import ray
-    from ray.cluster_utils import Cluster
-
     with tempfile.TemporaryDirectory(prefix="rayad-") as session:
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": session, "object_store_memory": STORE}
+        os.environ["RAY_TMPDIR"] = session
+        import ray
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         added = [cluster.add_node(num_cpus=options.cpus, object_store_memory=STORE) for _ in range(2)]
         nodes = {
             f"node {n}": psutil.Process(node.all_processes["raylet"][0].process.pid) for n, node in enumerate(added)
         }
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        rows = []
+        rows = [row for row in json.loads(RESULTS.read_text())["rows"] if row["images"] not in options.images]
         try:
             for images in options.images:
                 for row in measured(options, images, nodes, session):
                     rows.append(row)
                     print(json.dumps(row), flush=True)
-                    RESULTS.write_text(json.dumps({"rows": rows, "machine": provenance.machine()}, indent=2) + "\n")
+                    ordered = sorted(rows, key=lambda row: row["images"])
+                    RESULTS.write_text(json.dumps({"rows": ordered, "machine": provenance.machine()}, indent=2) + "\n")
         finally:
             ray.shutdown()
             cluster.shutdown()

@@ -142,10 +142,27 @@ def _code(argv: list[str]) -> int | str | None:
     except OptionError as error:
         say(f"rayad: {error}", sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", __name__.partition(".")[0]):
+            raise
+        say(f"rayad: {_not_installed(module, argv[0])}", sys.stderr)
+        return 2
     except SystemExit as end:  # tyro has answered --help, or said what is wrong
         return end.code
     except KeyboardInterrupt:  # again, while it ended
         return STOPPED
+
+
+def _not_installed(module: str, name: str) -> str:
+    """Which package is missing where, and what to do: an extra of rayad, or a Python that has not rayad's packages."""
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), "")
+    if extra:
+        return f"{name} needs {module}, which is not installed: pip install 'rayad[{extra}]'"
+    return (
+        f"{module} is not installed in {sys.executable}: use the Python of rayad's own environment; a job of Ray names "
+        "it by its path, ray job submit ... -- /path/to/.venv/bin/python jobs/..."
+    )
 
 
 def _keep_torch_cache() -> None:
@@ -188,13 +205,6 @@ def _run(argv: list[str]) -> int:
     except RayadError as error:
         say(f"rayad: {error}", sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, modules in EXTRAS.items() if module in modules), "")
-        if not extra:
-            raise
-        say(f"rayad: {argv[0]} needs {module}, which is not installed: pip install 'rayad[{extra}]'", sys.stderr)
-        return 2
     except KeyboardInterrupt:
         say(GOES_ON, sys.stderr)
         return STOPPED

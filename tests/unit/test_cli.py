@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -81,10 +82,22 @@ def without_extras(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", ["serve", "dashboard"])
 def test_a_command_whose_extra_is_missing_says_so_in_a_sentence(name, tmp_path):
     option = {"serve": "--detector", "dashboard": "--root"}[name]
-    ended = without_extras(f"sys.exit(cli.run([{name!r}, {option!r}, {str(tmp_path)!r}]))")
+    ended = without_extras(f"cli.main([{name!r}, {option!r}, {str(tmp_path)!r}])")
     assert ended.returncode == 2
     assert re.fullmatch(
         rf"rayad: {name} needs \w+, which is not installed: pip install 'rayad\[{name}\]'", ended.stderr.strip()
+    )
+
+
+def test_a_job_whose_python_has_not_the_packages_says_which_python_to_name():
+    root = Path(cli.__file__).parents[2]
+    command = [sys.executable, "-S", root / "jobs" / "train.py", "--corpus", "corpus", "--out", "cae"]
+    ended = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        rf"rayad: \w+ is not installed in {re.escape(sys.executable)}: use the Python of rayad's own environment; "
+        r"a job of Ray names it by its path, ray job submit .* -- /path/to/.venv/bin/python jobs/\.\.\.",
+        ended.stderr.strip(),
     )
 
 
