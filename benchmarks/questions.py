@@ -8,7 +8,7 @@ Everything is trained, fitted and scored as the recipe `mias` does it (a CAE, an
 is varied at a time. Figures are of the test half. Stages that are done are not run again.
 
 resolution      does a higher resolution lift calcifications, as Dietrichstein et al. 2022 suppose?
-contamination   what do 1 to 10 % of patches from lesions do to the training, as in Mukesh et al. 2022?
+contamination   what do 1 to 10 % of patches from lesions do to the training, as in Mukesh et al. 2024?
 density         does it matter whether one learns from dense or from other breasts, as many of each?
 uncertainty     is the disagreement of three seeds a score?
 """

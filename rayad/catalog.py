@@ -68,6 +68,16 @@ def configure(folder: str, name: str, settings: Settings = (), **instead: Any) -
     return of_settings(getattr(module, PLUGGED_IN[folder]), name, pairs, **instead)
 
 
+def differences(folder: str, name: str, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Field -> its value and that of the preset `paper`, where these differ; nothing where there is no such preset."""
+    published = presets(find(folder, name)).get("paper", ())
+    if not published:
+        return {}
+    paper = configure(folder, name, published)
+    values = {field: (getattr(config, field), getattr(paper, field)) for field, _ in map(pair, published)}
+    return {field: (own, theirs) for field, (own, theirs) in values.items() if own != theirs}
+
+
 def presets(module: ModuleType) -> dict[str, tuple[str, ...]]:
     """Settings of a plug-in that have a name: those of a paper, where the defaults differ."""
     return getattr(module, "PRESETS", {})

@@ -5,6 +5,7 @@ A recipe of one's own is a Python file that defines ``RECIPE`` in the same way (
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,29 @@ def _seven(run: Run, models: dict[str, Detector], spn: dict[str, Detector]) -> l
     return [*alone, *(run.ask(fitted, f"{name}-spn") for name, fitted in spn.items())]
 
 
+def whole_skin(run: Run) -> list[Detector]:
+    """Dermoscopy as Mukesh et al. 2024: a convolutional VAE on whole images, learned from benign ones and from both."""
+    ingest, early = _whole_images(), Schedule(epochs=100, batch=32)
+    corpus, mixed = run.corpus(ingest), run.corpus(replace(ingest, mixed=1.0), "mixed")
+    convolutional = TrainRequest("bvae", ("channels=3", "batch_norm=true"), early)
+    vae, mixed_vae = (run.train(images, convolutional, "vae") for images in (corpus, mixed))
+    cae = run.train(corpus, TrainRequest("cae", ("channels=3",), early))
+    spn = {trained.name: run.fit(corpus, trained, DensityRequest(settings=SMALL)) for trained in (vae, cae)}
+    return [
+        *(run.floor(corpus, name) for name in ("brightness", "local-deviation")),
+        run.ask(vae, "vae"),
+        run.ask(vae, "vae-reconstruction", "reconstruction"),
+        run.ask(vae, "vae-divergence", "divergence"),
+        run.ask(mixed_vae, "mixed-vae"),
+        run.ask(mixed_vae, "mixed-vae-reconstruction", "reconstruction"),
+        run.ask(cae, "cae"),
+        *(run.ask(fitted, f"{name}-spn") for name, fitted in spn.items()),
+    ]
+
+
 def skin(run: Run, epochs: int) -> list[Detector]:
-    """Dermoscopy: whole images of benign skin as patches (Mukesh et al. 2022); malignant ones should score higher."""
-    corpus = run.corpus(Ingest(dermoscopy.Preprocessing(), Sampling(1, 0.0, where="centre"), shard_patches=512))
+    """Dermoscopy: every detector on whole images of benign skin, each a patch; malignant ones should score higher."""
+    corpus = run.corpus(_whole_images())
 
     def learns(name: str, times: int = 1, settings: Settings = ()) -> TrainRequest:
         return TrainRequest(name, ("channels=3", *settings), Schedule(epochs=times * epochs, batch=32))
@@ -215,6 +236,11 @@ def skin(run: Run, epochs: int) -> list[Detector]:
         *(run.ask(models[name], name) for name in other_models),
         run.combine("spn-mean", "mean", circuits),
     ]
+
+
+def _whole_images() -> Ingest:
+    """A dermoscopic image a patch."""
+    return Ingest(dermoscopy.Preprocessing(), Sampling(1, 0.0, where="centre"), shard_patches=512)
 
 
 def _relative() -> Ingest:
@@ -312,15 +338,14 @@ _FIRST = "As Dietrichstein et al. 2022"
 _WITH_OUR_SETTINGS = "The detectors of Dietrichstein et al. 2022, with our settings"
 
 
-def _dermoscopy(name: str, epochs: int) -> Recipe:
+def _dermoscopy(name: str, detectors: Callable[[Run], list[Detector]], **facts: Any) -> Recipe:
     return Recipe(
         name,
-        partial(skin, epochs=epochs),
+        detectors,
         dataset="isic",
         kinds=("malignant",),
         step_mm=64.0,
-        order=SEVEN,
-        first=_WITH_OUR_SETTINGS,
+        **facts,
         why="Sizes and rates of the mammograms' recipe; nothing was chosen on these images.",
     )
 
@@ -366,8 +391,9 @@ RECIPES: Sequence[Recipe] = (
         literature=_ON_DDSM,
         why=_CHOSEN,
     ),
-    _dermoscopy("isic", epochs=60),
-    _dermoscopy("ham10000", epochs=20),
+    _dermoscopy("dermoscopy", whole_skin),
+    _dermoscopy("isic", partial(skin, epochs=60), order=SEVEN, first=_WITH_OUR_SETTINGS),
+    _dermoscopy("ham10000", partial(skin, epochs=20), order=SEVEN, first=_WITH_OUR_SETTINGS),
     _on_ddsm("paper", ddsm_paper, why=_PAPER, step_mm=0.8, order=SEVEN, first=_FIRST, selection=_SMALL_LESIONS),
     _on_ddsm("rayad", ddsm_rayad, order=SEVEN, first=_WITH_OUR_SETTINGS, why=_AS_MIAS),
     _on_ddsm("laptop", ddsm_laptop, order=SEVEN, first=_WITH_OUR_SETTINGS, why=_LAPTOP, step_mm=6.4),

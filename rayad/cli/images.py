@@ -31,6 +31,8 @@ class IngestCommand(OfDataset):
     """Patches a shard, about; a shard holds whole images."""
     max_failures: Share = 0.01
     """Share of images that may fail before the corpus is refused."""
+    mixed: Share = 0.0
+    """Share of the diseased patients for choices whose images are learned from too, as if they were healthy."""
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
@@ -38,7 +40,7 @@ class IngestCommand(OfDataset):
 
         dataset = self.opened()
         preprocessing = catalog.configure("imaging", self.preprocessing, self.picture)
-        settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures)
+        settings = Ingest(preprocessing, self.sampling, self.shard_patches, self.max_failures, self.mixed)
         out = storage.absolute(self.out)
         with claimed(out, "a corpus", read_by(dataset)), connected(self.address) as pool:
             corpus = write_corpus(pool, *self.named(dataset), dataset, settings, out)

@@ -61,7 +61,8 @@ class Dataset:
             part = next((PART[name] for name in folders if PART.get(name)), "")
             if diagnosis:
                 name = posixpath.splitext(path)[0] if part else _name(url)
-                exams.append(replace(_exam(url, name, "", FOLDERS[diagnosis]), exam_id=name, part=part))
+                patient = _name(url) if _name(url) in {*TWINS, *TWINS.values()} else name
+                exams.append(replace(_exam(url, patient, "", FOLDERS[diagnosis]), exam_id=name, part=part))
         for name, malignant in FOLDERS.items():
             if malignant not in {exam.anomalous for exam in exams}:
                 layouts = "labels.csv, or images in benign and malignant"

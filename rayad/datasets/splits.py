@@ -1,9 +1,9 @@
 """Which images train, calibrate and test: by patient, from a hash of the patient id alone.
 
 A patient's place depends on no other patient, so adding or removing some moves nobody. Healthy patients
-(every image healthy) train, validate, calibrate and test. Patients with a lesion never train: half of them
-are for choices (development), half for the reported figures (test); the other choice would be the
-winner's curse. Their healthy breasts go with them.
+(every image healthy) train, validate, calibrate and test. Half of the patients with a lesion are for choices
+(development), half for the reported figures (test); the other choice would be the winner's curse. Their healthy
+breasts go with them. None of them trains, unless a corpus mixes some of those for choices in on purpose.
 
 Where a data set has parts of its own (`Exam.part`: folders called train and test, a column ``split`` of a table), its
 test images are the test images, and the others are divided among what comes before a test.
@@ -102,6 +102,16 @@ def assign(exams: Iterable[Exam], division: Division = USUAL) -> dict[str, str]:
         return _share_of(exam, division.healthy(PARTS))
 
     return {exam.exam_id: exam.split or of_exam(exam) for exam in exams}
+
+
+def mixed_in(exams: Iterable[Exam], splits: dict[str, str], share: float) -> dict[str, str]:
+    """The splits where a share of the diseased patients for choices trains too, as in Mukesh et al. (2024)."""
+    learned = {
+        exam.exam_id
+        for exam in exams
+        if splits[exam.exam_id] == "development" and _uniform(f"mixed {exam.patient_id}") < share
+    }
+    return splits | dict.fromkeys(learned, "train")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Results:
     """Images that could not be used: `exam_id` or `url` or `image`, and `reason`."""
     groups: dict[str, str] = field(default_factory=dict)
     """Detector -> heading under which the table has it."""
+    remarks: dict[str, str] = field(default_factory=dict)
+    """Detector -> how it differs from what was published under its name, or what else it learned from."""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     """Detector -> `train_minutes`, `score_seconds`."""
     literature: list[Row] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """What a model has learned so far, as a strip: patches, how it draws them, and what it draws out of nothing."""
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,25 @@ GAP = 2
 White = 255
 
 
-def strip(model: Any, x: Patches) -> UInt8[np.ndarray, "high wide 3"]:
-    """Rows of pictures: the patches; their reconstructions, where the model has any; draws from random latents.
+def rows(model: Any, x: Patches) -> dict[str, Patches]:
+    """What a row shows -> its patches: those given; reconstructions, if the model has any; draws from random latents.
 
     The latents are standard normal and the same at every call, so that one sees a draw become healthy tissue. Models
     whose latents are codes, or that have no decoder or generator of latents, draw nothing.
     """
+    named = {"healthy patches": x}
     with torch.no_grad():
-        rows = [x]
         if hasattr(model, "reconstruct"):
-            rows.append(model.reconstruct(x))
-        samples = _drawn(model, x)
-        if samples is not None:
-            rows.append(samples)
-    return np.concatenate([_row(row) for row in rows])
+            named["their reconstructions"] = model.reconstruct(x)
+        draws = _drawn(model, x)
+        if draws is not None:
+            named["draws from standard normal latents"] = draws
+    return named
+
+
+def strip(patches: Iterable[Patches]) -> UInt8[np.ndarray, "high wide 3"]:
+    """Rows of pictures, one above the other."""
+    return np.concatenate([_row(row) for row in patches])
 
 
 def png(picture: UInt8[np.ndarray, "high wide 3"]) -> bytes:

@@ -1,7 +1,7 @@
 """An image is called anomalous if its score is above a threshold: which threshold, and how often that is right.
 
 Thresholds come from the calibration patients' images alone, none from a label: their mean plus k standard deviations
-(Mukesh et al. 2022), a quantile of them, or the p-value that a wanted rate of false alarms allows.
+(Mukesh et al. 2024), a quantile of them, or the p-value that a wanted rate of false alarms allows.
 """
 
 import math

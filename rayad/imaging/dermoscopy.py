@@ -1,6 +1,6 @@
 """From the pixels of one dermoscopic image to what every later stage sees: its size, its colours, the skin.
 
-After Mukesh et al. 2022: images are resized and their colours corrected. There are no mm in dermoscopy: a pixel of the
+After Mukesh et al. 2024: images are resized and their colours corrected. There are no mm in dermoscopy: a pixel of the
 working resolution counts as one, so "mm" reads "px" wherever distances are given.
 """
 

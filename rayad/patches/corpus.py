@@ -32,6 +32,7 @@ from rayad.imaging import mammogram
 from rayad.imaging.context import context
 from rayad.imaging.picture import Preprocessing, described, from_description
 from rayad.imaging.plausibility import Doubt
+from rayad.options import Share
 from rayad.patches.sample import Sampling, choose, cut, leaves_image
 
 SCHEMA = 2
@@ -66,6 +67,8 @@ class Ingest:
     """Patches a shard, about; a shard holds whole images."""
     max_failures: float = 0.01
     """Share of images that may fail before the corpus is refused."""
+    mixed: Share = 0.0
+    """Share of the diseased patients for choices whose images are learned from too, as if they were healthy."""
 
     def __post_init__(self) -> None:
         side_px, patch_px = self.preprocessing.side_px, self.sampling.patch_px
@@ -107,7 +110,7 @@ def plan(
     before: Sequence[dict[str, Any]] = (),
     contents: Mapping[str, str] | None = None,
 ) -> list[ShardPlan]:
-    """Group the healthy exams that one learns from into shards, in the order of their ids.
+    """Group the exams that one learns from into shards, in the order of their ids.
 
     Args:
         before: shards of an earlier plan, as `remembered` returns them: those whose exams are all still there, in

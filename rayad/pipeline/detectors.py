@@ -90,6 +90,7 @@ def origin_of(corpus: Corpus, request: str, settings: Any) -> dict[str, Any]:
         "corpus": corpus.manifest["content"],
         "dataset": corpus.manifest["dataset"],
         "shares": corpus.manifest.get("shares", asdict(USUAL)),
+        "mixed": corpus.manifest["parameters"].get("mixed", 0.0),
         "settings": repr(settings),
         "seed": getattr(settings, "seed", 0),
         "machine": provenance.machine(),
@@ -104,6 +105,16 @@ def minutes_since(began: float) -> float:
 
 def preprocessing_of(corpus: Corpus) -> Preprocessing:
     return from_description(corpus.manifest["parameters"]["preprocessing"])
+
+
+def require_unseen(detectors: Sequence[Detector], split: str) -> None:
+    """OptionError where one learned from diseased patients that are for choices, and these are judged."""
+    for detector in [part for d in detectors for part in (d, *d.members)]:
+        if split == "development" and detector.provenance.get("mixed"):
+            raise OptionError(
+                f"detector {detector.name!r} learned from patients of the development split, which were mixed into its "
+                "corpus; it can be judged on the test split"
+            )
 
 
 def require_shares(detectors: Sequence[Detector], dataset: Images) -> None:

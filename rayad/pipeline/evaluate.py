@@ -1,13 +1,14 @@
 """Detectors on the images of a labelled data set: the figures, the pictures and the page."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from rayad import provenance, storage
+from rayad import catalog, provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Excluded, Images, listed, reasons
 from rayad.datasets.splits import assign
@@ -18,13 +19,15 @@ from rayad.evaluation.results import Results
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
+from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
-from rayad.pipeline.detectors import require_names, require_shares
+from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 
+NO_CORPORA: Mapping[str, Corpus] = MappingProxyType({})
 FEW_RESAMPLES = 20
 """Of other seeds' figures, whose intervals nobody sees."""
 
@@ -63,6 +66,7 @@ def evaluate(
     url: str,
     scores_url: str = "",
     other_seeds: Sequence[Sequence[Detector]] = (),
+    corpora: Mapping[str, Corpus] = NO_CORPORA,
 ) -> str:
     """Score the split's images, compute every figure, write ``results.json`` and ``index.html``.
 
@@ -70,6 +74,7 @@ def evaluate(
         url: folder of the report.
         scores_url: folder for the scores; "" puts them below the report.
         other_seeds: the same detectors, trained with other seeds.
+        corpora: content -> the corpora that detectors learned from; strips show what their models make of patches.
 
     Returns:
         The URL of the page. A report that is there and was made of the same things is left as it is.
@@ -80,6 +85,7 @@ def evaluate(
         DatasetError: more images failed than allowed, or the split is empty.
     """
     require_names(detectors)
+    require_unseen(detectors, options.split)
     if options.split != EVERY:
         require_shares(detectors, dataset)
     calibrations = {d.name: calibration_of(d) for d in detectors}
@@ -104,6 +110,7 @@ def evaluate(
     rows = _rows(pool, detectors, on_grid, kinds)
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
     main_detector = _main(detectors)
+    strips = pictures.strips_of(detectors, corpora)
     shown = pictures.Shown(main_detector, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
     results = Results(
         dataset=options.dataset,
@@ -128,6 +135,8 @@ def evaluate(
         rule=main_detector.rule.sentence if main_detector.rule else "",
         settings=_settings(detectors, options),
         groups=options.groups,
+        remarks={d.name: remark for d in detectors if (remark := _remark(d))},
+        captions={name: caption for name, (_, caption) in strips.items()},
         literature=list(options.literature),
         costs={d.name: _cost(d, scored[d.name]) for d in detectors},
         row_provenance={d.name: _origin(d, options) for d in detectors},
@@ -138,7 +147,7 @@ def evaluate(
             *_doubtful(main_detector.name, calibrations[main_detector.name], scored[main_detector.name]),
         ],
     )
-    return report.build(results, shown.drawn(pool), url)
+    return report.build(results, shown.drawn(pool) | {name: picture for name, (picture, _) in strips.items()}, url)
 
 
 def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
@@ -251,6 +260,21 @@ def _cost(detector: Detector, images: Sequence[ScoredImage]) -> dict[str, float]
     """What training took, its model's and its density's, and the median over the images of what scoring took."""
     seconds = float(np.median([image.seconds[detector.name] for image in images]))
     return {"train_minutes": detector.provenance.get("train_minutes", 0.0), "score_seconds": seconds}
+
+
+def _remark(detector: Detector) -> str:
+    """What a row of the table is not that its name promises: as published, or learned from healthy images alone."""
+    kinds = (("models", detector.model), ("density", detector.density))
+    differing = [
+        f"{field}={own} (theirs {published})"
+        for folder, kind in kinds
+        if kind
+        for field, (own, published) in catalog.differences(folder, kind.name, kind.config).items()
+    ]
+    remarks = [f"not as published: {', '.join(differing)}"] if differing else []
+    if mixed := detector.provenance.get("mixed"):
+        remarks.append(f"learned from {mixed:.0%} of the diseased patients for choices too")
+    return "; ".join(remarks)
 
 
 def _origin(detector: Detector, options: Evaluation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rayad import provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, listed
 from rayad.datasets.exams import write as write_list
-from rayad.datasets.splits import assign, division_of
+from rayad.datasets.splits import assign, division_of, mixed_in
 from rayad.errors import ImageError
 from rayad.fingerprint import fingerprint
 from rayad.patches.corpus import (
@@ -30,7 +30,7 @@ from rayad.terminal import say
 
 
 def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description: dict[str, Any]) -> dict[str, Any]:
-    """Write the corpus of a data set's healthy patients and return its manifest.
+    """Write the corpus of a data set's healthy patients, and of those that are mixed in; return its manifest.
 
     Shards that are already complete are kept, so an interrupted call goes on where it stopped, and new exams of a
     data set that has grown go to new shards; a corpus that is complete and was made of the same exams with the same
@@ -44,7 +44,7 @@ def ingest(pool: Pool, dataset: Images, url: str, settings: Ingest, description:
         StorageError: the corpus cannot be written.
     """
     exams, left_out = listed(dataset)
-    before, splits = remembered(url, settings), assign(exams)
+    before, splits = remembered(url, settings), mixed_in(exams, assign(exams), settings.mixed)
     plans = tuple(plan(exams, splits, settings, before, contents(dataset, exams)))
     if changed := _changed(before, plans):
         say(

@@ -101,6 +101,8 @@ class Run:
         self.pool, self.data, self.url, self.seed, self.step_mm, self.changes = pool, data, url, seed, step_mm, changes
         self._names: dict[str, str] = {}  # URL of a corpus -> its name
         self._pictures: dict[str, str] = {}  # content of a corpus -> its name
+        self.corpora: dict[str, Corpus] = {}
+        """Content -> corpus, of those that were asked for."""
 
     @cached_property
     def dataset(self) -> Images:
@@ -116,6 +118,7 @@ class Run:
         url = storage.join(self.url, "-".join(filter(None, ["corpus", name])))
         corpus = self._ingested(self._changed(ingest), url)
         self._names[corpus.url] = self._pictures[corpus.manifest["content"]] = name
+        self.corpora[corpus.manifest["content"]] = corpus
         return corpus
 
     def floor(self, corpus: Corpus, score: str, name: str = "", aggregation: Aggregation = PLAIN) -> Detector:
@@ -372,9 +375,8 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         notes=counted,
     )
     report_url = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
-    return evaluate(
-        pool, detectors[0], dataset, options, report_url, storage.join(url, "scores"), other_seeds=detectors[1:]
-    )
+    scores_url, corpora = storage.join(url, "scores"), seeds[0].corpora
+    return evaluate(pool, detectors[0], dataset, options, report_url, scores_url, detectors[1:], corpora)
 
 
 def _judged(pool: Pool, request: RunRequest, detector: Detector, url: str) -> tuple[Images, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from rayad.errors import DatasetError
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Preprocessing, step_px
-from rayad.pipeline.detectors import require_names, require_shares
+from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.evaluate import Evaluation, calibration_of
 from rayad.pipeline.score import KeptScores, exams_of, score_exam, unscored
 from rayad.pool import Pool
@@ -38,6 +38,7 @@ def streamed(
         DatasetError: more images failed than allowed, or the split is empty.
     """
     require_names(detectors)
+    require_unseen(detectors, options.split)
     require_shares(detectors, dataset)
     for detector in detectors:
         detector.step(options.step_mm)

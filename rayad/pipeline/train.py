@@ -104,7 +104,7 @@ class _Watch:
     def _drawn(self) -> np.ndarray:
         training = self.model.training
         self.model.eval()
-        picture = strips.strip(self.model, self.x)
+        picture = strips.strip(strips.rows(self.model, self.x).values())
         self.model.train(training)
         return picture
 

@@ -1,16 +1,25 @@
-"""A run with detectors that learn nothing: whose images are judged, in which order, and what is kept."""
+"""A run: whose images are judged, in which order, what is kept, and what the page says of rows and shows of models."""
 
 import os
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from rayad import storage
+from rayad.datasets import phantom
+from rayad.datasets.splits import assign
+from rayad.density.em import EM
+from rayad.errors import OptionError
+from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
-from rayad.patches.corpus import Ingest
+from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
+from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.run import Data, Recipe, Run, RunRequest, run_recipe
 from rayad.pool import Here
+from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 
 SMALL = ("height=256", "width=192")
@@ -49,6 +58,60 @@ def test_what_is_done_is_not_done_again(place):
     before = {url: os.stat(url).st_mtime_ns for url in storage.listing(place)}
     run_recipe(Here(), RunRequest(RECIPE, HEALTHY, OTHERS), place)
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(place)} == before
+
+
+def mixing(run: Run) -> list[Detector]:
+    """The same autoencoder, learned from healthy patients and from diseased ones too."""
+    healthy_only = Ingest(Preprocessing(spacing_mm=0.8), Sampling(patches=4))
+    corpora = run.corpus(healthy_only), run.corpus(replace(healthy_only, mixed=1.0), "mixed")
+    request = TrainRequest("cae", ("width=4", "latents=8"), Schedule(epochs=1))
+    one, mixed = (run.train(corpus, request) for corpus in corpora)
+    circuit = run.fit(corpora[0], one, DensityRequest(settings=("inputs=2", "replicas=2"), em=EM(epochs=1)))
+    return [run.ask(one, "cae"), run.ask(circuit, "cae-spn"), run.ask(mixed, "mixed")]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> str:
+    data = Data("phantom", settings=("patients=48", "diseased=0.5", *SMALL))
+    out = str(tmp_path_factory.mktemp("learned"))
+    run_recipe(Here(), RunRequest(Recipe("mixing", mixing, kinds=("mass",), step_mm=6.4), data), out)
+    return out
+
+
+def test_diseased_patients_for_choices_can_be_mixed_into_a_corpus(learned):
+    splits = assign(phantom.Dataset(patients=48, diseased=0.5).exams())
+    sources = {}
+    for name in ("corpus", "corpus-mixed"):
+        index = Corpus.open(f"{learned}/{name}").index("exam_id", "split")
+        sources[name] = {
+            splits[exam] for exam, split in zip(index["exam_id"], index["split"], strict=True) if split == "train"
+        }
+    assert sources == {"corpus": {"train"}, "corpus-mixed": {"train", "development"}}
+
+
+def test_rows_say_what_differs_from_what_was_published(learned):
+    remarks = storage.read_json(f"{learned}/report/results.json")["remarks"]
+    ours = "not as published: padding=valid (theirs same), learning_rate=0.001 (theirs 1e-05)"
+    assert remarks == {
+        "cae": ours,
+        "cae-spn": f"{ours}, inputs=2 (theirs 45), replicas=2 (theirs 50)",
+        "mixed": f"{ours}; learned from 100% of the diseased patients for choices too",
+    }
+
+
+def test_the_page_shows_what_models_and_circuits_draw(learned):
+    results = storage.read_json(f"{learned}/report/results.json")
+    strips = [name for name in results["figures"] if name.startswith("strip-")]
+    assert strips == ["strip-cae", "strip-cae-spn", "strip-mixed"]
+    assert "healthy patches; their reconstructions" in results["captions"]["strip-mixed"]
+    sizes = [Image.open(f"{learned}/report/{name}.webp").size for name in strips]
+    assert sizes == [(8 * 68, rows * 68) for rows in (3, 1, 3)]
+
+
+def test_those_that_were_mixed_in_are_not_judged(learned):
+    mixed = bundle.load(f"{learned}/detectors/mixed")
+    with pytest.raises(OptionError, match="'mixed' learned from patients of the development split"):
+        evaluate(Here(), [mixed], phantom.Dataset(), Evaluation("phantom", "", "development", step_mm=6.4), learned)
 
 
 def test_without_a_finding_there_is_no_report(place):

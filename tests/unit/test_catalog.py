@@ -23,6 +23,14 @@ def test_settings_have_names():
         catalog.configure("models", "lbp", {"preset": "paper"})
 
 
+def test_what_a_setting_differs_in_from_the_paper_s():
+    assert catalog.differences("models", "cae", cae.Config(padding="same", latents=8)) == {
+        "learning_rate": (1e-3, 1e-5)
+    }
+    assert catalog.differences("models", "cae", catalog.configure("models", "cae", ["preset=paper"])) == {}
+    assert catalog.differences("models", "lbp", catalog.configure("models", "lbp")) == {}
+
+
 @pytest.mark.parametrize("folder", ["models", "density"])
 def test_every_preset_is_one_of_its_plug_in(folder: str):
     for name in catalog.names(folder):

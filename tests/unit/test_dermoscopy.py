@@ -87,6 +87,12 @@ def test_folders_of_benign_and_malignant_images_below_train_and_test(tmp_path):
     assert splits["train/Malignant/a_1"] == "development"
 
 
+def test_copies_are_one_patient_below_train_and_test_too(tmp_path):
+    for path in ("train/benign/ISIC_0000512.png", "test/benign/ISIC_0000477.png", "test/malignant/a.png"):
+        write(f"{tmp_path}/{path}")
+    assert assign(isic.Dataset(str(tmp_path)).exams())["train/benign/ISIC_0000512"] == "unused"
+
+
 def test_folders_of_benign_and_malignant_images(tmp_path):
     for path in ("benign/ISIC_0000477.png", "benign/ISIC_0000512.png", "malignant/ISIC_0000280.png"):
         write(f"{tmp_path}/{path}")

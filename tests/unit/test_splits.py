@@ -10,7 +10,7 @@ from rayad import storage
 from rayad.datasets import exams as lists
 from rayad.datasets import folder, phantom
 from rayad.datasets.exam import Exam
-from rayad.datasets.splits import Division, assign, divided, division, division_of
+from rayad.datasets.splits import Division, assign, divided, division, division_of, mixed_in
 from rayad.errors import OptionError
 
 
@@ -32,6 +32,19 @@ def test_diseased_patients_split_in_halves_and_never_train():
     counts = Counter(assign(both_breasts(2000, anomalous=True)).values())
     assert set(counts) == {"development", "test"}
     assert abs(counts["development"] / 4000 - 0.5) < 0.045
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_diseased_patients_for_choices_is_mixed_in(share):
+    exams = [*both_breasts(200), *both_breasts(2000, anomalous=True, prefix="d")]
+    before = assign(exams)
+    after = mixed_in(exams, before, share)
+    moved = {name for name in before if before[name] != after[name]}
+    development = [name for name, split in before.items() if split == "development"]
+    assert {after[name] for name in moved} <= {"train"}
+    assert moved <= set(development)
+    assert all((f"{name[:-1]}L" in moved) == (f"{name[:-1]}R" in moved) for name in development)
+    assert abs(len(moved) / len(development) - share) < 0.06  # four standard deviations of 1,000 patients are 0.055
 
 
 def test_all_images_of_a_patient_are_in_one_split():

@@ -8,19 +8,19 @@ import torch
 from PIL import Image
 
 from rayad import catalog
-from rayad.evaluation.strips import png, strip
+from rayad.evaluation.strips import png, rows, strip
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("cae", 3), ("bvae", 3), ("conditional_vae", 3), ("fanogan", 3), ("vqvae", 2), ("lbp", 1)]
+    ("name", "number"), [("cae", 3), ("bvae", 3), ("conditional_vae", 3), ("fanogan", 3), ("vqvae", 2), ("lbp", 1)]
 )
-def test_a_model_shows_what_it_can_draw(name, rows):
+def test_a_model_shows_what_it_can_draw(name, number):
     torch.manual_seed(0)
     config = catalog.configure("models", name, {} if name == "lbp" else {"width": 4})
     model, x = config.build().eval(), torch.rand(5, 1, 64, 64)
-    picture = strip(model, x)
-    assert picture.shape == (rows * 68, 5 * 68, 3)
-    assert np.array_equal(picture, strip(model, x))
+    picture = strip(rows(model, x).values())
+    assert picture.shape == (number * 68, 5 * 68, 3)
+    assert np.array_equal(picture, strip(rows(model, x).values()))
     assert picture[2:66, 2:66, 0] == pytest.approx(255 * x[0, 0].numpy(), abs=0.51)
     assert (picture[:2] == 255).all()
 
@@ -28,5 +28,5 @@ def test_a_model_shows_what_it_can_draw(name, rows):
 def test_colours_are_shown_as_they_are():
     model = catalog.configure("models", "cae", {"width": 4, "channels": 3}).build().eval()
     x = torch.rand(2, 3, 64, 64)
-    shown = np.asarray(Image.open(io.BytesIO(png(strip(model, x)))))
+    shown = np.asarray(Image.open(io.BytesIO(png(strip(rows(model, x).values())))))
     assert shown[2:66, 2:66] == pytest.approx(255 * x[0].permute(1, 2, 0).numpy(), abs=0.51)
