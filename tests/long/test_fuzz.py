@@ -90,7 +90,7 @@ def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(kind: s
         ("labels.csv", TABLE, lambda url: labels.read(url, ["a.png", "b.png", "c.png", "m.png"])),
         ("Info.txt", INFO, lambda url: mias._parse(storage.read_bytes(url).decode("latin-1"), url)),
         (
-            "table.csv",
+            "mass_case_description_test_set.csv",
             ",".join(CBIS) + "\n" + ",".join(CBIS.values()),
             lambda url: cbis_ddsm._parse(storage.read_bytes(url), url),
         ),
