@@ -35,8 +35,8 @@ class RunRecipe(Changes, ReadsImages):
     """All stages of a recipe; stages that are done are not run again."""
 
     recipe: tyro.conf.Positional[str]
-    """demo, mias, detectors, ddsm, isic, ham10000; own, for any data set of mammograms; or a Python file that defines
-    one (docs/recipes.md)."""
+    """demo, mias, detectors, ddsm, dermoscopy, isic, ham10000; own, for any data set of mammograms; or a Python
+    file that defines one (docs/recipes.md)."""
     out: str
     """Folder or URL for corpora, detectors, scores and the report."""
     preset: str = ""
@@ -114,6 +114,8 @@ def _run(request: RunRequest, out: str, command: ReadsImages, workers: Workers) 
     from rayad.on_ray.pool import connected
 
     rehearse(request)  # what cannot be is said before Ray starts
+    if request.changes.sentence:
+        say(request.changes.sentence)
     url, inputs = storage.absolute(out), [request.data.source, request.test.source if request.test else ""]
     with claimed(url, "a run", inputs), connected(command.address, workers) as pool:
         report = run_recipe(pool, request, url)

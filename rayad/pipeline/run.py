@@ -1,7 +1,7 @@
 """A whole run: the stages strung together by a recipe, then calibration, evaluation and the report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -82,6 +82,13 @@ class Changes:
     """Distance of the scored places, mm; 0: the recipe's."""
     rule: str = ""
     """Rule by which an image is abnormal: sd=3, quantile=0.95, fpr=0.05 or score=12.5; empty: none is said."""
+
+    @property
+    def sentence(self) -> str:
+        """What is other than the recipe says; empty: nothing."""
+        texts = dict(text.split("=", 1) for text in catalog.settings_of(self))
+        changed = [f"{f.name}={texts[f.name]}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"Other than the recipe says: {', '.join(changed)}." if changed else ""
 
 
 NO_CHANGES = Changes()
@@ -372,7 +379,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         compare=recipe.compare,
         literature=recipe.literature,
         groups=headings,
-        notes=counted,
+        notes=tuple(filter(None, [request.changes.sentence, *counted])),
     )
     report_url = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
     scores_url, corpora = storage.join(url, "scores"), seeds[0].corpora

@@ -17,7 +17,7 @@ from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.requests import DensityRequest, TrainRequest
-from rayad.pipeline.run import Data, Recipe, Run, RunRequest, run_recipe
+from rayad.pipeline.run import Changes, Data, Recipe, Run, RunRequest, run_recipe
 from rayad.pool import Here
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
@@ -112,6 +112,14 @@ def test_those_that_were_mixed_in_are_not_judged(learned):
     mixed = bundle.load(f"{learned}/detectors/mixed")
     with pytest.raises(OptionError, match="'mixed' learned from patients of the development split"):
         evaluate(Here(), [mixed], phantom.Dataset(), Evaluation("phantom", "", "development", step_mm=6.4), learned)
+
+
+def test_what_is_other_than_the_recipe_says_is_a_sentence():
+    assert Changes().sentence == ""
+    changes = Changes(epochs=1, picture=("spacing_mm=0.8", "intensity=specks"), rule="sd=2")
+    assert changes.sentence == (
+        "Other than the recipe says: epochs=1, picture=spacing_mm=0.8,intensity=specks, rule=sd=2."
+    )
 
 
 def test_without_a_finding_there_is_no_report(place):
