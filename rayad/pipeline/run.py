@@ -341,6 +341,12 @@ class RunRequest:
         return self.changes.step_mm or self.recipe.step_mm
 
     @property
+    def first(self) -> str:
+        """Heading of the detectors that stand first; it says so where they are not what the recipe makes."""
+        is_changed = replace(self.changes, rule="") != NO_CHANGES
+        return f"{self.recipe.first}, but for what the notes say" if is_changed else self.recipe.first
+
+    @property
     def judged_split(self) -> str:
         """Whose images are judged."""
         if not self.test:
@@ -361,7 +367,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     detectors, headings = [], {}
     for run in seeds:
         calibrated = run.calibrated(recipe.detectors(run))
-        headings = {d.name: run.heading(d) for d in calibrated} | dict.fromkeys(recipe.order, recipe.first)
+        headings = {d.name: run.heading(d) for d in calibrated} | dict.fromkeys(recipe.order, request.first)
         detectors.append(_in_order(calibrated, recipe.order, headings))
     judged, split = request.test or request.data, request.judged_split
     dataset, counted = (seeds[0].dataset, ()) if not request.test else _judged(pool, request, detectors[0][0], url)

@@ -114,6 +114,11 @@ def test_those_that_were_mixed_in_are_not_judged(learned):
         evaluate(Here(), [mixed], phantom.Dataset(), Evaluation("phantom", "", "development", step_mm=6.4), learned)
 
 
+def test_a_heading_promises_nothing_that_was_changed():
+    assert RunRequest(RECIPE, HEALTHY, changes=Changes(rule="sd=2")).first == "First"
+    assert RunRequest(RECIPE, HEALTHY, changes=Changes(epochs=1)).first == "First, but for what the notes say"
+
+
 def test_what_is_other_than_the_recipe_says_is_a_sentence():
     assert Changes().sentence == ""
     changes = Changes(epochs=1, picture=("spacing_mm=0.8", "intensity=specks"), rule="sd=2")

@@ -23,15 +23,15 @@ from tests.storage.conftest import reach
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 NODES = """
-import json, sys
+import json, os, sys
 from rayad.private import keep_private
 keep_private()
+os.environ["RAY_TMPDIR"] = sys.argv[1]
 import ray
 from rayad import cli
 from ray.cluster_utils import Cluster
 small = {"object_store_memory": 150 * 2**20, "num_cpus": 3}
-cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0, "include_dashboard": False,
-                                                        "temp_dir": sys.argv[1]})
+cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0, "include_dashboard": False})
 cluster.add_node(**small)
 cluster.add_node(**small)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
