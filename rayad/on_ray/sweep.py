@@ -51,7 +51,8 @@ def _trial(values: dict[str, Any], task: Task, data: SharedLatents | None, devic
 
     def told(epoch: int, value: float) -> None:
         last.update(epoch=epoch, value=value)
-        tune.report({**last, "how": "stopped"})
+        if epoch < task.epochs or not task.epochs:  # at its last epoch none is stopped
+            tune.report({**last, "how": "stopped"})
 
     try:
         value = learn(task, data, values, None, told, device)

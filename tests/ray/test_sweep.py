@@ -205,3 +205,33 @@ def test_what_cannot_be_searched_is_refused_at_once(corpus, trained, tmp_path, c
     assert code == 2
     assert said in error[-1]
     assert not Path(tmp_path / "s" / "sweep.json").exists()
+
+
+def test_a_model_and_its_density_are_searched_together_and_the_winner_is_trained(corpus, tmp_path, capsys):
+    """What was stopped early is not the best; what is applied is what won, with the image model beside it."""
+    out = tmp_path / "out"
+    code = cli.run(
+        [
+            *("sweep", "--corpus", corpus.url, "--out", str(out), "--model", "bvae", "--density", "spn"),
+            *("--space", "beta=0.001..0.1:log", "inputs=2..4", "--settings", "width=4", "latents=4", "replicas=2"),
+            *("--schedule.epochs", "3", "--schedule.batch", "16", "--em.epochs", "3", "--em.batches", "4"),
+            *("--search.trials", "4", "--search.grace", "1", "--search.seeds", "1", "--workers.number", "1", "--apply"),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    summary = storage.read_json(f"{out}/sweep.json")
+    whole = [row for row in summary["rows"] if row["how"] == "whole"]
+    assert summary["best"]["value"] == min(row["value"] for row in whole)
+    assert len(summary["rows"]) == 4
+    assert {row["epochs"] for row in whole} == {3}
+    assert summary["winner"] in ("best", "base")
+    assert "win" in printed.out
+    settings = summary["seeds"][summary["winner"]]["settings"]
+    made = bundle.load(f"{out}/detector")
+    assert made.name == "bvae-spn"
+    assert made.model is not None
+    assert made.density is not None
+    assert made.model.config.beta == pytest.approx(settings["beta"])
+    assert (made.density.config.inputs, made.density.config.replicas) == (settings["inputs"], 2)
+    assert bundle.load(f"{out}/model").name == "bvae"
