@@ -133,7 +133,7 @@ class SweepBook:
             name: trials.of_seeds(settings, ended[number * each : (number + 1) * each])
             for number, (name, settings) in enumerate(candidates.items())
         }
-        self.keep(seeds=seeds, winner=winner.winner(seeds))
+        self.keep(seeds=seeds, winner=winner.winner(seeds), verdict=winner.sentence(seeds))
 
     def write_page(self, pictures: dict[str, bytes]) -> None:
         """The table, the page and its pictures."""
