@@ -27,7 +27,7 @@ from rayad.pipeline.fit_density import FittedRows, density_config, states_of
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.train import learning_stages, model_config, order_of
 from rayad.pool import Pool
-from rayad.scoring.coding import Codes
+from rayad.scoring.coding import Decodes
 from rayad.scoring.scores import Part
 
 Objective = Literal["bits", "auc"]
@@ -152,7 +152,7 @@ def model_task(
     corpus = Corpus.open(corpus_url)
     config = model_config(train, corpus)
     model = config.build()
-    if development is None and not isinstance(model, Codes):
+    if development is None and not isinstance(model, Decodes):
         raise OptionError(
             f"{train.model} has no likelihood of patches, so labels must judge it (--objective auc); without them "
             f"{', '.join(_coded())} can be searched"
@@ -234,4 +234,4 @@ def _fits(parts: search.Parts, latents: int, density: str, development: Developm
 
 def _coded() -> list[str]:
     """The image models that need no labels to be searched."""
-    return [n for n in catalog.names("models") if isinstance(catalog.configure("models", n).build(), Codes)]
+    return [n for n in catalog.names("models") if isinstance(catalog.configure("models", n).build(), Decodes)]

@@ -46,7 +46,7 @@ LogProb = Callable[[Latents], Scores]
 
 
 @runtime_checkable
-class Codes(Protocol):
+class Decodes(Protocol):
     """A model with a decoder of its latents; an nn.Module besides."""
 
     def encode(self, x: Patches) -> Latents: ...
@@ -134,14 +134,14 @@ class Cost:
 
 
 @torch.no_grad()
-def bits_together(model: Codes, log_prob: LogProb, train: Batches, validation: Batches) -> float:
+def bits_together(model: Decodes, log_prob: LogProb, train: Batches, validation: Batches) -> float:
     """Mean bits that a pixel of the validation patches costs at most, of the 16 that it is stored in.
 
     Args:
         log_prob: of a density of the latents that `encode` gives; for a model of codes, of these.
         train: gives the patches that s^2 and t are chosen by.
     """
-    assert isinstance(model, nn.Module)  # Codes' docstring; a Protocol cannot say it
+    assert isinstance(model, nn.Module)  # Decodes' docstring; a Protocol cannot say it
     channel = Channel.of_latents(model, latents_of(model, train))
     few = [(x, channel.read(x)) for x in _moved(model, islice(train(), WIDTH_BATCHES))]
     width, cost = 1.0, _cost(channel, log_prob, few, 1.0)
@@ -155,7 +155,7 @@ def bits_together(model: Codes, log_prob: LogProb, train: Batches, validation: B
 
 
 @torch.no_grad()
-def latents_of(model: Codes, train: Batches) -> Latents:
+def latents_of(model: Decodes, train: Batches) -> Latents:
     """The latents of the first batches."""
     assert isinstance(model, nn.Module)  # as in bits_together()
     return torch.cat([model.encode(x) for x in _moved(model, islice(train(), MEANS_BATCHES))])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rayad import catalog
 from rayad.density import em, spn
 from rayad.models import bvae, vqvae
-from rayad.scoring.coding import Channel, Codes, Uncertain, bits_together, simple_density
+from rayad.scoring.coding import Channel, Decodes, Uncertain, bits_together, simple_density
 
 D, NOISE, W = 64 * 64, 0.1, 0.05
 
@@ -162,7 +162,7 @@ def test_a_circuit_that_learned_the_latents_costs_less_than_noise():
 
 def test_the_models_that_can_be_coded():
     built = {name: catalog.configure("models", name).build() for name in catalog.names("models")}
-    coded = {name for name, model in built.items() if isinstance(model, Codes)}
+    coded = {name for name, model in built.items() if isinstance(model, Decodes)}
     assert coded == {"bvae", "cae", "conditional_vae", "implicit_field", "pca", "vqvae"}
     assert {name for name in coded if isinstance(built[name], Uncertain)} == {"bvae", "conditional_vae"}
     for name in coded - {"implicit_field"}:
