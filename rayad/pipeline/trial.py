@@ -12,7 +12,6 @@ A collapse ends a trial: a model that can collapse is asked after every epoch.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from rayad.pipeline.fit_density import FittedRows, Learner, score_of
 from rayad.pipeline.requests import DensityRequest
 from rayad.pipeline.sweep_task import SharedLatents, Task
 from rayad.pipeline.train import order_of, pixels, reader, validation_batches
-from rayad.scoring.coding import MEANS_BATCHES, bits_together, latents_of, simple_density
+from rayad.scoring.coding import DESCRIBED, bits_together, latents_of, simple_density, taken
 from rayad.scoring.description import Batches, Describes, bits_a_pixel
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import ModelScore, Part, scores_of
@@ -135,7 +134,7 @@ class _Batches:
 
     def train(self) -> Iterable[torch.Tensor]:
         """Some training patches, always the same."""
-        return islice(self.epoch(1), MEANS_BATCHES)
+        return taken(self.epoch(1), DESCRIBED)
 
 
 def _trained(task: Task, parts: dict[str, Any], batches: _Batches, report: Report, device: str) -> Part:

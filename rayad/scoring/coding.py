@@ -19,9 +19,8 @@ s^2 and t, of 1, 1/2, 1/4, ..., are those that cost least on training patches. N
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -33,8 +32,8 @@ from rayad.fit import Draw
 from rayad.scoring.description import DEPTH, Batches, noise, pixels_of
 from rayad.tensors import Latents, Patches, Scores, like
 
-MEANS_BATCHES, WIDTH_BATCHES = 32, 8
-"""Batches of training patches by which latents are described, and by which s^2 and t are chosen."""
+DESCRIBED, CHOOSING = 1024, 256
+"""Training patches by which latents are described, and by which s^2 and t are chosen; whole batches, so a few more."""
 FINEST = 2.0**-2 / (1 << DEPTH) ** 2
 """The least s^2: noise far below a step of the stored pixels."""
 HALVINGS = 24
@@ -143,7 +142,7 @@ def bits_together(model: Decodes, log_prob: LogProb, train: Batches, validation:
     """
     assert isinstance(model, nn.Module)  # Decodes' docstring; a Protocol cannot say it
     channel = Channel.of_latents(model, latents_of(model, train))
-    few = [(x, channel.read(x)) for x in _moved(model, islice(train(), WIDTH_BATCHES))]
+    few = [(x, channel.read(x)) for x in _moved(model, taken(train(), CHOOSING))]
     width, cost = 1.0, _cost(channel, log_prob, few, 1.0)
     for _ in range(0 if getattr(model, "states", ()) else HALVINGS):
         narrower = _cost(channel, log_prob, few, width / 2)
@@ -156,9 +155,9 @@ def bits_together(model: Decodes, log_prob: LogProb, train: Batches, validation:
 
 @torch.no_grad()
 def latents_of(model: Decodes, train: Batches) -> Latents:
-    """The latents of the first batches."""
+    """The latents of the first patches."""
     assert isinstance(model, nn.Module)  # as in bits_together()
-    return torch.cat([model.encode(x) for x in _moved(model, islice(train(), MEANS_BATCHES))])
+    return torch.cat([model.encode(x) for x in _moved(model, taken(train(), DESCRIBED))])
 
 
 def simple_density(model: Any, z: Latents) -> LogProb:
@@ -193,6 +192,16 @@ def _cost(
         nats += float((sent.log_q - log_prob(sent.judged)).sum(dtype=torch.float64))
         pixels += pixels_of(channel.model, x)
     return Cost(error, nats, pixels)
+
+
+def taken(batches: Iterable[Patches], patches: int) -> Iterator[Patches]:
+    """The first batches that hold so many patches, or all of them."""
+    number = 0
+    for x in batches:
+        if number >= patches:
+            return
+        number += len(x)
+        yield x
 
 
 def _moved(model: nn.Module, batches: Iterable[Patches]) -> Iterable[Patches]:

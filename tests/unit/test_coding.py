@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rayad import catalog
 from rayad.density import em, spn
 from rayad.models import bvae, vqvae
+from rayad.scoring import coding
 from rayad.scoring.coding import Channel, Decodes, Uncertain, bits_together, simple_density
 
 D, NOISE, W = 64 * 64, 0.1, 0.05
@@ -171,3 +172,8 @@ def test_the_models_that_can_be_coded():
         with torch.no_grad():
             truth = (x - model.reconstruct(x)).square().flatten(1).sum(1)
             torch.testing.assert_close(model.errors(x, model.encode(x)), truth)
+
+
+def test_whole_batches_are_taken_until_there_are_enough():
+    sizes = lambda patches: [len(x) for x in coding.taken([torch.zeros(4, 1, 2, 2)] * 3, patches)]  # noqa: E731
+    assert (sizes(1), sizes(4), sizes(5), sizes(99)) == ([4], [4], [4, 4], [4, 4, 4])
