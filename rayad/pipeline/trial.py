@@ -207,17 +207,16 @@ def _fitted(
     tell: Callable[[learning.Row], None] = lambda row: None,
 ) -> Part:
     """The density, as rayad/pipeline/fit_density.py fits it."""
-    train, validation, classes = (
-        torch.tensor(array).to(device) for array in (data.train, data.validation, data.classes)
-    )
-    config = parts["density"]
-    density, variables = config.build(train.shape[1]).to(device), train.shape[1]
+    train, validation, classes = map(torch.tensor, (data.train, data.validation, data.classes))
+    config, variables = parts["density"], train.shape[1]
+    density = config.build(variables)
     fitted = Part(task.density, config, density.eval(), variables)
-    if isinstance(density, Learner):
+    if isinstance(density, Learner):  # by itself, on the CPU
         density.learn(train, validation, parts["em"].seed)
+        fitted.module.to(device)
         return fitted
-    labels = classes if data.names and getattr(config, "roots", 0) == len(data.names) else None
-    em.fit(density, train, validation, parts["em"], labels=labels, report=tell)
+    labels = classes.to(device) if data.names and getattr(config, "roots", 0) == len(data.names) else None
+    em.fit(density.to(device), train.to(device), validation.to(device), parts["em"], labels=labels, report=tell)
     return fitted
 
 
