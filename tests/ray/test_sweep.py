@@ -235,3 +235,23 @@ def test_a_model_and_its_density_are_searched_together_and_the_winner_is_trained
     assert made.model.config.beta == pytest.approx(settings["beta"])
     assert (made.density.config.inputs, made.density.config.replicas) == (settings["inputs"], 2)
     assert bundle.load(f"{out}/model").name == "bvae"
+
+
+@pytest.mark.long
+def test_a_model_without_a_likelihood_is_searched_by_the_images_that_are_for_choices(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = cli.run(
+        [
+            *("sweep", "--corpus", corpus.url, "--out", str(out), "--model", "deep_svdd", "--space", "width=2,4"),
+            *("--settings", "latents=4", "--schedule.epochs", "1", "--schedule.batch", "16"),
+            *("--objective", "auc", "--dataset", "phantom", "--step-mm", "12.8"),
+            *("--dataset-settings", "patients=12", "diseased=0.7", "height=256", "width=192", "seed=3"),
+            *("--search.trials", "2", "--search.seeds", "1"),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    summary = storage.read_json(f"{out}/sweep.json")
+    assert "1 - AUC of the places" in summary["objective"]
+    assert {row["how"] for row in summary["rows"]} == {"whole"}  # none is stopped early
+    assert all(0 <= row["value"] <= 1 for row in summary["rows"])
