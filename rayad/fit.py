@@ -97,6 +97,8 @@ class Pass:
     """What to do with the sums of everything; returns what to report."""
     of: Literal["training", "validation"] = "training"
     """The patches that are summed over: quantiles of a score belong to patches that nothing was learned from."""
+    checks: bool = False
+    """Whether it changes nothing and says whether the model has collapsed: a search asks it after epochs too."""
 
 
 @dataclass(frozen=True)

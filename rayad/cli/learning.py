@@ -1,22 +1,28 @@
 """Learning: image models, densities of their latents, and the search of their settings."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from rayad import catalog, storage
-from rayad.cli.shared import OnCluster, place
+from rayad.cli.shared import OnCluster, ReadsImages, open_dataset, place
+from rayad.datasets.exam import read_by
 from rayad.density.em import EM
-from rayad.errors import FormatError, OptionError
+from rayad.errors import FormatError, OptionError, TrainingError
 from rayad.fit import Schedule
-from rayad.options import Settings
+from rayad.options import Millimetres, Settings, SpacingOrNone
 from rayad.outputs import claimed
 from rayad.patches.corpus import Corpus
 from rayad.pipeline.requests import DensityRequest, Search, TrainRequest, part
 from rayad.pool import Pool, Workers
 from rayad.scoring import bundle
+from rayad.scoring.detector import Detector
 from rayad.terminal import say
+
+if TYPE_CHECKING:
+    from rayad.pipeline.development import Development
+    from rayad.pipeline.sweep_task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +86,8 @@ class FitDensity(DensityRequest, OnCluster):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(OnCluster):
-    """Search settings of a density at a trained encoder, or of an image model, without labels."""
+class Sweep(ReadsImages):
+    """Search settings of a density at a trained encoder, of an image model, or of both together."""
 
     corpus: str
     """URL of the patch corpus."""
@@ -93,31 +99,102 @@ class Sweep(OnCluster):
     detector: str = ""
     """URL of the trained detector whose latents a density is searched for."""
     model: str = ""
-    """Image model whose fields are searched instead: bvae, conditional_vae."""
-    density: str = "spn"
-    """The density that is searched: spn, mixture."""
+    """Image model that every trial trains instead: bvae, cae, ... (`rayad list models`)."""
+    density: str = ""
+    """Density that every trial fits: spn, mixture, ...; empty: spn with --detector, none with --model."""
     name: str = ""
     """Name of the sweep; empty: that of what is searched."""
     settings: Settings = ()
-    """Fields that are not searched and have not the defaults, such as min_variance=0.01."""
+    """Fields that are not searched and have not the defaults, such as min_variance=0.01; where both the image model and
+    the density have the name, model.preset=paper."""
     classes: str = ""
     """Column of the index (density, view) whose values are the classes of a circuit with as many roots."""
+    objective: Literal["bits", "auc"] = "bits"
+    """Measure of a trial: bits of healthy validation patches, or AUC of labelled images that are for choices."""
+    dataset: str = ""
+    """A data set with labels, for the AUC: mias, folder, ... (`rayad list datasets`); its test images stay unseen."""
+    source: str = ""
+    """Folder or URL of that data set's images."""
+    dataset_settings: Settings = ()
+    """Fields of that data set, such as patients=40 of phantom."""
+    spacing_mm: SpacingOrNone = 0.0
+    """mm a pixel of its images, if they do not state it."""
+    shares: Settings = ()
+    """Shares of its patients in each split, as the corpus was made with them (docs/data.md)."""
+    step_mm: Millimetres = 3.2
+    """Distance of the places that are scored in its images, mm."""
     em: EM = EM()
     schedule: Schedule = Schedule(epochs=20)
     search: Search = Search()
     apply: bool = False
-    """Train the winner: its detector goes to OUT/detector."""
+    """Train the winner: its detector goes to OUT/detector, the image model of a density to OUT/model."""
     workers: Workers = Workers()
     """Processes that train the winner."""
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
+        from rayad.on_ray.sweep import sweep
+        from rayad.pipeline.detectors import model_of
+        from rayad.pipeline.fit_density import latents_of
+        from rayad.pipeline.sweep_book import stored
+        from rayad.pipeline.sweep_task import shared_latents
+        from rayad.pipeline.winner import sentence
+
+        trained, task, inputs = self._planned()  # what is wrong with it is said before Ray starts
+        corpus, out = Corpus.open(task.corpus), storage.absolute(self.out)
+        stored(out)
+        name = self.name or "-".join(filter(None, [trained.name if trained else self.model, task.density]))
+        with claimed(out, "a sweep", inputs), connected(self.address, self.workers) as pool:
+            data = None
+            if trained:
+                data = shared_latents(pool, model_of(trained), task, corpus, latents_of(trained, corpus, out))
+            summary = sweep(name, task, data, self.search, out)
+            self._tell(summary)
+            if self.apply and summary["winner"]:
+                self._apply(pool, task, trained, corpus, summary)
+        say(f"The page is at {storage.join(self.out, 'index.html')}")
+        if self.apply and not summary["winner"]:
+            raise TrainingError(sentence(summary["seeds"]))
+
+    def _planned(self) -> tuple[Detector | None, "Task", list[str]]:
+        """The detector whose encoder stays, what is searched, and what is read."""
+        from rayad.pipeline.detectors import model_of
+        from rayad.pipeline.sweep_task import density_task, divided, model_task
 
         if bool(self.detector) == bool(self.model):
-            raise OptionError("a sweep is over a density (--detector) or over an image model (--model), one of both")
-        inputs = [place(self.corpus), place(self.detector)]
-        with claimed(storage.absolute(self.out), "a sweep", inputs), connected(self.address, self.workers) as pool:
-            summary = self._of_density(pool) if self.detector else self._of_model(pool)
+            raise OptionError(
+                "a sweep is over a density at an encoder (--detector) or trains an image model (--model), one of both"
+            )
+        if self.model and self.classes and not self.density:
+            raise OptionError("--classes are those of a density's roots: name it, as --density spn")
+        url, inputs = storage.absolute(self.corpus), [place(self.corpus), place(self.detector)]
+        development = self._development(url, inputs)
+        em = {"classes": self.classes, "em": self.em}
+        if self.detector:
+            trained = bundle.load(place(self.detector))
+            request = DensityRequest(self.density or "spn", self.settings, **em)
+            return trained, density_task(model_of(trained), request, self.space, url, development), inputs
+        of_model, of_density = divided(self.settings, self.model, self.density)
+        train = TrainRequest(self.model, of_model, self.schedule)
+        request = DensityRequest(self.density, of_density, **em) if self.density else None
+        return None, model_task(train, request, self.space, url, development), inputs
+
+    def _development(self, corpus_url: str, inputs: list[str]) -> "Development | None":
+        """The images whose AUC counts, if any; what they are read from is added to the inputs."""
+        from rayad.pipeline.development import development_of
+
+        if bool(self.dataset) != (self.objective == "auc"):
+            raise OptionError("--objective auc needs the labels of a data set (--dataset), and nothing else does")
+        if not self.dataset:
+            return None
+        dataset = open_dataset(self.dataset, self.source, self.dataset_settings, self.spacing_mm, self.shares)
+        inputs += read_by(dataset)
+        return development_of(dataset, Corpus.open(corpus_url), self.step_mm)
+
+    def _tell(self, summary: dict[str, Any]) -> None:
+        """Say what the sweep came to, and which seeds failed."""
+        from rayad.pipeline.winner import sentence
+
         best, base = summary["seeds"]["best"], summary["seeds"]["base"]
         settings = ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best["settings"].items()
@@ -129,40 +206,22 @@ class Sweep(OnCluster):
             for seed, error in enumerate(fitted["errors"]):
                 if error:
                     say(f"{name}: seed {seed} failed and is not in the mean: {error}")
-        say(f"The page is at {storage.join(self.out, 'index.html')}")
+        say(f"{sentence(summary['seeds'])}.")
 
-    def _of_density(self, pool: Pool) -> dict[str, Any]:
-        from rayad import search
-        from rayad.on_ray import sweep
-        from rayad.pipeline import trial
-        from rayad.pipeline.detectors import model_of
-        from rayad.pipeline.fit_density import fit_detector, latents_of
-
-        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        trained = bundle.load(storage.absolute(self.detector))
-        model = model_of(trained)
-        request = DensityRequest(self.density, self.settings, classes=self.classes, em=self.em)
-        latents = latents_of(trained, corpus, out)
-        task, data = trial.of_density(pool, model, request, self.space, corpus.url, latents)
-        summary = sweep.sweep(self.name or f"{trained.name}-{self.density}", task, data, self.search, out)
-        if self.apply:
-            parts = search.applied(task.parts, task.space, summary["best"]["settings"])
-            winner = replace(request, settings=catalog.settings_of(parts["density"]), em=parts["em"])
-            fit_detector(pool, summary["name"], corpus, trained, winner, storage.join(out, "detector"), out)
-        return summary
-
-    def _of_model(self, pool: Pool) -> dict[str, Any]:
-        from rayad import search
-        from rayad.on_ray import sweep
-        from rayad.pipeline import trial
+    def _apply(
+        self, pool: Pool, task: "Task", trained: Detector | None, corpus: Corpus, summary: dict[str, Any]
+    ) -> None:
+        """Train what won the sweep."""
+        from rayad.pipeline.fit_density import fit_detector
         from rayad.pipeline.train import train_detector
 
-        corpus, out = Corpus.open(storage.absolute(self.corpus)), storage.absolute(self.out)
-        request = TrainRequest(self.model, self.settings, self.schedule)
-        task, data = trial.of_model(request, self.space, corpus.url)
-        summary = sweep.sweep(self.name or self.model, task, data, self.search, out)
-        if self.apply:
-            parts = search.applied(task.parts, task.space, summary["best"]["settings"])
-            winner = replace(request, settings=catalog.settings_of(parts["model"]), schedule=parts["schedule"])
-            train_detector(pool, summary["name"], corpus, winner, storage.join(out, "detector"))
-        return summary
+        out, name = storage.absolute(self.out), summary["name"]
+        train, density = task.requests(summary["seeds"][summary["winner"]]["settings"])
+        url = storage.join(out, "detector")
+        if train:
+            own = (self.model, storage.join(out, "model")) if density else (name, url)
+            trained = train_detector(pool, own[0], corpus, train, own[1])
+        if density:
+            assert trained is not None  # it was given, or trained just now
+            fit_detector(pool, name, corpus, trained, density, url, out)
+        say(f"The detector is at {storage.join(self.out, 'detector')}")

@@ -89,7 +89,8 @@ class VariationalAutoencoder(nn.Module):
         """One objective; then a count of the active latents, which fails where all have collapsed."""
         parameters, config = list(self.parameters()), self.config
         train = Objective("elbo", self.loss, parameters, config.learning_rate, config.optimizer)
-        return [[train], [Pass("active latents", lambda x: moments(self.encode(x)), self.count_active)]]
+        check = Pass("active latents", lambda x: moments(self.encode(x)), self.count_active, checks=True)
+        return [[train], [check]]
 
     def loss(self, x: Patches, draw: Draw) -> Scores:
         """L = sum of (x - x^)^2 over pixels + b KL(q(z | x) || N(0, I)) of each patch, at z drawn from q."""
@@ -100,7 +101,11 @@ class VariationalAutoencoder(nn.Module):
         """Of each patch the squared error, summed over pixels, at z drawn from q; and KL(q(z | x) || N(0, I)), nats."""
         mean, log_variance = self.posterior(x)
         z = mean + (log_variance / 2).exp() * draw(self.latents)
-        return (x - self.decoder(z)).square().flatten(1).sum(1), divergence(mean, log_variance)
+        return self.errors(x, z), divergence(mean, log_variance)
+
+    def errors(self, x: Patches, z: Latents) -> Scores:
+        """Of each patch the squared error, summed over pixels, of what is decoded from z."""
+        return (x - self.decoder(z)).square().flatten(1).sum(1)
 
     def posterior(self, x: Patches) -> tuple[Latents, Latents]:
         """Mean and bounded log-variance of q(z | x)."""

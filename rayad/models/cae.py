@@ -60,6 +60,10 @@ class Autoencoder(nn.Module):
         """Each patch as the model would have it."""
         return self.decoder(self.encode(x))
 
+    def errors(self, x: Patches, z: Latents) -> Scores:
+        """Of each patch the squared error, summed over pixels, of what is decoded from z."""
+        return (x - self.decoder(z)).square().flatten(1).sum(1)
+
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The mean squared error of each patch."""
         return {"reconstruction": (x - self.reconstruct(x)).square().flatten(1).mean(1)}

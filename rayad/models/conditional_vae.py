@@ -101,18 +101,17 @@ class ConditionalAutoencoder(nn.Module):
 
     def encode(self, x: Shown) -> Latents:
         """The mean of q(z | x, c)."""
-        image, numbers = self._split(x)
-        return self.posterior(image, numbers)[0]
+        return self.posterior(x)[0]
 
     def reconstruct(self, x: Shown) -> Patches:
         """Each patch decoded from its mean latents and its condition, without planes."""
         image, numbers = self._split(x)
-        return self._decode(self.posterior(image, numbers)[0], numbers)
+        return self._decode(self._posterior(image, numbers)[0], numbers)
 
     def scores(self, x: Shown) -> dict[str, Scores]:
         """As of rayad/models/bvae.py: "elbo" (the loss), "reconstruction" (mean squared error), "divergence"."""
         image, numbers = self._split(x)
-        mean, log_variance = self.posterior(image, numbers)
+        mean, log_variance = self._posterior(image, numbers)
         error = (image - self._decode(mean, numbers)).square().flatten(1)
         nats = divergence(mean, log_variance)
         return {"elbo": error.sum(1) + self.config.beta * nats, "reconstruction": error.mean(1), "divergence": nats}
@@ -120,7 +119,8 @@ class ConditionalAutoencoder(nn.Module):
     def stages(self) -> list[list[Objective | Pass]]:
         """One objective; then a count of the active latents, which fails where all have collapsed."""
         train = Objective("elbo", self.loss, list(self.parameters()), self.config.learning_rate)
-        return [[train], [Pass("active latents", lambda x: moments(self.encode(x)), self.count_active)]]
+        check = Pass("active latents", lambda x: moments(self.encode(x)), self.count_active, checks=True)
+        return [[train], [check]]
 
     def loss(self, x: Shown, draw: Draw) -> Scores:
         """L = sum of (x - x^)^2 + b KL(q(z | x, c) || N(0, I)) of each patch, c dropped from some."""
@@ -132,12 +132,20 @@ class ConditionalAutoencoder(nn.Module):
         image, numbers = self._split(x)
         uniform = torch.special.ndtr(draw(1))
         numbers = torch.where(uniform < self.config.dropped, 0, numbers) if self.training else numbers
-        mean, log_variance = self.posterior(image, numbers)
+        mean, log_variance = self._posterior(image, numbers)
         z = mean + (log_variance / 2).exp() * draw(self.latents)
         return (image - self._decode(z, numbers)).square().flatten(1).sum(1), divergence(mean, log_variance)
 
-    def posterior(self, image: Patches, numbers: Numbers) -> tuple[Latents, Latents]:
+    def errors(self, x: Shown, z: Latents) -> Scores:
+        """Of each patch the squared error, summed over pixels, of what is decoded from z and its condition."""
+        image, numbers = self._split(x)
+        return (image - self._decode(z, numbers)).square().flatten(1).sum(1)
+
+    def posterior(self, x: Shown) -> tuple[Latents, Latents]:
         """Mean and bounded log-variance of q(z | x, c)."""
+        return self._posterior(*self._split(x))
+
+    def _posterior(self, image: Patches, numbers: Numbers) -> tuple[Latents, Latents]:
         cells = self.encoder.cells(image).flatten(1)
         shift_mean, shift_variance = self.shift(numbers).split(self.latents, 1)
         if self.given_fact.any():  # the encoder's head has it

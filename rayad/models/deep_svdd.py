@@ -100,7 +100,7 @@ class DeepSVDD(nn.Module):
         return [
             [start],
             [Pass("centre", self.sum_points, self.set_centre), describe],
-            [Pass("distances", self.moments, self.check_spread)],
+            [Pass("distances", self.moments, self.check_spread, checks=True)],
         ]
 
     def negative_elbo(self, x: Patches, draw: Draw) -> Scores:

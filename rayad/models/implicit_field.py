@@ -109,9 +109,16 @@ class ImplicitField(nn.Module):
 
     def reconstruct(self, x: Patches) -> Patches:
         """The expected centre of the class at every pixel, finer than the grid, under the latent of each patch."""
-        centres = (torch.arange(self.config.levels).to(x) + 0.5) / self.config.levels
+        return self._decode(self.encode(x))
+
+    def errors(self, x: Patches, z: Latents) -> Scores:
+        """Of each patch the squared error, summed over pixels, of what is decoded from z."""
+        return (x - self._decode(z)).square().flatten(1).sum(1)
+
+    def _decode(self, z: Latents) -> Patches:
+        centres = (torch.arange(self.config.levels).to(z) + 0.5) / self.config.levels
         patch_px = self.config.patch_px
-        shares = self.logits(self.encode(x), self.places(patch_px)).softmax(3)  # n p c levels
+        shares = self.logits(z, self.places(patch_px)).softmax(3)  # n p c levels
         return (shares @ centres).transpose(1, 2).unflatten(2, (patch_px, patch_px))
 
     def scores(self, x: Patches) -> dict[str, Scores]:

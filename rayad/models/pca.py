@@ -63,9 +63,11 @@ class PrincipalComponents(nn.Module):
 
     def reconstruct(self, x: Patches) -> Patches:
         """The nearest patch of the subspace, each averaged pixel drawn as a square."""
-        flat = self.mean + self.encode(x) @ self.directions
-        small = flat.unflatten(1, (self.config.channels, self.config.side, self.config.side))
-        return functional.interpolate(small, scale_factor=self.config.patch_px // self.config.side, mode="nearest")
+        return self._decode(self.encode(x))
+
+    def errors(self, x: Patches, z: Latents) -> Scores:
+        """Of each patch the squared error, summed over pixels, of what is decoded from z."""
+        return (x - self._decode(z)).square().flatten(1).sum(1)
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The mean squared distance of the averaged patch from the subspace."""
@@ -98,6 +100,11 @@ class PrincipalComponents(nn.Module):
         self.mean.copy_(mean + 0.5)
         self.directions.copy_(largest * signs)
         return {"explained_variance": float(variances[-self.latents :].sum() / variances.sum())}
+
+    def _decode(self, z: Latents) -> Patches:
+        flat = self.mean + z @ self.directions
+        small = flat.unflatten(1, (self.config.channels, self.config.side, self.config.side))
+        return functional.interpolate(small, scale_factor=self.config.patch_px // self.config.side, mode="nearest")
 
     def _averaged(self, x: Patches) -> Tensor:
         return functional.avg_pool2d(x, self.config.patch_px // self.config.side).flatten(1)

@@ -128,6 +128,10 @@ class QuantizedAutoencoder(nn.Module):
         numbers = z.long().unflatten(1, (self.side, self.side))
         return self.decoder(self.encoder.looked_up(numbers))
 
+    def errors(self, x: Patches, z: Latents) -> Scores:
+        """Of each patch the squared error, summed over pixels, of what is decoded from its codes."""
+        return (x - self.decode(z)).square().flatten(1).sum(1)
+
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The mean squared error of each patch."""
         return {"reconstruction": (x - self.reconstruct(x)).square().flatten(1).mean(1)}
@@ -140,7 +144,7 @@ class QuantizedAutoencoder(nn.Module):
         start += [Pass(f"book, round {i}", encoder.chosen, encoder.move) for i in range(1, ROUNDS + 1)]
         follow = Pass("use of the book", encoder.chosen, encoder.follow)
         train = Objective("vqvae", self.loss, parameters, self.config.learning_rate, then=follow)
-        return [[*start, train], [Pass("perplexity", encoder.chosen, encoder.check)]]
+        return [[*start, train], [Pass("perplexity", encoder.chosen, encoder.check, checks=True)]]
 
     def pixels(self, x: Patches) -> list[Tensor]:
         """Number of pixels, their sum and that of their squares; they add over batches."""

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from errno import ENOSPC
 from typing import Any
 
@@ -26,15 +25,17 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from rayad import local, search
-from rayad.errors import OptionError, RayadError, StorageError, TrainingError
+from rayad import local
+from rayad.errors import OptionError, RayadError, StorageError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import same_signal
 from rayad.on_ray.pool import OnRay, awaited
+from rayad.pipeline import winner
 from rayad.pipeline.requests import Search
 from rayad.pipeline.sweep_book import DATABASE, SweepBook, at_hand
-from rayad.pipeline.trial import SharedLatents, Task, learn
+from rayad.pipeline.sweep_task import SharedLatents, Task
+from rayad.pipeline.trial import Again, learn
 from rayad.pool import Workers
 from rayad.terminal import progress_bar
 
@@ -50,33 +51,15 @@ def _trial(values: dict[str, Any], task: Task, data: SharedLatents | None, devic
 
     def told(epoch: int, value: float) -> None:
         last.update(epoch=epoch, value=value)
-        tune.report({**last, "how": "stopped"})
+        if epoch < task.epochs or not task.epochs:  # at its last epoch none is stopped
+            tune.report({**last, "how": "stopped"})
 
     try:
-        learn(task, data, values, None, told, device)
+        value = learn(task, data, values, None, told, device)
     except RayadError as error:
         tune.report({**last, "value": math.inf, "how": "failed", "error": str(error)})
     else:
-        tune.report({**last, "how": "whole"})
-
-
-@dataclass(frozen=True)
-class _Again:
-    """Learns with settings and a seed what a trial learns."""
-
-    task: Task
-    data: SharedLatents | None
-    device: str
-
-    def __call__(self, item: tuple[dict[str, Any], int]) -> tuple[float | None, str]:
-        """The value that they end with; where there is none, None and why."""
-        values, seed = item
-        losses: list[float] = []
-        try:
-            learn(self.task, self.data, values, seed, lambda epoch, value: losses.append(value), self.device)
-        except TrainingError as error:
-            return None, str(error)
-        return (losses[-1], "") if math.isfinite(losses[-1]) else (None, f"the value is {losses[-1]}")
+        tune.report({**last, "value": value, "how": "whole"})
 
 
 def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: str) -> dict[str, Any]:
@@ -90,7 +73,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
 
     Raises:
         OptionError: another sweep is at the URL, or the cluster has not what the trials need.
-        TrainingError: no trial came to an end.
+        TrainingError: no trial came to its end.
     """
     _require(how)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -102,10 +85,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
             study = _study(database, task, book)
             _run(task, data, how, database, book)
             _give_up_running(study)
-            if book.best is None:
-                why = book.rows[-1]["error"] if book.rows else f"{how.minutes:g} minutes were too few"
-                raise TrainingError(f"no trial of {len(book.rows)} came to an end: {why}")
-            book.keep(seeds=_with_seeds(task, data, how, book.best["settings"]))
+            book.keep_seeds(_with_seeds(task, data, how, book))
             book.write_page(trials.pictures(study))
             database.engine.dispose()
     return book.summary
@@ -215,7 +195,7 @@ def _written(database: str) -> Iterator[None]:
 
 def _scheduler(task: Task, how: Search) -> TrialScheduler:
     """Stops the worse two thirds of the trials at 1, 3, 9, ... times the grace (Li et al., "ASHA", MLSys 2020)."""
-    if not how.grace or how.grace >= task.epochs:
+    if not how.grace or how.grace >= task.epochs:  # 0 of trials whose end alone has a value
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr="epoch",
@@ -241,11 +221,10 @@ def _quiet() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _with_seeds(task: Task, data: SharedLatents | None, how: Search, best: dict[str, Any]) -> dict[str, Any]:
-    """The best settings and those without a search, fitted again with several seeds: mean, deviation, all values."""
-    candidates = {"best": best, "base": search.base(task.parts, task.space)}
-    jobs = [(values, seed) for values in candidates.values() for seed in range(how.seeds)]
+def _with_seeds(task: Task, data: SharedLatents | None, how: Search, book: SweepBook) -> list[tuple[float | None, str]]:
+    """What the best settings and then those without a search end with, learned again with several seeds."""
+    settings = winner.apart(winner.candidates(book.best_settings(), book.summary["base"]))
+    jobs = [(values, seed) for values in settings for seed in range(how.seeds)]
     pool = OnRay(Workers(gpu=how.gpu))
-    ended = list(pool.map(_Again, jobs, "seeds", (task, data, pool.device)))
-    parts = (ended[start : start + how.seeds] for start in range(0, len(jobs), how.seeds))
-    return {name: trials.of_seeds(candidates[name], part) for name, part in zip(candidates, parts, strict=True)}
+    ended = list(pool.map(Again, jobs, "seeds", (task, data, pool.device)))
+    return ended if len(settings) > 1 else 2 * ended

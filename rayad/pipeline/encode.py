@@ -58,6 +58,13 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     latents_url = storage.join(url, f"{shard}.npy")
     if storage.exists(latents_url):
         return
+    buffer = io.BytesIO()
+    np.save(buffer, encoded(corpus, model, shard).numpy(), allow_pickle=False)
+    storage.write_bytes(latents_url, buffer.getvalue())
+
+
+def encoded(corpus: Corpus, model: Part, shard: str) -> Latents:
+    """The latents of one shard, on the CPU; TrainingError if one is no number."""
     patches, module = reader(corpus, model.module)(shard, ALL_LANES), model.module
     with torch.inference_mode():
         rows = max(1, ROWS * PATCH_PX**2 // patch_of(module) ** 2)
@@ -66,9 +73,7 @@ def encode_shard(corpus: Corpus, model: Part, url: str, shard: str) -> None:
     if not latents.isfinite().all():
         row = int((~latents.isfinite()).any(1).nonzero()[0])
         raise TrainingError(f"{model.name} has no latents of patch {row} of {shard}: they are not finite")
-    buffer = io.BytesIO()
-    np.save(buffer, latents.numpy(), allow_pickle=False)
-    storage.write_bytes(latents_url, buffer.getvalue())
+    return latents
 
 
 def read_latents(corpus: Corpus, url: str, split: str, rank: int = 0, world: int = 1) -> Latents:

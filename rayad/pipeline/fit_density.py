@@ -130,10 +130,15 @@ def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
 
 def density_config(request: DensityRequest, model: Part) -> Any:
     """The density's configuration; where the latents are codes, it is told how many there are of each."""
-    states: tuple[int, ...] = getattr(model.module, "states", ())
-    latent_states = states * (model.module.latents if len(states) == 1 else 1)
-    states_of = {"states": (*latent_states, *[0] * len(request.context))} if states else {}
-    return catalog.configure("density", request.density, request.settings, **states_of)
+    states = states_of(model.module)
+    instead = {"states": (*states, *[0] * len(request.context))} if states else {}
+    return catalog.configure("density", request.density, request.settings, **instead)
+
+
+def states_of(module: Any) -> tuple[int, ...]:
+    """How many codes each latent of a model has; none of a model whose latents are numbers."""
+    states: tuple[int, ...] = getattr(module, "states", ())
+    return states * (module.latents if len(states) == 1 else 1)
 
 
 @dataclass(frozen=True)

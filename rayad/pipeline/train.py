@@ -150,7 +150,7 @@ def train(
     order_of(corpus, schedule)
     lanes_of(0, max(pool.workers.counts))
     task = {"corpus": corpus_url, "config": config, "schedule": schedule, "checkpoints": url, "watch": watch}
-    faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * _learning_stages(config), model)
+    faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * learning_stages(config), model)
     state = CheckpointFolder(url).load()
     assert state is not None  # the workers saved it
     if any(COLLAPSED in row for row in state.scalars["rows"]):
@@ -196,7 +196,7 @@ def train_detector(pool: Pool, name: str, corpus: Corpus, request: TrainRequest,
     return trained
 
 
-def _learning_stages(config: Any) -> int:
+def learning_stages(config: Any) -> int:
     """Stages that train for epochs."""
     return sum(any(isinstance(item, Objective) for item in stage) for stage in config.build().stages())
 

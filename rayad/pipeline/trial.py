@@ -1,111 +1,42 @@
-"""One trial of a sweep: which configurations are varied, what a trial learns from, and how good it is.
+"""One trial of a sweep: learn with its values, and say how good that is; lower is better.
 
-- Fields of a density (and of EM): the latents of a trained encoder are encoded once and shared; what counts is the
-  validation likelihood in bits a dimension, over healthy patients.
-- Fields of an image model (and of its schedule): likelihoods of latents do not compare encoders, so what counts is what
-  a pixel of healthy validation patches costs (rayad/scoring/description.py).
+A trial that trains an image model reports after each of its epochs what compares with other trials: the bits a pixel
+under the model's own prior, or, where a density follows, under a Gaussian of the latents, which is made at once. Early
+stopping looks at these. What the trial ends with is the value of what would be applied: the parameters of lowest
+validation loss and the density that was fitted to their latents. Where images are scored (development.py), only the
+end has a value.
 
-No label enters.
+A collapse ends a trial: a model that can collapse is asked after every epoch.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 
 from rayad import fit as learning
-from rayad import search
 from rayad.density import em
-from rayad.errors import OptionError
-from rayad.fingerprint import fingerprint
+from rayad.errors import CollapseError, DatasetError, OptionError, TrainingError
+from rayad.fit import Pass
 from rayad.patches.corpus import LEARNING_SPLITS, Corpus
-from rayad.pipeline.detectors import require_fits
-from rayad.pipeline.encode import encode
-from rayad.pipeline.fit_density import FittedRows, density_config
-from rayad.pipeline.requests import DensityRequest, TrainRequest
-from rayad.pipeline.train import model_config, order_of, pixels, reader, validation_batches
-from rayad.pool import Pool
-from rayad.scoring.description import Describes, bits_a_pixel
-from rayad.scoring.scores import Part
+from rayad.pipeline.detectors import preprocessing_of
+from rayad.pipeline.encode import encoded
+from rayad.pipeline.fit_density import FittedRows, Learner, score_of
+from rayad.pipeline.requests import DensityRequest
+from rayad.pipeline.sweep_task import SharedLatents, Task
+from rayad.pipeline.train import order_of, pixels, reader, validation_batches
+from rayad.scoring.coding import DESCRIBED, bits_together, latents_of, simple_density, taken
+from rayad.scoring.description import Batches, Describes, bits_a_pixel
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import ModelScore, Part, scores_of
+from rayad.tensors import like
 
-NOISE_BATCHES = 32
-"""Batches of training patches that a decoder's noise is fitted to."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is searched: everything that a trial needs besides its values and its data."""
-
-    parts: dict[str, Any]
-    """Configurations: density and em, or model and schedule."""
-    space: dict[str, search.Dimension]
-    corpus: str
-    objective: str
-    """In words, with its unit; lower is better."""
-
-    @property
-    def epochs(self) -> int:
-        """Of a trial, at most."""
-        return (self.parts["em"] if "em" in self.parts else self.parts["schedule"]).epochs
-
-
-@dataclass(frozen=True)
-class SharedLatents:
-    """The latents that trials of a density share; read-only, since they lie in the object store."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    classes: np.ndarray
-    """The class of every training row, -1 where it is not known; of no length without classes."""
-    names: tuple[str, ...] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all of it: another encoder has other latents."""
-        arrays = (self.train, self.validation, self.classes)
-        parts = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
-        return fingerprint([parts, self.names])
-
-
+COLLAPSED_EPOCHS = 3
+"""In a row, after which a model that looks collapsed is: in its first epochs one may be about to learn."""
 Report = Callable[[int, float], None]
-"""report(epoch, value): the best value so far."""
-
-
-def of_density(
-    pool: Pool, model: Part, request: DensityRequest, texts: tuple[str, ...], corpus_url: str, latents_url: str
-) -> tuple[Task, SharedLatents]:
-    """A sweep over fields of a density and of EM at a fixed encoder, whose latents are encoded once."""
-    corpus = Corpus.open(corpus_url)
-    parts = {"density": density_config(request, model), "em": request.em}
-    space = search.parse(texts, parts)
-    encode(pool, corpus, model, latents_url)
-    rows = FittedRows(corpus, latents_url, request)
-    train, validation = (rows.variables(split).numpy() for split in LEARNING_SPLITS)
-    search.check(parts, space, lambda parts: parts["density"].build(train.shape[1]))
-    objective = f"bits a dimension of {len(validation):,} healthy validation patches"
-    return Task(parts, space, corpus_url, objective), SharedLatents(train, validation, *rows.classes("train"))
-
-
-def of_model(request: TrainRequest, texts: tuple[str, ...], corpus_url: str) -> tuple[Task, None]:
-    """A sweep over fields of an image model and of its schedule."""
-    corpus, schedule = Corpus.open(corpus_url), request.schedule
-    config = model_config(request, corpus)
-    parts = {"model": config, "schedule": schedule}
-    space = search.parse(texts, parts)
-
-    def build(parts: search.Parts) -> None:
-        require_fits(request.model, parts["model"], corpus)
-        parts["model"].build()
-
-    search.check(parts, space, build)
-    if not isinstance(config.build(), Describes):
-        raise OptionError("a sweep over an image model needs one with a likelihood of patches: bvae, conditional_vae")
-    order_of(corpus, schedule)
-    return Task(parts, space, corpus_url, "bits a pixel of healthy validation patches, of 16"), None
+"""report(epoch, value): the best value so far, infinite where there is none."""
 
 
 def learn(
@@ -115,54 +46,184 @@ def learn(
     seed: int | None,
     report: Report,
     device: str = "cpu",
-) -> None:
+) -> float:
     """One trial: learn with these values.
 
     Args:
-        seed: instead of the configuration's.
+        data: what trials share; None where each trains its own model.
+        seed: instead of the configurations'.
+        report: told after epochs of the model, or of EM where it trains none.
         device: of torch, to learn on.
+
+    Returns:
+        The value, which is finite.
+
+    Raises:
+        TrainingError: a loss or value that is not a number, a collapse.
+        DatasetError: an image cannot be scored.
+        OptionError: values that do not go together.
     """
     torch.set_num_threads(1)
-    parts = search.applied(task.parts, task.space, values)
+    parts = task.parts_with(values)
     if seed is not None:
         parts = {name: replace(part, seed=seed) if hasattr(part, "seed") else part for name, part in parts.items()}
-    if data is None:
-        _learn_model(task, parts, report, device)
-    else:
-        _learn_density(data, parts, report, device)
+    value = _of_latents(task, data, parts, report, device) if data else _of_model(task, parts, report, device)
+    if not math.isfinite(value):
+        raise TrainingError(f"the value is {value}")
+    return value
 
 
-def _learn_density(data: SharedLatents, parts: dict[str, Any], report: Report, device: str) -> None:
-    train, validation, classes = (
-        torch.tensor(array).to(device) for array in (data.train, data.validation, data.classes)
-    )
-    density, best = parts["density"].build(train.shape[1]).to(device), float("inf")
-    labels = classes if data.names and parts["density"].roots == len(data.names) else None
+@dataclass(frozen=True)
+class Again:
+    """Learns with settings and a seed what a trial learns."""
 
-    def told(row: learning.Row) -> None:
+    task: Task
+    data: SharedLatents | None
+    device: str
+
+    def __call__(self, item: tuple[dict[str, Any], int]) -> tuple[float | None, str]:
+        """The value that they end with; where there is none, None and why."""
+        values, seed = item
+        try:
+            return learn(self.task, self.data, values, seed, lambda epoch, value: None, self.device), ""
+        except (TrainingError, DatasetError, OptionError) as error:
+            return None, str(error)
+
+
+def _of_latents(task: Task, data: SharedLatents, parts: dict[str, Any], report: Report, device: str) -> float:
+    best = math.inf
+
+    def tell(row: learning.Row) -> None:
         nonlocal best
-        best = min(best, row["validation"])
+        best = math.inf if task.development else min(best, row["validation"])
         report(int(row["epoch"]), best)
 
-    em.fit(density, train, validation, parts["em"], labels=labels, report=told)
+    density = _fitted(task, data, parts, device, tell)
+    if task.development:
+        assert task.encoder is not None  # density_task() gave it
+        return _loss(task, task.encoder, density, device)
+    z = torch.tensor(data.validation).to(device)
+    with torch.no_grad():
+        return -float(density.module.log_prob(z).sum(dtype=torch.float64)) / (z.numel() * math.log(2))
 
 
-def _learn_model(task: Task, parts: dict[str, Any], report: Report, device: str) -> None:
-    corpus, schedule, best = Corpus.open(task.corpus), parts["schedule"], float("inf")
+def _of_model(task: Task, parts: dict[str, Any], report: Report, device: str) -> float:
+    batches = _Batches(Corpus.open(task.corpus), parts)
+    model = _trained(task, parts, batches, report, device)
+    if not task.density:
+        return _loss(task, model, None, device) if task.development else _bits(model.module, batches)
+    rows = _latents(batches.corpus, model, task.classes)
+    density = _fitted(task, rows, parts, device)
+    if task.development:
+        return _loss(task, model, density, device)
+    return bits_together(model.module, density.module.log_prob, batches.train, batches.validation)
+
+
+class _Batches:
+    """The patches that a trial learns from, and by which bits are counted."""
+
+    def __init__(self, corpus: Corpus, parts: Mapping[str, Any]) -> None:
+        schedule = parts["schedule"]
+        self.corpus, self.read = corpus, reader(corpus, parts["model"].build())
+        self.order = order_of(corpus, schedule)
+        self.validation = validation_batches(self.read, corpus, schedule.batch, 0, 1)
+
+    def epoch(self, number: int) -> Iterator[torch.Tensor]:
+        """All training patches in the order of an epoch."""
+        return (pixels(batch) for batch in self.order.batches(self.read, number))
+
+    def train(self) -> Iterable[torch.Tensor]:
+        """Some training patches, always the same."""
+        return taken(self.epoch(1), DESCRIBED)
+
+
+def _trained(task: Task, parts: dict[str, Any], batches: _Batches, report: Report, device: str) -> Part:
+    """The image model, as rayad/pipeline/train.py trains it."""
+    schedule = replace(parts["schedule"], collapse="error")
     torch.manual_seed(schedule.seed)
     model = parts["model"].build().to(device)
-    read, order = reader(corpus, model), order_of(corpus, schedule)
-    validation = validation_batches(read, corpus, schedule.batch, 0, 1)
+    watch, best = _CollapseWatch(model, batches.train), math.inf
 
-    def train(epoch: int) -> Iterator[torch.Tensor]:
-        return (pixels(batch) for batch in order.batches(read, epoch))
-
-    def told(row: learning.Row) -> None:
+    def tell(row: learning.Row) -> None:
         nonlocal best
-        if "epoch" in row:
-            training = model.training
-            best = min(best, bits_a_pixel(model.eval(), lambda: islice(train(1), NOISE_BATCHES), validation))
-            model.train(training)
-            report(int(row["epoch"]), best)
+        if "epoch" not in row:
+            return
+        training, epoch = model.training, int(row["epoch"])
+        model.eval()
+        watch.look(epoch)
+        if not task.development:
+            best = min(best, _bits(model, batches, alone=not task.density))
+        model.train(training)
+        report(epoch, best)
 
-    learning.fit(model, train, validation, schedule, report=told)
+    learning.fit(model, batches.epoch, batches.validation, schedule, report=tell)
+    return Part(task.model, parts["model"], model.eval())
+
+
+def _bits(model: Any, batches: _Batches, *, alone: bool = True) -> float:
+    """Bits a pixel under the prior that the model has where it stands alone, or else under what is made at once."""
+    if alone and isinstance(model, Describes):
+        return bits_a_pixel(model, batches.train, batches.validation)
+    log_prob = simple_density(model, latents_of(model, batches.train))
+    return bits_together(model, log_prob, batches.train, batches.validation)
+
+
+class _CollapseWatch:
+    """Asks a model after every epoch whether it has collapsed."""
+
+    def __init__(self, model: Any, train: Batches) -> None:
+        self.model, self.train, self.epochs = model, train, 0
+        items = [item for stage in model.stages() for item in stage]
+        self.checks = [item for item in items if isinstance(item, Pass) and item.checks]
+
+    @torch.no_grad()
+    def look(self, epoch: int) -> None:
+        """CollapseError where it looked collapsed after so many epochs in a row."""
+        try:
+            for check in self.checks:
+                sums = [check.add(x.to(like(self.model))) for x in self.train()]
+                check.finish([torch.stack(terms).sum(0) for terms in zip(*sums, strict=True)])
+            self.epochs = 0
+        except CollapseError as error:
+            self.epochs += 1
+            if self.epochs >= COLLAPSED_EPOCHS:
+                raise CollapseError(f"after epoch {epoch}: {error}") from error
+
+
+def _latents(corpus: Corpus, model: Part, classes: str) -> SharedLatents:
+    """The latents of a corpus by a model, in memory."""
+    train, validation = (
+        torch.cat([encoded(corpus, model, shard)[rows] for shard, rows in corpus.share(split)]).numpy()
+        for split in LEARNING_SPLITS
+    )
+    return SharedLatents(train, validation, *FittedRows(corpus, "", DensityRequest(classes=classes)).classes("train"))
+
+
+def _fitted(
+    task: Task,
+    data: SharedLatents,
+    parts: dict[str, Any],
+    device: str,
+    tell: Callable[[learning.Row], None] = lambda row: None,
+) -> Part:
+    """The density, as rayad/pipeline/fit_density.py fits it."""
+    train, validation, classes = map(torch.tensor, (data.train, data.validation, data.classes))
+    config, variables = parts["density"], train.shape[1]
+    density = config.build(variables)
+    fitted = Part(task.density, config, density.eval(), variables)
+    if isinstance(density, Learner):  # by itself, on the CPU
+        density.learn(train, validation, parts["em"].seed)
+        fitted.module.to(device)
+        return fitted
+    labels = classes.to(device) if data.names and getattr(config, "roots", 0) == len(data.names) else None
+    em.fit(density.to(device), train.to(device), validation.to(device), parts["em"], labels=labels, report=tell)
+    return fitted
+
+
+def _loss(task: Task, model: Part, density: Part | None, device: str) -> float:
+    """What a detector of these parts ends with on the images that are for choices."""
+    assert task.development is not None  # who calls has asked
+    own = ModelScore(model, scores_of(model)[0])
+    score = score_of(model, density, DensityRequest(task.density)) if density else own
+    preprocessing = preprocessing_of(Corpus.open(task.corpus))
+    return task.development.loss(Detector("trial", score, preprocessing, provenance={"made_of": "trial"}), device)

@@ -54,10 +54,17 @@ def _sums(model: Describes, batches: Batches) -> tuple[float, float, int]:
     error = nats = 0.0
     pixels = 0
     for x in batches():
-        errors, divergences = model.description(x.to(reference), _noise(len(x), generator, reference))
-        error, nats, pixels = error + float(errors.sum()), nats + float(divergences.sum()), pixels + x.numel()
+        errors, divergences = model.description(x.to(reference), noise(len(x), generator, reference))
+        error, nats, pixels = error + float(errors.sum()), nats + float(divergences.sum()), pixels + pixels_of(model, x)
     return error, nats, pixels
 
 
-def _noise(n: int, generator: torch.Generator, reference: Tensor) -> Draw:
+def pixels_of(model: object, x: Patches) -> int:
+    """Pixels of patches, a number a channel; planes that tell a model a fact are none."""
+    channels = getattr(getattr(model, "config", None), "channels", x.shape[1])
+    return x[:, :channels].numel()
+
+
+def noise(n: int, generator: torch.Generator, reference: Tensor) -> Draw:
+    """Draws for n patches, as numbers like the reference."""
     return lambda *shape: torch.randn(n, *shape, generator=generator).to(reference)

@@ -8,7 +8,8 @@ from rayad import catalog
 from rayad.density import em, spn
 from rayad.density.em import EM
 from rayad.fit import Schedule, batches, fit
-from rayad.pipeline.trial import SharedLatents, Task, learn
+from rayad.pipeline.sweep_task import SharedLatents, Task
+from rayad.pipeline.trial import learn
 from rayad.scoring import dense
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -43,5 +44,5 @@ def test_a_trial_of_a_sweep_ends_on_a_gpu_with_the_value_of_the_cpu():
     data = SharedLatents(train, validation, classes=rng.integers(-1, 2, 300), names=("fatty", "dense"))
     parts = {"density": spn.Config(roots=2, inputs=4, replicas=4), "em": EM(epochs=3)}
     for device in ("cpu", "cuda"):
-        learn(Task(parts, {}, "", "bits"), data, {}, 0, lambda _, value: found.update({device: value}), device)  # noqa: B023
+        found[device] = learn(Task(parts, {}, "", "bits"), data, {}, 0, lambda _, value: None, device)
     assert found["cpu"] == pytest.approx(found["cuda"], abs=1e-2)

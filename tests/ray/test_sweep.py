@@ -18,7 +18,7 @@ from rayad.on_ray import sweep
 from rayad.on_ray.pool import OnRay
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
-from rayad.pipeline import trial
+from rayad.pipeline import sweep_task, trial
 from rayad.pipeline.fit_density import fit_density, fit_detector
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import DensityRequest, Search, TrainRequest
@@ -48,6 +48,11 @@ def trained(corpus, tmp_path_factory) -> str:
     return url
 
 
+def shared(model, space, corpus: Corpus, url: str) -> tuple[sweep_task.Task, sweep_task.SharedLatents]:
+    task = sweep_task.density_task(model, SMALL, space, corpus.url)
+    return task, sweep_task.shared_latents(OnRay(), model, task, corpus, url)
+
+
 def numbers(url: str) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{url}/optuna.db").trials
 
@@ -56,7 +61,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     model = bundle.load(trained).model
     assert model is not None
     url, latents = str(tmp_path / "sweep"), str(tmp_path / "latents")
-    task, data = trial.of_density(OnRay(), model, SMALL, SPACE, corpus.url, latents)
+    task, data = shared(model, SPACE, corpus, latents)
     first = sweep.sweep("small", task, data, FEW, url)
     assert len(first["rows"]) == 4
     assert first["base"] == {"inputs": 3, "replicas": 3, "step": 0.1}
@@ -70,7 +75,7 @@ def test_a_sweep_writes_what_it_found_and_goes_on_where_it_ended(corpus, trained
     more = sweep.sweep("small", task, data, replace(FEW, trials=6), url)
     assert more["rows"][:4] == first["rows"]
     assert len(more["rows"]) == len(numbers(url)) == 6
-    other, _ = trial.of_density(OnRay(), model, SMALL, (*SPACE[:2], "step=0.1..0.2"), corpus.url, latents)
+    other, _ = shared(model, (*SPACE[:2], "step=0.1..0.2"), corpus, latents)
     with pytest.raises(OptionError, match="another sweep is here"):
         sweep.sweep("small", other, data, FEW, url)
     with pytest.raises(OptionError, match="another sweep is here"):  # the same fields, of another encoder's latents
@@ -82,13 +87,14 @@ def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_
     model = bundle.load(trained).model
     assert model is not None
     latents = str(tmp_path / "latents")
-    task, data = trial.of_density(OnRay(), model, SMALL, SPACE, corpus.url, latents)
+    task, data = shared(model, SPACE, corpus, latents)
     values = {"inputs": 5, "replicas": 4, "step": 0.2}
     told: list[float] = []
-    trial.learn(task, data, values, None, lambda epoch, value: told.append(value))
+    value = trial.learn(task, data, values, None, lambda epoch, value: told.append(value))
     wanted = replace(SMALL, settings=("inputs=5", "replicas=4"), em=replace(SMALL.em, step=0.2))
     _, said = fit_density(OnRay(Workers(1)), corpus.url, model, wanted, latents)
-    assert told[-1] == pytest.approx(said["best"]["validation"], abs=1e-5)
+    assert value == pytest.approx(said["best"]["validation"], abs=1e-5)
+    assert told[-1] == pytest.approx(value, abs=1e-5)
     assert told == sorted(told, reverse=True)
 
 
@@ -104,17 +110,19 @@ def test_the_command_trains_the_winner(corpus, trained, tmp_path, capsys):
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "best of 2 trials: inputs=" in said.out
-    best = storage.read_json(f"{out}/sweep.json")["best"]["settings"]["inputs"]
+    summary = storage.read_json(f"{out}/sweep.json")
+    settings = summary["seeds"][summary["winner"]]["settings"]
+    assert summary["best"]["settings"]["inputs"] in range(2, 5)
     winner = bundle.load(f"{out}/detector").density
     assert winner is not None
-    assert (winner.config.inputs, winner.config.replicas) == (best, 2)
+    assert (winner.config.inputs, winner.config.replicas) == (settings["inputs"], 2)
 
 
 @pytest.mark.long
 def test_the_weight_of_a_bvae_is_searched_by_what_a_pixel_costs(corpus, tmp_path):
     request = TrainRequest("bvae", ("width=4", "latents=4", "learning_rate=3e-3"), Schedule(epochs=3, batch=16))
-    task, data = trial.of_model(request, ("beta=0.001,1000",), corpus.url)
-    found = sweep.sweep("bvae", task, data, Search(trials=2, seeds=1, grace=0, minutes=5), str(tmp_path / "sweep"))
+    task = sweep_task.model_task(request, None, ("beta=0.001,1000",), corpus.url)
+    found = sweep.sweep("bvae", task, None, Search(trials=2, seeds=1, grace=0, minutes=5), str(tmp_path / "sweep"))
     assert {row["how"] for row in found["rows"]} <= {"whole", "failed"}
     assert "bits a pixel" in found["objective"]
     assert math.isfinite(found["best"]["value"])
@@ -126,8 +134,8 @@ def test_settings_that_diverge_with_their_seeds_do_not_end_the_sweep(corpus, tmp
     url, schedule = str(tmp_path / "sweep"), Schedule(epochs=1, batch=16)
     request = TrainRequest("bvae", ("width=4", "latents=4", "learning_rate=1000"), schedule)
     space = ("learning_rate=0.001,0.002,0.003,1000",)
-    task, data = trial.of_model(request, space, corpus.url)
-    found = sweep.sweep("rates", task, data, Search(trials=4, seeds=2, grace=0, minutes=5), url)
+    task = sweep_task.model_task(request, None, space, corpus.url)
+    found = sweep.sweep("rates", task, None, Search(trials=4, seeds=2, grace=0, minutes=5), url)
     best, base = found["seeds"]["best"], found["seeds"]["base"]
     assert math.isfinite(best["mean"])
     assert base["values"] == [None, None]
@@ -148,7 +156,7 @@ def test_a_sweep_that_comes_to_no_end_says_how_it_ended_and_goes_on(
 
     model, url = bundle.load(trained).model, str(tmp_path / "sweep")
     assert model is not None
-    task, data = trial.of_density(OnRay(), model, SMALL, SPACE, corpus.url, str(tmp_path / "latents"))
+    task, data = shared(model, SPACE, corpus, str(tmp_path / "latents"))
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "_with_seeds", end)
         with pytest.raises(error):
@@ -201,7 +209,51 @@ def test_what_cannot_be_searched_is_refused_at_once(corpus, trained, tmp_path, c
     assert not Path(tmp_path / "s" / "sweep.json").exists()
 
 
-def test_a_model_without_a_likelihood_is_refused(corpus, tmp_path, capsys):
-    command = ["sweep", "--corpus", corpus.url, "--out", str(tmp_path / "s"), "--model", "cae", "--space", "width=4,8"]
-    assert cli.run(command) == 2
-    assert "needs one with a likelihood of patches" in capsys.readouterr().err
+def test_a_model_and_its_density_are_searched_together_and_the_winner_is_trained(corpus, tmp_path, capsys):
+    """What was stopped early is not the best; what is applied is what won, with the image model beside it."""
+    out = tmp_path / "out"
+    code = cli.run(
+        [
+            *("sweep", "--corpus", corpus.url, "--out", str(out), "--model", "bvae", "--density", "spn"),
+            *("--space", "beta=0.001..0.1:log", "inputs=2..4", "--settings", "width=4", "latents=4", "replicas=2"),
+            *("--schedule.epochs", "3", "--schedule.batch", "16", "--em.epochs", "3", "--em.batches", "4"),
+            *("--search.trials", "4", "--search.grace", "1", "--search.seeds", "1", "--workers.number", "1", "--apply"),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    summary = storage.read_json(f"{out}/sweep.json")
+    whole = [row for row in summary["rows"] if row["how"] == "whole"]
+    assert summary["best"]["value"] == min(row["value"] for row in whole)
+    assert len(summary["rows"]) == 4
+    assert {row["epochs"] for row in whole} == {3}
+    assert summary["winner"] in ("best", "base")
+    assert "win" in printed.out
+    settings = summary["seeds"][summary["winner"]]["settings"]
+    made = bundle.load(f"{out}/detector")
+    assert made.name == "bvae-spn"
+    assert made.model is not None
+    assert made.density is not None
+    assert made.model.config.beta == pytest.approx(settings["beta"])
+    assert (made.density.config.inputs, made.density.config.replicas) == (settings["inputs"], 2)
+    assert bundle.load(f"{out}/model").name == "bvae"
+
+
+@pytest.mark.long
+def test_a_model_without_a_likelihood_is_searched_by_the_images_that_are_for_choices(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = cli.run(
+        [
+            *("sweep", "--corpus", corpus.url, "--out", str(out), "--model", "deep_svdd", "--space", "width=2,4"),
+            *("--settings", "latents=4", "--schedule.epochs", "1", "--schedule.batch", "16"),
+            *("--objective", "auc", "--dataset", "phantom", "--step-mm", "12.8"),
+            *("--dataset-settings", "patients=12", "diseased=0.7", "height=256", "width=192", "seed=3"),
+            *("--search.trials", "2", "--search.seeds", "1"),
+        ]
+    )
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    summary = storage.read_json(f"{out}/sweep.json")
+    assert "1 - AUC of the places" in summary["objective"]
+    assert {row["how"] for row in summary["rows"]} == {"whole"}  # none is stopped early
+    assert all(0 <= row["value"] <= 1 for row in summary["rows"])

@@ -38,7 +38,7 @@ def test_the_loss_is_the_summed_error_and_the_weighted_divergence(model, x):
     noise = torch.randn(5, 6)
     y = told(x, "G", model)
     numbers = torch.tensor(model.planes("G")).expand(5, 3)
-    mean, log_variance = model.posterior(x, numbers)
+    mean, log_variance = model.posterior(y)
     z = mean + (log_variance / 2).exp() * noise
     nats = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum(1)
     truth = (x - model.decoder(torch.cat([z, numbers], 1))).square().sum((1, 2, 3)) + 0.1 * nats

@@ -83,3 +83,6 @@ def test_a_seed_without_a_value_is_a_row_that_says_why():
     page = trials.page(found | {"seeds": {"best": best, "base": base}}, {})
     assert "1.0000, failed: the loss is nan in epoch 2, 3.0000" in page
     assert "failed: the loss is nan in epoch 1" in page
+    assert "<p>The best settings win.</p>" in trials.page(
+        found | {"seeds": {"best": best, "base": base}, "verdict": "The best settings win"}, {}
+    )
