@@ -13,7 +13,7 @@ import numpy as np
 from rayad import storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, listed
-from rayad.errors import DatasetError
+from rayad.errors import DatasetError, OptionError
 from rayad.evaluation import metrics
 from rayad.evaluation.metrics import ANY, Scored
 from rayad.fingerprint import fingerprint
@@ -76,8 +76,12 @@ def development_of(dataset: Images, corpus: Corpus, step_mm: float) -> Developme
 
     Raises:
         DatasetError: there is no image with a lesion among them, or none to compare it with.
-        OptionError: the corpus was made of the same data set, divided otherwise.
+        OptionError: the corpus has such images mixed in, or was made of the same data set, divided otherwise.
     """
+    if corpus.manifest["parameters"].get("mixed"):
+        raise OptionError(
+            f"{corpus.url}: images for choices are mixed into it, so they cannot judge what learns from it"
+        )
     require_shares([floor_detector("development", "brightness", corpus)], dataset)
     exams, _ = listed(dataset)
     development, validation = (in_split(exams, split) for split in CHOICES)

@@ -85,6 +85,12 @@ def test_other_shares_than_the_corpus_was_made_with_are_refused(corpus):
         development_of(IMAGES, others, STEP_MM)
 
 
+def test_a_corpus_with_such_images_mixed_in_is_refused(corpus):
+    parameters = corpus.manifest["parameters"] | {"mixed": 0.5}
+    with pytest.raises(OptionError, match="images for choices are mixed into it"):
+        development_of(IMAGES, replace(corpus, manifest=corpus.manifest | {"parameters": parameters}), STEP_MM)
+
+
 def test_without_healthy_images_there_is_nothing_to_compare_with(corpus):
     with pytest.raises(DatasetError, match="is healthy and in the validation split"):
         development_of(OfWholeImages(patients=12, diseased=1.0, height=256, width=192), corpus, STEP_MM)
