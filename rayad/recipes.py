@@ -202,6 +202,7 @@ def whole_skin(run: Run) -> list[Detector]:
         run.ask(vae, "vae"),
         run.ask(vae, "vae-reconstruction", "reconstruction"),
         run.ask(vae, "vae-divergence", "divergence"),
+        run.ask(vae, "vae-ssim", "ssim"),
         run.ask(mixed_vae, "mixed-vae"),
         run.ask(mixed_vae, "mixed-vae-reconstruction", "reconstruction"),
         run.ask(cae, "cae"),

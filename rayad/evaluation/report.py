@@ -18,7 +18,7 @@ from PIL import Image
 from rayad import storage
 from rayad.errors import FormatError
 from rayad.evaluation import images_of, svg
-from rayad.evaluation.results import Results, read
+from rayad.evaluation.results import MIXED, Results, read
 from rayad.terminal import shortened
 
 QUALITY = 85
@@ -156,6 +156,7 @@ def render(results: Results, figures: list[str]) -> str:
         costs=results.costs,
         drawings=drawings(results),
         beside=beside(results),
+        mixed=any(MIXED in remark for remark in results.remarks.values()),
     )
 
 

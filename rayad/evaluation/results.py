@@ -9,6 +9,8 @@ from rayad.terminal import shortened
 
 SCHEMA = 1
 """Of results.json; those that say none are of this one too."""
+MIXED = "learned from diseased patients too"
+"""How a remark on a row says so."""
 Row = dict[str, Any]
 
 

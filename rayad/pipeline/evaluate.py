@@ -15,7 +15,7 @@ from rayad.datasets.splits import assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import ANY, Scored
-from rayad.evaluation.results import Results
+from rayad.evaluation.results import MIXED, Results
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
@@ -263,17 +263,17 @@ def _cost(detector: Detector, images: Sequence[ScoredImage]) -> dict[str, float]
 
 
 def _remark(detector: Detector) -> str:
-    """What a row of the table is not that its name promises: as published, or learned from healthy images alone."""
+    """What a row of the table is not that its name promises: of the paper's sizes, or learned from healthy images."""
     kinds = (("models", detector.model), ("density", detector.density))
     differing = [
-        f"{field}={own} (theirs {published})"
+        f"{field}={own} ({published})"
         for folder, kind in kinds
         if kind
         for field, (own, published) in catalog.differences(folder, kind.name, kind.config).items()
     ]
-    remarks = [f"not as published: {', '.join(differing)}"] if differing else []
+    remarks = [f"beside preset=paper: {', '.join(differing)}"] if differing else []
     if mixed := detector.provenance.get("mixed"):
-        remarks.append(f"learned from {mixed:.0%} of the diseased patients for choices too")
+        remarks.append(f"{MIXED} ({mixed:.0%} of those for choices)")
     return "; ".join(remarks)
 
 

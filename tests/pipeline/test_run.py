@@ -91,12 +91,17 @@ def test_diseased_patients_for_choices_can_be_mixed_into_a_corpus(learned):
 
 def test_rows_say_what_differs_from_what_was_published(learned):
     remarks = storage.read_json(f"{learned}/report/results.json")["remarks"]
-    ours = "not as published: padding=valid (theirs same), learning_rate=0.001 (theirs 1e-05)"
+    ours = "beside preset=paper: padding=valid (same), learning_rate=0.001 (1e-05)"
     assert remarks == {
         "cae": ours,
-        "cae-spn": f"{ours}, inputs=2 (theirs 45), replicas=2 (theirs 50)",
-        "mixed": f"{ours}; learned from 100% of the diseased patients for choices too",
+        "cae-spn": f"{ours}, inputs=2 (45), replicas=2 (50)",
+        "mixed": f"{ours}; learned from diseased patients too (100% of those for choices)",
     }
+
+
+def test_the_page_does_not_say_that_none_was_shown_a_lesion(learned, place):
+    pages = [storage.read_bytes(f"{url}/report/index.html").decode() for url in (learned, place)]
+    assert ["none was shown a lesion, but those whose row says so." in page for page in pages] == [True, False]
 
 
 def test_the_page_shows_what_models_and_circuits_draw(learned):
