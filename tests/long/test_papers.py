@@ -34,7 +34,8 @@ def tree(tmp_path_factory) -> Path:
 def command(tree: Path, preset: str, out: Path) -> list[str]:
     """The one command, its epochs cut."""
     sources = ("--source", f"{tree}/ddsm", "--test-source", f"{tree}/cbis-ddsm", "--out", f"{out}")
-    return [sys.executable, "-m", "rayad.cli", "run", "ddsm", *sources, "--preset", preset, *REHEARSAL]
+    spacing = ("--test-settings", f"spacing_mm={SIZES.spacing_mm}")
+    return [sys.executable, "-m", "rayad.cli", "run", "ddsm", *sources, *spacing, "--preset", preset, *REHEARSAL]
 
 
 def ran(words: list[str]) -> subprocess.CompletedProcess[str]:

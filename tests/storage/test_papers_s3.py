@@ -77,7 +77,7 @@ def test_the_whole_experiment_is_a_job_on_two_nodes(tree, nodes):
     runtime["env_vars"] |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     job = [
         *("python", "jobs/run.py", "ddsm", "--preset", "laptop", "--epochs", "1", "--density-epochs", "1"),
-        *("--step-mm", "6.4", "--workers.number", "2"),
+        *("--step-mm", "6.4", "--workers.number", "2", "--test-settings", f"spacing_mm={SIZES.spacing_mm}"),
         *("--source", f"{tree}/ddsm", "--test-source", f"{tree}/cbis-ddsm", "--out", f"{tree}/out"),
     ]
     around = ["--runtime-env-json", json.dumps(runtime), "--working-dir", str(ROOT)]
