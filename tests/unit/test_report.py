@@ -242,6 +242,24 @@ def test_a_full_benchmark_shows_all_its_sections():
     assert text.count('class="group"') == 2
 
 
+def test_their_table_stands_beside_ours_with_a_mark_where_ours_is_significantly_better():
+    theirs = {"lesion": "mass", "dataset": "CBIS-DDSM", "pixel_auc": 0.8, "source": "Dietrichstein et al. 2022"}
+    test = results()["comparisons"][0] | {"a": "cae-spn", "b": "cae", "figure": "image_wise_auc", "difference": 0.1}
+    literature = [theirs | {"detector": name} for name in ("cae", "cae-spn")]
+    html = render(results(literature=literature, comparisons=[test]), list(FIGURES))
+    assert "&lt;/" not in html
+    table = html[html.index('id="beside"') :].split("</table>")[0]
+    assert table.count("<td>0.80</td>") == 2
+    assert ["0.09</span> *" in line for line in re.findall("<tr>.*</tr>", table)[1:]] == [False, True]
+
+
+def test_a_remark_stands_once_in_the_row_of_its_detector():
+    rows = [row(lesion=kind) for kind in ("mass", "calcification")]
+    remarks = {"cae": "beside preset=paper: padding=valid (same)"}
+    html = render(results(rows=rows, remarks=remarks), list(FIGURES))
+    assert html.count("beside preset=paper: padding=valid (same)") == 1
+
+
 def test_findings_bring_the_readers_controls_and_their_script():
     finding = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
     image = results()["images"][0] | {"findings": [finding, finding], "more_findings": 3}
