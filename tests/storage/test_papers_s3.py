@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def nodes(tree) -> Iterator[tuple[str, list[psutil.Process]]]:
         process.communicate("", timeout=120)
 
 
+def submitted(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The job, once the cluster takes jobs, to its end."""
+    for _ in range(60):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=1500, check=False)
+        if "No available agent" not in done.stderr:
+            break
+        time.sleep(1)
+    return done
+
+
 def seconds(raylet: psutil.Process) -> float:
     """CPU time of what a node runs, and of what it ran."""
     times = [process.cpu_times() for process in raylet.children(recursive=True)]
@@ -82,7 +93,7 @@ def test_the_whole_experiment_is_a_job_on_two_nodes(tree, nodes):
     ]
     around = ["--runtime-env-json", json.dumps(runtime), "--working-dir", str(ROOT)]
     words = [str(BIN / "ray"), "job", "submit", "--address", address, *around, "--", *job]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1500, check=False)
+    done = submitted(words)
     assert done.returncode == 0, done.stdout + done.stderr
     results = storage.read_json(f"{tree}/out/report/results.json")
     assert len([row for row in results["rows"] if row["lesion"] == "mass"]) == 11
