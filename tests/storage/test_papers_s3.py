@@ -67,12 +67,12 @@ def nodes(tree) -> Iterator[tuple[str, list[psutil.Process]]]:
 
 def submitted(words: list[str]) -> subprocess.CompletedProcess[str]:
     """The job, once the cluster takes jobs, to its end."""
-    for _ in range(60):
+    deadline = time.monotonic() + 60
+    while True:
         done = subprocess.run(words, capture_output=True, text=True, timeout=1500, check=False)
-        if "No available agent" not in done.stderr:
-            break
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
         time.sleep(1)
-    return done
 
 
 def seconds(raylet: psutil.Process) -> float:
