@@ -6,6 +6,7 @@ command is wrong, 130 stopped by Ctrl-C, 143 by SIGTERM.
 
 import ast
 import importlib
+import importlib.util
 import io
 import os
 import select
@@ -142,27 +143,38 @@ def _code(argv: list[str]) -> int | str | None:
     except OptionError as error:
         say(f"rayad: {error}", sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if module in ("", __name__.partition(".")[0]):
-            raise
-        say(f"rayad: {_not_installed(module, argv[0])}", sys.stderr)
-        return 2
+    except ModuleNotFoundError as error:  # of what a command needs before its output is copied
+        return _lacks(error, argv[0])
     except SystemExit as end:  # tyro has answered --help, or said what is wrong
         return end.code
     except KeyboardInterrupt:  # again, while it ended
         return STOPPED
 
 
-def _not_installed(module: str, name: str) -> str:
-    """Which package is missing where, and what to do: an extra of rayad, or a Python that has not rayad's packages."""
+def _lacks(error: ModuleNotFoundError, name: str) -> int:
+    """Say which package this Python lacks, and what to do; the error itself where it is another Python that lacks it.
+
+    It is one of an extra of rayad, or this is not the Python that has rayad's packages.
+    """
+    module = (error.name or "").partition(".")[0]
+    if not module or _is_there(module):
+        raise error
     extra = next((extra for extra, modules in EXTRAS.items() if module in modules), "")
-    if extra:
-        return f"{name} needs {module}, which is not installed: pip install 'rayad[{extra}]'"
-    return (
-        f"{module} is not installed in {sys.executable}: use the Python of rayad's own environment; a job of Ray names "
-        "it by its path, ray job submit ... -- /path/to/.venv/bin/python jobs/..."
+    advice = (
+        f"{name} needs {module}, which is not installed: pip install 'rayad[{extra}]'"
+        if extra
+        else f"{module} is not installed in {sys.executable}: use the Python of rayad's own environment; a job of Ray "
+        "names it by its path, ray job submit ... -- /path/to/.venv/bin/python jobs/..."
     )
+    say(f"rayad: {advice}", sys.stderr)
+    return 2
+
+
+def _is_there(module: str) -> bool:
+    """Whether this Python has the package."""
+    with suppress(ModuleNotFoundError):
+        return importlib.util.find_spec(module) is not None
+    return False
 
 
 def _keep_torch_cache() -> None:
@@ -205,6 +217,8 @@ def _run(argv: list[str]) -> int:
     except RayadError as error:
         say(f"rayad: {error}", sys.stderr)
         return 2 if isinstance(error, OptionError) else 1
+    except ModuleNotFoundError as error:
+        return _lacks(error, argv[0])
     except KeyboardInterrupt:
         say(GOES_ON, sys.stderr)
         return STOPPED

@@ -82,7 +82,7 @@ def without_extras(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", ["serve", "dashboard"])
 def test_a_command_whose_extra_is_missing_says_so_in_a_sentence(name, tmp_path):
     option = {"serve": "--detector", "dashboard": "--root"}[name]
-    ended = without_extras(f"cli.main([{name!r}, {option!r}, {str(tmp_path)!r}])")
+    ended = without_extras(f"sys.exit(cli.run([{name!r}, {option!r}, {str(tmp_path)!r}]))")
     assert ended.returncode == 2
     assert re.fullmatch(
         rf"rayad: {name} needs \w+, which is not installed: pip install 'rayad\[{name}\]'", ended.stderr.strip()
@@ -99,6 +99,15 @@ def test_a_job_whose_python_has_not_the_packages_says_which_python_to_name():
         r"a job of Ray names it by its path, ray job submit .* -- /path/to/.venv/bin/python jobs/\.\.\.",
         ended.stderr.strip(),
     )
+
+
+def test_a_package_that_another_process_lacks_is_not_said_to_be_missing_here(monkeypatch):
+    def failing(argv: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(cli, "_parsed", failing)
+    with pytest.raises(ModuleNotFoundError, match="numpy"):
+        cli.run(["ingest"])
 
 
 def test_the_main_job_needs_no_extra():
