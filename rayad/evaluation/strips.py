@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from rayad.tensors import Patches, like
+from rayad.tensors import Latents, Patches, like
 
 GAP = 2
 """Between pictures, px."""
@@ -44,13 +44,20 @@ def png(picture: UInt8[np.ndarray, "high wide 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def _drawn(model: Any, x: Patches) -> Patches | None:
-    draw = getattr(model, "draw", None) or getattr(model, "decoder", None)
-    if draw is None or getattr(model, "states", ()):
+def decoded(model: Any, z: Latents) -> Patches | None:
+    """Patches from latents; None of a model that decodes none."""
+    decode = next((own for name in ("decode", "draw", "decoder") if (own := getattr(model, name, None))), None)
+    if decode is None:
         return None
-    noise = torch.randn(len(x), model.latents, generator=torch.Generator().manual_seed(0))
-    conditions = getattr(model, "classes", ())  # a decoder that is told a fact is told that it is not known
-    return draw(torch.cat([noise, torch.zeros(len(x), len(conditions))], 1).to(like(model)))
+    unknown = torch.zeros(len(z), len(getattr(model, "classes", ())))  # what a decoder is told of a fact
+    with torch.no_grad():
+        return decode(torch.cat([z.to(like(model)), unknown.to(like(model))], 1))
+
+
+def _drawn(model: Any, x: Patches) -> Patches | None:
+    if getattr(model, "states", ()):
+        return None
+    return decoded(model, torch.randn(len(x), model.latents, generator=torch.Generator().manual_seed(0)))
 
 
 def _row(x: Patches) -> UInt8[np.ndarray, "high wide 3"]:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from rayad.datasets.exam import Exam, Images, source_of
 from rayad.density import queries
@@ -21,22 +20,20 @@ from rayad.heatmaps.drawing import if_healthy
 from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
 from rayad.imaging.picture import Preprocessing
 from rayad.imaging.spacing import resample_mask
-from rayad.patches.corpus import Corpus
+from rayad.patches.corpus import ALL_LANES, Corpus
 from rayad.pipeline.score import ScoredImage
-from rayad.pipeline.train import reader, validation_batches
+from rayad.pipeline.train import pixels, reader
 from rayad.pool import Pool
 from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector
-from rayad.scoring.scores import LatentScore, ModelScore
-from rayad.tensors import Patches, like
+from rayad.scoring.scores import LatentScore, ModelScore, scores_of
+from rayad.tensors import Patches
 
 PANEL_DETECTORS = 6
 """Detectors in the panel, the first of the table: more are too small to see."""
 STRIP = 8
 """Patches of a strip."""
-BATCH = 64
-"""Patches of which those of a strip are the first."""
 PANEL_IMAGES = 2
 """Images of each kind of lesion in the panel: the first by name."""
 
@@ -141,32 +138,27 @@ def strips_of(detectors: Sequence[Detector], corpora: Mapping[str, Corpus]) -> d
         corpora: content -> the corpora that detectors learned from; those of another have no strip.
     """
     shown: dict[str, tuple[bytes, str]] = {}
-    seen: set[str] = set()
     for detector in detectors:
         corpus = corpora.get(detector.origin("corpus"))
-        made_of = repr(
-            [detector.origin("corpus"), *(part and part.config for part in (detector.model, detector.density))]
-        )
-        if corpus and made_of not in seen and (rows := _rows(detector, corpus)):
-            seen.add(made_of)
+        if corpus and (rows := _rows(detector, corpus)):
             picture, caption = strips.png(strips.strip(rows.values())), "; ".join(rows)
             shown[f"strip-{detector.name}"] = picture, f"{detector.name}, from above: {caption}."
     return shown
 
 
 def _rows(detector: Detector, corpus: Corpus) -> dict[str, Patches]:
-    """What a row of a strip shows -> its patches; nothing of a detector that draws nothing."""
+    """What a row of a strip shows -> its patches; nothing of a detector that draws nothing, or asks a model for another
+    score than its first: of each model there is one strip."""
     score = detector.score
-    if isinstance(score, ModelScore) and hasattr(score.model.module, "reconstruct"):
-        model = score.model.module
-        patches = next(iter(validation_batches(reader(corpus, model), corpus, BATCH, 0, 1)()))
-        return strips.rows(model, patches[:STRIP])
+    if isinstance(score, ModelScore):
+        if score.name != scores_of(score.model)[0] or not hasattr(score.model.module, "reconstruct"):
+            return {}
+        shard, count = corpus.shards("validation")[0]
+        apart = np.linspace(0, count - 1, min(STRIP, count)).astype(int)  # neighbours are of one image
+        return strips.rows(score.model.module, pixels(reader(corpus, score.model.module)(shard, ALL_LANES)[apart]))
     if isinstance(score, LatentScore) and isinstance(score.density.module, SPN) and not score.context:
-        decode = getattr(score.model.module, "decode", None) or getattr(score.model.module, "decoder", None)
-        latents = queries.sample(score.density.module, STRIP, seed=0)
-        if decode:
-            with torch.no_grad():
-                return {"latents that the circuit draws, decoded": decode(latents.to(like(score.model.module)))}
+        draws = strips.decoded(score.model.module, queries.sample(score.density.module, STRIP, seed=0))
+        return {"latents that the circuit draws, decoded": draws} if draws is not None else {}
     return {}
 
 

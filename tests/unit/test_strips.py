@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from rayad import catalog
-from rayad.evaluation.strips import png, rows, strip
+from rayad.evaluation.strips import decoded, png, rows, strip
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,16 @@ def test_a_model_shows_what_it_can_draw(name, number):
     assert np.array_equal(picture, strip(rows(model, x).values()))
     assert picture[2:66, 2:66, 0] == pytest.approx(255 * x[0, 0].numpy(), abs=0.51)
     assert (picture[:2] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["cae", "bvae", "conditional_vae", "vqvae", "implicit_field", "pca", "deep_svdd", "lbp"]
+)
+def test_latents_of_a_density_are_decoded_where_the_model_can(name):
+    config = catalog.configure("models", name, {} if name in ("lbp", "pca", "implicit_field") else {"width": 4})
+    model = config.build().eval()
+    patches = decoded(model, torch.zeros(3, model.latents))
+    assert patches is None if name in ("implicit_field", "pca", "lbp") else patches.shape == (3, 1, 64, 64)
 
 
 def test_colours_are_shown_as_they_are():
