@@ -94,7 +94,7 @@ def trained(corpus: Corpus, options: Options, workers: int) -> tuple[Part, dict[
     schedule = Schedule(epochs=options.epochs, patience=options.epochs)
     with tempfile.TemporaryDirectory(dir=options.out) as folder, own_ray(workers + 1):  # one leads
         pool, config = OnRay(Workers(workers)), catalog.configure("models", options.model)
-        part, _ = train(pool, corpus.url, options.model, config, schedule, folder)
+        part, *_ = train(pool, corpus.url, options.model, config, schedule, folder)
         state = CheckpointFolder(folder).load()
     assert state is not None
     return part, told(state.scalars["rows"])

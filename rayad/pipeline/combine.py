@@ -9,7 +9,7 @@ from rayad.datasets.splits import USUAL
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.pipeline.calibrate import calibrate_detectors
-from rayad.pipeline.detectors import identity, require_names
+from rayad.pipeline.detectors import identity, inherited, require_names
 from rayad.pool import Pool
 from rayad.scoring.combine import RULES
 from rayad.scoring.detector import Combined, Detector
@@ -34,5 +34,7 @@ def combine(
     origin["shares"] = members[0].provenance.get("shares", asdict(USUAL))
     request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in calibrated]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
-    origin |= {"made_of": request, "settings": rule, "train_minutes": minutes}
+    origin |= {"made_of": request, "settings": rule, "train_minutes": minutes} | inherited(
+        *(member.provenance for member in members)
+    )
     return Detector(name, Combined(rule, tuple(calibrated)), members[0].preprocessing, provenance=origin)

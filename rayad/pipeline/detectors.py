@@ -1,7 +1,7 @@
 """Detectors as stages hand them on: what they were made of, where they lie, and what can be asked of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -107,13 +107,22 @@ def preprocessing_of(corpus: Corpus) -> Preprocessing:
     return from_description(corpus.manifest["parameters"]["preprocessing"])
 
 
+def inherited(*origins: Mapping[str, Any]) -> dict[str, Any]:
+    """What is true of whatever is made of detectors of these origins: the largest share of diseased patients that one
+    learned from, and whether the model of one has collapsed."""
+    return {
+        "mixed": max(origin.get("mixed", 0.0) for origin in origins),
+        "collapsed": any(origin.get("collapsed", False) for origin in origins),
+    }
+
+
 def require_unseen(detectors: Sequence[Detector], split: str) -> None:
     """OptionError where one learned from diseased patients that are for choices, and these are judged."""
-    for detector in [part for d in detectors for part in (d, *d.members)]:
+    for detector in detectors:
         if split == "development" and detector.provenance.get("mixed"):
             raise OptionError(
-                f"detector {detector.name!r} learned from patients of the development split, which were mixed into its "
-                "corpus; it can be judged on the test split"
+                f"detector {detector.name!r} learned from patients of the development split, which were mixed in; "
+                "it can be judged on the test split"
             )
 
 

@@ -272,6 +272,8 @@ def _remark(detector: Detector) -> str:
         for field, (own, published) in catalog.differences(folder, kind.name, kind.config).items()
     ]
     remarks = [f"beside preset=paper: {', '.join(differing)}"] if differing else []
+    if detector.provenance.get("collapsed"):
+        remarks.append("its model has collapsed: its scores mean nothing")
     if mixed := detector.provenance.get("mixed"):
         remarks.append(f"{MIXED} ({mixed:.0%} of those for choices)")
     return "; ".join(remarks)

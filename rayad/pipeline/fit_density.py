@@ -19,7 +19,7 @@ from rayad.errors import FormatError, OptionError
 from rayad.fingerprint import fingerprint
 from rayad.fit import ALONE, Member, Sync
 from rayad.patches.corpus import FULL_SCALE, LEARNING_SPLITS, Corpus
-from rayad.pipeline.detectors import finished, minutes_since, model_of, origin_of
+from rayad.pipeline.detectors import finished, inherited, minutes_since, model_of, origin_of
 from rayad.pipeline.encode import encode, read_latents
 from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Fault, Pool
@@ -109,6 +109,7 @@ def fit_detector(
     history.pop("rows", None)
     training = {"density_training": history, "train_minutes": minutes, "faults": faults}
     origin = origin_of(corpus, made_of, request.em) | training
+    origin |= inherited(origin, trained.provenance)
     fitted = replace(trained, name=name, score=score_of(model, part, request), provenance=origin, calibration=None)
     bundle.save(fitted, url)
     if not latents_url:

@@ -86,8 +86,8 @@ class Changes:
     @property
     def sentence(self) -> str:
         """What is other than the recipe says; empty: nothing."""
-        texts = dict(text.split("=", 1) for text in catalog.settings_of(self))
-        changed = [f"{f.name}={texts[f.name]}" for f in fields(self) if getattr(self, f.name) != f.default]
+        settings = zip(catalog.settings_of(self), fields(self), strict=True)
+        changed = [text for text, field in settings if getattr(self, field.name) != field.default]
         return f"Other than the recipe says: {', '.join(changed)}." if changed else ""
 
 
@@ -343,8 +343,8 @@ class RunRequest:
     @property
     def first(self) -> str:
         """Heading of the detectors that stand first; it says so where they are not what the recipe makes."""
-        is_changed = replace(self.changes, rule="") != NO_CHANGES
-        return f"{self.recipe.first}, but for what the notes say" if is_changed else self.recipe.first
+        first, is_changed = self.recipe.first, replace(self.changes, rule="") != NO_CHANGES
+        return f"{first}, but for what the notes say" if first and is_changed else first
 
     @property
     def judged_split(self) -> str:

@@ -128,7 +128,7 @@ def train(
     schedule: Schedule,
     url: str,
     watch: Strips = NOTHING,
-) -> tuple[Part, list[Fault]]:
+) -> tuple[Part, list[Fault], bool]:
     """Train a model on a corpus's healthy patches; interrupted, it goes on from the last epoch.
 
     Args:
@@ -137,7 +137,8 @@ def train(
         watch: pictures of what is learned; they go beside that folder.
 
     Returns:
-        The trained model, in evaluation mode, and the faults that were overcome.
+        The trained model, in evaluation mode; the faults that were overcome; whether it has collapsed, where the
+        schedule lets it.
 
     Raises:
         TrainingError: a loss that is not a number, a collapse.
@@ -153,12 +154,13 @@ def train(
     faults = pool.learn(_loop, task, f"{url}/ray", schedule.epochs * learning_stages(config), model)
     state = CheckpointFolder(url).load()
     assert state is not None  # the workers saved it
-    if any(COLLAPSED in row for row in state.scalars["rows"]):
+    collapsed = any(COLLAPSED in row for row in state.scalars["rows"])
+    if collapsed:
         say(f"rayad: {model} has collapsed: its scores mean nothing", sys.stderr)
     best = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}
     module = config.build().to(torch.float64 if schedule.precision == "float64" else torch.float32)
     module.load_state_dict(best)
-    return Part(model, config, module.eval()), faults
+    return Part(model, config, module.eval()), faults, collapsed
 
 
 def model_config(request: TrainRequest, corpus: Corpus) -> Any:
@@ -187,9 +189,9 @@ def train_detector(pool: Pool, name: str, corpus: Corpus, request: TrainRequest,
     corpus.require_disjoint()
     began = time.perf_counter()
     checkpoints = storage.join(url, f"training-{made_of}")
-    part, faults = train(pool, corpus.url, request.model, config, schedule, checkpoints, request.strips)
+    part, faults, collapsed = train(pool, corpus.url, request.model, config, schedule, checkpoints, request.strips)
     training = {"train_minutes": minutes_since(began), "faults": [asdict(fault) for fault in faults]}
-    origin = origin_of(corpus, made_of, schedule) | training
+    origin = origin_of(corpus, made_of, schedule) | training | {"collapsed": collapsed}
     trained = Detector(name, ModelScore(part, scores_of(part)[0]), preprocessing_of(corpus), provenance=origin)
     bundle.save(trained, url)
     storage.remove(checkpoints)

@@ -83,9 +83,9 @@ def test_training_whose_worker_is_killed_learns_what_it_would_have_learned(corpu
     from rayad.pipeline.train import train
 
     config, schedule = catalog.configure("models", "cae", {"width": 8}), Schedule(epochs=4)
-    undisturbed, _ = train(OnRay(Workers(2)), corpus.url, "cae", config, schedule, str(tmp_path / "a"))
+    undisturbed, _, _ = train(OnRay(Workers(2)), corpus.url, "cae", config, schedule, str(tmp_path / "a"))
     dying = Dying(config, str(tmp_path / "b/checkpoint.safetensors"), str(tmp_path / "died"))
-    disturbed, faults = train(
+    disturbed, faults, _ = train(
         OnRay(Workers(2, max_failures=2)), corpus.url, "cae", dying, schedule, str(tmp_path / "b")
     )
     assert Path(dying.died).exists()

@@ -15,7 +15,8 @@ from rayad.fit import Schedule
 from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
-from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pipeline.detectors import inherited
+from rayad.pipeline.evaluate import Evaluation, _remark, evaluate
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.run import Changes, Data, Recipe, Run, RunRequest, run_recipe
 from rayad.pool import Here
@@ -67,7 +68,9 @@ def mixing(run: Run) -> list[Detector]:
     request = TrainRequest("cae", ("width=4", "latents=8"), Schedule(epochs=1))
     one, mixed = (run.train(corpus, request) for corpus in corpora)
     circuit = run.fit(corpora[0], one, DensityRequest(settings=("inputs=2", "replicas=2"), em=EM(epochs=1)))
-    return [run.ask(one, "cae"), run.ask(circuit, "cae-spn"), run.ask(mixed, "mixed")]
+    inherits = run.fit(corpora[0], mixed, DensityRequest(settings=("inputs=2", "replicas=2"), em=EM(epochs=1)), "other")
+    table = [run.ask(one, "cae"), run.ask(circuit, "cae-spn"), run.ask(mixed, "mixed")]
+    return [*table, run.ask(inherits, "mixed-spn"), run.combine("both", "fisher", [table[0], table[2]])]
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +95,22 @@ def test_diseased_patients_for_choices_can_be_mixed_into_a_corpus(learned):
 def test_rows_say_what_differs_from_what_was_published(learned):
     remarks = storage.read_json(f"{learned}/report/results.json")["remarks"]
     ours = "beside preset=paper: padding=valid (same), learning_rate=0.001 (1e-05)"
+    too = "learned from diseased patients too (100% of those for choices)"
     assert remarks == {
         "cae": ours,
         "cae-spn": f"{ours}, inputs=2 (45), replicas=2 (50)",
-        "mixed": f"{ours}; learned from diseased patients too (100% of those for choices)",
+        "mixed": f"{ours}; {too}",
+        "mixed-spn": f"{ours}, inputs=2 (45), replicas=2 (50); {too}",
+        "both": too,
     }
+
+
+def test_a_collapsed_model_and_what_is_made_of_it_say_so_in_their_rows(learned):
+    trained = bundle.load(f"{learned}/detectors/cae-spn")
+    collapsed = replace(trained, provenance=trained.provenance | {"collapsed": True})
+    assert _remark(trained).endswith("replicas=2 (50)")
+    assert _remark(collapsed).endswith("; its model has collapsed: its scores mean nothing")
+    assert inherited(trained.provenance, collapsed.provenance) == {"mixed": 0.0, "collapsed": True}
 
 
 def test_the_page_does_not_say_that_none_was_shown_a_lesion(learned, place):
@@ -107,21 +121,23 @@ def test_the_page_does_not_say_that_none_was_shown_a_lesion(learned, place):
 def test_the_page_shows_what_models_and_circuits_draw(learned):
     results = storage.read_json(f"{learned}/report/results.json")
     strips = [name for name in results["figures"] if name.startswith("strip-")]
-    assert strips == ["strip-cae", "strip-cae-spn", "strip-mixed"]
+    sizes = {name: Image.open(f"{learned}/report/{name}.webp").size for name in strips}
+    rows = {"strip-cae": 3, "strip-cae-spn": 1, "strip-mixed": 3, "strip-mixed-spn": 1}
+    assert sizes == {name: (8 * 68, number * 68) for name, number in rows.items()}
     assert "healthy patches; their reconstructions" in results["captions"]["strip-mixed"]
-    sizes = [Image.open(f"{learned}/report/{name}.webp").size for name in strips]
-    assert sizes == [(8 * 68, rows * 68) for rows in (3, 1, 3)]
 
 
-def test_those_that_were_mixed_in_are_not_judged(learned):
-    mixed = bundle.load(f"{learned}/detectors/mixed")
-    with pytest.raises(OptionError, match="'mixed' learned from patients of the development split"):
+@pytest.mark.parametrize("name", ["mixed", "mixed-spn", "both"])
+def test_those_that_were_mixed_in_are_not_judged(learned, name):
+    mixed = bundle.load(f"{learned}/detectors/{name}")
+    with pytest.raises(OptionError, match=f"'{name}' learned from patients of the development split"):
         evaluate(Here(), [mixed], phantom.Dataset(), Evaluation("phantom", "", "development", step_mm=6.4), learned)
 
 
 def test_a_heading_promises_nothing_that_was_changed():
     assert RunRequest(RECIPE, HEALTHY, changes=Changes(rule="sd=2")).first == "First"
     assert RunRequest(RECIPE, HEALTHY, changes=Changes(epochs=1)).first == "First, but for what the notes say"
+    assert RunRequest(replace(RECIPE, first=""), HEALTHY, changes=Changes(epochs=1)).first == ""
 
 
 def test_what_is_other_than_the_recipe_says_is_a_sentence():

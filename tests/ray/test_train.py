@@ -60,7 +60,7 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     settings = SMALL | ({"learning_rate": 1e-5} if model == "bvae" else {})
     config, schedule = catalog.configure("models", model, settings), replace(TEN_STEPS, precision=precision)
     expected = alone(corpus, config, schedule)
-    part, faults = train(OnRay(Workers(2)), corpus.url, model, config, schedule, str(tmp_path / "training"))
+    part, faults, _ = train(OnRay(Workers(2)), corpus.url, model, config, schedule, str(tmp_path / "training"))
     assert faults == []
     for name, value in part.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
