@@ -25,6 +25,7 @@ DIAGNOSES = {"mel": True, "bcc": True, "akiec": True, "nv": False, "bkl": False,
 """Diagnosis -> malignant?"""
 TWINS = {"ISIC_0000280": "ISIC_0000279", "ISIC_0000512": "ISIC_0000477"}
 """Image -> the one that it is a copy of, byte for byte, in UDA-1: they must not stand in two splits."""
+COPIED = {*TWINS, *TWINS.values()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Dataset:
             part = next((PART[name] for name in folders if PART.get(name)), "")
             if diagnosis:
                 name = posixpath.splitext(path)[0] if part else _name(url)
-                patient = _name(url) if _name(url) in {*TWINS, *TWINS.values()} else name
+                patient = _name(url) if _name(url) in COPIED else name
                 exams.append(replace(_exam(url, patient, "", FOLDERS[diagnosis]), exam_id=name, part=part))
         for name, malignant in FOLDERS.items():
             if malignant not in {exam.anomalous for exam in exams}:

@@ -252,7 +252,7 @@ class CodeEncoder(nn.Module):
         return {"perplexity": perplexity(self.use), "revived": self._revive()}
 
     def check(self, sums: list[Tensor]) -> Row:
-        """Perplexity over all patches; TrainingError if next to one code is chosen."""
+        """Perplexity over all patches; CollapseError if next to one code is chosen."""
         value = perplexity(sums[0])
         if value < COLLAPSED:
             raise CollapseError(
