@@ -72,7 +72,7 @@ def test_the_one_command(tree, tmp_path, preset):
     results = storage.read_json(f"{tmp_path}/report/results.json")
     rows = Counter(row["lesion"] for row in results["rows"])
     assert rows == dict.fromkeys(("mass", "calcification"), 7 + FLOORS.get(preset, 0))
-    assert [row["detector"] for row in results["rows"][:7]] == list(SEVEN)
+    assert [row["detector"] for row in results["rows"] if row["lesion"] == "mass"][:7] == list(SEVEN)
     assert all(row["pixel_auc"]["value"] > 0 for row in results["rows"])
     assert len(results["literature"]) == 14
     assert results["calibration_patients"] == 0
