@@ -46,6 +46,8 @@ WATCH_S = 1.0
 """From one look at Ray's process on this machine to the next."""
 REACHED_S = 15.0
 """How long an address is tried at which nobody listens."""
+READERS, READING_S = ("StreamingExecutor", "iter_threaded"), 5.0
+"""Threads of Ray Data, and how long is waited until they end."""
 LOST = (LocalRayletDiedError, RaySystemError, RpcError, ActorUnavailableError, OwnerDiedError, NodeDiedError)
 """What Ray raises when the head or this node is gone."""
 
@@ -74,7 +76,19 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
             with _told_if_lost(address), _watched():
                 yield
         finally:
+            _await_readers()
             ray.shutdown()
+
+
+def _await_readers() -> None:
+    """Wait for the threads in which Ray Data reads ahead: one that asks a Ray that is over ends this process at once.
+
+    Where the last rows are not read, as after Ctrl-C, they outlive the iteration.
+    """
+    until = time.monotonic() + READING_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(READERS):
+            thread.join(max(0, until - time.monotonic()))
 
 
 def _connect(address: str) -> None:
