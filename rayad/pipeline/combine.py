@@ -1,11 +1,10 @@
 """Several detectors to one whose score combines theirs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 
 from rayad.datasets.exam import Images
-from rayad.datasets.splits import USUAL
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.pipeline.calibrate import calibrate_detectors
@@ -31,7 +30,6 @@ def combine(
         uncalibrated = [replace(d, calibration=None) for d in group]
         calibrated += calibrate_detectors(pool, uncalibrated, dataset, step_mm, url, split="validation")
     origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
-    origin["shares"] = members[0].provenance.get("shares", asdict(USUAL))
     request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in calibrated]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
     origin |= {"made_of": request, "settings": rule, "train_minutes": minutes} | inherited(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 from rayad import catalog, provenance, storage
@@ -89,7 +90,7 @@ def origin_of(corpus: Corpus, request: str, settings: Any) -> dict[str, Any]:
         "made_of": request,
         "corpus": corpus.manifest["content"],
         "dataset": corpus.manifest["dataset"],
-        "shares": corpus.manifest.get("shares", asdict(USUAL)),
+        "learned_from": {corpus.manifest["dataset"]: corpus.manifest.get("shares", asdict(USUAL))},
         "mixed": corpus.manifest["parameters"].get("mixed", 0.0),
         "settings": repr(settings),
         "seed": getattr(settings, "seed", 0),
@@ -108,9 +109,22 @@ def preprocessing_of(corpus: Corpus) -> Preprocessing:
 
 
 def inherited(*origins: Mapping[str, Any]) -> dict[str, Any]:
-    """What is true of whatever is made of detectors of these origins: the largest share of diseased patients that one
-    learned from, and whether the model of one has collapsed."""
+    """What is true of whatever is made of detectors of these origins: the data sets that one learned from and how each
+    was divided, the largest share of diseased patients that one learned from, and whether the model of one collapsed.
+
+    Raises:
+        OptionError: one data set was divided in two ways: a patient whom one is tested with may have taught another.
+    """
+    learned_from: dict[str, Division] = {}
+    for name, division in chain(*(_divisions(origin).items() for origin in origins)):
+        if learned_from.setdefault(name, division) != division:
+            one, other = (" ".join(catalog.settings_of(each)) for each in (learned_from[name], division))
+            raise OptionError(
+                f"the data set {name} was divided by --shares {one} for one part and by --shares {other} for another: "
+                "the one may have learned from patients who are held out for the other"
+            )
     return {
+        "learned_from": {name: asdict(division) for name, division in learned_from.items()},
         "mixed": max(origin.get("mixed", 0.0) for origin in origins),
         "collapsed": any(origin.get("collapsed", False) for origin in origins),
     }
@@ -126,13 +140,21 @@ def require_unseen(detectors: Sequence[Detector], split: str) -> None:
             )
 
 
+def _divisions(origin: Mapping[str, Any]) -> dict[str, Division]:
+    """Data set -> how it was divided for what has this origin; a detector of an older rayad names one data set."""
+    stated = origin.get("learned_from") or {origin.get("dataset"): origin.get("shares")}
+    return {
+        name: catalog.restored(Division, shares if isinstance(shares, dict) else {})
+        for name, shares in (stated.items() if isinstance(stated, dict) else ())
+        if name is not None
+    }
+
+
 def require_shares(detectors: Sequence[Detector], dataset: Images) -> None:
     """OptionError where one learned from this data set divided otherwise: it may have learned from these patients."""
     for detector in detectors:
-        stated = detector.provenance.get("shares")
-        learned_with = catalog.restored(Division, stated if isinstance(stated, dict) else {})
-        is_own = detector.provenance.get("dataset") == name_of(images_of(dataset))
-        if is_own and learned_with not in (USUAL, division_of(dataset)):
+        learned_with = _divisions(detector.provenance).get(name_of(images_of(dataset)))
+        if learned_with is not None and learned_with != division_of(dataset):
             shares = " ".join(catalog.settings_of(learned_with))
             raise OptionError(
                 f"detector {detector.name!r} learned from the data set divided by --shares {shares}; give the same, or "

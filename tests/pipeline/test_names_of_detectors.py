@@ -11,6 +11,7 @@ from rayad.errors import OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
+from rayad.pipeline.detectors import inherited, require_shares
 from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.streamed import streamed
 from rayad.pool import Here
@@ -50,12 +51,29 @@ def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
 )
 def test_patients_that_may_have_been_learned_from_are_refused(stage, tmp_path):
     shares = Division(train=0.7)
-    one = replace(ONE, provenance=ONE.provenance | {"dataset": "phantom", "shares": asdict(shares)})
+    one = replace(ONE, provenance=ONE.provenance | {"learned_from": {"ddsm": {}, "phantom": asdict(shares)}})
     with pytest.raises(OptionError, match=r"divided by --shares train=0.7 validation=0.1 calibration=0.15"):
         stage(one, PHANTOM, str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OptionError, match=r"not calibrated"):  # the same shares are not refused
         evaluate(Here(), [one], divided(PHANTOM, shares), Evaluation("phantom", "", "test", 3.2), str(tmp_path))
+
+
+def test_patients_that_another_part_may_have_learned_from_are_refused():
+    """A model that learned from 75 % of the patients, and a density of 50 % of them with the rest held out."""
+    model, density = ({"learned_from": {"phantom": asdict(Division(train=share))}} for share in (0.75, 0.5))
+    with pytest.raises(OptionError, match=r"phantom was divided by --shares train=0.5 .* and by --shares train=0.75 "):
+        inherited(density, model)
+    elsewhere = {"learned_from": {"ddsm": asdict(Division(train=0.5))}}
+    assert inherited(elsewhere, model)["learned_from"] == elsewhere["learned_from"] | model["learned_from"]
+
+
+def test_usual_shares_are_shares_too():
+    """Of a bundle of an older rayad, which names one data set."""
+    one = replace(ONE, provenance=ONE.provenance | {"dataset": "phantom"})
+    with pytest.raises(OptionError, match=r"divided by --shares train=0.6 .*; give the same"):
+        require_shares([one], divided(PHANTOM, Division(train=0.7)))
+    require_shares([one], PHANTOM)
 
 
 @pytest.mark.parametrize("command", [["calibrate", "--scores"], ["evaluate", "--out"]])
