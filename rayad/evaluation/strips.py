@@ -26,7 +26,7 @@ def rows(model: Any, x: Patches) -> dict[str, Patches]:
     with torch.no_grad():
         if hasattr(model, "reconstruct"):
             named["their reconstructions"] = model.reconstruct(x)
-        draws = _drawn(model, x)
+        draws = _drawn(model, len(x))
         if draws is not None:
             named["draws from standard normal latents"] = draws
     return named
@@ -54,10 +54,10 @@ def decoded(model: Any, z: Latents) -> Patches | None:
         return decode(torch.cat([z.to(like(model)), unknown.to(like(model))], 1))
 
 
-def _drawn(model: Any, x: Patches) -> Patches | None:
+def _drawn(model: Any, number: int) -> Patches | None:
     if getattr(model, "states", ()):
         return None
-    return decoded(model, torch.randn(len(x), model.latents, generator=torch.Generator().manual_seed(0)))
+    return decoded(model, torch.randn(number, model.latents, generator=torch.Generator().manual_seed(0)))
 
 
 def _row(x: Patches) -> UInt8[np.ndarray, "high wide 3"]:

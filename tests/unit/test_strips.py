@@ -40,3 +40,13 @@ def test_colours_are_shown_as_they_are():
     x = torch.rand(2, 3, 64, 64)
     shown = np.asarray(Image.open(io.BytesIO(png(strip(rows(model, x).values())))))
     assert shown[2:66, 2:66] == pytest.approx(255 * x[0].permute(1, 2, 0).numpy(), abs=0.51)
+
+
+def test_a_model_that_is_told_facts_shows_its_pictures_alone():
+    """Its patches have a plane more for each fact."""
+    config = catalog.configure("models", "conditional_vae", {"width": 4})
+    model = config.build().eval()
+    x = torch.rand(5, 1 + len(model.classes), 64, 64)
+    shown = rows(model, x)
+    assert [len(row) for row in shown.values()] == [5, 5, 5]
+    assert strip(shown.values()).shape == (3 * 68, 5 * 68, 3)
