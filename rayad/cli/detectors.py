@@ -189,8 +189,8 @@ class Heatmaps(ReadsImages, OnGpu):
     """Distance of the scored places, mm; 0: that of the detector's calibration, which p-values are for."""
     picture: bool = True
     """Write the overlay, NAME.png, too."""
-    counterfactual: bool = True
-    """Write what the image would look like if it were healthy, where the detector can say it: much of the time."""
+    counterfactual: bool = False
+    """Write what the image would look like if it were healthy too, where the detector can say it: most of the time."""
 
     def __call__(self) -> None:
         from rayad.cli.few import ForMany

@@ -18,12 +18,8 @@ class Written:
 
     picture: bool = True
     """NAME.png, the overlay."""
-    counterfactual: bool = True
-    """What the image would look like if it were healthy, where the detector can say it: much of the time."""
-
-
-EVERYTHING = Written()
-"""All that there is of an image."""
+    counterfactual: bool = False
+    """What the image would look like if it were healthy, where the detector can say it: most of the time."""
 
 
 def arrays_and_picture(
@@ -39,9 +35,9 @@ def arrays_and_picture(
     return {}, figures.overlay(*pictured(name, prepared, judged)) if written.picture else b""
 
 
-def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector) -> bytes:
-    """The overlay as PNG; where the detector can, with the healthy version of the image."""
-    return arrays_and_picture(name, prepared, judged, detector, EVERYTHING)[1]
+def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector, counterfactual: bool) -> bytes:
+    """The overlay as PNG; if asked for and where the detector can, with the healthy version of the image."""
+    return arrays_and_picture(name, prepared, judged, detector, Written(counterfactual=counterfactual))[1]
 
 
 def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:

@@ -233,7 +233,7 @@ def _called(function: str, data: bytes, name: str, arguments: list[Any]) -> tupl
     except MemoryError:
         memory = bounds.current().memory_mb
         return {"error": ["ImageError", f"{name}: damaged, or takes more than bounds.memory_mb={memory}"]}, None
-    except Exception as error:  # noqa: BLE001, imagecodecs has errors of its own
+    except BaseException as error:  # noqa: BLE001, imagecodecs has errors of its own, and Rust's panic is no Exception
         return {"error": ["ImageError", f"{name}: damaged image: {type(error).__name__}"]}, None
 
 

@@ -35,6 +35,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    RLELossless,
 )
 
 from rayad import bounds, storage
@@ -55,8 +56,8 @@ SEQUENCE_BYTES = 1_000_000
 """Of a sequence; a table of 65,536 values has 131,072."""
 HEADER_READS = 200_000
 """pydicom asks twice for an element, once for an item."""
-ROWS = 256
-"""Of pixels that are looked at at once."""
+MOST_VALUES = 1 << 16
+"""Values that 16 bits can tell apart."""
 RAW = "raw image (FOR PROCESSING)"
 """Why a raw image is unsuitable, unless it is converted."""
 
@@ -254,8 +255,15 @@ def parsed(data: bytes, name: str, for_processing: ForProcessing, whole_breast: 
 
 
 def _stored(dataset: Dataset) -> np.ndarray:
-    """The stored values; of JPEG of 12 bits (PS3.5, A.4.1) by another decoder than pydicom's, which know 8."""
-    if dataset.file_meta.TransferSyntaxUID != JPEGExtended12Bit or int(dataset.BitsAllocated) <= 8:
+    """The stored values.
+
+    Run lengths are decoded by the library that is compiled and yet checks every index, and refuses offsets that lead
+    out of the frame. JPEG of 12 bits (PS3.5, A.4.1) needs another decoder than pydicom's, which know 8.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == RLELossless:
+        return pixel_array(dataset, raw=True, decoding_plugin="pylibjpeg")
+    if syntax != JPEGExtended12Bit or int(dataset.BitsAllocated) <= 8:
         return pixel_array(dataset, raw=True)
     frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
     return np.asarray(imagecodecs.jpeg_decode(frame))
@@ -274,19 +282,19 @@ def _check_length(dataset: Dataset) -> None:
 
 
 def _scaled(dataset: Dataset, stored: np.ndarray, is_raw: bool) -> Pixels:
-    """Stored values in [0, 1], a few rows after the other: in float64 an image takes eight times its memory."""
+    """Stored values in [0, 1]; what each becomes is worked out once for all pixels that have it."""
     low, high = _range(dataset)
-    pixels = np.empty(stored.shape, np.float32)
-    for start in range(0, len(stored), ROWS):
-        rows = stored[start : start + ROWS]
-        scaled = (_rescaled(dataset, rows) - low) / (high - low)
-        if is_raw:
-            scaled = _as_for_looking(dataset, scaled, high - low)
-        elif dataset.PhotometricInterpretation == "MONOCHROME1":
-            scaled = 1 - scaled
-        scaled[_padding(dataset, rows)] = 0
-        pixels[start : start + ROWS] = np.clip(scaled, 0, 1)
-    return pixels
+    least, most = int(stored.min()), int(stored.max())
+    if most - least >= MOST_VALUES:
+        raise ImageError(f"values from {least} to {most} in a file of {dataset.BitsStored} bits")
+    values = np.arange(least, most + 1).astype(stored.dtype)
+    scaled = (_rescaled(dataset, values) - low) / (high - low)
+    if is_raw:
+        scaled = _as_for_looking(dataset, scaled, high - low)
+    elif dataset.PhotometricInterpretation == "MONOCHROME1":
+        scaled = 1 - scaled
+    scaled[_padding(dataset, values)] = 0
+    return np.clip(scaled, 0, 1).astype(np.float32)[stored.astype(np.int32) - least]
 
 
 def spacing_of(dataset: Dataset) -> float:

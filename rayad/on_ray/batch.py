@@ -243,11 +243,11 @@ class _Ask:
     async def _files(self, scored: ServedScore, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
         kinds, files = self._request.results, []
+        include = ("counterfactual",) if "counterfactual" in kinds and self._served.card.counterfactual else ()
         if "npz" in kinds:
-            more = await self._graph.arrays(scored, ("counterfactual",) * self._served.card.counterfactual)
-            files.append((".npz", scored.judged.npz(**more)))
+            files.append((".npz", scored.judged.npz(**await self._graph.arrays(scored, include))))
         if "png" in kinds:
-            files.append((".png", await self._graph.png(scored)))
+            files.append((".png", await self._graph.png(scored, include)))
         if "dicom" in kinds:
             objects = await self._graph.objects(scored, data)
             files += [(f"-{kind}.dcm", content) for kind, content in objects.items()]

@@ -271,11 +271,11 @@ class Drawer(Held):
         self._threads = ThreadPoolExecutor(4)
 
     @_refusing
-    async def png(self, picture: Picture, judged: Judgement) -> bytes:
-        """The overlay."""
+    async def png(self, picture: Picture, judged: Judgement, counterfactual: bool) -> bytes:
+        """The overlay, and the healthy version."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
-            return await while_wanted(self._threads, drawn, NAME, picture.prepared, judged, detector)
+            return await while_wanted(self._threads, drawn, NAME, picture.prepared, judged, detector, counterfactual)
 
     @_refusing
     async def arrays(self, picture: Picture, data: bytes, request: HeatmapRequest, include: Sequence[str]) -> Any:
@@ -362,9 +362,10 @@ class Graph:
 
         return await steadily(ask)
 
-    async def png(self, scored: ServedScore) -> bytes:
-        """The overlay."""
-        return await self._drawn(scored, lambda drawer, picture: drawer.png.remote(picture, scored.judged))
+    async def png(self, scored: ServedScore, include: Sequence[str]) -> bytes:
+        """The overlay, and the healthy version if `include` names it."""
+        wanted = "counterfactual" in include
+        return await self._drawn(scored, lambda drawer, picture: drawer.png.remote(picture, scored.judged, wanted))
 
     async def arrays(self, scored: ServedScore, include: Sequence[str]) -> dict[str, np.ndarray]:
         """Pixels as they came, and the healthy version: what `include` names."""

@@ -81,8 +81,8 @@ class Backend(Protocol):
         """Score the image in the bytes of a file, for a caller."""
         ...
 
-    async def png(self, scored: ServedScore) -> bytes:
-        """The overlay."""
+    async def png(self, scored: ServedScore, include: Sequence[str]) -> bytes:
+        """The overlay, and the image's healthy version."""
         ...
 
     async def arrays(self, scored: ServedScore, include: Sequence[str]) -> dict[str, np.ndarray]:
@@ -202,7 +202,10 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
         step_mm: Annotated[float, Query(ge=0, le=100, description=STEP)] = 0.0,
         force: Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")] = "",
-        include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of an npz")] = "",
+        include: Annotated[
+            str,
+            Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of an npz; counterfactual of a png too"),
+        ] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:
         """Score one image: the body is its file, a form with the field image, or {"url": ...}."""
@@ -229,7 +232,7 @@ async def _answer(
     if kind == JSON:
         return Response(scored.answer().model_dump_json(), media_type=JSON)
     if kind == PNG:
-        return Response(await backend.png(scored), media_type=PNG)
+        return Response(await backend.png(scored, include), media_type=PNG)
     if kind == NPZ:
         arrays = await backend.arrays(scored, include)
         arrays["answer"] = np.frombuffer(scored.answer().model_dump_json().encode(), np.uint8)

@@ -111,9 +111,19 @@ class Client:
             raise FormatError(f"the server's answer is none of rayad's: {error}") from error
         return HeatmapAnswer(_understood(Answer, content), arrays)
 
-    def overlay(self, image: str | Path | bytes = b"", *, url: str = "", **options: Unpack[ScoreOptions]) -> bytes:
-        """The image under its heatmap, as PNG; arguments as of `score`."""
-        return self._scored(PNG, image, url, options).content
+    def overlay(
+        self,
+        image: str | Path | bytes = b"",
+        *,
+        url: str = "",
+        include: Sequence[Literal["counterfactual"]] = (),
+        **options: Unpack[ScoreOptions],
+    ) -> bytes:
+        """The image under its heatmap, as PNG; with the image as if it were healthy beside it, if `include` says so.
+
+        Other arguments as of `score`.
+        """
+        return self._scored(PNG, image, url, options, include=",".join(include)).content
 
     def objects(
         self, image: str | Path | bytes = b"", *, url: str = "", **options: Unpack[ScoreOptions]

@@ -72,7 +72,7 @@ def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_p
     folder.export(dataset, dataset.exams()[:2], str(tmp_path / "new"))
     storage.write_bytes(str(tmp_path / "new/broken.png"), b"not a picture")
     arguments = ["--images", str(tmp_path / "new"), "--out", str(tmp_path / "maps"), "--spacing-mm", "0.4"]
-    assert cli.run(["heatmap", "--detector", f"{place}/cae-spn", *arguments]) == 1
+    assert cli.run(["heatmap", "--detector", f"{place}/cae-spn", *arguments, "--counterfactual"]) == 1
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert sum("reason" in row for row in rows) == 1
     named = [row["name"] for row in rows if "name" in row]

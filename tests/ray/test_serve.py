@@ -23,6 +23,7 @@ import requests
 from PIL import Image
 from served import ME, OTHER, PATIENTS, TOKEN, Served, dicom, made, png, serving
 
+from rayad.heatmaps.drawing import Written
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.heatmaps.judgement import judge
 from rayad.imaging.picture import step_px
@@ -105,7 +106,10 @@ def test_an_answer_is_json_a_picture_or_arrays(served, images):
     assert answer.json()["detector"]["name"] == "spn"
     picture = served.score(images[0], "image/png;q=0.9, text/plain")
     assert picture.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(picture.content)).width > 192
+    width, height = Image.open(io.BytesIO(picture.content)).size
+    assert height > width > 192
+    explained = served.score(images[0], "image/png", include="counterfactual")
+    assert Image.open(io.BytesIO(explained.content)).width > height  # four pictures side by side
     healthy = served.score(images[0], "application/x-npz", include="counterfactual")
     assert np.load(io.BytesIO(healthy.content))["counterfactual"].shape == (256, 192)
     assert served.score(images[0], "text/html").status_code == 406
@@ -181,6 +185,7 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
         "out": f"file://{served.folder}/out/batch",
         "spacing_mm": 0.8,
         "view": "MLO",
+        "results": ["json", "npz", "png", "counterfactual"],
     }
     begun = requests.post(f"{served.url}/v1/batches", json=wanted, headers=ME, timeout=60)
     assert begun.status_code == 202, begun.text
@@ -193,7 +198,8 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
     assert "broken.png" in batch["failures"][0]["image"]
     assert {key: batch["asked"][key] for key in ("prefix", "spacing_mm", "view")}.items() <= wanted.items()
     detector, out = bundle.load(str(served.folder / "spn-1")), served.folder / "out/batch"
-    list(write_heatmaps(Here(), detector, [str(source)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "maps")))
+    both = Written(counterfactual=True)
+    list(write_heatmaps(Here(), detector, [str(source)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "maps"), both))
     for number in range(4):
         with (
             np.load(tmp_path / f"maps/{number}.npz") as one,

@@ -123,6 +123,33 @@ def test_what_other_encoders_wrote_is_read(syntax, encode):
     np.testing.assert_allclose(pixels_of(dataset), values / 4095, atol=1e-7)
 
 
+@pytest.mark.parametrize(("rows", "is_whole"), [(50, True), (51, True), (200, True), (49, False), (0, False)])
+def test_run_lengths_of_less_than_the_image_are_refused(rows, is_whole):
+    """A segment of rows as literals (PS3.5, G.3): as many as the image has, followed by something else, or fewer."""
+    values = np.random.default_rng(2).integers(0, 256, (200, 40)).astype(np.uint8)
+    segment = b"".join(bytes([len(row) - 1]) + row.tobytes() for row in values[:rows])
+    dataset = mammogram(values[:50], bits=8)
+    dataset.file_meta.TransferSyntaxUID = uid.RLELossless
+    dataset.PixelData = encapsulate([np.array([1, 64, *[0] * 14], "<u4").tobytes() + segment])
+    dataset["PixelData"].is_undefined_length = True
+    if is_whole:
+        np.testing.assert_allclose(pixels_of(dataset), values[:50] / 255, atol=1e-7)
+    else:
+        with pytest.raises(ImageError, match=r"damaged"):
+            pixels_of(dataset)
+
+
+def test_bits_that_are_said_to_be_unused_are():
+    """Cells of 32 bits, of which 12 are said to be used."""
+    values = np.zeros((300, 8), np.uint32)
+    values[:, :3] = 4095, 2000, 5 * 4096 + 2000
+    dataset = mammogram(RAMP, bits=12)
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated = *values.shape, 32
+    dataset.PixelData = values.tobytes()
+    assert pixels_of(dataset)[0, :4].tolist() == pytest.approx([1, 2000 / 4095, 2000 / 4095, 0])
+    assert (pixels_of(dataset) == pixels_of(dataset)[0]).all()
+
+
 def test_lossy_syntaxes_are_decoded_as_another_decoder_does():
     y, x = np.mgrid[:64, :48]
     values = (128 + 60 * np.sin(y / 9) + 50 * np.cos(x / 7)).astype(np.uint8)

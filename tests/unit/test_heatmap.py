@@ -42,12 +42,17 @@ def detector() -> Detector:
     return one.calibrated(calibrate({"a": [scores[0]], "b": [scores[1]]}))
 
 
+BOTH = Written(counterfactual=True)
+
+
 def written(detector: Detector, folder) -> dict[str, np.ndarray]:
     data = phantom.Dataset(patients=1, height=256, width=192, spacing_mm=0.8)
     pixels = (data.pixels(data.exams()[0]) * 65535).astype(np.uint16)
     Image.fromarray(pixels).save(folder / "one.png")
     rows = list(
-        write_heatmaps(Here(), detector, [str(folder / "one.png")], HeatmapRequest(0.8, "MLO"), str(folder / "maps"))
+        write_heatmaps(
+            Here(), detector, [str(folder / "one.png")], HeatmapRequest(0.8, "MLO"), str(folder / "maps"), BOTH
+        )
     )
     assert isinstance(rows[0], Result)
     assert rows[0].name == "one"
@@ -126,7 +131,7 @@ def scored(monkeypatch) -> list[str]:
     return names
 
 
-MLO, QUICK = HeatmapRequest(0.8, "MLO"), Written(counterfactual=False)
+MLO, QUICK = HeatmapRequest(0.8, "MLO"), Written()
 
 
 def again(detector, images, request=MLO, written=QUICK) -> list[Row]:
@@ -197,7 +202,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, image
     "change",
     [
         {"request": HeatmapRequest(0.8, "CC")},
-        {"written": Written(picture=False, counterfactual=False)},
+        {"written": Written(picture=False)},
         {"detector": "another"},
     ],
 )
@@ -231,7 +236,7 @@ def test_a_heatmap_of_another_image_is_not_written_over(detector, images):
 
 
 def test_pictures_and_healthy_versions_can_be_left_out(detector, images):
-    again(detector, images, written=Written(picture=False, counterfactual=False))
+    again(detector, images, written=Written(picture=False))
     assert {file.suffix for file in (images.parent / "out").iterdir()} == {".npz", ".jsonl"}
     with np.load(next((images.parent / "out").glob("*.npz"))) as arrays:
         assert {"counterfactual", "change"}.isdisjoint(arrays)

@@ -41,6 +41,28 @@ def test_the_relative_intensity_is_how_much_brighter_a_place_is_than_around():
     assert moved == pytest.approx(seen, abs=1e-5)  # neither the film's gain nor its offset matters
 
 
+@pytest.mark.parametrize("shape", [(80, 64), (211, 97), (64, 300)])
+@pytest.mark.parametrize("surround_mm", [1.0, 3.2, 8.0, 20.0, 60.0])
+def test_the_mean_of_the_surroundings_is_that_of_a_gaussian(shape, surround_mm):
+    """As wide as the image and wider, beyond whose border it goes on as in a mirror; summed term by term."""
+    rng = np.random.default_rng(0)
+    tissue, stored = rng.random(shape) < 0.8, rng.random(shape).astype(np.float32)
+    stored[: shape[0] // 2] += 1
+    seen = intensity(stored, tissue, Preprocessing(intensity="relative", surround_mm=surround_mm))
+    truth = [stored * tissue.astype(float), tissue.astype(float)]
+    for axis in (0, 1):
+        sides = np.arange(shape[axis])
+        offsets = np.arange(-8 * 150, 8 * 150 + 1)
+        weights = np.exp(-0.5 * (offsets * 0.4 / surround_mm) ** 2)
+        mirrored = np.pad(sides, 1200, mode="symmetric")[sides[:, None] + 1200 + offsets]
+        matrix = np.zeros((len(sides), len(sides)))
+        np.add.at(matrix, (sides[:, None], mirrored), weights / weights.sum())
+        truth = [np.moveaxis(np.tensordot(matrix, part, (1, axis)), 0, axis) for part in truth]
+    above = np.where(tissue, stored - truth[0] / truth[1], 0)
+    expected = np.clip(above / above[tissue].std(), 0, 5) / 5
+    assert seen == pytest.approx(expected, abs=1e-3)
+
+
 def test_the_context_is_where_a_place_lies(breast):
     prepared = Preprocessing().prepare(Source(breast, 0.4, ""))
     maps = context(prepared)
