@@ -22,6 +22,10 @@ class Written:
     """What the image would look like if it were healthy, where the detector can say it: most of the time."""
 
 
+USUAL = Written()
+"""What nobody has to ask for."""
+
+
 def arrays_and_picture(
     name: str, prepared: Prepared, judged: Judgement, detector: Detector, written: Written
 ) -> tuple[dict[str, np.ndarray], bytes]:

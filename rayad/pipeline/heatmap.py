@@ -14,7 +14,7 @@ from rayad import bounded, bounds, storage
 from rayad.errors import FormatError, OptionError, reason
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.answers import ROW, Failure, Result, Row
-from rayad.heatmaps.drawing import Written, arrays_and_picture
+from rayad.heatmaps.drawing import USUAL, Written, arrays_and_picture
 from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
 from rayad.outputs import require_apart
@@ -32,7 +32,7 @@ def write_heatmaps(
     images: Sequence[str],
     request: HeatmapRequest,
     url: str,
-    written: Written = Written(),
+    written: Written = USUAL,
 ) -> Iterator[Row]:
     """Score images and write what each gives; a file that fails is a row with its reason.
 

@@ -204,7 +204,7 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         force: Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")] = "",
         include: Annotated[
             str,
-            Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of an npz; counterfactual of a png too"),
+            Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of npz and png"),
         ] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:
