@@ -1,0 +1,148 @@
+"""CPU seconds of one thread from the bytes of an image to its heatmap, stage by stage, here and in another checkout.
+
+    python benchmarks/end_to_end.py --images a.dcm mdb001.png --before ../before --detector out/detectors/cae-spn
+
+Every run is a process of its own that goes through all images twice; the second time counts. Runs of the two checkouts
+alternate, and medians are printed and written to benchmarks/results/end_to_end.json. `numbers` is what scores and
+p-values need (read, prepare, score, judge, npz), `with overlay` has the picture too, `with counterfactual` the healthy
+version too, where it is asked for. Reading is decoding in this process; starting Python and loading torch is not in it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import tyro
+
+from rayad import provenance
+from rayad.density import spn
+from rayad.heatmaps.drawing import Written, arrays_and_picture
+from rayad.heatmaps.judgement import judge
+from rayad.imaging import dicom, raster
+from rayad.imaging.mammogram import Preprocessing
+from rayad.imaging.picture import Source
+from rayad.models import cae
+from rayad.scoring import bundle
+from rayad.scoring.calibrate import calibrate
+from rayad.scoring.detector import Detector
+from rayad.scoring.scores import LatentScore, Part
+
+HERE = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results" / "end_to_end.json"
+NUMBERS = ("read", "prepare", "score", "judge", "npz")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is scored, and how often."""
+
+    images: tuple[str, ...]
+    """Files."""
+    detector: str = ""
+    """URL of a calibrated detector; empty: an untrained autoencoder and circuit of the usual size."""
+    before: str = ""
+    """Folder of another checkout of rayad; empty: none is compared with."""
+    runs: int = 7
+    """Runs that a median is taken over."""
+    spacing_mm: float = 0.2
+    """mm a pixel of images that do not state it."""
+    out: Path = RESULTS
+    """Where the results are written."""
+    measure: bool = False
+    """Measure once and print JSON: what the processes are told."""
+
+
+def untrained() -> Detector:
+    """Of the usual size; its heatmaps mean nothing and take as long as those of any other."""
+    torch.manual_seed(0)
+    model, density = cae.Config(), spn.Config()
+    parts = Part("cae", model, model.build().eval()), Part("spn", density, density.build(64).eval(), 64)
+    healthy = {str(i): [np.random.default_rng(i).normal(90, 1, (60, 40))] for i in range(30)}
+    preprocessing = Preprocessing(intensity="relative")
+    return Detector("untrained", LatentScore(*parts, "likelihood"), preprocessing, calibration=calibrate(healthy))
+
+
+def stages(detector: Detector, file: str, spacing_mm: float) -> dict[str, float]:
+    """CPU seconds of each stage of an image."""
+    assert detector.calibration is not None
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        seconds[stage] = time.process_time() - began
+
+    with timed("read"):
+        data = Path(file).read_bytes()
+        if raster.is_raster(data):
+            source = Source(raster.grey(raster.decode(data, file), file), spacing_mm, "MLO")
+        else:
+            facts, pixels = dicom.parsed(data, file, "refuse", False)
+            source = Source(pixels, facts["spacing_mm"] or spacing_mm, facts["view"])
+    with timed("prepare"):
+        prepared = detector.preprocessing.prepare(source)
+    with timed("score"):
+        heatmap = detector.heatmap(prepared, detector.step() if "step_mm" in detector.provenance else 8)
+    with timed("judge"):
+        judged = judge(prepared, heatmap, detector.calibration)
+    with timed("npz"):
+        judged.npz()
+    for stage, written in (("overlay", Written(True, False)), ("counterfactual", Written(False, True))):
+        with timed(stage):
+            arrays_and_picture("image", prepared, judged, detector, written)
+    return seconds
+
+
+def measured(options: Options) -> dict[str, dict[str, float]]:
+    """Image -> stage -> CPU seconds, the second time that it is done."""
+    torch.set_num_threads(1)
+    detector = bundle.load(options.detector) if options.detector else untrained()
+    for _ in range(2):
+        seconds = {Path(file).name: stages(detector, file, options.spacing_mm) for file in options.images}
+    return seconds
+
+
+def asked(checkout: Path, options: Options) -> dict[str, dict[str, float]]:
+    """What a process finds that has another rayad."""
+    words = [sys.executable, __file__, "--measure", "--images", *options.images]
+    words += ["--detector", options.detector, "--spacing-mm", str(options.spacing_mm)]
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(options: Options) -> None:
+    """Measure, print, keep."""
+    if options.measure:
+        print(json.dumps(measured(options)))
+        return
+    checkouts = {"here": HERE} | ({"before": Path(options.before).resolve()} if options.before else {})
+    runs: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in checkouts}
+    for _ in range(options.runs):
+        for name, checkout in checkouts.items():
+            runs[name].append(asked(checkout, options))
+    rows = []
+    for image in runs["here"][0]:
+        for name, found in runs.items():
+            row = {stage: median(run[image][stage] for run in found) for stage in found[0][image]}
+            row["numbers"] = sum(row[stage] for stage in NUMBERS)
+            row["with overlay"] = row["numbers"] + row["overlay"]
+            row["with counterfactual"] = row["with overlay"] + row["counterfactual"]
+            rows.append({"image": image, "rayad": name} | {stage: round(value, 3) for stage, value in row.items()})
+            print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    facts = {"runs": options.runs, "machine": provenance.machine(), "versions": provenance.versions()}
+    options.out.write_text(json.dumps({"rows": rows} | facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
