@@ -133,12 +133,12 @@ def _blurred(pixels: Pixels, sigma: float) -> Pixels:
     """
     if sigma < WIDE_PX:
         return ndimage.gaussian_filter(pixels, sigma)
-    spectrum = fft.dctn(pixels.astype(np.float64), norm="ortho")
+    spectrum = np.asarray(fft.dctn(pixels.astype(np.float64), norm="ortho"))
     for axis, side in enumerate(pixels.shape):
         gain = np.exp(-0.5 * (sigma * np.pi * np.arange(side) / side) ** 2)
         gain[gain < SMALLEST_GAIN] = 0
         spectrum *= np.expand_dims(gain, 1 - axis)
-    return fft.idctn(spectrum, norm="ortho", overwrite_x=True).astype(np.float32)
+    return np.asarray(fft.idctn(spectrum, norm="ortho", overwrite_x=True), np.float32)
 
 
 def _specks(stored: Pixels, tissue: Mask) -> Pixels:
