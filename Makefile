@@ -17,11 +17,13 @@ demo: $(VENV)/.installed
 # Files of tests run in as many processes as JOBS, each with a thread, for which there should be as many cores.
 JOBS   ?= 2
 
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev system lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not long and not cuda" $(PYTEST)
+	$(SIDE_BY_SIDE) -m "not long and not cuda" $(PYTEST)
 
 test-all: $(VENV)/.dev system lint
-	$(BIN)/python -m pytest -m "not cuda" $(PYTEST)
+	$(SIDE_BY_SIDE) -m "not cuda" $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
