@@ -1,6 +1,6 @@
 """CPU seconds of one thread from the bytes of an image to its heatmap, stage by stage, here and in another checkout.
 
-    python benchmarks/end_to_end.py --images a.dcm mdb001.png --before ../before --detector out/detectors/cae-spn
+    python benchmarks/end_to_end.py --images a.dcm mdb001.png --spacing-mm 0.05 0.2 --before ../before
 
 Every run is a process of its own that goes through all images twice; the second time counts. Runs of the two checkouts
 alternate, and medians are printed and written to benchmarks/results/end_to_end.json. `numbers` is what scores and
@@ -53,8 +53,8 @@ class Options:
     """Folder of another checkout of rayad; empty: none is compared with."""
     runs: int = 7
     """Runs that a median is taken over."""
-    spacing_mm: float = 0.2
-    """mm a pixel of images that do not state it."""
+    spacing_mm: tuple[float, ...] = (0.2,)
+    """mm a pixel of images that do not state it: of each, or of all."""
     out: Path = RESULTS
     """Where the results are written."""
     measure: bool = False
@@ -107,15 +107,17 @@ def measured(options: Options) -> dict[str, dict[str, float]]:
     """Image -> stage -> CPU seconds, the second time that it is done."""
     torch.set_num_threads(1)
     detector = bundle.load(options.detector) if options.detector else untrained()
-    for file in options.images:
-        stages(detector, file, options.spacing_mm)
-    return {Path(file).name: stages(detector, file, options.spacing_mm) for file in options.images}
+    spacings = options.spacing_mm if len(options.spacing_mm) > 1 else options.spacing_mm * len(options.images)
+    images = list(zip(options.images, spacings, strict=True))
+    for file, spacing_mm in images:
+        stages(detector, file, spacing_mm)
+    return {Path(file).name: stages(detector, file, spacing_mm) for file, spacing_mm in images}
 
 
 def asked(checkout: Path, options: Options) -> dict[str, dict[str, float]]:
     """What a process finds that has another rayad."""
     words = [sys.executable, __file__, "--measure", "--images", *options.images]
-    words += ["--detector", options.detector, "--spacing-mm", str(options.spacing_mm)]
+    words += ["--detector", options.detector, "--spacing-mm", *map(str, options.spacing_mm)]
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])

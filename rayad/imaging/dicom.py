@@ -56,8 +56,8 @@ SEQUENCE_BYTES = 1_000_000
 """Of a sequence; a table of 65,536 values has 131,072."""
 HEADER_READS = 200_000
 """pydicom asks twice for an element, once for an item."""
-MOST_VALUES = 1 << 16
-"""Values that 16 bits can tell apart."""
+MOST_VALUES, ROWS = 1 << 16, 64
+"""Values that 16 bits can tell apart, and rows of pixels that are looked up at once: what the cache holds."""
 RAW = "raw image (FOR PROCESSING)"
 """Why a raw image is unsuitable, unless it is converted."""
 
@@ -294,7 +294,11 @@ def _scaled(dataset: Dataset, stored: np.ndarray, is_raw: bool) -> Pixels:
     elif dataset.PhotometricInterpretation == "MONOCHROME1":
         scaled = 1 - scaled
     scaled[_padding(dataset, values)] = 0
-    return np.clip(scaled, 0, 1).astype(np.float32)[stored.astype(np.int32) - least]
+    table, pixels = np.clip(scaled, 0, 1).astype(np.float32), np.empty(stored.shape, np.float32)
+    for start in range(0, len(stored), ROWS):
+        rows = slice(start, start + ROWS)
+        np.take(table, stored[rows].astype(np.intp) - least, out=pixels[rows], mode="clip")
+    return pixels
 
 
 def spacing_of(dataset: Dataset) -> float:
