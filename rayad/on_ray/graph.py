@@ -364,8 +364,8 @@ class Graph:
 
     async def png(self, scored: ServedScore, include: Sequence[str]) -> bytes:
         """The overlay, and the healthy version if `include` names it."""
-        wanted = "counterfactual" in include
-        return await self._drawn(scored, lambda drawer, picture: drawer.png.remote(picture, scored.judged, wanted))
+        healthy = "counterfactual" in include
+        return await self._drawn(scored, lambda drawer, picture: drawer.png.remote(picture, scored.judged, healthy))
 
     async def arrays(self, scored: ServedScore, include: Sequence[str]) -> dict[str, np.ndarray]:
         """Pixels as they came, and the healthy version: what `include` names."""
