@@ -1,7 +1,6 @@
 """A Ray cluster as a `Pool`: Ray Data maps, Ray Train learns, and its workers agree through torch.distributed."""
 
 import math
-import pickle
 import time
 import traceback
 import warnings
@@ -13,7 +12,6 @@ from typing import Any
 
 import ray
 import ray.data
-from ray import cloudpickle
 from ray.autoscaler.sdk import request_resources
 
 from rayad.errors import ClusterError, OptionError, RayadError
@@ -57,13 +55,10 @@ class OnRay:
         """A Ray Data pipeline: a row an item, in tasks, or in actors where the work is a class.
 
         Rows hold the item's number and result alone: what is large belongs into storage, not into Ray's object store.
-        They are pickled, since Arrow would make lists of tuples and refuse dataclasses. That opens no door: Ray pickles
-        what its own processes send each other, and whoever can write a row can run code in them anyway
-        (docs/security.md). Nothing that a user loads comes this way.
         """
         if not items:
             return
-        rows = [{"number": number, "item": cloudpickle.dumps(item)} for number, item in enumerate(items)]  # pyright: ignore[reportPrivateImportUsage]
+        rows = [{"number": number, "item": _Item(item)} for number, item in enumerate(items)]
         with _errors_allowed():  # a Dataset keeps the context it was made in
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
             if isinstance(work, type):
@@ -77,7 +72,9 @@ class OnRay:
                     yield _lost(items[number], lost)
                     step()
                 expected = row["number"] + 1
-                yield _result(row)
+                if row["outcome"].error:
+                    raise row["outcome"].error
+                yield row["outcome"].result
                 step()
             for number in range(expected, len(items)):
                 yield _lost(items[number], lost)
@@ -131,12 +128,23 @@ def _undeprecated() -> AbstractContextManager[object]:
     return warnings.catch_warnings(action="ignore", category=DeprecationWarning)
 
 
-class _Called:
-    """A Ray Data map that calls a function with the item of each row.
+@dataclass(frozen=True)
+class _Item:
+    """An item in a row, which Ray Data carries as it is; of a tuple Arrow would make a list."""
 
-    Items and results are pickles that the command and its workers make for each other and hand over in Ray's own object
-    store, as Ray does with all that it carries; none comes out of a file that a user or a stranger could have written.
-    """
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of an item."""
+
+    result: Any = None
+    error: Exception | None = None
+
+
+class _Called:
+    """A Ray Data map that calls a function with the item of each row."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -144,12 +152,12 @@ class _Called:
     def __call__(self, batch: Any) -> dict[str, Any]:
         (number,), (item,) = batch["number"], batch["item"]
         try:
-            result = {"result": self.function(pickle.loads(item))}
+            outcome = _Outcome(self.function(item.value))
         except Exception as error:  # noqa: BLE001, it is raised where the rows are read
             if not isinstance(error, RayadError):
                 error.add_note("".join(traceback.format_exception(error)))
-            result = {"error": error}
-        return {"number": [number], "row": [cloudpickle.dumps(result)]}  # pyright: ignore[reportPrivateImportUsage]
+            outcome = _Outcome(error=error)
+        return {"number": [number], "outcome": [outcome]}
 
 
 class _Loaded(_Called):
@@ -157,14 +165,6 @@ class _Loaded(_Called):
 
     def __init__(self, work: Callable[..., Any], shared: tuple) -> None:
         super().__init__(work(*shared))
-
-
-def _result(row: dict[str, Any]) -> Any:
-    """The result in a row, or the error that the call raised."""
-    outcome = pickle.loads(row["row"])
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
 
 
 def _lost(item: Any, lost: Callable[[str, Any], Any] | None) -> Any:
