@@ -67,8 +67,9 @@ def untrained() -> Detector:
     model, density = cae.Config(), spn.Config()
     parts = Part("cae", model, model.build().eval()), Part("spn", density, density.build(64).eval(), 64)
     healthy = {str(i): [np.random.default_rng(i).normal(90, 1, (60, 40))] for i in range(30)}
-    preprocessing = Preprocessing(intensity="relative")
-    return Detector("untrained", LatentScore(*parts, "likelihood"), preprocessing, calibration=calibrate(healthy))
+    preprocessing, facts = Preprocessing(intensity="relative"), {"step_mm": 3.2}
+    score = LatentScore(*parts, "likelihood")
+    return Detector("untrained", score, preprocessing, calibration=calibrate(healthy), provenance=facts)
 
 
 def stages(detector: Detector, file: str, spacing_mm: float) -> dict[str, float]:
@@ -92,7 +93,7 @@ def stages(detector: Detector, file: str, spacing_mm: float) -> dict[str, float]
     with timed("prepare"):
         prepared = detector.preprocessing.prepare(source)
     with timed("score"):
-        heatmap = detector.heatmap(prepared, detector.step() if "step_mm" in detector.provenance else 8)
+        heatmap = detector.heatmap(prepared, detector.step())
     with timed("judge"):
         judged = judge(prepared, heatmap, detector.calibration)
     with timed("npz"):

@@ -190,7 +190,7 @@ class Heatmaps(ReadsImages, OnGpu):
     picture: bool = True
     """Write the overlay, NAME.png, too."""
     counterfactual: bool = False
-    """Write what the image would look like if it were healthy too, where the detector can say it: most of the time."""
+    """Also write what the image would look like if it were healthy, which takes most of the time."""
 
     def __call__(self) -> None:
         from rayad.cli.few import ForMany

@@ -26,6 +26,7 @@ DIAGNOSES = {"mel": True, "bcc": True, "akiec": True, "nv": False, "bkl": False,
 TWINS = {"ISIC_0000280": "ISIC_0000279", "ISIC_0000512": "ISIC_0000477"}
 """Image -> the one that it is a copy of, byte for byte, in UDA-1: they must not stand in two splits."""
 COPIED = {*TWINS, *TWINS.values()}
+"""Images that have a copy."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rayad.heatmaps.images import HeatmapRequest
 from rayad.imaging import plausibility
 from rayad.imaging.plausibility import Doubt
 
-Written = Literal["json", "npz", "png", "dicom", "counterfactual"]
+ResultKind = Literal["json", "npz", "png", "dicom", "counterfactual"]
 State = Literal["running", "done", "cancelled", "failed"]
 
 
@@ -206,8 +206,14 @@ class HowScored(BaseModel):
     """Distance of the places, mm; 0: that of the detector's calibration."""
     force: tuple[plausibility.Kind, ...] = Field(default=(), max_length=len(plausibility.KINDS))
     """Doubts about images that are overruled."""
-    results: tuple[Written, ...] = Field(default=("json", "npz", "png"), max_length=5)
+    results: tuple[ResultKind, ...] = Field(default=("json", "npz", "png"), max_length=5)
     """Files that are written of each image; with counterfactual, npz and png hold its healthy version too."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "HowScored":
+        if "counterfactual" in self.results and not {"npz", "png"} & set(self.results):
+            raise ValueError("counterfactual is a part of npz and png: results has neither")
+        return self
 
     @property
     def request(self) -> HeatmapRequest:

@@ -19,7 +19,7 @@ class Written:
     picture: bool = True
     """NAME.png, the overlay."""
     counterfactual: bool = False
-    """What the image would look like if it were healthy, where the detector can say it: most of the time."""
+    """What the image would look like if it were healthy: most of the time."""
 
 
 USUAL = Written()
@@ -29,19 +29,18 @@ USUAL = Written()
 def arrays_and_picture(
     name: str, prepared: Prepared, judged: Judgement, detector: Detector, written: Written
 ) -> tuple[dict[str, np.ndarray], bytes]:
-    """Arrays of the healthy version and the picture, as far as they are wanted."""
+    """Arrays of the healthy version and the picture, as far as they are wanted.
+
+    Raises:
+        OptionError: a healthy version of a detector that has none.
+    """
     from rayad.evaluation import figures  # with matplotlib, when the first picture is drawn
 
-    if written.counterfactual and not counterfactual.lacking(detector):
+    if written.counterfactual:
         healthy = if_healthy(detector, prepared)
         arrays = {"counterfactual": healthy.pixels, "change": healthy.change}
         return arrays, figures.explained(*pictured(name, prepared, judged), healthy) if written.picture else b""
     return {}, figures.overlay(*pictured(name, prepared, judged)) if written.picture else b""
-
-
-def drawn(name: str, prepared: Prepared, judged: Judgement, detector: Detector, counterfactual: bool) -> bytes:
-    """The overlay as PNG; if asked for and where the detector can, with the healthy version of the image."""
-    return arrays_and_picture(name, prepared, judged, detector, Written(counterfactual=counterfactual))[1]
 
 
 def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:

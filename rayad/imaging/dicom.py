@@ -56,8 +56,8 @@ SEQUENCE_BYTES = 1_000_000
 """Of a sequence; a table of 65,536 values has 131,072."""
 HEADER_READS = 200_000
 """pydicom asks twice for an element, once for an item."""
-MOST_VALUES, ROWS = 1 << 16, 64
-"""Values that 16 bits can tell apart, and rows of pixels that are looked up at once: what the cache holds."""
+ROWS = 64
+"""Of pixels whose values are looked up at once: what the cache holds."""
 RAW = "raw image (FOR PROCESSING)"
 """Why a raw image is unsuitable, unless it is converted."""
 
@@ -284,9 +284,7 @@ def _check_length(dataset: Dataset) -> None:
 def _scaled(dataset: Dataset, stored: np.ndarray, is_raw: bool) -> Pixels:
     """Stored values in [0, 1]; what each becomes is worked out once for all pixels that have it."""
     low, high = _range(dataset)
-    least, most = int(stored.min()), int(stored.max())
-    if most - least >= MOST_VALUES:
-        raise ImageError(f"values from {least} to {most} in a file of {dataset.BitsStored} bits")
+    least, most = _ends(dataset)
     values = np.arange(least, most + 1).astype(stored.dtype)
     scaled = (_rescaled(dataset, values) - low) / (high - low)
     if is_raw:
@@ -561,12 +559,9 @@ def _wall(dataset: Dataset) -> str:
 
 def _range(dataset: Dataset) -> tuple[float, float]:
     """The lowest and highest value after the modality LUT or rescale that the stored bits can give."""
-    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
-    if not 1 <= bits <= 16:
-        raise ImageError(f"1 to 16 bits a pixel expected, not {bits}")
+    ends = np.array(_ends(dataset))
     if "ModalityLUTSequence" in dataset:
         return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
     slope, intercept = _rescale(dataset)
     low, high = sorted((slope * ends + intercept).tolist())
     if not (math.isfinite(high - low) and low < high):
@@ -574,6 +569,14 @@ def _range(dataset: Dataset) -> tuple[float, float]:
             f"RescaleSlope and RescaleIntercept must be numbers that tell values apart: {slope}, {intercept}"
         )
     return low, high
+
+
+def _ends(dataset: Dataset) -> tuple[int, int]:
+    """The lowest and highest value that the stored bits can say; ImageError where they are none or more than 16."""
+    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+    if not 1 <= bits <= 16:
+        raise ImageError(f"1 to 16 bits a pixel expected, not {bits}")
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
 def _rescale(dataset: Dataset) -> tuple[float, float]:

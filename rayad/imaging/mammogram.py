@@ -23,8 +23,6 @@ LARGEST_MM = 200.0
 """Of the surroundings."""
 WIDEST_PX = 1000
 """Standard deviation of the Gaussian over the surroundings, px of the working resolution."""
-
-
 WIDE_PX = 8.0
 """Standard deviation from which on a Gaussian is faster by a cosine transform."""
 SMALLEST_GAIN = 1e-30

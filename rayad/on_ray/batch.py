@@ -243,7 +243,7 @@ class _Ask:
     async def _files(self, scored: ServedScore, data: bytes) -> list[tuple[str, bytes]]:
         """Endings and contents of what is wanted."""
         kinds, files = self._request.results, []
-        include = ("counterfactual",) if "counterfactual" in kinds and self._served.card.counterfactual else ()
+        include = ("counterfactual",) if "counterfactual" in kinds else ()
         if "npz" in kinds:
             files.append((".npz", scored.judged.npz(**await self._graph.arrays(scored, include))))
         if "png" in kinds:

@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from rayad import bounds
 from rayad.errors import ImageError, RayadError, reason
 from rayad.heatmaps.answers import Card
-from rayad.heatmaps.drawing import drawn, if_healthy
+from rayad.heatmaps.drawing import Written, arrays_and_picture, if_healthy
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.heatmaps.judgement import Judgement, judge
 from rayad.imaging import dicom, raster
@@ -274,8 +274,10 @@ class Drawer(Held):
     async def png(self, picture: Picture, judged: Judgement, counterfactual: bool) -> bytes:
         """The overlay, and the healthy version."""
         detector = await self.detector(serve.get_multiplexed_model_id())
+        job = NAME, picture.prepared, judged, detector, Written(counterfactual=counterfactual)
         async with self._turns.taken(picture.caller):
-            return await while_wanted(self._threads, drawn, NAME, picture.prepared, judged, detector, counterfactual)
+            _, png = await while_wanted(self._threads, arrays_and_picture, *job)
+        return png
 
     @_refusing
     async def arrays(self, picture: Picture, data: bytes, request: HeatmapRequest, include: Sequence[str]) -> Any:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from typing import Any
 
 from rayad import catalog, provenance, storage
@@ -116,7 +115,7 @@ def inherited(*origins: Mapping[str, Any]) -> dict[str, Any]:
         OptionError: one data set was divided in two ways: a patient whom one is tested with may have taught another.
     """
     learned_from: dict[str, Division] = {}
-    for name, division in chain(*(_divisions(origin).items() for origin in origins)):
+    for name, division in [stated for origin in origins for stated in _divisions(origin).items()]:
         if learned_from.setdefault(name, division) != division:
             one, other = (" ".join(catalog.settings_of(each)) for each in (learned_from[name], division))
             raise OptionError(
@@ -142,11 +141,11 @@ def require_unseen(detectors: Sequence[Detector], split: str) -> None:
 
 def _divisions(origin: Mapping[str, Any]) -> dict[str, Division]:
     """Data set -> how it was divided for what has this origin; a detector of an older rayad names one data set."""
-    stated = origin.get("learned_from") or {origin.get("dataset"): origin.get("shares")}
+    before = {origin["dataset"]: origin.get("shares")} if "dataset" in origin else {}
+    stated = origin.get("learned_from", before)
     return {
         name: catalog.restored(Division, shares if isinstance(shares, dict) else {})
-        for name, shares in (stated.items() if isinstance(stated, dict) else ())
-        if name is not None
+        for name, shares in (stated.items() if isinstance(stated, dict) else ())  # a stranger may have written it
     }
 
 

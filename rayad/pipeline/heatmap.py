@@ -19,6 +19,7 @@ from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
 from rayad.outputs import require_apart
 from rayad.pool import Mapper
+from rayad.scoring import counterfactual
 from rayad.scoring.detector import Detector
 from rayad.terminal import say
 
@@ -47,7 +48,8 @@ def write_heatmaps(
 
     Raises:
         DatasetError: a table that cannot be understood.
-        OptionError: no spacing, a detector that is not calibrated, or a name that another image's heatmap has there.
+        OptionError: no spacing, a detector that is not calibrated or cannot draw the healthy version that is asked for,
+            or a name that another image's heatmap has there.
         StorageError: the target cannot be written, or an image folder cannot be read.
     """
     if not request.spacing_mm >= 0:
@@ -55,6 +57,8 @@ def write_heatmaps(
     if detector.calibration is None:
         raise OptionError(f"detector {detector.name!r} is not calibrated, so it has no p-values: run rayad calibrate")
     detector.step(request.step_mm)
+    if written.counterfactual and (lacking := counterfactual.lacking(detector)):
+        raise OptionError(f"{lacking}: there is no healthy version of an image by it")
     image_requests, left_out = asked_of(images, request)
     require_apart(url, [image.file for image in image_requests])  # a table may name what lies in the target
     if left_out:

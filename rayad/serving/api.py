@@ -202,18 +202,14 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
         step_mm: Annotated[float, Query(ge=0, le=100, description=STEP)] = 0.0,
         force: Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")] = "",
-        include: Annotated[
-            str,
-            Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of npz and png"),
-        ] = "",
+        include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of npz, png")] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:
         """Score one image: the body is its file, a form with the field image, or {"url": ...}."""
         kind = _kind(http.headers.get("accept", ""))
         served = _chosen(backend, detector)
         extra = tuple(filter(None, include.split(",")))
-        if "counterfactual" in extra and not served.card.counterfactual:
-            raise Problem(422, f"detector {served.card.name!r} draws no healthy version of an image")
+        _require_able(served, extra)
         caller = http.state.caller
         backend.check_room(caller)
         data = await _image(http, reading, limits)
@@ -252,6 +248,12 @@ def multipart(parts: Sequence[bytes]) -> tuple[bytes, str]:
     boundary = uuid4().hex
     head = f"--{boundary}\r\nContent-Type: {DICOM}\r\n\r\n".encode()
     return b"".join([head + part + b"\r\n" for part in parts] + [f"--{boundary}--\r\n".encode()]), boundary
+
+
+def _require_able(served: Served, results: Sequence[str]) -> None:
+    """Problem where a healthy version is asked of a detector that draws none."""
+    if "counterfactual" in results and not served.card.counterfactual:
+        raise Problem(422, f"detector {served.card.name!r} draws no healthy version of an image")
 
 
 def _chosen(backend: Backend, name: str) -> Served:
@@ -322,6 +324,7 @@ def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRou
         served = _chosen(backend, request.detector)
         if bool(request.urls) == bool(request.prefix):
             raise Problem(422, "a batch takes urls or a prefix, one of them")
+        _require_able(served, request.results)
         batch = await backend.start(await run_in_threadpool(_allowed, request, reading, writing), served)
         response.headers["location"] = f"/v1/batches/{batch.id}"
         return batch

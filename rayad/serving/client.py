@@ -22,7 +22,7 @@ from pydicom import Dataset
 
 from rayad import bounded
 from rayad.errors import FormatError, ImageError, ServiceError, StorageError
-from rayad.heatmaps.answers import Answer, Batch, BatchList, BatchSummary, Card, Detectors, Written
+from rayad.heatmaps.answers import Answer, Batch, BatchList, BatchSummary, Card, Detectors, ResultKind
 from rayad.imaging.dicom import explained
 from rayad.imaging.plausibility import Kind
 
@@ -142,7 +142,7 @@ class Client:
         *,
         prefix: str = "",
         urls: Sequence[str] = (),
-        results: Sequence[Written] = ("json", "npz", "png"),
+        results: Sequence[ResultKind] = ("json", "npz", "png"),
         **options: Unpack[ScoreOptions],
     ) -> Batch:
         """Let the server score many images.

@@ -16,6 +16,19 @@ with cluster(sys.argv[1]):
     print(ray.get(ray.remote(lambda: os.environ["AWS_SECRET_ACCESS_KEY"]).remote()))
     print([job for job in ray._private.state.jobs()], ray.get_runtime_context().runtime_env)
 """
+READING = """
+import threading, time
+import ray
+from rayad.on_ray.cluster import cluster
+
+def read_ahead():
+    time.sleep(1)
+    print(ray.get(ray.put("read")))
+
+with cluster(cpus=1):
+    threading.Thread(target=read_ahead, name="iter_threaded", daemon=True).start()
+print("ended")
+"""
 LOSING = """
 import time
 import psutil
@@ -59,6 +72,11 @@ def test_a_node_that_dies_is_one_sentence():
     assert ended.stdout.splitlines()[-1].startswith("the Ray cluster of this command was lost: ")
     assert "the same command goes on where it stopped" in ended.stdout
     assert {line.partition(":")[0] for line in ended.stderr.splitlines()} <= {"numbers"}, ended.stderr
+
+
+def test_what_reads_ahead_ends_before_ray_does():
+    """Else Ray ends the process without a word, with exit code 1."""
+    assert python(READING).stdout.split() == ["read", "ended"]
 
 
 def test_keys_of_object_stores_are_handed_to_workers_and_shown_nowhere():

@@ -215,6 +215,11 @@ def test_a_batch_leaves_what_rayad_heatmap_leaves(served, images, tmp_path):
     assert {mode(file) for file in (out, *out.iterdir(), served.folder / "state")} == {0o600, 0o700}
     assert {mode(file) for file in (served.folder / "state" / "batches").iterdir()} == {0o600}
     assert place.rsplit("/", 1)[-1] in {of["id"] for of in served.get("/v1/batches").json()["batches"]}
+    unable = requests.post(f"{served.url}/v1/batches", json=wanted | {"detector": "plain"}, headers=ME, timeout=60)
+    assert (unable.status_code, unable.json()["detail"]) == (
+        422,
+        "detector 'plain' draws no healthy version of an image",
+    )
     for out, status in (("/tmp/elsewhere", 403), (f"{served.folder}/out/../in", 422)):
         refused = wanted | {"out": f"file://{out}"}
         assert requests.post(f"{served.url}/v1/batches", json=refused, headers=ME, timeout=60).status_code == status

@@ -54,6 +54,7 @@ def test_a_request_has_the_fields_that_it_names_and_no_others():
         ({"colour": 1}, "the fields are prefix, .* and no others"),
         ({"force": ["color"]}, "polarity"),
         ({"results": ["pdf"]}, "dicom"),
+        ({"results": ["json", "counterfactual"]}, "a part of npz and png: results has neither"),
         ({"spacing_mm": -1}, "greater than or equal to 0"),
     ):
         with pytest.raises(ValidationError, match=said):

@@ -70,9 +70,11 @@ def test_a_likelihood_leaves_the_healthy_version_of_the_picture_that_the_model_s
     assert nothing.max() == 0  # "relative" is 0 outside the breast
 
 
-def test_what_has_no_density_has_no_counterfactual(detector, tmp_path):
-    plain = written(replace(detector, score=ModelScore(detector.model, "reconstruction")), tmp_path)
-    assert {"counterfactual", "change"}.isdisjoint(plain)
+def test_a_healthy_version_is_refused_where_the_detector_has_no_density(detector, tmp_path):
+    plain = replace(detector, score=ModelScore(detector.model, "reconstruction"))
+    with pytest.raises(OptionError, match="has the score reconstruction, which has no density: there is no healthy"):
+        written(plain, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["one.png"]
 
 
 @pytest.mark.parametrize("images", [[], ["empty"]])
