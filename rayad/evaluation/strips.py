@@ -49,9 +49,8 @@ def decoded(model: Any, z: Latents) -> Patches | None:
     decode = next((own for name in ("decode", "draw", "decoder") if (own := getattr(model, name, None))), None)
     if decode is None:
         return None
-    unknown = torch.zeros(len(z), len(getattr(model, "classes", ())))  # what a decoder is told of a fact
     with torch.no_grad():
-        return decode(torch.cat([z.to(like(model)), unknown.to(like(model))], 1))
+        return decode(z.to(like(model)))
 
 
 def _drawn(model: Any, number: int) -> Patches | None:

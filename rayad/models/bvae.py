@@ -72,7 +72,11 @@ class VariationalAutoencoder(nn.Module):
 
     def reconstruct(self, x: Patches) -> Patches:
         """Each patch decoded from its mean latents."""
-        return self.decoder(self.encode(x))
+        return self.decode(self.encode(x))
+
+    def decode(self, z: Latents) -> Patches:
+        """The patch of each latent."""
+        return self.decoder(z)
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """Of each patch at its mean latents, without noise, the same each time.
@@ -80,7 +84,7 @@ class VariationalAutoencoder(nn.Module):
         "elbo" is the loss, "reconstruction" the mean squared error, "divergence" that of q(z | x) from N(0, I) in nats.
         """
         mean, log_variance = self.posterior(x)
-        error = (x - self.decoder(mean)).square().flatten(1)
+        error = (x - self.decode(mean)).square().flatten(1)
         nats = divergence(mean, log_variance)
         loss = error.sum(1) + self.config.beta * nats
         return {"elbo": loss, "reconstruction": error.mean(1), "divergence": nats}
@@ -105,7 +109,7 @@ class VariationalAutoencoder(nn.Module):
 
     def errors(self, x: Patches, z: Latents) -> Scores:
         """Of each patch the squared error, summed over pixels, of what is decoded from z."""
-        return (x - self.decoder(z)).square().flatten(1).sum(1)
+        return (x - self.decode(z)).square().flatten(1).sum(1)
 
     def posterior(self, x: Patches) -> tuple[Latents, Latents]:
         """Mean and bounded log-variance of q(z | x)."""

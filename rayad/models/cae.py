@@ -58,11 +58,15 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, x: Patches) -> Patches:
         """Each patch as the model would have it."""
-        return self.decoder(self.encode(x))
+        return self.decode(self.encode(x))
+
+    def decode(self, z: Latents) -> Patches:
+        """The patch of each latent."""
+        return self.decoder(z)
 
     def errors(self, x: Patches, z: Latents) -> Scores:
         """Of each patch the squared error, summed over pixels, of what is decoded from z."""
-        return (x - self.decoder(z)).square().flatten(1).sum(1)
+        return (x - self.decode(z)).square().flatten(1).sum(1)
 
     def scores(self, x: Patches) -> dict[str, Scores]:
         """The mean squared error of each patch."""

@@ -108,6 +108,10 @@ class ConditionalAutoencoder(nn.Module):
         image, numbers = self._split(x)
         return self._decode(self._posterior(image, numbers)[0], numbers)
 
+    def decode(self, z: Latents) -> Patches:
+        """The patch of each latent, of an image of which is known what `given` told; of any, where it told nothing."""
+        return self._decode(z, self.given_fact.to(z).expand(len(z), -1))
+
     def scores(self, x: Shown) -> dict[str, Scores]:
         """As of rayad/models/bvae.py: "elbo" (the loss), "reconstruction" (mean squared error), "divergence"."""
         image, numbers = self._split(x)

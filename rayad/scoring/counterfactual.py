@@ -11,7 +11,7 @@ It is an explanation of the likelihood, not of the lesion: what the encoder does
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from rayad.imaging.picture import Prepared
 from rayad.models._blocks import patch_of
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
-from rayad.scoring.scores import LatentScore
+from rayad.scoring.scores import LatentScore, told
 from rayad.tensors import Latents, Patches, like
 
 NATS = 4.0
@@ -117,7 +117,7 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
         OptionError: the detector is lacking something; says what.
         ImageError: the image is smaller than a patch, or has more places than may be scored.
     """
-    model, decode, density = _parts(detector)
+    model, decode, density = _parts(detector, prepared)
     height, width = prepared.pixels.shape
     rows, columns = dense.places(height, width, step)
     tissue = prepared.tissue[np.ix_(rows, columns)]
@@ -134,17 +134,18 @@ def image(detector: Detector, prepared: Prepared, step: int = STEP, nats: float 
     return Counterfactual(pixels, prepared.pixels - pixels, replaced)
 
 
-def _parts(detector: Detector) -> tuple[dense.ImageModel, Decode, SPN]:
-    """Model, its decoder and the circuit."""
+def _parts(detector: Detector, prepared: Prepared | None = None) -> tuple[dense.ImageModel, Decode, SPN]:
+    """Model, its decoder and the circuit; of an image, the model that knows its facts."""
     reason = lacking(detector)
     if reason:
         raise OptionError(f"{reason}: a healthy counterfactual needs a model with a decoder and a circuit")
     assert isinstance(detector.score, LatentScore)  # nothing is lacking
-    model = detector.score.model.module
+    module = detector.score.model.module
+    model: Any = told(module, prepared) if prepared else module
 
     def decode(z: Latents) -> Patches:
         """In the precision of the model, as the encoder is."""
-        return model.decoder(z.to(like(model.decoder))).float()
+        return getattr(model, "decode", model.decoder)(z.to(like(model.decoder))).float()
 
     return model, decode, detector.score.density.module
 

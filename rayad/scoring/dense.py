@@ -224,6 +224,30 @@ def patch_scores(
     return _full_precision(torch.cat(scores))
 
 
+def residual_scores(
+    model: nn.Module,
+    decode: Callable[[Latents], Patches],
+    residual: Callable[[Patches, Patches], Scores],
+    pixels: Image,
+    step: int,
+    mask: GridMask | None = None,
+) -> Scores:
+    """How far the patches of the places in the mask, or of all, are from what is decoded of their latents, row by row.
+
+    The encoder goes over the image as in `encode`, the decoder from place to place.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    latents = encode(model, pixels, step, mask).to(like(model))
+    scores, start = [], 0
+    with torch.no_grad():
+        for x in _patches(model, pixels, step, mask, BATCH):
+            scores.append(residual(x, decode(latents[start : start + len(x)])))
+            start += len(x)
+    return _full_precision(torch.cat(scores))
+
+
 def _patches(model: nn.Module, pixels: Image, step: int, mask: GridMask | None, batch: int) -> Iterator[Patches]:
     """The patches of the places in the mask in batches of as many pixels as so many patches of 64 px have; at least
     one, maybe empty."""

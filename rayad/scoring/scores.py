@@ -60,6 +60,15 @@ class Conditional(Protocol):
         ...
 
 
+@runtime_checkable
+class Decoding(Protocol):
+    """A model that reconstructs a patch from its latents alone, and whose "reconstruction" is their squared error."""
+
+    def decode(self, z: Latents) -> Patches:
+        """The patch of each latent."""
+        ...
+
+
 @dataclass(frozen=True)
 class Floor:
     """A score that learns nothing: one of `floors.MAPS`."""
@@ -93,9 +102,14 @@ class ModelScore:
 
     def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""
-        model = _told(self.model.module, prepared)
+        model = told(self.model.module, prepared)
+        residual = (residuals.OPERATORS | {"reconstruction": residuals.squared}).get(self.name)
         with torch.inference_mode():
-            return dense.patch_scores(model, self._of_patches(model), prepared.pixels, step, tissue).cpu().numpy()
+            if residual and isinstance(model, Decoding):
+                scores = dense.residual_scores(model, model.decode, residual, prepared.pixels, step, tissue)
+            else:
+                scores = dense.patch_scores(model, self._of_patches(model), prepared.pixels, step, tissue)
+        return scores.cpu().numpy()
 
     def _of_patches(self, model: Any) -> Callable[[Patches], Scores]:
         residual = residuals.OPERATORS.get(self.name)
@@ -128,7 +142,7 @@ class LatentScore:
 
     def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""
-        model, density = _told(self.model.module, prepared), self.density.module
+        model, density = told(self.model.module, prepared), self.density.module
         with torch.inference_mode():
             if self.name == "likelihood":
                 scores = dense.likelihood(model, density.log_prob, prepared.pixels, step, tissue)
@@ -179,7 +193,7 @@ def scores_of(model: Part) -> list[str]:
         return [*module.scores(empty), *(residuals.OPERATORS if hasattr(module, "reconstruct") else ())]
 
 
-def _told(model: nn.Module, prepared: Prepared) -> nn.Module:
+def told(model: nn.Module, prepared: Prepared) -> nn.Module:
     """The model for this image: one that sees a fact about images is told it."""
     return model.given(getattr(prepared.source, model.condition)) if isinstance(model, Conditional) else model
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rayad.errors import OptionError
-from rayad.models._blocks import Decoder, side_of
+from rayad.models._blocks import Decoder, ToPixels, side_of
 from rayad.models.cae import Config
 
 
@@ -91,3 +91,19 @@ def test_colour_patches_have_three_channels():
 def test_other_paddings_are_an_error():
     with pytest.raises(OptionError, match="padding must be valid or same, not 'reflect'"):
         side_of("reflect")
+
+
+@pytest.mark.parametrize(("kernel", "paddings"), [(6, (0, 0)), (5, (2, 1))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_those_of_a_transposed_convolution(kernel, paddings, channels):
+    torch.manual_seed(0)
+    usual = nn.ConvTranspose2d(8, channels, kernel, 2, *paddings).double()
+    pixels = ToPixels(8, channels, kernel, 2, *paddings).double()
+    pixels.load_state_dict(usual.state_dict())
+    for n in (3, 0):
+        x = torch.randn(n, 8, 7, 7, dtype=torch.float64, requires_grad=True)
+        torch.testing.assert_close(pixels(x), usual(x))
+        gradients = [
+            torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()]) for layer in (pixels, usual)
+        ]
+        torch.testing.assert_close(*gradients)

@@ -205,6 +205,21 @@ def test_a_real_model_has_a_counterfactual():
     assert np.isfinite(found.pixels).all()
 
 
+def test_the_healthy_version_of_a_model_that_sees_a_fact_is_that_of_the_image_s_fact():
+    torch.manual_seed(0)
+    config = catalog.configure("models", "conditional_vae", {"width": 4, "latents": 6})
+    module = config.build().eval()
+    known = detector(module, standard(torch.zeros(6), torch.full((6,), 1e9)), 6)
+    assert counterfactual.lacking(known) == ""
+    pixels = np.random.default_rng(0).random((64, 64), dtype=np.float32)
+    image = prepared(pixels, np.ones(pixels.shape, bool))
+    image = replace(image, source=replace(image.source, density="F"))
+    with torch.no_grad():
+        (central,) = module.given("F").reconstruct(torch.from_numpy(pixels)[None, None])[0]
+    found = counterfactual.image(known, image, step=64)  # one place, and nothing surprises
+    np.testing.assert_allclose(found.pixels, central, atol=1e-5)
+
+
 def striped() -> Prepared:
     """An image of stripes with a bright blob."""
     pixels = np.tile(stripes(1, 5)[0, 0].numpy(), (2, 3)).astype(np.float32)

@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from rayad import catalog
 from rayad.arrays import Pixels
 from rayad.errors import ImageError
+from rayad.imaging.picture import Prepared, Source
 from rayad.models import bvae, cae, vqvae
-from rayad.scoring import dense
+from rayad.scoring import dense, residuals
+from rayad.scoring.scores import Conditional, Decoding, ModelScore, Part
 from rayad.tensors import Latents, Patches
 
 
@@ -166,6 +169,29 @@ def test_reconstruction_scores_are_those_of_the_patches(padding):
         truth = (x - scorer.reconstruct(x)).square().mean((1, 2, 3))
     found = dense.patch_scores(scorer, error(scorer), pixels, 16, mask, batch=5)
     assert found.numpy() == pytest.approx(truth.numpy(), rel=1e-12)
+    decoded = dense.residual_scores(scorer, scorer.decode, residuals.squared, pixels, 16, mask)
+    assert decoded.numpy() == pytest.approx(truth.numpy(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "squared", "maximum", "ssim"])
+@pytest.mark.parametrize("plugin", ["cae", "bvae", "vqvae", "conditional_vae"])
+def test_residuals_of_what_is_decoded_from_latents_are_the_models_own(plugin, name):
+    torch.manual_seed(0)
+    config = catalog.configure("models", plugin, {"width": 4})
+    module, pixels, tissue = config.build().double().eval(), image(130, 150), np.ones((130, 150), bool)
+    source = Source(pixels, 0.4, density="D")
+    found = ModelScore(Part(plugin, config, module), name).places(
+        Prepared(pixels, pixels, tissue, tissue, 0.4, source), 16, np.ones((8, 9), bool)
+    )
+    given = module.given("D") if isinstance(module, Conditional) else module
+    assert isinstance(given, Decoding)
+    x = [patch(pixels, r, c) for r in range(8, 130, 16) for c in range(8, 150, 16)]
+    patches = torch.from_numpy(np.stack(x))[:, None].double()
+    with torch.no_grad():
+        own = given.scores(patches) | {
+            n: f(patches, given.reconstruct(patches)) for n, f in residuals.OPERATORS.items()
+        }
+    np.testing.assert_allclose(found, own[name], rtol=1e-9)
 
 
 @pytest.mark.parametrize(("h", "w"), [(63, 100), (100, 63), (1, 1)])
