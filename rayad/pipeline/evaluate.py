@@ -289,14 +289,15 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
     reflected, places = sum(i.reflected for i in images), sum(int(i.tissue.sum()) for i in images)
     between, outside = sum(i.between for i in images), sum(i.outside for i in images)
     located = sum(lesion.located for i in images for lesion in i.exam.lesions)
-    return [
+    notes = {
         f"{reflected} of {places} places have a patch that reaches over the image's border, as at the chest wall; "
-        "there the image is continued by reflection.",
-        f"{between} lesions hold no centre of the grid and took their nearest place.",
+        "there the image is continued by reflection.": reflected,
+        f"{between} lesions hold no centre of the grid and took their nearest place.": between,
         f"{outside} of {located} lesions with a known place lie outside the tissue that was found, in no figure over "
-        "places.",
-        f"Places are {options.step_mm:g} mm apart.",
-    ]
+        "places.": located,
+        f"Places are {options.step_mm:g} mm apart.": places > len(images),
+    }
+    return [sentence for sentence, matters in notes.items() if matters]
 
 
 def _doubtful(name: str, calibration: Calibration, images: Sequence[ScoredImage]) -> list[str]:
