@@ -109,7 +109,7 @@ def _film(pixels: np.ndarray) -> bytes:
     grey = np.clip(np.rint(4096.99 - 1009.01 * density), 0, 4095).astype(np.uint16)
     if grey.size < 1_000_000:
         return encoded(grey)
-    return imagecodecs.jpeg8_encode(grey, lossless=True, predictor=1)
+    return imagecodecs.jpeg8_encode(grey, lossless=True, predictor=1, bitspersample=16)  # as DDSM says it has
 
 
 def _write_mammogram(folder: Path, dataset: phantom.Dataset, exam: Exam, kind: str, part: str) -> list[list[str]]:
