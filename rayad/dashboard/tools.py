@@ -131,7 +131,7 @@ class Tools:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(folder, target_is_directory=True)
         port = self._tensorboard
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--reload_interval", "10"]
+        command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", str(logs), "--reload_interval", "10"]
         line = Line("TensorBoard", "losses and strips of every epoch", f"http://127.0.0.1:{port}")
         await self._start("tensorboard", line, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
@@ -144,7 +144,7 @@ class Tools:
             except OptionError as error:
                 self._lines[place] = Line("Optuna", f"{place}: {error}")
                 return
-            command = [sys.executable, "-m", "optuna_dashboard._cli", "--host", "127.0.0.1", "--port", str(port)]
+            command = [sys.executable, "-P", "-m", "optuna_dashboard._cli", "--host", "127.0.0.1", "--port", str(port)]
             line = Line("Optuna", place, f"http://127.0.0.1:{port}")
             await self._start(place, line, [*command, f"sqlite:///{storage.absolute(path)}"])
 

@@ -74,7 +74,7 @@ class _Process:
         self._channel, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with child_socket:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "rayad.imaging.decoder", str(child_socket.fileno())],
+                [sys.executable, "-P", "-m", "rayad.imaging.decoder", str(child_socket.fileno())],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
                 pass_fds=[child_socket.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -25,6 +25,7 @@ from ray.exceptions import (
     RaySystemError,
     RpcError,
 )
+from ray.job_config import JobConfig
 
 from rayad import bounds, storage
 from rayad.errors import ClusterError
@@ -100,7 +101,7 @@ def _connect(address: str) -> None:
     if keys := {name: os.environ[name] for name in storage.KEYS if name in os.environ}:
         runtime["worker_process_setup_hook"] = _handing_over(keys)
     try:
-        ray.init(address=address, runtime_env=runtime, **QUIET)
+        ray.init(address=address, runtime_env=runtime, job_config=_Job(), **QUIET)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         ray.shutdown()
         raise ClusterError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}") from error
@@ -224,10 +225,21 @@ def _start_once(folder: str, cpus: int) -> None:
             include_dashboard=False,
             object_store_memory=STORE_BYTES,
             _temp_dir=folder,
+            job_config=_Job(),
             **QUIET,
         )
     finally:
         del os.environ[storage.EXPECTED]
+
+
+class _Job(JobConfig):
+    """Whose workers look for modules nowhere else than this process does. Ray tells them to look in the folder that the
+    command is given in too, and first: a file pandas.py among a stranger's images would be run."""
+
+    def _serialize(self) -> bytes:
+        places = {os.path.abspath(place) for place in sys.path}
+        self._py_driver_sys_path = [place for place in self._py_driver_sys_path if place in places]
+        return super()._serialize()
 
 
 @contextmanager
