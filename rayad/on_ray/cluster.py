@@ -236,7 +236,7 @@ class _Job(JobConfig):
     """Whose workers look for modules nowhere else than this process does. Ray tells them to look in the folder that the
     command is given in too, and first: a file pandas.py among a stranger's images would be run."""
 
-    def _serialize(self) -> bytes:
+    def _serialize(self) -> Any:
         places = {os.path.abspath(place) for place in sys.path}
         self._py_driver_sys_path = [place for place in self._py_driver_sys_path if place in places]
         return super()._serialize()

@@ -1,4 +1,4 @@
-"""Files of Python beside a stranger's images are never run: not by the command, its workers, nor what decodes for them."""
+"""Files of Python beside a stranger's images are never run, neither by the command nor by its workers or decoders."""
 
 import subprocess
 import sys
