@@ -59,7 +59,8 @@ def main(options: Options) -> None:
     source = source_of(dataset, exam)  # by another process
     reading = time.monotonic() - began
     preparation, prepared = timed(lambda: Preprocessing(spacing_mm=0.05).prepare(source))
-    tissue = prepared.tissue[np.ix_(*dense.places(*prepared.pixels.shape, STEP))]
+    height, width = prepared.pixels.shape
+    tissue = prepared.tissue[np.ix_(*dense.places(height, width, STEP))]
     some = tissue & (np.random.default_rng(0).random(tissue.shape) < options.places / tissue.sum())
     seconds = {"reading": reading, "preparation": preparation}
     for name, score in SCORES.items():
@@ -69,7 +70,7 @@ def main(options: Options) -> None:
         seconds[name] = median(runs) * tissue.sum() / some.sum()
         print(f"{name}: {seconds[name]:.1f} s an image", flush=True)
     facts = {
-        "size_px": prepared.pixels.shape,
+        "size_px": [height, width],
         "places": int(tissue.sum()),
         "scored": int(some.sum()),
         "seconds": {name: round(float(value), 2) for name, value in seconds.items()},

@@ -49,6 +49,16 @@ class ImageModel(Protocol):
 
 
 @runtime_checkable
+class Decoding(Protocol):
+    """A model that reconstructs a patch from its latents alone: reconstruct(x) is decode(encode(x)), and its score
+    "reconstruction" the mean squared error of that."""
+
+    def decode(self, z: Latents) -> Patches:
+        """The patch of each latent."""
+        ...
+
+
+@runtime_checkable
 class Sliding(Protocol):
     """An encoder that goes over whole images: the cells of an image contain those of every patch."""
 
@@ -226,7 +236,6 @@ def patch_scores(
 
 def residual_scores(
     model: nn.Module,
-    decode: Callable[[Latents], Patches],
     residual: Callable[[Patches, Patches], Scores],
     pixels: Image,
     step: int,
@@ -236,9 +245,14 @@ def residual_scores(
 
     The encoder goes over the image as in `encode`, the decoder from place to place.
 
+    Args:
+        model: `Decoding`.
+        residual: of n patches and n reconstructions, n numbers.
+
     Raises:
         ImageError: the image is smaller than a patch.
     """
+    decode = cast(Decoding, model).decode
     latents = encode(model, pixels, step, mask).to(like(model))
     scores, start = [], 0
     with torch.no_grad():

@@ -60,15 +60,6 @@ class Conditional(Protocol):
         ...
 
 
-@runtime_checkable
-class Decoding(Protocol):
-    """A model that reconstructs a patch from its latents alone, and whose "reconstruction" is their squared error."""
-
-    def decode(self, z: Latents) -> Patches:
-        """The patch of each latent."""
-        ...
-
-
 @dataclass(frozen=True)
 class Floor:
     """A score that learns nothing: one of `floors.MAPS`."""
@@ -102,11 +93,10 @@ class ModelScore:
 
     def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""
-        model = told(self.model.module, prepared)
-        residual = (residuals.OPERATORS | {"reconstruction": residuals.squared}).get(self.name)
+        model, residual = told(self.model.module, prepared), residuals.OPERATORS.get(self.name)
         with torch.inference_mode():
-            if residual and isinstance(model, Decoding):
-                scores = dense.residual_scores(model, model.decode, residual, prepared.pixels, step, tissue)
+            if isinstance(model, dense.Decoding) and (residual or self.name == "reconstruction"):
+                scores = dense.residual_scores(model, residual or residuals.squared, prepared.pixels, step, tissue)
             else:
                 scores = dense.patch_scores(model, self._of_patches(model), prepared.pixels, step, tissue)
         return scores.cpu().numpy()

@@ -11,7 +11,7 @@ from rayad.errors import ImageError
 from rayad.imaging.picture import Prepared, Source
 from rayad.models import bvae, cae, vqvae
 from rayad.scoring import dense, residuals
-from rayad.scoring.scores import Conditional, Decoding, ModelScore, Part
+from rayad.scoring.scores import Conditional, ModelScore, Part
 from rayad.tensors import Latents, Patches
 
 
@@ -169,7 +169,7 @@ def test_reconstruction_scores_are_those_of_the_patches(padding):
         truth = (x - scorer.reconstruct(x)).square().mean((1, 2, 3))
     found = dense.patch_scores(scorer, error(scorer), pixels, 16, mask, batch=5)
     assert found.numpy() == pytest.approx(truth.numpy(), rel=1e-12)
-    decoded = dense.residual_scores(scorer, scorer.decode, residuals.squared, pixels, 16, mask)
+    decoded = dense.residual_scores(scorer, residuals.squared, pixels, 16, mask)
     assert decoded.numpy() == pytest.approx(truth.numpy(), rel=1e-12)
 
 
@@ -184,7 +184,7 @@ def test_residuals_of_what_is_decoded_from_latents_are_the_models_own(plugin, na
         Prepared(pixels, pixels, tissue, tissue, 0.4, source), 16, np.ones((8, 9), bool)
     )
     given = module.given("D") if isinstance(module, Conditional) else module
-    assert isinstance(given, Decoding)
+    assert isinstance(given, dense.Decoding)
     x = [patch(pixels, r, c) for r in range(8, 130, 16) for c in range(8, 150, 16)]
     patches = torch.from_numpy(np.stack(x))[:, None].double()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import nn
 
 from rayad import catalog
 from rayad.fit import Objective, Pass, Schedule, batches, fit
+from rayad.scoring.dense import Decoding
 from rayad.scoring.scores import Conditional
 from rayad.tensors import Patches
 
@@ -201,3 +202,13 @@ def test_double_precision_works(model, patches):
     for name, score in high.items():
         assert score.dtype == torch.float64
         torch.testing.assert_close(low[name].double(), score, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_decodes_reconstructs_by_that_alone(model, patches):
+    """Whole images are scored by it, without asking the model for reconstructions and their score."""
+    if isinstance(model, Decoding):
+        with torch.no_grad():
+            decoded = model.decode(model.encode(patches))
+            torch.testing.assert_close(model.reconstruct(patches), decoded)
+            errors = (patches - decoded).square().mean((1, 2, 3))
+            torch.testing.assert_close(model.scores(patches)["reconstruction"], errors)
