@@ -52,6 +52,7 @@ def test_all_labelled_images_of_the_other_data_are_judged(place):
     assert {row["exam_auc"]["healthy"] for row in rows.values()} == {6 - len(diseased)}
     assert 0 < rows["both"]["patients"] <= len(diseased)
     assert results["provenance"]["split"] == "every"
+    assert any(note.startswith("Places are ") for note in results["notes"])
     assert results["groups"] == {"both": "First", "brightness": "Learn nothing", "top-hat": "Learn nothing"}
 
 
