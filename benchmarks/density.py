@@ -175,13 +175,15 @@ def operations(config: spn.Config, variables: int, states: int = 0) -> dict[str,
     """Useful operations a row: multiplications and additions of the matrix products, or look-ups of K states.
 
     Inference: leaves 4 R M I for (z, z^2) times natural parameters, or R M I additions of looked-up values; and W b of
-    every sum, 2 i j. EM on top of it: W^T a and a b^T of every sum, and the leaves' statistics, as many as they took.
+    every sum, 2 i j; of sums in blocks 2 i j a block and 2 i a sum. EM on top of it: W^T a and a b^T of every sum, and
+    the leaves' statistics, as many as they took.
     """
     replicas, depth = config.replicas, config.depth
     leaves = replicas * variables * config.inputs * (1 if states else 4)
     sums, nodes = 0, config.inputs
     for level in range(depth - 1, 0, -1):
-        sums += replicas * 2**level * config.sums * 2 * nodes**2
+        pairs = config.blocks * nodes**2 + config.sums * nodes if config.blocks else config.sums * nodes**2
+        sums += replicas * 2**level * 2 * pairs
         nodes = config.sums
     sums += replicas * config.roots * 2 * (nodes**2 if depth else nodes)
     return {"inference": leaves + sums, "EM": 2 * leaves + 3 * sums}

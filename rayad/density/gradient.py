@@ -105,9 +105,9 @@ class _Climber(nn.Module):
 
 
 def _sums(circuit: SPN) -> Iterator[_Coordinate]:
-    for number, layer in enumerate(circuit.layers()):
-        dims = (0, 2, 3) if layer.pooled else (2, 3)
-        yield _shares(layer.weights, dims, lambda statistics, number=number: statistics.sums[number])
+    tables = (table for layer in circuit.layers() for table in layer.tables())
+    for number, (table, own) in enumerate(tables):
+        yield _shares(table, own, lambda statistics, number=number: statistics.sums[number])
     yield _shares(circuit.mixing, (0,), lambda statistics: statistics.roots)
 
 

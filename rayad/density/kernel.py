@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rayad.cache import cache
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves, Moments
-from rayad.density.sums import SumLayer
+from rayad.density.sums import DenseSums, SumLayer
 from rayad.tensors import Latents, Scores
 
 T = TypeVar("T")
@@ -122,7 +122,8 @@ def packed(circuit: Circuit, learns: bool = False) -> "Packed | None":
     Args:
         learns: whether statistics are wanted, which need the weights in a second order.
     """
-    if not isinstance(circuit.leaves, GaussianLeaves):
+    dense = all(isinstance(layer, DenseSums) for layer in circuit.layers())
+    if not dense or not isinstance(circuit.leaves, GaussianLeaves):
         return None
     parameters = [circuit.leaves.mean, circuit.leaves.variance, circuit.mixing, *(y.weights for y in circuit.layers())]
     fits = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)

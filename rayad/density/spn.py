@@ -35,7 +35,7 @@ from rayad.density.leaves import (
 from rayad.density.mixed import MixedFeatures, MixedLeaves, MixedMoments
 from rayad.density.region_graph import Scopes, random_scopes
 from rayad.density.rows import chosen, held
-from rayad.density.sums import MIN_WEIGHT, SumLayer
+from rayad.density.sums import MIN_WEIGHT, DenseSums, MonarchSums, SumLayer
 from rayad.errors import OptionError
 from rayad.fit import ALONE, Sync
 from rayad.options import Seed, Share, Size, Weight, Within
@@ -68,6 +68,9 @@ class Config:
     """I: distributions of a leaf region."""
     sums: Size = 45
     """S: sums of a region between leaves and roots; of no effect below depth 2."""
+    blocks: Annotated[int, Within(0, 65_536)] = 0
+    """Blocks of sums between leaves and roots whose weights share a factor (Monarch matrices): fewer cost less; 0 for
+    dense weights."""
     depth: Annotated[int, Within(0, 16)] = 1
     """D: how often the variables are cut in two; 2**depth may not exceed their number."""
     replicas: Size = 50
@@ -96,6 +99,10 @@ class Config:
         for name in ("roots", "inputs", "sums", "replicas"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} of a circuit must be at least 1, not {getattr(self, name)}")
+        if self.blocks < 0 or (self.blocks and self.sums % self.blocks):
+            raise OptionError(
+                f"blocks of a circuit must divide its sums, which are {self.sums}, or be 0, not {self.blocks}"
+            )
         for name in ("sum_prior", "leaf_prior", "state_prior"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} of a circuit must be at least 0 rows, not {getattr(self, name)}")
@@ -204,10 +211,10 @@ class SPN(nn.Module):
         self.inner = nn.ModuleList()  # from the bottom up
         nodes = config.inputs
         for depth in range(config.depth - 1, 0, -1):
-            self.inner.append(SumLayer(config.replicas * 2**depth, config.sums, nodes, nodes, pooled=False))
+            self.inner.append(_inner_sums(config, config.replicas * 2**depth, nodes))
             nodes = config.sums
         right = nodes if config.depth else 1
-        self.root = SumLayer(config.replicas, config.roots, nodes, right, pooled=True)
+        self.root = DenseSums(config.replicas, config.roots, nodes, right, pooled=True)
         self.mixing = nn.Parameter(torch.full((config.roots,), 1 / config.roots), requires_grad=False)
         self._pass_upward = SPN.upward
         self.register_buffer("rows", torch.tensor(1.0))
@@ -276,14 +283,14 @@ class SPN(nn.Module):
             x.new_full((), len(x), dtype=torch.float64),
             sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
             sums.leaves,
-            tuple(layer.weights * visit for layer, visit in zip(self.layers(), sums.visits, strict=True)),
+            tuple(table * visit for table, visit in zip(self.tables(), sums.visits, strict=True)),
             sums.roots,
         )
 
     def _sums(self, x: Latents, labels: Labels | None, missing: bool) -> Sums:
         """The passes of `statistics`, in torch."""
         leaves: Any = self.leaves.tally(missing)
-        visits = [torch.zeros_like(layer.weights) for layer in self.layers()]
+        visits = [torch.zeros_like(table) for table in self.tables()]
         roots, log_likelihood = torch.zeros_like(self.mixing), x.new_zeros((), dtype=torch.float64)
         for part, block_labels in _blocks(x, labels, self._rows_at_once()):
             upward = self._pass_upward(self, part, missing, block_labels)
@@ -305,7 +312,7 @@ class SPN(nn.Module):
         share = float(statistics.rows / self.rows)
         if not kernel.update(self.leaves, statistics.leaves, step, self._leaf_prior(share), INERTIA):
             self.leaves.update(cast(Any, statistics.leaves), step, self._leaf_prior(share), INERTIA)
-        for layer, visits in zip(self.layers(), statistics.sums, strict=True):
+        for layer, visits in zip(self.layers(), self._by_layer(statistics.sums), strict=True):
             layer.update(visits, step, self.config.sum_prior * share, INERTIA)
         if statistics.rows > 0:
             self.mixing.lerp_(statistics.roots / statistics.roots.sum(), step).clamp_min_(MIN_WEIGHT)
@@ -313,7 +320,7 @@ class SPN(nn.Module):
     @torch.no_grad()
     def log_prior(self) -> float:
         """What the priors add to the log likelihood of the training rows, in nats, but for a constant."""
-        sums = sum(float(layer.log_prior(self.config.sum_prior)) for layer in self.layers())
+        sums = sum(layer.log_prior(self.config.sum_prior) for layer in self.layers())
         return sums + float(self.leaves.log_prior(self._leaf_prior(1)))
 
     @torch.no_grad()
@@ -356,10 +363,8 @@ class SPN(nn.Module):
         if not torch.equal(self.leaves.scopes, expected.to(self.leaves.scopes)):
             yield f"the regions are not those of seed {self.config.seed}"
         for number, layer in enumerate(self.layers()):
-            axes = (0, 2, 3) if layer.pooled else (2, 3)
-            if (layer.weights < 0).any() or not torch.allclose(
-                layer.weights.sum(axes), layer.weights.new_ones(()), atol=1e-4
-            ):
+            tables = layer.tables()
+            if not all((table >= 0).all() and ((table.sum(own) - 1).abs() <= 1e-4).all() for table, own in tables):
                 yield f"the weights of sum layer {number} are no distributions"
         if (self.mixing < 0).any() or abs(float(self.mixing.sum()) - 1) > 1e-4:
             yield "the shares of the roots are no distribution"
@@ -401,7 +406,7 @@ class SPN(nn.Module):
         """
         flow = shares
         for layer, level, out, visit in reversed(
-            list(zip(self.layers(), upward.levels, upward.outs, visits, strict=True))
+            list(zip(self.layers(), upward.levels, upward.outs, self._by_layer(visits), strict=True))
         ):
             child_flows = Level(torch.empty_like(level.values), level.peak)
             (left, right), (flow_left, flow_right) = self.halves(level), self.halves(child_flows)
@@ -433,6 +438,15 @@ class SPN(nn.Module):
         """All sums, from the bottom up; the roots come last."""
         return [*cast(Iterable[SumLayer], self.inner), self.root]
 
+    def tables(self) -> list[Tensor]:
+        """The learned weights of all sums, from the bottom up; a layer has one or two."""
+        return [table for layer in self.layers() for table, _ in layer.tables()]
+
+    def _by_layer(self, tables: Iterable[Tensor]) -> list[list[Tensor]]:
+        """What is of all tables, layer by layer."""
+        values = iter(tables)
+        return [[next(values) for _ in layer.tables()] for layer in self.layers()]
+
     def _leaf_prior(self, share: float) -> Any:
         """The prior of the kind of leaves that the circuit has, for a share of the training rows."""
         gaussian, categorical = self.config.leaf_prior * share, self.config.state_prior * share
@@ -451,10 +465,15 @@ class SPN(nn.Module):
 
     def _rows_at_once(self) -> int:
         (regions, width), inputs = self.leaves.scopes.shape, self.config.inputs
-        numbers = regions * (4 * inputs + 2 * width) + 4 * sum(
-            layer.weights.shape[0] * layer.weights.shape[1] for layer in self.layers()
-        )
+        numbers = regions * (4 * inputs + 2 * width) + 4 * sum(layer.nodes for layer in self.layers())
         return max(16, min(MAX_ROWS, BUDGET // numbers))
+
+
+def _inner_sums(config: Config, products: int, nodes: int) -> DenseSums | MonarchSums:
+    """Sums between leaves and roots, over children of so many nodes."""
+    if config.blocks:
+        return MonarchSums(products, config.sums, nodes, nodes, config.blocks)
+    return DenseSums(products, config.sums, nodes, nodes, pooled=False)
 
 
 def _leaves(

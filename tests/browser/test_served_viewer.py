@@ -142,6 +142,9 @@ def test_a_batch_goes_on_to_its_end_and_one_is_cancelled(chromium, served):
         expect(page.locator("#results tbody tr")).to_have_count(count)
         expect(page.locator("#failures tbody tr")).to_have_count(1)
         expect(page.locator("#failures")).to_contain_text("broken.png")
+        image = (inbox / f"{EXAM.exam_id}.png").read_bytes()
+        for number in range(300):  # it is not at its end before somebody cancels it
+            (inbox / f"{number}.png").write_bytes(image)
         page.get_by_label("Results go to").fill(f"file://{served.folder}/out/second")
         page.get_by_role("button", name="Start").click()
         page.get_by_role("button", name="cancel").first.click()

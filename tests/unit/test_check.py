@@ -69,6 +69,14 @@ def test_a_circuit_that_no_learning_leaves_behind_is_found(axes, spoil, fault):
     assert list(spoiled(axes, spoil).faults()) == ([fault] if fault else [])
 
 
+@pytest.mark.parametrize("spoil", [lambda c: c.inner[0].outer.mul_(2), lambda c: c.inner[0].inner.neg_()])
+def test_factors_that_are_no_distributions_are_found(spoil):
+    circuit = spn.Config(inputs=3, sums=4, depth=2, replicas=2, blocks=2).build(6)
+    assert list(circuit.faults()) == []
+    spoil(circuit)
+    assert list(circuit.faults()) == ["the weights of sum layer 0 are no distributions"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [

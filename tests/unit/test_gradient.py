@@ -27,8 +27,9 @@ def circuit(**other) -> SPN:
     return density
 
 
-def test_slopes_are_differences_of_the_likelihood():
-    density, z = circuit(), rows(40, seed=1)
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_slopes_are_differences_of_the_likelihood(blocks: int):
+    density, z = circuit(blocks=blocks), rows(40, seed=1)
     climber = _Climber(density)
     statistics = density.statistics(z)
     slopes = [coordinate.slope(statistics) for coordinate in climber.coordinates]
@@ -53,7 +54,7 @@ def test_climbing_raises_the_likelihood_of_new_rows_and_keeps_the_constraints():
     assert history.best["validation"] < history.rows[0]["validation"]
     for layer in density.layers():
         torch.testing.assert_close(
-            layer.weights.sum(layer._own), torch.ones_like(layer.weights.sum(layer._own)), rtol=0, atol=1e-9
+            layer.weights.sum(layer.own), torch.ones_like(layer.weights.sum(layer.own)), rtol=0, atol=1e-9
         )
     variance, theta = density.leaves.gaussian.variance, density.leaves.categorical.probabilities
     assert density.config.min_variance <= variance.min().item() <= variance.max().item() <= MAX_VARIANCE

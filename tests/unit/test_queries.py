@@ -21,12 +21,13 @@ from rayad.density.spn import SPN, Config
 from rayad.errors import OptionError
 
 NAN = float("nan")
-SIZES = [  # variables, roots, inputs, sums, depth, replicas
+SIZES = [  # variables, roots, inputs, sums, depth, replicas, blocks
     (1, 1, 3, 1, 0, 1),
     (3, 2, 2, 1, 0, 3),
     (5, 3, 2, 4, 1, 2),
     (7, 2, 3, 2, 2, 2),
     (9, 1, 2, 2, 3, 1),
+    (7, 1, 3, 4, 2, 2, 2),
 ]
 each_size = pytest.mark.parametrize("sizes", SIZES)
 
@@ -58,8 +59,9 @@ def rows(number: int, variables: int, seed: int = 0) -> Tensor:
     return 3 * z + 5
 
 
-def circuit(variables: int, roots: int, inputs: int, sums: int, depth: int, replicas: int) -> SPN:
-    density = Config(roots=roots, inputs=inputs, sums=sums, depth=depth, replicas=replicas).build(variables).double()
+def circuit(variables: int, roots: int, inputs: int, sums: int, depth: int, replicas: int, blocks: int = 0) -> SPN:
+    config = Config(roots=roots, inputs=inputs, sums=sums, depth=depth, replicas=replicas, blocks=blocks)
+    density = config.build(variables).double()
     density.start(rows(60, variables), seed=1)
     density.mixing.copy_(torch.arange(1.0, roots + 1, dtype=torch.float64) / sum(range(1, roots + 1)))
     return density

@@ -14,13 +14,15 @@ from rayad.density.spn import SPN, Config
 from rayad.errors import OptionError
 
 NAN, INF = float("nan"), float("inf")
-SIZES = [  # variables, roots, inputs, sums, depth, replicas
+SIZES = [  # variables, roots, inputs, sums, depth, replicas, blocks
     (1, 1, 3, 1, 0, 1),
     (3, 2, 2, 1, 0, 3),
     (4, 1, 3, 1, 1, 2),
     (5, 3, 2, 4, 1, 2),
     (7, 2, 3, 2, 2, 2),
     (9, 1, 2, 3, 3, 1),
+    (7, 2, 3, 4, 2, 2, 2),
+    (9, 1, 2, 6, 3, 2, 3),
 ]
 
 
@@ -32,9 +34,11 @@ def rows(number: int, variables: int, seed: int = 0) -> Tensor:
     return 3 * z + 5
 
 
-def circuit(variables: int, roots: int, inputs: int, sums: int, depth: int, replicas: int, **other) -> SPN:
-    config = Config(roots=roots, inputs=inputs, sums=sums, depth=depth, replicas=replicas, **({"sum_prior": 0} | other))
-    density = config.build(variables).double()
+def circuit(
+    variables: int, roots: int, inputs: int, sums: int, depth: int, replicas: int, blocks: int = 0, **other
+) -> SPN:
+    sizes = {"roots": roots, "inputs": inputs, "sums": sums, "depth": depth, "replicas": replicas, "blocks": blocks}
+    density = Config(**(sizes | {"sum_prior": 0} | other)).build(variables).double()
     density.start(rows(60, variables), seed=1)
     density.mixing.copy_(torch.arange(1.0, roots + 1, dtype=torch.float64) / sum(range(1, roots + 1)))
     return density
@@ -52,6 +56,20 @@ def leaf_densities(density: SPN, z: np.ndarray) -> np.ndarray:
                 sd = scale[v] * np.sqrt(state["leaves.variance"][region, i, place])
                 out[region, i] *= norm.pdf(z[v], mean, sd)
     return out
+
+
+def multiplied_out(density: SPN, tables: list[Tensor]) -> list[Tensor]:
+    """The weights of every sum, W_(q,l)ij = U_qli V_qij where they are two factors; a loop over blocks and sums."""
+    values, weights = iter(tables), []
+    for layer in density.layers():
+        factors = [next(values) for _ in layer.tables()]
+        if len(factors) == 2:
+            outer, inner = factors
+            blocks, sums = outer.shape[1:3]
+            pairs = [outer[:, q, s, :, None] * inner[:, q] for q in range(blocks) for s in range(sums)]
+            factors = [torch.stack(pairs, 1)]
+        weights += factors
+    return weights
 
 
 def by_loops(density: SPN, leaves: Tensor, sums: list[Tensor], mixing: Tensor) -> Tensor:
@@ -83,7 +101,7 @@ def by_loops(density: SPN, leaves: Tensor, sums: list[Tensor], mixing: Tensor) -
 def test_log_likelihood_is_that_of_explicit_loops(sizes: tuple[int, ...]):
     density, z = circuit(*sizes), rows(4, sizes[0], seed=3)
     z[1, 0], z[2] = NAN, 40
-    sums = [layer.weights for layer in density.layers()]
+    sums = multiplied_out(density, density.tables())
     expected = [
         by_loops(density, torch.from_numpy(leaf_densities(density, row)), sums, density.mixing).item()
         for row in z.numpy()
@@ -97,10 +115,11 @@ def test_statistics_are_derivatives(sizes: tuple[int, ...]):
     density, z = circuit(*sizes), rows(3, sizes[0], seed=3)
     statistics = density.statistics(z)
     leaves = [torch.tensor(leaf_densities(density, row), requires_grad=True) for row in z.numpy()]
-    sums = [layer.weights.detach().clone().requires_grad_() for layer in density.layers()]
+    tables = [table.detach().clone().requires_grad_() for table in density.tables()]
+    sums = multiplied_out(density, tables)
     mixing = density.mixing.detach().clone().requires_grad_()
     torch.stack([by_loops(density, leaf, sums, mixing) for leaf in leaves]).sum().backward()
-    for ours, weights in zip([*statistics.sums, statistics.roots], [*sums, mixing], strict=True):
+    for ours, weights in zip([*statistics.sums, statistics.roots], [*tables, mixing], strict=True):
         torch.testing.assert_close(ours, weights * weights.grad, rtol=1e-10, atol=1e-14)
     flow = torch.stack([leaf * leaf.grad for leaf in leaves], dim=2).detach()  # l i n
     x = torch.cat([(z - density.standardization.centre) / density.standardization.scale, torch.zeros(3, 1)], 1)
@@ -133,6 +152,34 @@ def test_full_batch_learning_raises_the_likelihood_with_missing_values():
         likelihood.append(density.log_prob(z).sum().item())
     assert all(np.diff(likelihood) >= -1e-9)
     assert likelihood[-1] > likelihood[0] + 1
+
+
+def test_weights_in_blocks_are_those_of_a_dense_circuit():
+    """What asks for a layer's weights, as the queries do, asks for the same numbers."""
+    blocks, z = circuit(9, 1, 2, 6, 3, 2, 3), rows(20, 9)
+    dense = circuit(9, 1, 2, 6, 3, 2)
+    dense.load_state_dict(
+        blocks.state_dict() | {f"inner.{i}.weights": b.weights for i, b in enumerate(blocks.inner)}, False
+    )
+    torch.testing.assert_close(dense.log_prob(z), blocks.log_prob(z), rtol=1e-12, atol=0)
+
+
+def test_as_many_blocks_as_sums_learn_what_a_dense_circuit_learns():
+    """Each sum has factors of its own then, and the prior is split between them: without one they are the same."""
+    blocks, z = circuit(7, 1, 3, 4, 2, 2, 4), rows(60, 7)
+    dense = circuit(7, 1, 3, 4, 2, 2)
+    dense.load_state_dict(blocks.state_dict() | {"inner.0.weights": blocks.inner[0].weights}, False)
+    for _ in range(5):
+        for density in (blocks, dense):
+            density.update(density.statistics(z), 1)
+    torch.testing.assert_close(blocks.log_prob(z), dense.log_prob(z), rtol=1e-9, atol=0)
+
+
+def test_float32_in_blocks_agrees_with_float64():
+    double, z = circuit(9, 1, 4, 6, 3, 4, 3), rows(300, 9)
+    single = Config(inputs=4, sums=6, depth=3, replicas=4, blocks=3).build(9)
+    single.load_state_dict(double.state_dict())
+    torch.testing.assert_close(single.log_prob(z.float()).double(), double.log_prob(z), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -168,8 +215,9 @@ def test_statistics_of_shards_add_up():
     assert whole.rows.item() == 600
 
 
-def test_blocks_that_fit_the_cache_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch):
-    density, z = circuit(7, 2, 3, 2, 2, 2), rows(50, 7, seed=2)
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_blocks_that_fit_the_cache_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch, blocks: int):
+    density, z = circuit(7, 2, 3, 4, 2, 2, blocks), rows(50, 7, seed=2)
     whole = density.statistics(z)
     monkeypatch.setattr("rayad.density.sums.BLOCK", 1)
     monkeypatch.setattr("rayad.density.spn.BUDGET", 1)
@@ -206,7 +254,8 @@ def test_the_further_the_less_likely_and_always_finite(dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", ["constant", "duplicates", "one row", "outlier", "missing variable"])
-def test_learning_survives(case: str, dtype: torch.dtype):
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_learning_survives(case: str, dtype: torch.dtype, blocks: int):
     z = rows(40, 6).to(dtype)
     match case:
         case "constant":
@@ -219,7 +268,7 @@ def test_learning_survives(case: str, dtype: torch.dtype):
             z[3] += 1e4 * 3
         case "missing variable":
             z[:, 2] = NAN
-    density = Config(inputs=5, replicas=3, depth=2, sums=3).build(6).to(dtype)
+    density = Config(inputs=5, replicas=3, depth=2, sums=3, blocks=blocks).build(6).to(dtype)
     density.start(z, seed=0)
     for _ in range(20):
         density.update(density.statistics(z), 1)
@@ -260,6 +309,8 @@ def test_a_seed_gives_one_start():
         ({"inputs": -1}, "inputs of a circuit must be at least 1, not -1"),
         ({"replicas": 0}, "replicas of a circuit must be at least 1, not 0"),
         ({"sums": 0}, "sums of a circuit must be at least 1, not 0"),
+        ({"sums": 20, "blocks": 3}, "blocks of a circuit must divide its sums, which are 20, or be 0, not 3"),
+        ({"sums": 20, "blocks": -1}, "blocks of a circuit must divide its sums, which are 20, or be 0, not -1"),
         ({"min_variance": 0.0}, "min_variance must be between 1e-06 and 1, not 0.0"),
         ({"sum_prior": -1.0}, "sum_prior of a circuit must be at least 0 rows, not -1.0"),
         ({"leaf_prior": NAN}, "leaf_prior of a circuit must be at least 0 rows, not nan"),
