@@ -4,9 +4,10 @@
 // s sums, c roots, r replicas, p products. Regions of replica r are r, r + R, r + 2R, ... at every level, and the
 // children of product p are regions p and p + P of the level below, so one replica is a tree that stays in the cache.
 //
-// Rows go through in blocks. The nodes of a region lie in the lanes of vectors, padded with zeros to whole vectors
-// (leading dimension `N` below); rows are broadcast. Every product of matrices is then one tile of `ROWS` rows times
-// `COLUMNS` vectors that lives in registers.
+// Rows go through in blocks and lie in the lanes of vectors: the values of a region are i n, and a weight is broadcast.
+// So nothing is padded but the rows, no lanes are added to each other, and weights are taken as they lie. Every product
+// of matrices is a tile of up to TALL results times VECTORS vectors that lives in registers. Sums over rows, which the
+// statistics are, have nodes in the lanes instead, of values that were transposed.
 
 #include <cmath>
 #include <cstdint>
@@ -18,8 +19,10 @@
 #include <xmmintrin.h>
 #endif
 
-// Compilers would rather load a number again for every product, and processors load no more than two vectors a cycle.
-#if defined(__SSE__)
+// Compilers would rather load a number again for every product, and processors load one or two vectors a cycle.
+#if defined(__AVX512F__)
+#define IN_A_REGISTER(x) asm("" : "+v"(x))
+#elif defined(__SSE__)
 #define IN_A_REGISTER(x) asm("" : "+x"(x))
 #else
 #define IN_A_REGISTER(x)
@@ -28,12 +31,13 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 8, COLUMNS = 3;
+constexpr int LANES = 16, VECTORS = 4;
 #elif defined(__AVX2__)
-constexpr int LANES = 8, ROWS = 4, COLUMNS = 3;
+constexpr int LANES = 8, VECTORS = 2;
 #else
-constexpr int LANES = 4, ROWS = 4, COLUMNS = 3;
+constexpr int LANES = 4, VECTORS = 2;
 #endif
+constexpr int TALL = 5;
 
 constexpr float NEGLIGIBLE = -60.0f;
 constexpr int64_t BLOCK = 128;           // rows, at most
@@ -51,16 +55,10 @@ inline Wide load(const double *p) { return *reinterpret_cast<const LooseWide *>(
 inline void store(double *p, Wide x) { *reinterpret_cast<LooseWide *>(p) = x; }
 inline Vector all(float x) { return x - Vector{}; }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-// Halves of a vector on each other, again and again.
-template <class Join> inline float folded(Vector x, const Join &join) {
-    Whole lane;
-    for (int k = 0; k < LANES; k++) lane[k] = k;
-    for (int half = LANES / 2; half > 0; half /= 2) x = join(x, __builtin_shuffle(x, lane ^ half));
-    return x[0];
-}
-inline float largest(Vector x) { return folded(x, larger); }
 inline float sum(Vector x) {
-    return folded(x, [](Vector a, Vector b) { return a + b; });
+    float total = 0;
+    for (int k = 0; k < LANES; k++) total += x[k];
+    return total;
 }
 template <class To, class From> inline To bits(From x) {
     To y;
@@ -68,8 +66,8 @@ template <class To, class From> inline To bits(From x) {
     return y;
 }
 
-// exp of x <= 0, and 0 below NEGLIGIBLE; relative error 2.4e-7. A polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2], fitted
-// to the relative error (3e-9), and a power of two that is added to the exponent.
+// exp of x <= 0, and 0 below NEGLIGIBLE; relative error 2.4e-7. A polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2],
+// fitted to the relative error (3e-9), and a power of two that is added to the exponent.
 inline Vector exponential(Vector x) {
     const Vector shift = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers, in the lowest bits
     Vector kept = x < NEGLIGIBLE ? all(NEGLIGIBLE) : x;
@@ -107,14 +105,14 @@ inline Vector logarithm(Vector x) {
     return y + p + e * 0.693359375f;
 }
 
-// acc[m][v] += sum_k a(m, k) b[k][v], in registers.
-template <class T, int M, int V, class Number, class At>
-inline void accumulate(T (&acc)[M][V], int64_t depth, const At &a, const Number *b, int64_t stride) {
-    constexpr int lanes = sizeof(T) / sizeof(Number);
-    for (int64_t k = 0; k < depth; k++, b += stride) {
+// acc[m][v] += sum_k a(m, k) b(k)[v], in registers.
+template <class T, int M, int V, class A, class B>
+inline void accumulate(T (&acc)[M][V], int64_t depth, const A &a, const B &b) {
+    for (int64_t k = 0; k < depth; k++) {
+        const auto *at = b(k);
         T right[V];
         for (int v = 0; v < V; v++) {
-            right[v] = load(b + v * lanes);
+            right[v] = load(at + v * (sizeof(T) / sizeof(*at)));
             IN_A_REGISTER(right[v]);
         }
         for (int m = 0; m < M; m++) {
@@ -124,22 +122,64 @@ inline void accumulate(T (&acc)[M][V], int64_t depth, const At &a, const Number 
     }
 }
 
-// Runs `body` with the number of vectors as a constant, for all of a region's vectors.
-template <int lanes = LANES, class Body> inline void columns(int64_t N, const Body &body) {
-    int64_t v = 0, vectors = N / lanes;
-    for (; v + COLUMNS <= vectors; v += COLUMNS) body(std::integral_constant<int, COLUMNS>{}, v * lanes);
-    if (vectors - v == 2) body(std::integral_constant<int, 2>{}, v * lanes);
-    if (vectors - v == 1) body(std::integral_constant<int, 1>{}, v * lanes);
+template <int n> using Size = std::integral_constant<int, n>;
+
+// Runs `body` with the number of vectors as a constant, until all numbers of a row are done.
+template <int most = VECTORS, int lanes = LANES, class Body> inline void vectors(int64_t numbers, const Body &body) {
+    int64_t at = 0, end = (numbers + lanes - 1) / lanes * lanes;
+    for (; at + most * lanes <= end; at += most * lanes) body(Size<most>{}, at);
+    if (at + 2 * lanes <= end) body(Size<2>{}, at), at += 2 * lanes;
+    if (at < end) body(Size<1>{}, at);
 }
 
-// Runs `body` with the number of rows as a constant, for `count` rows of a result that is no multiple of ROWS.
-template <class Body> inline void rows(int64_t count, const Body &body) {
+// Runs `body` with the number of results as a constant, until all are done.
+template <int most = TALL, class Body> inline void tiles(int64_t count, const Body &body) {
     int64_t m = 0;
-    for (; m + ROWS <= count; m += ROWS) body(std::integral_constant<int, ROWS>{}, m);
-    for (; m < count; m++) body(std::integral_constant<int, 1>{}, m);
+    for (; m + most <= count; m += most) body(Size<most>{}, m);
+    for (; m + 2 <= count; m += 2) body(Size<2>{}, m);
+    if (m < count) body(Size<1>{}, m);
 }
 
-inline int64_t padded(int64_t nodes) { return (nodes + LANES - 1) / LANES * LANES; }
+inline int64_t padded(int64_t numbers, int64_t lanes = LANES) { return (numbers + lanes - 1) / lanes * lanes; }
+
+// A vector whose last numbers may lie beyond the end: they are zeros, and are not written.
+inline Vector load_some(const float *p, int64_t count) {
+    if (count >= LANES) return load(p);
+    Vector x = {};
+    std::memcpy(&x, p, 4 * (count & (LANES - 1)));
+    return x;
+}
+inline void store_some(float *p, Vector x, int64_t count) {
+    if (count >= LANES) return store(p, x);
+    std::memcpy(p, &x, 4 * (count & (LANES - 1)));
+}
+
+// Rows and lanes of a square of vectors change places: blocks of half the side beside the diagonal, again and again.
+template <int half> inline void swap_blocks(Vector (&x)[LANES]) {
+    Whole upper, lower;
+    for (int k = 0; k < LANES; k++) {
+        upper[k] = k & half ? LANES + k - half : k;
+        lower[k] = k & half ? LANES + k : k + half;
+    }
+    for (int r = 0; r < LANES; r++)
+        if (!(r & half)) {
+            Vector a = x[r], b = x[r + half];
+            x[r] = __builtin_shuffle(a, b, upper);
+            x[r + half] = __builtin_shuffle(a, b, lower);
+        }
+    if constexpr (half > 1) swap_blocks<half / 2>(x);
+}
+
+// i n to n N, with zeros behind the nodes; there are whole vectors of rows.
+void transpose(const float *from, int64_t nodes, int64_t n, float *to, int64_t N) {
+    for (int64_t i = 0; i < nodes; i += LANES)
+        for (int64_t k = 0; k < n; k += LANES) {
+            Vector x[LANES];
+            for (int q = 0; q < LANES; q++) x[q] = i + q < nodes ? load(from + (i + q) * n + k) : Vector{};
+            swap_blocks<LANES / 2>(x);
+            for (int q = 0; q < LANES; q++) store(to + (k + q) * N + i, x[q]);
+        }
+}
 
 struct Buffer {  // aligned memory that a thread keeps from call to call
     float *data = nullptr;
@@ -156,6 +196,14 @@ struct Buffer {  // aligned memory that a thread keeps from call to call
 };
 thread_local Buffer scratch;
 
+void log_rows(const float *x, float *out, int64_t n) {
+    for (int64_t k = 0; k < n; k += LANES) {
+        Vector some = all(1);
+        std::memcpy(&some, x + k, 4 * (n - k < LANES ? n - k : LANES));
+        store_some(out + k, logarithm(some), n - k);
+    }
+}
+
 struct Denormals {  // counted as zero while this lives: they are slow, and sums do not notice
 #if defined(__SSE__)
     unsigned before = _mm_getcsr();
@@ -168,24 +216,23 @@ struct Denormals {  // counted as zero while this lives: they are slow, and sums
 
 extern "C" {
 
-// Sizes and parameters of a circuit; the packed parameters are made by `pack_*`.
+// Sizes and parameters of a circuit; the leaves' natural parameters are made by `pack_leaves`.
 struct Circuit {
     int64_t variables, replicas, depth, width, inputs, sums, roots;
     const int32_t *scopes;        // l w; unfilled places hold `variables`
-    const float *slopes;          // l 2w N: coefficients of z, then of z^2
-    const float *constants;       // l N, -inf in the padding
-    const float *const *forward;  // of each sum layer, from the bottom up: p s j N, lanes are i
-    const float *const *reverse;  // the same weights as p s i N, lanes are j; only for statistics
+    const float *slopes;          // l i 2w: coefficients of z, then of z^2
+    const float *constants;       // l i
+    const float *const *weights;  // of each sum layer, from the bottom up: p s i j
     const float *log_mixing;      // c
 };
 
-// What rows say; added to. `visits` lack the factor W, as in sums.py.
+// What rows say; added to. `visits` lack the factor W, as in sums.py. N: inputs, in whole vectors of doubles.
 struct Statistics {
     double *log_likelihood;  // 1
     double *roots;           // c
     double *mass;            // l N
     double *raw;             // l 2w N
-    float *const *visits;    // of each sum layer: p s i N
+    float *const *visits;    // of each sum layer: p s i j
 };
 
 int32_t lanes() { return LANES; }
@@ -193,356 +240,391 @@ int32_t lanes() { return LANES; }
 
 namespace {
 
-// One block of rows: where its numbers lie.
+// One block of rows, and where its numbers lie.
 struct Block {
     const Circuit &circuit;
-    int64_t n, N, S;      // rows, padded nodes of a leaf region and of an inner region
-    int64_t table_row;    // floats between rows of the table
-    float *table;         // 2 (m + 1) x n: z, a row of zeros, z^2, a row of zeros
-    float **values;       // level -> region n N, levels from the leaves up
-    float **peaks;        // level -> region n
-    float *reach;         // r c n N: W b of the root
-    float *outs;          // r c n
-    float *log_roots;     // r c n
-    float *flow[2];       // two levels of n N of one replica, for the pass downwards
-    float *gained;        // n N
-    float *through;       // n N, and n numbers behind it
-    double *wide_table;   // the table, and one region's flow, in float64
-    double *wide_flow;
+    const int64_t n;                 // rows, in whole vectors
+    float *table;                    // 2 (m + 1) n: z, a row of zeros, z^2, a row of zeros
+    double *wide_table;              // the same in float64
+    float *values[64], *peaks[64];   // level -> region i n, region n, levels from the leaves up
+    float *tops[64];                 // level -> region n: the largest sum, as the children are scaled
+    float *reach, *outs, *log_roots; // of the roots: r c i n, r c n, r c n
+    float *flow[2];                  // two levels of one replica, region i n
+    float *gain, *gained;            // s n, i n
+    float *transposed, *pairs;       // n N, n (i j)
+    double *wide_flow;               // one region's flow, n N
+    float *ones;                     // n: the right child where there is none
 
     int64_t nodes(int64_t level) const { return level == 0 ? circuit.inputs : circuit.sums; }
-    int64_t lead(int64_t level) const { return level == 0 ? N : S; }
     int64_t regions(int64_t level) const { return circuit.replicas << (circuit.depth - level); }
+    int64_t levels() const { return circuit.depth > 0 ? circuit.depth : 1; }
+    int64_t widest() const { return nodes(levels() - 1) > circuit.inputs ? circuit.sums : circuit.inputs; }
+    int64_t pair_row() const { return padded(widest() * widest()) + LANES; }
+
+    // Divides memory among all of it; returns how many floats that takes. Without memory it only counts.
+    int64_t lay(float *memory, bool learns) {
+        const Circuit &c = circuit;
+        int64_t taken = 0;
+        auto take = [&](int64_t floats) {
+            float *found = memory ? memory + taken : nullptr;
+            taken += padded(floats);
+            return found;
+        };
+        const int64_t numbers = 2 * (c.variables + 1) * n;
+        table = take(numbers);
+        for (int64_t level = 0; level < levels(); level++) {
+            values[level] = take(regions(level) * nodes(level) * n);
+            peaks[level] = take(regions(level) * n);
+            tops[level] = take(learns ? regions(level) * n : 0);
+        }
+        outs = take(c.replicas * c.roots * n);
+        log_roots = take(c.replicas * c.roots * n);
+        ones = take(n);
+        reach = nullptr;
+        if (!learns) return taken;
+        reach = take(c.replicas * c.roots * nodes(levels() - 1) * n);
+        for (auto &level : flow) level = take((int64_t(2) << c.depth) * widest() * n);
+        gain = take((c.sums > c.roots ? c.sums : c.roots) * n);
+        gained = take(widest() * n);
+        transposed = take(padded(widest()) * n);
+        pairs = take(c.depth > 1 ? pair_row() * n : 0);
+        wide_table = reinterpret_cast<double *>(take(2 * numbers));
+        wide_flow = reinterpret_cast<double *>(take(2 * padded(c.inputs) * n));
+        return taken;
+    }
 };
 
-int64_t floats_of(const Circuit &c, int64_t n) {
-    int64_t N = padded(c.inputs), S = padded(c.sums), widest = N > S ? N : S, total = 6 * (c.variables + 1) * (n + 16) + 2 * n * N;
-    int64_t levels = c.depth > 0 ? c.depth : 1;
-    for (int64_t level = 0; level < levels; level++)
-        total += (c.replicas << (c.depth - level)) * n * ((level == 0 ? N : S) + 1);
-    int64_t tops = c.depth > 1 ? S : N;
-    total += c.replicas * c.roots * n * (tops + 2);
-    total += 2 * (int64_t(1) << c.depth) * n * widest + 2 * n * widest;
-    return total + 64 * 16;
-}
-
-int64_t rows_at_once(const Circuit &c) {
-    int64_t n = BLOCK;
-    while (n > 2 * ROWS && floats_of(c, n) * 4 > CACHE) n /= 2;
-    return n / ROWS * ROWS;
-}
-
 // n rows of m variables to the table; rows beyond `real` are zeros.
-void fill_table(Block &b, const float *x, int64_t real, bool wide) {
-    int64_t M = b.circuit.variables, T = b.table_row;
+void fill_table(Block &b, const float *x, int64_t real, bool learns) {
+    const int64_t M = b.circuit.variables, half = (M + 1) * b.n;
     for (int64_t v = 0; v <= M; v++)
         for (int64_t n = 0; n < b.n; n++) {
-            float z = v < M && n < real ? x[n * M + v] : 0.0f;
-            b.table[v * T + n] = z;
-            b.table[(v + M + 1) * T + n] = z * z;
-            if (!wide) continue;
-            b.wide_table[v * T + n] = z;
-            b.wide_table[(v + M + 1) * T + n] = double(z) * z;
+            const float z = v < M && n < real ? x[n * M + v] : 0.0f;
+            b.table[v * b.n + n] = z;
+            b.table[half + v * b.n + n] = z * z;
+            if (!learns) continue;
+            b.wide_table[v * b.n + n] = z;
+            b.wide_table[half + v * b.n + n] = double(z) * z;
         }
+    for (int64_t n = 0; n < b.n; n++) b.ones[n] = 1;
 }
 
 // Densities of a leaf region, divided by the largest of each row.
 void leaf_upward(Block &b, int64_t region) {
     const Circuit &c = b.circuit;
-    const int64_t N = b.N, W = c.width, T = b.table_row;
+    const int64_t I = c.inputs, W = c.width, n = b.n;
     const int32_t *scope = c.scopes + region * W;
-    const float *slopes = c.slopes + region * 2 * W * N, *constant = c.constants + region * N;
-    float *values = b.values[0] + region * b.n * N, *peaks = b.peaks[0] + region * b.n;
-    const float *squares = b.table + (c.variables + 1) * T;
-    for (int64_t n = 0; n < b.n; n += ROWS) {
-        Vector top[ROWS];
-        for (int m = 0; m < ROWS; m++) top[m] = all(-INFINITY);
-        columns(N, [&](auto vectors, int64_t column) {
-            constexpr int V = decltype(vectors)::value;
-            Vector acc[ROWS][V];
-            for (int m = 0; m < ROWS; m++)
-                for (int v = 0; v < V; v++) acc[m][v] = load(constant + column + v * LANES);
-            accumulate(acc, W, [&](int m, int64_t k) { return b.table[scope[k] * T + n + m]; }, slopes + column, N);
-            accumulate(acc, W, [&](int m, int64_t k) { return squares[scope[k] * T + n + m]; },
-                       slopes + W * N + column, N);
-            for (int m = 0; m < ROWS; m++)
+    const float *slopes = c.slopes + region * I * 2 * W, *constants = c.constants + region * I;
+    const float *table = b.table, *squares = table + (c.variables + 1) * n;
+    float *values = b.values[0] + region * I * n, *peaks = b.peaks[0] + region * n;
+    vectors(n, [&](auto count, int64_t at) {
+        constexpr int V = decltype(count)::value;
+        Vector top[V];
+        for (int v = 0; v < V; v++) top[v] = all(-INFINITY);
+        tiles(I, [&](auto tile, int64_t i) {
+            constexpr int M = decltype(tile)::value;
+            const float *slope = slopes + i * 2 * W;
+            Vector acc[M][V];
+            for (int m = 0; m < M; m++)
+                for (int v = 0; v < V; v++) acc[m][v] = all(constants[i + m]);
+            accumulate(acc, W, [&](int m, int64_t k) { return slope[m * 2 * W + k]; },
+                       [&](int64_t k) { return table + scope[k] * n + at; });
+            accumulate(acc, W, [&](int m, int64_t k) { return slope[m * 2 * W + W + k]; },
+                       [&](int64_t k) { return squares + scope[k] * n + at; });
+            for (int m = 0; m < M; m++)
                 for (int v = 0; v < V; v++) {
-                    top[m] = larger(top[m], acc[m][v]);
-                    store(values + (n + m) * N + column + v * LANES, acc[m][v]);
+                    top[v] = larger(top[v], acc[m][v]);
+                    store(values + (i + m) * n + at + v * LANES, acc[m][v]);
                 }
         });
-        for (int m = 0; m < ROWS; m++) {
-            float peak = largest(top[m]);
-            peaks[n + m] = peak;
-            float *row = values + (n + m) * N;
-            for (int64_t k = 0; k < N; k += LANES) store(row + k, exponential(load(row + k) - peak));
+        for (int v = 0; v < V; v++) store(peaks + at + v * LANES, top[v]);
+        for (int64_t i = 0; i < I; i++)
+            for (int v = 0; v < V; v++) {
+                float *value = values + i * n + at + v * LANES;
+                store(value, exponential(load(value) - top[v]));
+            }
+    });
+}
+
+// The sums of a product, for all rows: out_s = sum_i a_i (W_s b)_i. Keeps W b in `reach` if there is one.
+void sums_upward(int64_t n, int64_t S, int64_t I, int64_t J, const float *left, const float *right, const float *W,
+                 float *reach, float *out) {
+    vectors(n, [&](auto count, int64_t at) {
+        constexpr int V = decltype(count)::value;
+        for (int64_t s = 0; s < S; s++) {
+            Vector total[V] = {};
+            tiles(I, [&](auto tile, int64_t i) {
+                constexpr int M = decltype(tile)::value;
+                const float *weights = W + (s * I + i) * J;
+                Vector acc[M][V] = {};
+                accumulate(acc, J, [&](int m, int64_t k) { return weights[m * J + k]; },
+                           [&](int64_t k) { return right + k * n + at; });
+                for (int m = 0; m < M; m++)
+                    for (int v = 0; v < V; v++) {
+                        const int64_t place = (i + m) * n + at + v * LANES;
+                        if (reach) store(reach + s * I * n + place, acc[m][v]);
+                        total[v] += acc[m][v] * load(left + place);
+                    }
+            });
+            for (int v = 0; v < V; v++) store(out + s * n + at + v * LANES, total[v]);
         }
-    }
-}
-
-// One sum of a product, for all rows: out[n stride] = a (W b). Keeps W b in `reach` if there is one.
-void sum_upward(int64_t n_rows, int64_t J, int64_t N, const float *a, const float *right, const float *W, float *reach,
-                float *out, int64_t stride) {
-    for (int64_t n = 0; n < n_rows; n += ROWS) {
-        Vector total[ROWS] = {};
-        columns(N, [&](auto vectors, int64_t column) {
-            constexpr int V = decltype(vectors)::value;
-            Vector acc[ROWS][V] = {};
-            if (right)
-                accumulate(acc, J, [&](int m, int64_t k) { return right[(n + m) * N + k]; }, W + column, N);
-            else
-                for (int m = 0; m < ROWS; m++)
-                    for (int v = 0; v < V; v++) acc[m][v] = load(W + column + v * LANES);
-            for (int m = 0; m < ROWS; m++)
-                for (int v = 0; v < V; v++) {
-                    int64_t at = (n + m) * N + column + v * LANES;
-                    if (reach) store(reach + at, acc[m][v]);
-                    total[m] += acc[m][v] * load(a + at);
-                }
-        });
-        for (int m = 0; m < ROWS; m++) out[(n + m) * stride] = sum(total[m]);
-    }
-}
-
-void log_rows(const float *x, float *out, int64_t n) {
-    int64_t k = 0;
-    for (; k + LANES <= n; k += LANES) store(out + k, logarithm(load(x + k)));
-    for (; k < n; k++) out[k] = logarithm(all(x[k]))[0];
+    });
 }
 
 // Values of an inner region: its sums, divided by the largest of each row.
-void inner_upward(Block &b, int64_t level, int64_t product) {
+void inner_upward(Block &b, int64_t level, int64_t product, bool learns) {
     const Circuit &c = b.circuit;
-    const int64_t P = b.regions(level), below = b.lead(level - 1), J = b.nodes(level - 1), S = b.S, n = b.n;
-    const float *left = b.values[level - 1] + product * n * below, *right = left + P * n * below;
+    const int64_t P = b.regions(level), J = b.nodes(level - 1), S = c.sums, n = b.n;
+    const float *left = b.values[level - 1] + product * J * n, *right = left + P * J * n;
     const float *peak_left = b.peaks[level - 1] + product * n, *peak_right = peak_left + P * n;
-    const float *W = c.forward[level - 1] + product * c.sums * J * below;
-    float *values = b.values[level] + product * n * S, *peaks = b.peaks[level] + product * n;
-    std::memset(values, 0, n * S * 4);
-    for (int64_t s = 0; s < c.sums; s++) sum_upward(n, J, below, left, right, W + s * J * below, nullptr, values + s, S);
-    for (int64_t k = 0; k < n; k++) {
-        Vector top = {};
-        for (int64_t s = 0; s < S; s += LANES) top = larger(top, load(values + k * S + s));
-        float peak = largest(top), scale = 1 / peak;
-        for (int64_t s = 0; s < S; s += LANES) store(values + k * S + s, load(values + k * S + s) * scale);
-        peaks[k] = peak;
+    float *values = b.values[level] + product * S * n, *peaks = b.peaks[level] + product * n;
+    sums_upward(n, S, J, J, left, right, c.weights[level - 1] + product * S * J * J, nullptr, values);
+    for (int64_t k = 0; k < n; k += LANES) {
+        Vector top = load(values + k);
+        for (int64_t s = 1; s < S; s++) top = larger(top, load(values + s * n + k));
+        const Vector scale = 1.0f / top;
+        for (int64_t s = 0; s < S; s++) store(values + s * n + k, load(values + s * n + k) * scale);
+        if (learns) store(b.tops[level] + product * n + k, top);
+        store(peaks + k, logarithm(top) + load(peak_left + k) + load(peak_right + k));
     }
-    // from here on the logarithm
-    log_rows(peaks, peaks, n);
-    for (int64_t k = 0; k < n; k++) peaks[k] += peak_left[k] + peak_right[k];
 }
 
-void replica_upward(Block &b, int64_t replica, bool keep) {
+void replica_upward(Block &b, int64_t replica, bool learns) {
     const Circuit &c = b.circuit;
-    const int64_t n = b.n, R = c.replicas;
+    const int64_t n = b.n, R = c.replicas, top = b.levels() - 1, I = b.nodes(top), J = c.depth > 0 ? I : 1;
     for (int64_t region = replica; region < b.regions(0); region += R) leaf_upward(b, region);
     for (int64_t level = 1; level < c.depth; level++)
-        for (int64_t product = replica; product < b.regions(level); product += R) inner_upward(b, level, product);
-    const int64_t top = c.depth > 0 ? c.depth - 1 : 0, N = b.lead(top), J = c.depth > 0 ? b.nodes(top) : 1;
-    const float *left = b.values[top] + replica * n * N, *right = c.depth > 0 ? left + R * n * N : nullptr;
+        for (int64_t product = replica; product < b.regions(level); product += R)
+            inner_upward(b, level, product, learns);
+    const float *left = b.values[top] + replica * I * n, *right = c.depth > 0 ? left + R * I * n : b.ones;
     const float *peak_left = b.peaks[top] + replica * n, *peak_right = c.depth > 0 ? peak_left + R * n : nullptr;
-    for (int64_t root = 0; root < c.roots; root++) {
-        const int64_t at = replica * c.roots + root;
-        float *out = b.outs + at * n, *log_root = b.log_roots + at * n;
-        const float *W = c.forward[c.depth > 0 ? c.depth - 1 : 0] + at * J * N;
-        sum_upward(n, J, N, left, right, W, keep ? b.reach + at * n * N : nullptr, out, 1);
-        log_rows(out, log_root, n);
-        for (int64_t k = 0; k < n; k++)
-            log_root[k] += peak_left[k] + (peak_right ? peak_right[k] : 0.0f) + c.log_mixing[root];
-    }
+    const int64_t first = replica * c.roots;
+    const float *W = c.weights[top] + first * I * J;
+    float *out = b.outs + first * n, *log_root = b.log_roots + first * n;
+    sums_upward(n, c.roots, I, J, left, right, W, learns ? b.reach + first * I * n : nullptr, out);
+    for (int64_t root = 0; root < c.roots; root++)
+        for (int64_t k = 0; k < n; k += LANES) {
+            Vector x = logarithm(load(out + root * n + k)) + load(peak_left + k) + c.log_mixing[root];
+            store(log_root + root * n + k, peak_right ? x + load(peak_right + k) : x);
+        }
 }
 
 // log of the sum over replicas and roots, n.
 void log_probability(const Block &b, float *out) {
     const int64_t n = b.n, terms = b.circuit.replicas * b.circuit.roots;
-    for (int64_t k = 0; k < n; k += LANES) {  // the last vector may be filled in part
-        int64_t count = n - k < LANES ? n - k : LANES;
+    for (int64_t k = 0; k < n; k += LANES) {
         Vector top = all(-INFINITY), total = {};
-        auto at = [&](int64_t t) {
-            Vector x = {};
-            std::memcpy(&x, b.log_roots + t * n + k, 4 * count);
-            return x;
-        };
-        for (int64_t t = 0; t < terms; t++) top = larger(top, at(t));
-        for (int64_t t = 0; t < terms; t++) total += exponential(at(t) - top);
-        Vector found = top + logarithm(total);
-        std::memcpy(out + k, &found, 4 * count);
+        for (int64_t t = 0; t < terms; t++) top = larger(top, load(b.log_roots + t * n + k));
+        for (int64_t t = 0; t < terms; t++) total += exponential(load(b.log_roots + t * n + k) - top);
+        store(out + k, top + logarithm(total));
     }
 }
 
-// Passes the visits of one sum on to its children and its weights.
-void sum_downward(int64_t n_rows, int64_t I, int64_t N, const float *gain, const float *left, const float *right,
-                  const float *reach, const float *reverse, float *flow_left, float *flow_right, float *visits,
-                  float *gained) {
-    for (int64_t n = 0; n < n_rows; n++)
-        for (int64_t k = 0; k < N; k += LANES) {
-            Vector x = load(left + n * N + k) * gain[n];
-            store(gained + n * N + k, x);
-            store(flow_left + n * N + k, load(flow_left + n * N + k) + x * load(reach + n * N + k));
-        }
-    if (!right) {
-        for (int64_t n = 0; n < n_rows; n++)
-            for (int64_t k = 0; k < N; k += LANES)
-                store(visits + k, load(visits + k) + load(gained + n * N + k));
-        return;
-    }
-    for (int64_t n = 0; n < n_rows; n += ROWS)
-        columns(N, [&](auto vectors, int64_t column) {
-            constexpr int V = decltype(vectors)::value;
-            Vector acc[ROWS][V] = {};
-            accumulate(acc, I, [&](int m, int64_t k) { return gained[(n + m) * N + k]; }, reverse + column, N);
-            for (int m = 0; m < ROWS; m++)
-                for (int v = 0; v < V; v++) {
-                    int64_t at = (n + m) * N + column + v * LANES;
-                    store(flow_right + at, load(flow_right + at) + acc[m][v] * load(right + at));
-                }
-        });
-    rows(I, [&](auto tile, int64_t i) {
-        constexpr int M = decltype(tile)::value;
-        columns(N, [&](auto vectors, int64_t column) {
-            constexpr int V = decltype(vectors)::value;
+// visits_m += sum over the rows of gains_m times values (n N), for `numbers` of their columns.
+void sum_over_rows(int64_t n, int64_t results, int64_t numbers, const float *gains, const float *values, int64_t N,
+                   float *visits) {
+    vectors(numbers, [&](auto count, int64_t column) {
+        constexpr int V = decltype(count)::value;
+        tiles(results, [&](auto tile, int64_t first) {
+            constexpr int M = decltype(tile)::value;
+            float *target = visits + first * numbers + column;
             Vector acc[M][V];
             for (int m = 0; m < M; m++)
-                for (int v = 0; v < V; v++) acc[m][v] = load(visits + (i + m) * N + column + v * LANES);
-            accumulate(acc, n_rows, [&](int m, int64_t k) { return gained[k * N + i + m]; }, right + column, N);
+                for (int v = 0; v < V; v++)
+                    acc[m][v] = load_some(target + m * numbers + v * LANES, numbers - column - v * LANES);
+            accumulate(acc, n, [&](int m, int64_t k) { return gains[(first + m) * n + k]; },
+                       [&](int64_t k) { return values + k * N + column; });
             for (int m = 0; m < M; m++)
-                for (int v = 0; v < V; v++) store(visits + (i + m) * N + column + v * LANES, acc[m][v]);
+                for (int v = 0; v < V; v++)
+                    store_some(target + m * numbers + v * LANES, acc[m][v], numbers - column - v * LANES);
         });
     });
+}
+
+// Passes the visits of one root on to its children, whose flows are added to, and to its weights.
+void root_downward(Block &b, int64_t I, int64_t J, const float *gain, const float *left, const float *right,
+                   const float *reach, const float *W, float *flow_left, float *flow_right, float *visits) {
+    const int64_t n = b.n;
+    for (int64_t i = 0; i < I; i++)
+        for (int64_t k = i * n; k < (i + 1) * n; k += LANES) {
+            const Vector x = load(left + k) * load(gain + k - i * n);
+            store(b.gained + k, x);
+            store(flow_left + k, load(flow_left + k) + x * load(reach + k));
+        }
+    vectors(n, [&](auto count, int64_t at) {
+        constexpr int V = decltype(count)::value;
+        tiles(J, [&](auto tile, int64_t j) {
+            constexpr int M = decltype(tile)::value;
+            Vector acc[M][V] = {};
+            accumulate(acc, I, [&](int m, int64_t k) { return W[k * J + j + m]; },
+                       [&](int64_t k) { return b.gained + k * n + at; });
+            for (int m = 0; m < M; m++)
+                for (int v = 0; v < V; v++) {
+                    const int64_t place = (j + m) * n + at + v * LANES;
+                    store(flow_right + place, load(flow_right + place) + acc[m][v] * load(right + place));
+                }
+        });
+    });
+    sum_over_rows(n, I, J, b.gained, b.transposed, padded(J), visits);
+}
+
+// Passes the visits of all sums of a product on to its children, whose flows are set, and to its weights.
+//
+// d_ij = sum_s W_sij g_s serves both children: a_i sum_j d_ij b_j and b_j sum_i d_ij a_i. And the visits of all sums
+// are one product, of g_s and the pairs a_i b_j. That is two products of matrices, and one on the way up.
+void inner_downward(Block &b, int64_t S, int64_t I, int64_t J, const float *left, const float *right, const float *W,
+                    float *flow_left, float *flow_right, float *visits) {
+    const int64_t n = b.n, N = padded(J), row = b.pair_row();
+    const float *gain = b.gain;
+    std::memset(flow_left, 0, I * n * 4);
+    std::memset(flow_right, 0, J * n * 4);
+    vectors<2>(n, [&](auto count, int64_t at) {
+        constexpr int V = decltype(count)::value;
+        tiles<2>(I, [&](auto two, int64_t i) {
+            constexpr int L = decltype(two)::value;
+            tiles(J, [&](auto tile, int64_t j) {
+                constexpr int M = decltype(tile)::value;
+                const float *weights = W + i * J + j;
+                Vector d[L * M][V] = {};
+                accumulate(d, S, [&](int m, int64_t k) { return weights[k * I * J + m / M * J + m % M]; },
+                           [&](int64_t k) { return gain + k * n + at; });
+                for (int v = 0; v < V; v++) {
+                    const int64_t of_i = i * n + at + v * LANES, of_j = j * n + at + v * LANES;
+                    const float *a = left + of_i, *b = right + of_j;
+                    float *to_left = flow_left + of_i, *to_right = flow_right + of_j;
+                    for (int l = 0; l < L; l++) {
+                        Vector sum = load(to_left + l * n);
+                        for (int m = 0; m < M; m++) sum += d[l * M + m][v] * load(b + m * n);
+                        store(to_left + l * n, sum);
+                    }
+                    for (int m = 0; m < M; m++) {
+                        Vector sum = load(to_right + m * n);
+                        for (int l = 0; l < L; l++) sum += d[l * M + m][v] * load(a + l * n);
+                        store(to_right + m * n, sum);
+                    }
+                }
+            });
+        });
+    });
+    for (int64_t k = 0; k < J * n; k += LANES) store(flow_right + k, load(flow_right + k) * load(right + k));
+    for (int64_t k = 0; k < I * n; k += LANES) store(flow_left + k, load(flow_left + k) * load(left + k));
+    transpose(right, J, n, b.transposed, N);
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = 0; i < I; i++) {  // whole vectors: the next i writes over the zeros behind the nodes
+            const Vector a = all(left[i * n + k]);
+            float *pair = b.pairs + k * row + i * J;
+            for (int64_t j = 0; j < N; j += LANES) store(pair + j, a * load(b.transposed + k * N + j));
+        }
+    sum_over_rows(n, S, I * J, gain, b.pairs, row, visits);
 }
 
 // What the flow into a leaf region says about its leaves. In float64: variances are small differences of these sums.
 void leaf_downward(const Block &b, int64_t region, const float *flow, const Statistics &out) {
     constexpr int lanes = LANES / 2;
     const Circuit &c = b.circuit;
-    const int64_t N = b.N, W = c.width, T = b.table_row, n_rows = b.n;
+    const int64_t I = c.inputs, W = c.width, n = b.n, N = padded(I, lanes), whole = padded(I);
     const int32_t *scope = c.scopes + region * W;
     double *mass = out.mass + region * N, *raw = out.raw + region * 2 * W * N;
-    for (int64_t k = 0; k < n_rows * N; k++) b.wide_flow[k] = flow[k];
-    for (int64_t n = 0; n < n_rows; n++)
-        for (int64_t k = 0; k < N; k++) mass[k] += b.wide_flow[n * N + k];
+    transpose(flow, I, n, b.transposed, whole);
+    for (int64_t k = 0; k < n; k++)
+        for (int64_t i = 0; i < N; i++) {
+            b.wide_flow[k * N + i] = b.transposed[k * whole + i];
+            mass[i] += b.wide_flow[k * N + i];
+        }
     for (int64_t half = 0; half < 2; half++)
-        rows(W, [&](auto tile, int64_t first) {
+        tiles(W, [&](auto tile, int64_t first) {
             constexpr int M = decltype(tile)::value;
             const double *features[M];
-            for (int m = 0; m < M; m++) features[m] = b.wide_table + (scope[first + m] + half * (c.variables + 1)) * T;
+            for (int m = 0; m < M; m++) features[m] = b.wide_table + (scope[first + m] + half * (c.variables + 1)) * n;
             double *target = raw + (half * W + first) * N;
-            columns<lanes>(N, [&](auto vectors, int64_t column) {
-                constexpr int V = decltype(vectors)::value;
+            vectors<VECTORS, lanes>(I, [&](auto count, int64_t column) {
+                constexpr int V = decltype(count)::value;
                 Wide acc[M][V];
                 for (int m = 0; m < M; m++)
                     for (int v = 0; v < V; v++) acc[m][v] = load(target + m * N + column + v * lanes);
-                accumulate(acc, n_rows, [&](int m, int64_t k) { return features[m][k]; }, b.wide_flow + column, N);
+                accumulate(acc, n, [&](int m, int64_t k) { return features[m][k]; },
+                           [&](int64_t k) { return b.wide_flow + k * N + column; });
                 for (int m = 0; m < M; m++)
                     for (int v = 0; v < V; v++) store(target + m * N + column + v * lanes, acc[m][v]);
             });
         });
 }
 
+// Expected visits of a root in each row, divided by its value: d log p / d out. Returns their sum before.
+double root_gain(const Block &b, int64_t at, const float *log_prob, int64_t real) {
+    const float *log_root = b.log_roots + at * b.n, *out = b.outs + at * b.n;
+    double total = 0;
+    for (int64_t k = 0; k < b.n; k += LANES) {
+        Vector share = exponential(load(log_root + k) - load(log_prob + k));
+        for (int64_t q = 0; q < LANES; q++) {
+            if (k + q >= real) share[q] = 0;
+            total += share[q];
+        }
+        store(b.gain + k, share / load(out + k));
+    }
+    return total;
+}
+
 // The pass downwards through one replica.
 void replica_downward(Block &b, int64_t replica, const float *log_prob, int64_t real, const Statistics &out) {
     const Circuit &c = b.circuit;
-    const int64_t n = b.n, R = c.replicas, top = c.depth > 0 ? c.depth - 1 : 0, N = b.lead(top);
-    const int64_t I = c.depth > 0 ? b.nodes(top) : 1, children = c.depth > 0 ? 2 : 1;
-    const float *left = b.values[top] + replica * n * N, *right = c.depth > 0 ? left + R * n * N : nullptr;
-    float *flow_left = b.flow[0], *flow_right = flow_left + n * N;
-    std::memset(flow_left, 0, children * n * N * 4);
+    const int64_t n = b.n, R = c.replicas, top = b.levels() - 1, I = b.nodes(top), J = c.depth > 0 ? I : 1;
+    const float *left = b.values[top] + replica * I * n, *right = c.depth > 0 ? left + R * I * n : b.ones;
+    float *flow_left = b.flow[0], *flow_right = flow_left + I * n;
+    std::memset(flow_left, 0, 2 * I * n * 4);
+    transpose(right, J, n, b.transposed, padded(J));
     bool visited = false;
     for (int64_t root = 0; root < c.roots; root++) {
         const int64_t at = replica * c.roots + root;
-        float *gain = b.log_roots + at * n;  // its last use: from logarithms to d log p / d out
-        const float *outs = b.outs + at * n;
-        double total = 0;
-        for (int64_t k = 0; k < n; k += LANES) {
-            int64_t count = n - k < LANES ? n - k : LANES;
-            Vector x = {}, lp = {};
-            std::memcpy(&x, gain + k, 4 * count);
-            std::memcpy(&lp, log_prob + k, 4 * count);
-            x = exponential(x - lp);
-            for (int64_t q = 0; q < count; q++) {
-                float share = k + q < real ? x[q] : 0.0f;
-                total += share;
-                gain[k + q] = share / outs[k + q];
-            }
-        }
+        const double total = root_gain(b, at, log_prob, real);
         out.roots[root] += total;
         if (total == 0) continue;
         visited = true;
-        const int64_t layer = c.depth > 0 ? c.depth - 1 : 0;
-        sum_downward(n, I, N, gain, left, right, b.reach + at * n * N, c.reverse[layer] + at * I * N,
-                     flow_left, flow_right, out.visits[layer] + at * I * N, b.gained);
+        root_downward(b, I, J, b.gain, left, right, b.reach + at * I * n, c.weights[top] + at * I * J, flow_left,
+                      flow_right, out.visits[top] + at * I * J);
     }
     if (!visited) return;
     // flow[0] holds the children of the root: regions replica, replica + R of the level; then level by level down
-    int64_t count = children, here = 0;
-    for (int64_t level = top; level > 0; level--, here = 1 - here) {
-        const int64_t below = b.lead(level - 1), J1 = b.nodes(level - 1), P = b.regions(level);
-        std::memset(b.flow[1 - here], 0, 2 * count * n * below * 4);
+    int64_t count = c.depth > 0 ? 2 : 1, here = 0;
+    for (int64_t level = top; level > 0; level--, here = 1 - here, count *= 2) {
+        const int64_t S = c.sums, below = b.nodes(level - 1), P = b.regions(level), pairs = below * below;
         for (int64_t q = 0; q < count; q++) {
             const int64_t product = replica + q * R;
-            float *flow = b.flow[here] + q * n * b.S;
-            const float *a = b.values[level - 1] + product * n * below, *right1 = a + P * n * below;
-            float *to_left = b.flow[1 - here] + q * n * below, *to_right = to_left + count * n * below;
-            // d log p / d out is flow / out, with out as the children are scaled: computed again, not kept.
-            for (int64_t s = 0; s < c.sums; s++) {
-                const int64_t at = product * c.sums + s;
-                float *gain = b.through + n * below;  // n numbers behind `through`
-                sum_upward(n, J1, below, a, right1, c.forward[level - 1] + at * J1 * below, b.through, gain, 1);
-                for (int64_t k = 0; k < n; k++) gain[k] = flow[k * b.S + s] / gain[k];
-                sum_downward(n, J1, below, gain, a, right1, b.through, c.reverse[level - 1] + at * J1 * below,
-                             to_left, to_right, out.visits[level - 1] + at * J1 * below, b.gained);
-            }
+            const float *flow = b.flow[here] + q * S * n, *values = b.values[level] + product * S * n;
+            const float *tops = b.tops[level] + product * n, *a = b.values[level - 1] + product * below * n;
+            for (int64_t s = 0; s < S; s++)
+                for (int64_t k = 0; k < n; k += LANES)
+                    store(b.gain + s * n + k, load(flow + s * n + k) / (load(values + s * n + k) * load(tops + k)));
+            const int64_t first = product * S * pairs;
+            float *to_left = b.flow[1 - here] + q * below * n, *to_right = to_left + count * below * n;
+            inner_downward(b, S, below, below, a, a + P * below * n, c.weights[level - 1] + first, to_left, to_right,
+                           out.visits[level - 1] + first);
         }
-        count *= 2;
     }
-    for (int64_t q = 0; q < count; q++) leaf_downward(b, replica + q * R, b.flow[here] + q * n * b.N, out);
+    for (int64_t q = 0; q < count; q++) leaf_downward(b, replica + q * R, b.flow[here] + q * c.inputs * n, out);
 }
 
-struct Laid {  // a block's memory
-    Block block;
-    float *values[64], *peaks[64];
-    explicit Laid(const Circuit &c, int64_t n) : block{c, n, 0, 0, 0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}} {
-        block.N = padded(c.inputs);
-        block.S = padded(c.sums);
-        block.table_row = n + 16;
-        float *free = scratch.take(floats_of(c, n) + n);
-        auto take = [&](int64_t floats) {
-            float *found = free;
-            free += (floats + 15) / 16 * 16;
-            return found;
-        };
-        const int64_t levels = c.depth > 0 ? c.depth : 1, widest = block.N > block.S ? block.N : block.S;
-        block.table = take(2 * (c.variables + 1) * block.table_row);
-        for (int64_t level = 0; level < levels; level++) {
-            values[level] = take(block.regions(level) * n * block.lead(level));
-            peaks[level] = take(block.regions(level) * n);
-        }
-        block.values = values;
-        block.peaks = peaks;
-        block.reach = take(c.replicas * c.roots * n * block.lead(levels - 1));
-        block.outs = take(c.replicas * c.roots * n);
-        block.log_roots = take(c.replicas * c.roots * n);
-        for (auto &flow : block.flow) flow = take((int64_t(1) << c.depth) * n * widest);
-        block.gained = take(n * widest);
-        block.through = take(n * widest + n);
-        block.wide_table = reinterpret_cast<double *>(take(4 * (c.variables + 1) * block.table_row));
-        block.wide_flow = reinterpret_cast<double *>(take(2 * n * block.N));
-    }
-};
+int64_t rows_at_once(const Circuit &c, bool learns) {
+    int64_t n = BLOCK;
+    while (n > LANES && Block{c, n}.lay(nullptr, learns) * 4 > CACHE) n /= 2;
+    return n;
+}
 
 // Blocks of rows through the pass upwards; `use` gets each, its number of rows and their log p. False: no memory.
 template <class Use> bool each_block(const Circuit &c, const float *x, int64_t n, bool learns, const Use &use) {
     Denormals flushed;
-    const int64_t at_once = rows_at_once(c);
+    const int64_t at_once = rows_at_once(c, learns);
     for (int64_t first = 0; first < n; first += at_once) {
-        const int64_t real = n - first < at_once ? n - first : at_once, rounded = (real + ROWS - 1) / ROWS * ROWS;
-        Laid laid(c, rounded);
-        if (!scratch.data) return false;
-        fill_table(laid.block, x + first * c.variables, real, learns);
-        for (int64_t r = 0; r < c.replicas; r++) replica_upward(laid.block, r, learns);
-        float found[BLOCK];
-        log_probability(laid.block, found);
-        use(laid.block, first, real, found);
+        const int64_t real = n - first < at_once ? n - first : at_once;
+        Block block{c, padded(real)};
+        float *memory = scratch.take(block.lay(nullptr, learns));
+        if (!memory) return false;
+        block.lay(memory, learns);
+        fill_table(block, x + first * c.variables, real, learns);
+        for (int64_t r = 0; r < c.replicas; r++) replica_upward(block, r, learns);
+        alignas(64) float found[BLOCK];
+        log_probability(block, found);
+        use(block, first, real, found);
     }
     return true;
 }
@@ -566,34 +648,26 @@ int32_t statistics(const Circuit *circuit, const float *x, int64_t n, const Stat
     });
 }
 
-// Natural parameters of l i w leaves, as `Circuit` has them: slopes l 2w N, constants l N.
+// Natural parameters of l i w leaves, as `Circuit` has them: slopes l i 2w, constants l i.
 int32_t pack_leaves(const float *mean, const float *variance, const int32_t *scopes, int64_t variables,
                     int64_t regions, int64_t inputs, int64_t width, float *slopes, float *constants) {
-    const int64_t N = padded(inputs), all_of_region = inputs * width;
-    float *logs = scratch.take(3 * (all_of_region + LANES));
+    const int64_t all_of_region = inputs * width;
+    float *logs = scratch.take(all_of_region);
     if (!logs) return 1;
-    float *slope = logs + all_of_region + LANES, *curvature = slope + all_of_region + LANES;
-    for (int64_t l = 0; l < regions; l++, slopes += 2 * width * N, constants += N) {
-        const float *m = mean + l * all_of_region, *v = variance + l * all_of_region;
-        log_rows(v, logs, all_of_region);
-        for (int64_t k = 0; k < all_of_region; k++) {
-            const float inverse = 1.0f / v[k];
-            slope[k] = m[k] * inverse;
-            curvature[k] = -0.5f * inverse;
-            logs[k] = -0.5f * (logs[k] + 1.8378770664f + m[k] * slope[k]);  // log 2 pi
-        }
+    for (int64_t l = 0; l < regions; l++, mean += all_of_region, variance += all_of_region) {
+        log_rows(variance, logs, all_of_region);
         int64_t filled = 0;  // a region's unfilled places are its last
         while (filled < width && scopes[l * width + filled] < variables) filled++;
-        for (int64_t i = 0; i < N; i++) {
-            float constant = i < inputs ? 0.0f : -INFINITY;
-            for (int64_t w = 0; i < inputs && w < filled; w++) constant += logs[i * width + w];
-            constants[i] = constant;
-        }
-        for (int64_t w = 0; w < width; w++)
-            for (int64_t i = 0; i < N; i++) {
-                slopes[w * N + i] = i < inputs ? slope[i * width + w] : 0.0f;
-                slopes[(width + w) * N + i] = i < inputs ? curvature[i * width + w] : 0.0f;
+        for (int64_t i = 0; i < inputs; i++, slopes += 2 * width, constants++) {
+            float constant = 0.0f;
+            for (int64_t w = 0; w < width; w++) {
+                const float m = mean[i * width + w], inverse = 1.0f / variance[i * width + w];
+                slopes[w] = m * inverse;
+                slopes[width + w] = -0.5f * inverse;
+                if (w < filled) constant -= 0.5f * (logs[i * width + w] + 1.8378770664f + m * slopes[w]);  // log 2 pi
             }
+            *constants = constant;
+        }
     }
     return 0;
 }
@@ -601,7 +675,7 @@ int32_t pack_leaves(const float *mean, const float *variance, const int32_t *sco
 // Moments about the current means from raw sums l 2w N and mass l N: visits, first and second, each l i w.
 void leaf_moments(const float *mean, const double *mass, const double *raw, const int32_t *scopes, int64_t variables,
                   int64_t regions, int64_t inputs, int64_t width, double *visits, double *first, double *second) {
-    const int64_t N = padded(inputs);
+    const int64_t N = padded(inputs, LANES / 2);
     for (int64_t l = 0; l < regions; l++)
         for (int64_t i = 0; i < inputs; i++)
             for (int64_t w = 0; w < width; w++) {
@@ -626,6 +700,26 @@ void leaf_update(float *mean, float *variance, const double *visits, const doubl
         const double moved = variance[k] + steps * square;
         variance[k] = moved < least ? least : moved > most ? most : moved;
         mean[k] = mu + steps * d;
+    }
+}
+
+// The M-step of sums, SumLayer.update in one pass: of each sum all weights, one after the other.
+void sum_update(float *weights, const float *visits, int64_t sums, int64_t size, float step, float prior, float inertia,
+                float least) {
+    const float tiny = 1.17549435e-38f;
+    for (int64_t s = 0; s < sums; s++, weights += size, visits += size) {
+        Vector seen = {}, kept = {};
+        for (int64_t k = 0; k < size; k += LANES) seen += load_some(visits + k, size - k);
+        const float total = sum(seen) + prior * size, way = step * total / (total + inertia);
+        const float scale = way / (total > tiny ? total : tiny);
+        for (int64_t k = 0; k < size; k += LANES) {
+            const Vector share = (load_some(visits + k, size - k) + prior) * scale;
+            store_some(weights + k, larger(load_some(weights + k, size - k) * (1 - way) + share, all(least)), size - k);
+            kept += load_some(weights + k, size - k);
+        }
+        const float whole = 1 / sum(kept);
+        for (int64_t k = 0; k < size; k += LANES)
+            store_some(weights + k, load_some(weights + k, size - k) * whole, size - k);
     }
 }
 }

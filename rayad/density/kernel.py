@@ -8,13 +8,14 @@ RAYAD_KERNEL is "off", and for all other rows and circuits, torch does the work:
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from rayad.cache import cache
 from rayad.density.leaves import MAX_VARIANCE, GaussianLeaves, Moments
-from rayad.density.sums import DenseSums, SumLayer
+from rayad.density.sums import MIN_WEIGHT, DenseSums, SumLayer
 from rayad.tensors import Latents, Scores
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Circuit(Protocol):
 class _Circuit(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("variables", "replicas", "depth", "width", "inputs", "sums", "roots")),
-        *((name, ctypes.c_void_p) for name in ("scopes", "slopes", "constants", "forward", "reverse", "log_mixing")),
+        *((name, ctypes.c_void_p) for name in ("scopes", "slopes", "constants", "weights", "log_mixing")),
     )
 
 
@@ -82,6 +83,7 @@ def library() -> ctypes.CDLL | None:
     compiled.pack_leaves.argtypes = [*[address] * 3, *[size] * 4, *[address] * 2]
     compiled.leaf_moments.argtypes = [*[address] * 4, *[size] * 4, *[address] * 3]
     compiled.leaf_update.argtypes = [*[address] * 5, size, *[number] * 5]
+    compiled.sum_update.argtypes = [*[address] * 2, *[size] * 2, *[ctypes.c_float] * 4]
     return compiled
 
 
@@ -116,27 +118,23 @@ def switched(on: bool) -> Iterator[None]:
         _on.reset(before)
 
 
-def packed(circuit: Circuit, learns: bool = False) -> "Packed | None":
-    """The circuit as the kernel takes it, or None where torch has to do the work.
-
-    Args:
-        learns: whether statistics are wanted, which need the weights in a second order.
-    """
+def packed(circuit: Circuit) -> "Packed | None":
+    """The circuit as the kernel takes it, or None where torch has to do the work."""
     dense = all(isinstance(layer, DenseSums) for layer in circuit.layers())
     if not dense or not isinstance(circuit.leaves, GaussianLeaves):
         return None
     parameters = [circuit.leaves.mean, circuit.leaves.variance, circuit.mixing, *(y.weights for y in circuit.layers())]
-    fits = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
+    fits = all(p.dtype == torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in parameters)
     compiled = library() if fits and _on.get() else None
     if compiled is None:
         return None
     if any(p.is_inference() for p in parameters):  # torch does not count their changes
-        return Packed(circuit, compiled, learns)
+        return Packed(circuit, compiled)
     state = tuple((p.data_ptr(), p._version) for p in parameters)
     cached = _packed.get(circuit)
-    if cached and cached[0] == state and (cached[1].learns or not learns):
+    if cached and cached[0] == state:
         return cached[1]
-    _packed[circuit] = state, Packed(circuit, compiled, learns)
+    _packed[circuit] = state, Packed(circuit, compiled)
     return _packed[circuit][1]
 
 
@@ -158,30 +156,43 @@ def update(leaves: Any, moments: Any, step: float, prior: Any, inertia: float) -
     return True
 
 
+def update_sums(layer: SumLayer, visits: Sequence[Tensor], step: float, prior: float, inertia: float) -> bool:
+    """The M-step of sums in one pass, as `SumLayer.update`; False where torch has to do it."""
+    if not isinstance(layer, DenseSums) or not _on.get():
+        return False
+    weights, compiled = layer.weights, library()
+    together = layer.own == (2, 3) or weights.shape[1] == 1  # the weights of one of many roots do not lie side by side
+    if compiled is None or not together or weights.dtype != torch.float32 or weights.device.type != "cpu":
+        return False
+    counts, size = visits[0].contiguous(), math.prod(weights.shape[axis] for axis in layer.own)
+    sizes = weights.numel() // size, size
+    shares = step, prior / weights.numel(), inertia, MIN_WEIGHT
+    compiled.sum_update(weights.data_ptr(), counts.data_ptr(), *sizes, *shares)
+    torch.autograd.graph.increment_version([weights])
+    return True
+
+
 class Packed:
     """A circuit's parameters in the kernel's order: of its state, and to be made anew for the next."""
 
-    def __init__(self, circuit: Circuit, compiled: ctypes.CDLL, learns: bool) -> None:
-        self.compiled, self.learns = compiled, learns
+    def __init__(self, circuit: Circuit, compiled: ctypes.CDLL) -> None:
+        self.compiled = compiled
         leaves, config = circuit.leaves, circuit.config
         assert isinstance(leaves, GaussianLeaves)  # packed() saw to it
-        weights = [layer.weights for layer in circuit.layers()]
         self.leaves = leaves
-        self.shapes = [w.shape for w in weights]
+        self.weights = [layer.weights for layer in circuit.layers()]
         self.scopes = leaves.scopes.int()
         regions, inputs, width = leaves.mean.shape
-        self.slopes = leaves.mean.new_empty(regions, 2 * width, self._whole(inputs))
-        self.constants = leaves.mean.new_empty(regions, self._whole(inputs))
+        self.slopes = leaves.mean.new_empty(regions, inputs, 2 * width)
+        self.constants = leaves.mean.new_empty(regions, inputs)
         _checked(compiled.pack_leaves(*self._leaves(), self.slopes.data_ptr(), self.constants.data_ptr()))
-        self.forward = [self._padded(w.mT) for w in weights]
-        self.reverse = [self._padded(w) if learns and w.shape[3] > 1 else w for w in weights]
         self.log_mixing = circuit.mixing.log()
-        self.tables = _addresses(self.forward), _addresses(self.reverse)
+        self.table = _addresses(self.weights)
         self.sizes = _Circuit(
             leaves.variables,
             *(config.replicas, config.depth, width, config.inputs, config.sums, config.roots),
             *(t.data_ptr() for t in (self.scopes, self.slopes, self.constants)),
-            *(ctypes.addressof(table) for table in self.tables),
+            ctypes.addressof(self.table),
             self.log_mixing.data_ptr(),
         )
 
@@ -199,20 +210,16 @@ class Packed:
         mean, _, *sizes = self._leaves()
         pointers = [t.data_ptr() for t in moments.tensors()]
         self.compiled.leaf_moments(mean, mass.data_ptr(), raw.data_ptr(), *sizes, *pointers)
-        visits = [
-            v[..., : shape[3]] if shape[3] > 1 else v[..., : shape[2]].mT
-            for v, shape in zip(visits, self.shapes, strict=True)
-        ]
         return lp, roots.to(x), moments, visits
 
     def _sums(self, x: Latents) -> list[Tensor]:
         """Log likelihood, visits of roots, mass and raw moments of leaves, visits of weights: all in its order."""
-        lp, roots, mass, raw = (
-            torch.zeros(shape, dtype=torch.float64)
-            for shape in ((), self.log_mixing.shape, self.constants.shape, self.slopes.shape)
-        )
-        order = zip(self.shapes, self.reverse, self.forward, strict=True)
-        visits = [torch.zeros_like(reverse if shape[3] > 1 else forward) for shape, reverse, forward in order]
+        regions, inputs, features = self.slopes.shape
+        half = self.compiled.lanes() // 2
+        whole = -(-inputs // half) * half  # vectors of float64
+        shapes = (), self.log_mixing.shape, (regions, whole), (regions, features, whole)
+        lp, roots, mass, raw = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        visits = [torch.zeros_like(weights) for weights in self.weights]
         table = _addresses(visits)
         statistics = _Statistics(*(t.data_ptr() for t in (lp, roots, mass, raw)), ctypes.addressof(table))
         self._run(self.compiled.statistics, x, ctypes.addressof(statistics))
@@ -237,18 +244,6 @@ class Packed:
 
     def _run(self, function: Callable[..., int], x: Latents, out: int) -> None:
         _checked(function(ctypes.addressof(self.sizes), x.data_ptr(), len(x), out))
-
-    def _padded(self, values: Tensor) -> Tensor:
-        """The last dimension filled up with zeros to whole vectors."""
-        size = values.shape[-1]
-        padded = values.new_zeros(*values.shape[:-1], self._whole(size))
-        padded[..., :size] = values
-        return padded
-
-    def _whole(self, size: int) -> int:
-        """Numbers in as many vectors as hold this many."""
-        lanes = self.compiled.lanes()
-        return -(-size // lanes) * lanes
 
 
 def _checked(failed: int) -> None:

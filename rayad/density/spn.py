@@ -277,13 +277,13 @@ class SPN(nn.Module):
     def _statistics(self, x: Latents, labels: Labels | None) -> CircuitStatistics:
         """Those of standardized rows, all at once."""
         missing = bool(x.isnan().any())
-        packed = None if missing or labels is not None else kernel.packed(self, learns=True)
+        packed = None if missing or labels is not None else kernel.packed(self)
         sums = Sums(*packed.statistics(x)) if packed else self._sums(x, labels, missing)
         return CircuitStatistics(
             x.new_full((), len(x), dtype=torch.float64),
             sums.log_likelihood - self.standardization.log_volume(x).sum(dtype=torch.float64),
             sums.leaves,
-            tuple(table * visit for table, visit in zip(self.tables(), sums.visits, strict=True)),
+            tuple(visit.mul_(table) for table, visit in zip(self.tables(), sums.visits, strict=True)),
             sums.roots,
         )
 
@@ -313,7 +313,9 @@ class SPN(nn.Module):
         if not kernel.update(self.leaves, statistics.leaves, step, self._leaf_prior(share), INERTIA):
             self.leaves.update(cast(Any, statistics.leaves), step, self._leaf_prior(share), INERTIA)
         for layer, visits in zip(self.layers(), self._by_layer(statistics.sums), strict=True):
-            layer.update(visits, step, self.config.sum_prior * share, INERTIA)
+            prior = self.config.sum_prior * share
+            if not kernel.update_sums(layer, visits, step, prior, INERTIA):
+                layer.update(visits, step, prior, INERTIA)
         if statistics.rows > 0:
             self.mixing.lerp_(statistics.roots / statistics.roots.sum(), step).clamp_min_(MIN_WEIGHT)
 

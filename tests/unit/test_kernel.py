@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rayad.density.spn import SPN, Config
 
 pytestmark = pytest.mark.skipif(kernel.library() is None, reason="no C++ compiler (Debian: apt-get install g++)")
 
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 SHAPES = {
     "the paper's": (64, Config(), 300),
     "no depth": (13, Config(depth=0, inputs=11, replicas=3, roots=2), 40),
@@ -20,6 +22,8 @@ SHAPES = {
     "odd variables, several roots": (37, Config(depth=3, inputs=5, sums=9, replicas=4, roots=3), 77),
     "as deep as can be": (64, Config(depth=6, inputs=3, sums=4, replicas=2), 3),
     "more nodes than a tile holds": (9, Config(inputs=77, replicas=3, roots=2), 261),
+    "many sums": (64, Config(inputs=20, sums=20, depth=4, replicas=3), 150),
+    "more sums than inputs": (16, Config(inputs=3, sums=18, depth=3, replicas=2), 33),
 }
 shapes = pytest.mark.parametrize(("variables", "config", "rows"), SHAPES.values(), ids=SHAPES)
 
@@ -47,6 +51,35 @@ def test_statistics_are_those_of_torch_in_float64(variables, config, rows):
     for mine, truth in zip(single.statistics(z).tensors(), double.statistics(z).tensors(), strict=True):
         scale = float(truth.abs().max())
         torch.testing.assert_close(mine.double(), truth.double(), rtol=1e-4, atol=2e-5 * scale)
+
+
+@shapes
+def test_a_step_is_that_of_torch_in_float64(variables, config, rows):
+    single, double, z = circuits(variables, config, rows)
+    for density in (single, double):
+        density.update(density.statistics(z), 0.3)
+    for (name, mine), truth in zip(single.state_dict().items(), double.state_dict().values(), strict=True):
+        torch.testing.assert_close(
+            mine.double(), truth.double(), rtol=1e-3, atol=2e-5, msg=lambda m, name=name: name + m
+        )
+
+
+@pytest.mark.skipif("avx2" not in CPU, reason="a processor without AVX2")
+@pytest.mark.parametrize(("processor", "lanes"), [("x86-64", 4), ("x86-64-v3", 8)])
+def test_processors_with_shorter_vectors_compute_the_same(processor, lanes):
+    """In a process of its own, since a process has one kernel."""
+    code = f"""
+import torch
+from rayad.density import kernel
+kernel.FLAGS = (*kernel.FLAGS, "-march={processor}")
+from tests.unit.test_kernel import *
+assert kernel.library().lanes() == {lanes}
+for shape in SHAPES.values():
+    test_likelihoods_are_those_of_torch_in_float64(*shape)
+    test_statistics_are_those_of_torch_in_float64(*shape)
+    test_a_step_is_that_of_torch_in_float64(*shape)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_outliers_keep_their_order_and_stay_finite():
