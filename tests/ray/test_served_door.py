@@ -94,6 +94,10 @@ def test_health_is_told_over_tls_and_browsers_are_told_to_stay_with_it(served, t
 def test_a_token_of_the_provider_opens_the_door(served, trusted, issuer, image):
     answer = Client(served.url, token(issuer)).score(image, spacing_mm=0.8, view="MLO")
     assert 0 < answer.p_value <= 1
+    until = time.monotonic() + 30  # a line is written when the answer is out
+    while "oidc:jane" not in (served.folder / "audit").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
     lines = [json.loads(line) for line in (served.folder / "audit").read_text().splitlines()]
     assert "oidc:jane" in {line["who"] for line in lines}
 
