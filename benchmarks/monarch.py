@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "monarch.json"
 DEEP = spn.Config(depth=4, replicas=10)
 CIRCUITS = [  # inputs and sums, blocks; those of one group cost about the same
     [(10, 0), (16, 2), (20, 1)],
-    [(20, 0), (32, 4), (40, 4), (64, 1)],
+    [(20, 0), (40, 4), (32, 4), (64, 1)],
     [(20, 20), (20, 4), (20, 2)],
 ]
 
@@ -43,6 +43,8 @@ class Options:
     """Folder of a finished `rayad run`."""
     detector: str = "cae-spn"
     """Of the run, whose model encodes."""
+    groups: tuple[int, ...] = (0, 1, 2)
+    """Of `CIRCUITS`, in this order."""
     seeds: int = 3
     epochs: int = 60
     """At most."""
@@ -55,8 +57,8 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     seeds = loaded(options.detector, Quality(seeds=options.seeds, run=options.run))
     facts, rows = machine(1, options.seeds), []
-    for group, circuits in enumerate(CIRCUITS):
-        for nodes, blocks in circuits:
+    for group in options.groups:
+        for nodes, blocks in CIRCUITS[group]:
             config = replace(DEEP, inputs=nodes, sums=nodes, blocks=blocks)
             rows.append(rounded({"group": group, "I=S": nodes, "blocks": blocks} | measured(config, seeds, options)))
             show(rows[-1])

@@ -91,8 +91,7 @@ def test_the_whole_experiment_is_a_job_on_two_nodes(tree, nodes):
         *("--step-mm", "6.4", "--workers.number", "2", "--test-settings", f"spacing_mm={SIZES.spacing_mm}"),
         *("--source", f"{tree}/ddsm", "--test-source", f"{tree}/cbis-ddsm", "--out", f"{tree}/out"),
     ]
-    # As it lies: nodes of one machine share a session, and would unpack copies over each other while the job runs.
-    around = ["--runtime-env-json", json.dumps(runtime), "--working-dir", f"local://{ROOT}"]
+    around = ["--runtime-env-json", json.dumps(runtime), "--working-dir", str(ROOT)]
     words = [str(BIN / "ray"), "job", "submit", "--address", address, *around, "--", *job]
     done = submitted(words)
     assert done.returncode == 0, done.stdout + done.stderr
