@@ -196,6 +196,18 @@ struct Buffer {  // aligned memory that a thread keeps from call to call
 };
 thread_local Buffer scratch;
 
+// In float64 beyond some hundred numbers a lane, so that the sum of a million keeps its digits.
+double sum_of(const float *x, int64_t n) {
+    double total = 0;
+    for (int64_t first = 0; first < n; first += 256 * LANES) {
+        const int64_t end = n - first < 256 * LANES ? n : first + 256 * LANES;
+        Vector part = {};
+        for (int64_t k = first; k < end; k += LANES) part += load_some(x + k, end - k);
+        total += sum(part);
+    }
+    return total;
+}
+
 void log_rows(const float *x, float *out, int64_t n) {
     for (int64_t k = 0; k < n; k += LANES) {
         Vector some = all(1);
@@ -283,8 +295,8 @@ struct Block {
         reach = nullptr;
         if (!learns) return taken;
         reach = take(c.replicas * c.roots * nodes(levels() - 1) * n);
-        for (auto &level : flow) level = take((int64_t(2) << c.depth) * widest() * n);
-        gain = take((c.sums > c.roots ? c.sums : c.roots) * n);
+        for (auto &level : flow) level = take((int64_t(1) << levels()) * widest() * n);
+        gain = take(c.sums * n);
         gained = take(widest() * n);
         transposed = take(padded(widest()) * n);
         pairs = take(c.depth > 1 ? pair_row() * n : 0);
@@ -706,18 +718,16 @@ void leaf_update(float *mean, float *variance, const double *visits, const doubl
 // The M-step of sums, SumLayer.update in one pass: of each sum all weights, one after the other.
 void sum_update(float *weights, const float *visits, int64_t sums, int64_t size, float step, float prior, float inertia,
                 float least) {
-    const float tiny = 1.17549435e-38f;
+    const double tiny = 1.17549435e-38;
     for (int64_t s = 0; s < sums; s++, weights += size, visits += size) {
-        Vector seen = {}, kept = {};
-        for (int64_t k = 0; k < size; k += LANES) seen += load_some(visits + k, size - k);
-        const float total = sum(seen) + prior * size, way = step * total / (total + inertia);
-        const float scale = way / (total > tiny ? total : tiny);
+        const double total = sum_of(visits, size) + double(prior) * size, way = step * total / (total + inertia);
+        const float scale = way / (total > tiny ? total : tiny), rest = 1 - way;
         for (int64_t k = 0; k < size; k += LANES) {
             const Vector share = (load_some(visits + k, size - k) + prior) * scale;
-            store_some(weights + k, larger(load_some(weights + k, size - k) * (1 - way) + share, all(least)), size - k);
-            kept += load_some(weights + k, size - k);
+            // what is no number stays none
+            store_some(weights + k, larger(all(least), load_some(weights + k, size - k) * rest + share), size - k);
         }
-        const float whole = 1 / sum(kept);
+        const float whole = 1 / sum_of(weights, size);
         for (int64_t k = 0; k < size; k += LANES)
             store_some(weights + k, load_some(weights + k, size - k) * whole, size - k);
     }

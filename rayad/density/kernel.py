@@ -164,7 +164,7 @@ def update_sums(layer: SumLayer, visits: Sequence[Tensor], step: float, prior: f
     together = layer.own == (2, 3) or weights.shape[1] == 1  # the weights of one of many roots do not lie side by side
     if compiled is None or not together or weights.dtype != torch.float32 or weights.device.type != "cpu":
         return False
-    counts, size = visits[0].contiguous(), math.prod(weights.shape[axis] for axis in layer.own)
+    counts, size = visits[0].to(weights).contiguous(), math.prod(weights.shape[axis] for axis in layer.own)
     sizes = weights.numel() // size, size
     shares = step, prior / weights.numel(), inertia, MIN_WEIGHT
     compiled.sum_update(weights.data_ptr(), counts.data_ptr(), *sizes, *shares)

@@ -70,7 +70,7 @@ class Config:
     """S: sums of a region between leaves and roots; of no effect below depth 2."""
     blocks: Annotated[int, Within(0, 65_536)] = 0
     """Blocks of sums between leaves and roots whose weights share a factor (Monarch matrices): fewer cost less; 0 for
-    dense weights."""
+    dense weights. Of no effect below depth 2."""
     depth: Annotated[int, Within(0, 16)] = 1
     """D: how often the variables are cut in two; 2**depth may not exceed their number."""
     replicas: Size = 50

@@ -14,16 +14,21 @@ dense weights. Nothing of the size of a times b is stored.
 Letters: p products (pairs of regions), s sums of each, i and j nodes of the left and right child, n rows.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from rayad.errors import OptionError
+
 MIN_WEIGHT = 1e-16
 """Of a sum, so that no row has likelihood zero; as in EiNet."""
 BLOCK = 1 << 20
 """Numbers of an intermediate result, so that it stays in the cache."""
+MOST_WEIGHTS = 1 << 28
+"""Weights of a level that are multiplied out from two factors: 2 GiB in float64."""
 
 Left = Float[Tensor, "p i n"]
 Right = Float[Tensor, "p j n"]
@@ -32,7 +37,11 @@ Table = Float[Tensor, "p ..."]
 """Weights that are learned: those of a dense layer, or one of two factors."""
 
 
-class SumLayer(nn.Module):
+Pair = tuple[Left, Right]
+"""Of the left and of the right child."""
+
+
+class SumLayer(nn.Module, ABC):
     """The sums of a level."""
 
     nodes: int
@@ -40,21 +49,16 @@ class SumLayer(nn.Module):
     weights: Weights
     """W, multiplied out where it is not learned as it is."""
 
+    @abstractmethod
     def tables(self) -> Sequence[tuple[Table, tuple[int, ...]]]:
         """What is learned, each with the dimensions over which it adds to one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, left: Left, right: Right) -> Float[Tensor, "p s n"]:
         """The sums' values."""
-        raise NotImplementedError
 
-    def backward(
-        self,
-        gain: Float[Tensor, "p s n"],
-        children: tuple[Left, Right],
-        flows: tuple[Left, Right],
-        visits: Sequence[Table],
-    ) -> None:
+    @abstractmethod
+    def backward(self, gain: Float[Tensor, "p s n"], children: Pair, flows: Pair, visits: Sequence[Table]) -> None:
         """Pass visits down, in closed form: d log p / d log of every child and weight.
 
         Args:
@@ -63,11 +67,10 @@ class SumLayer(nn.Module):
             flows: filled with the expected visits of the children in every row.
             visits: added to, the expected visits of every table's weights over the rows, but for a factor: the weight.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def revive(self, left: Bool[Tensor, "p i"], right: Bool[Tensor, "p j"]) -> None:
         """Give every sum's weights of these children its mean weight."""
-        raise NotImplementedError
 
     def start(self, generator: torch.Generator) -> None:
         """Weights drawn evenly from all distributions."""
@@ -119,35 +122,21 @@ class DenseSums(SumLayer):
 
     def forward(self, left: Left, right: Right) -> Float[Tensor, "p s n"]:
         out = left.new_empty(len(left), self.weights.shape[1], left.shape[2])
-        for part in self._parts(left):
-            torch.sum(self._reach(part, right).mul_(left[part, None]), dim=2, out=out[part])
+        for part in _parts(self.weights, left):
+            torch.sum(_reach(self.weights, part, right).mul_(left[part, None]), dim=2, out=out[part])
         return out
 
-    def backward(
-        self,
-        gain: Float[Tensor, "p s n"],
-        children: tuple[Left, Right],
-        flows: tuple[Left, Right],
-        visits: Sequence[Table],
-    ) -> None:
+    def backward(self, gain: Float[Tensor, "p s n"], children: Pair, flows: Pair, visits: Sequence[Table]) -> None:
         left, right = children
-        for part in self._parts(left):
+        for part in _parts(self.weights, left):
             through = gain[part, :, None] * left[part, None]  # p s i n
             flat = through.flatten(1, 2)
             torch.bmm(self.weights[part].flatten(1, 2).mT, flat, out=flows[1][part]).mul_(right[part])
             visits[0][part].flatten(1, 2).baddbmm_(flat, right[part].mT)
-            torch.sum(through.mul_(self._reach(part, right)), dim=1, out=flows[0][part])
+            torch.sum(through.mul_(_reach(self.weights, part, right)), dim=1, out=flows[0][part])
 
     def revive(self, left: Bool[Tensor, "p i"], right: Bool[Tensor, "p j"]) -> None:
         _revive(self.weights, self.own, left[:, None, :, None] | right[:, None, None, :])
-
-    def _reach(self, part: slice, right: Right) -> Float[Tensor, "b s i n"]:
-        """sum_j W_sij b_j of the b products in this part."""
-        weights = self.weights[part]
-        return torch.bmm(weights.flatten(1, 2), right[part]).unflatten(1, weights.shape[1:3])
-
-    def _parts(self, left: Left) -> Iterator[slice]:
-        return _slices(len(left), self.weights.shape[1] * left[0].numel())
 
 
 class MonarchSums(SumLayer):
@@ -165,6 +154,12 @@ class MonarchSums(SumLayer):
 
     @property
     def weights(self) -> Weights:  # pyright: ignore[reportIncompatibleVariableOverride]
+        number = self.nodes * self.inner[0, 0].numel()
+        if number > MOST_WEIGHTS:
+            raise OptionError(
+                f"queries multiply out the weights of sums in blocks, and a level of this circuit has {number:,}:"
+                f" more than {MOST_WEIGHTS:,}"
+            )
         return (self.outer[..., None] * self.inner[:, :, None]).flatten(1, 2)
 
     def tables(self) -> list[tuple[Table, tuple[int, ...]]]:
@@ -172,21 +167,15 @@ class MonarchSums(SumLayer):
 
     def forward(self, left: Left, right: Right) -> Float[Tensor, "p s n"]:
         out = left.new_empty(len(left), self.outer.shape[1] * self.outer.shape[2], left.shape[2])
-        for part in self._parts(left):
+        for part in _parts(self.inner, left):
             pairs = self._pairs(part, left, right)
             sums = out[part].unflatten(1, self.outer.shape[1:3]).flatten(0, 1)  # (p q) l n
             torch.bmm(self.outer[part].flatten(0, 1), pairs.flatten(0, 1), out=sums)
         return out
 
-    def backward(
-        self,
-        gain: Float[Tensor, "p s n"],
-        children: tuple[Left, Right],
-        flows: tuple[Left, Right],
-        visits: Sequence[Table],
-    ) -> None:
+    def backward(self, gain: Float[Tensor, "p s n"], children: Pair, flows: Pair, visits: Sequence[Table]) -> None:
         left, right = children
-        for part in self._parts(left):
+        for part in _parts(self.inner, left):
             pairs = self._pairs(part, left, right).flatten(0, 1)
             block_gain = gain[part].unflatten(1, self.outer.shape[1:3]).flatten(0, 1)  # (p q) l n
             visits[0][part].flatten(0, 1).baddbmm_(block_gain, pairs.mT)
@@ -203,20 +192,21 @@ class MonarchSums(SumLayer):
 
     def _pairs(self, part: slice, left: Left, right: Right) -> Float[Tensor, "b q i n"]:
         """a_i sum_j V_qij b_j of the products in this part."""
-        inner = self.inner[part]
-        reach = torch.bmm(inner.flatten(1, 2), right[part]).unflatten(1, inner.shape[1:3])
-        return reach.mul_(left[part, None])
+        return _reach(self.inner, part, right).mul_(left[part, None])
 
-    def _parts(self, left: Left) -> Iterator[slice]:
-        return _slices(len(left), self.outer.shape[1] * left[0].numel())
+
+def _reach(table: Weights, part: slice, right: Right) -> Float[Tensor, "b s i n"]:
+    """sum_j W_sij b_j of the b products in this part, for weights W or a factor of them."""
+    weights = table[part]
+    return torch.bmm(weights.flatten(1, 2), right[part]).unflatten(1, weights.shape[1:3])
+
+
+def _parts(table: Weights, left: Left) -> Iterator[slice]:
+    """Products whose `_reach` is computed together."""
+    size = max(1, BLOCK // max(1, table.shape[1] * left[0].numel()))
+    return (slice(i, i + size) for i in range(0, len(left), size))
 
 
 def _revive(table: Table, own: tuple[int, ...], places: Bool[Tensor, "p ..."]) -> None:
     table.copy_(torch.where(places, table.mean(own, keepdim=True), table))
     _normalize(table, own)
-
-
-def _slices(products: int, numbers: int) -> Iterator[slice]:
-    """Parts of so many products, of whose numbers each has so many."""
-    size = max(1, BLOCK // max(1, numbers))
-    return (slice(i, i + size) for i in range(0, products, size))

@@ -12,6 +12,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from rayad import storage
+from tests.browser.conftest import opened, overflow
 
 SWEEP = {
     "name": "widths",
@@ -67,22 +68,19 @@ def get(url: str) -> str:
 
 
 def test_the_page_shows_runs_sweeps_and_faults_in_a_browser(dashboard, chromium):
-    page = chromium.new_page()
-    page.goto(dashboard[1]["rayad"])
-    words = " ".join(page.locator("body").inner_text().split())
-    assert "cae 0.88 0.80 to 0.90" in words
-    assert "3 of 4 trials" in words
-    assert f"e7: {REASON}" in words
-    page.locator('a[href$="index.html"]').click()
-    assert page.title() == "the report"
+    with opened(chromium, dashboard[1]["rayad"]) as page:
+        words = " ".join(page.locator("body").inner_text().split())
+        assert "cae 0.88 0.80 to 0.90" in words
+        assert "3 of 4 trials" in words
+        assert f"e7: {REASON}" in words
+        page.locator('a[href$="index.html"]').click()
+        assert page.title() == "the report"
 
 
 @pytest.mark.parametrize("width", [1400, 400])
 def test_the_page_fits_the_window(dashboard, chromium, width):
-    page = chromium.new_page(viewport={"width": width, "height": 900})
-    page.goto(dashboard[1]["rayad"])
-    root = "document.documentElement"
-    assert page.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
+    with opened(chromium, dashboard[1]["rayad"], width) as page:
+        assert overflow(page) == 0
 
 
 def test_the_tools_answer_at_the_printed_addresses(dashboard):

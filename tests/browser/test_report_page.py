@@ -1,7 +1,5 @@
 """The written page in a real browser: Debian's chromium, without a network."""
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 from playwright.sync_api import expect
@@ -11,6 +9,7 @@ from rayad.evaluation.figures import distributions, panel, thumbnail
 from rayad.evaluation.metrics import Scored
 from rayad.evaluation.results import read
 from rayad.evaluation.shown import DetectorMap, View
+from tests.browser.conftest import opened, overflow
 
 
 def cohort():
@@ -54,23 +53,14 @@ def written(tmp_path_factory):
     return folder, results
 
 
-@contextmanager
-def opened(chromium, file, width=1280):
-    """A page on disk in a browser without a network; afterwards its console is clean."""
-    context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True)
-    page, errors = context.new_page(), []
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(file.as_uri())
-    yield page
-    context.close()
-    assert errors == []
+def read_offline(chromium, file, width=1280):
+    return opened(chromium, file.as_uri(), width, offline=True)
 
 
 def test_the_table_has_every_figure_of_results_json(written, chromium):
     folder, results = written
     mass, distortion = results["rows"]
-    with opened(chromium, folder / "index.html") as page:
+    with read_offline(chromium, folder / "index.html") as page:
         cells = [text.split() for text in page.locator("#main-table td").all_inner_texts()]
         assert distortion["pixel_auc"]["reason"] in page.locator("body").inner_text()
     assert len(cells) == 12
@@ -82,14 +72,13 @@ def test_the_table_has_every_figure_of_results_json(written, chromium):
 @pytest.mark.parametrize("width", [1280, 500])
 def test_images_load_and_the_page_fits_the_window(written, chromium, width):
     folder, _ = written
-    with opened(chromium, folder / "index.html", width) as page:
+    with read_offline(chromium, folder / "index.html", width) as page:
         loaded = page.evaluate(
             "Object.fromEntries([...document.images].map(i => [i.getAttribute('src'), i.naturalWidth]))"
         )
-        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow(page) == 0
     assert set(loaded) == {"panel.webp", "distributions.webp", "image-e9.webp"}
     assert all(wide > 100 for wide in loaded.values())
-    assert overflow == 0
 
 
 def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload(written, chromium):
@@ -98,7 +87,7 @@ def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload
     images = [results["images"][0] | {"findings": [finding, finding], "more_findings": 0}]
     text = report.render(read({**results, "images": images}, "results"), ["panel", "distributions", "image-e9"])
     (folder / "reading.html").write_text(text, encoding="utf-8")
-    with opened(chromium, folder / "reading.html") as page:
+    with read_offline(chromium, folder / "reading.html") as page:
         page.locator(".finding input[value=reject]").first.check()
         page.reload()
         expect(page.locator(".finding input[value=reject]").first).to_be_checked()

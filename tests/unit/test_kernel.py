@@ -10,6 +10,7 @@ import torch
 
 from rayad.density import kernel
 from rayad.density.spn import SPN, Config
+from rayad.density.sums import DenseSums
 
 pytestmark = pytest.mark.skipif(kernel.library() is None, reason="no C++ compiler (Debian: apt-get install g++)")
 
@@ -111,6 +112,27 @@ def test_a_step_of_learning_is_seen_by_the_next_likelihood():
         single.update(single.statistics(z), 0.5)
         double.update(double.statistics(z), 0.5)
     torch.testing.assert_close(single.log_prob(z).double(), double.log_prob(z), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_visits_of_any_precision_move_the_weights_of_many_pairs(dtype):
+    generator = torch.Generator().manual_seed(0)
+    layer, truth = (DenseSums(200, 1, 90, 90, pooled=True) for _ in range(2))
+    truth.double()
+    visits = torch.empty(layer.weights.shape, dtype=torch.float64).exponential_(generator=generator)
+    assert kernel.update_sums(layer, [visits.to(dtype)], 0.3, 1.0, 1e-12)
+    truth.update([visits], 0.3, 1.0, 1e-12)
+    torch.testing.assert_close(layer.weights.double(), truth.weights, rtol=1e-6, atol=0)
+    assert layer.weights.sum(dtype=torch.float64).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_visits_that_are_no_numbers_are_not_hidden():
+    layer = DenseSums(2, 3, 4, 4, pooled=False)
+    visits = torch.ones_like(layer.weights)
+    visits[1, 2, 0, 0] = torch.nan
+    assert kernel.update_sums(layer, [visits], 0.3, 1.0, 1e-12)
+    assert layer.weights[1, 2].isnan().all()
+    assert layer.weights[0].isfinite().all()
 
 
 def test_missing_values_go_through_torch():

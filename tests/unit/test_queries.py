@@ -333,3 +333,12 @@ def test_a_density_is_no_better_than_itself():
         queries.compare(a, a, z, ["one"] * 10)
     with pytest.raises(OptionError, match="one group a row, not 2 for 10 rows"):
         queries.compare(a, a, z, ["one", "two"])
+
+
+def test_weights_in_blocks_that_are_too_many_to_multiply_out_are_refused(monkeypatch):
+    density, z = circuit(7, 1, 3, 4, 2, 2, 2), rows(3, 7)
+    monkeypatch.setattr("rayad.density.sums.MOST_WEIGHTS", 143)
+    message = "queries multiply out the weights of sums in blocks, and a level of this circuit has 144: more than 143"
+    with pytest.raises(OptionError, match=message):
+        queries.surprise(density, z)
+    assert density.log_prob(z).isfinite().all()
