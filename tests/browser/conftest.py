@@ -26,7 +26,10 @@ def opened(chromium, address, width=1280, **options):
     """A page at an address; afterwards its console is clean."""
     context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
     page, errors = context.new_page(), []
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on(
+        "console",
+        lambda message: message.type == "error" and errors.append(f"{message.text} {message.location['url']}"),
+    )
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
     yield page
