@@ -35,7 +35,8 @@ def root(tmp_path_factory):
     """A report, a sweep of three trials, a corpus with a failed image, and events."""
     folder = tmp_path_factory.mktemp("root")
     storage.write_json(str(folder / "out/report/results.json"), {"dataset": "phantom", "rows": ROWS})
-    (folder / "out/report/index.html").write_text("<!doctype html><link rel="icon" href="data:,"><title>the report</title>")
+    page = '<!doctype html><link rel="icon" href="data:,"><title>the report</title>'
+    (folder / "out/report/index.html").write_text(page)
     storage.write_json(str(folder / "sweep/sweep.json"), SWEEP)
     study = optuna.create_study(study_name="sweep", storage=f"sqlite:///{folder / 'sweep/optuna.db'}")
     study.optimize(lambda trial: trial.suggest_int("width", 8, 64), n_trials=3)
