@@ -69,8 +69,9 @@ def measured(config: spn.Config, seeds: list[Rows], options: Options) -> dict[st
     """Operations, weights, speed and test bits of a circuit."""
     setting = Setting(config, em.EM(epochs=options.epochs))
     circuits = [fit(setting, rows, seed) for seed, rows in enumerate(seeds)]
-    test = np.array([of_circuit(circuit, rows) for circuit, rows in zip(circuits, seeds, strict=True)])
     variables = seeds[0].train.shape[1]
+    learned = zip(circuits, seeds, strict=True)
+    test = np.array([bits(circuit.log_prob(rows.test), variables) for circuit, rows in learned])
     return {
         "MFLOP": operations(config, variables)["inference"] / 1e6,
         "weights": sum(table.numel() for table in circuits[0].tables()),
@@ -78,11 +79,6 @@ def measured(config: spn.Config, seeds: list[Rows], options: Options) -> dict[st
         "test bits": float(test.mean()),
         "spread": float(test.std()),
     }
-
-
-def of_circuit(circuit: spn.SPN, rows: Rows) -> float:
-    """Test bits a dimension."""
-    return bits(circuit.log_prob(rows.test), rows.test.shape[1])
 
 
 def speed(circuit: spn.SPN, z: torch.Tensor) -> float:

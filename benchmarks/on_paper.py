@@ -1,6 +1,6 @@
 """What a million exams would take on 8 and on 64 GPUs: a model on paper, from measured rates of a CPU and a data sheet.
 
-    python benchmarks/on_paper.py      # prints the tables of docs/scaling.md
+    python benchmarks/on_paper.py      # prints the table of docs/scaling.md
 
 No GPU was measured. A stage takes as long as the slowest of three: its arithmetic on the GPUs, at a share of the card's
 peak that is an assumption; its work on the CPU cores beside them, at the rates of `results/end_to_end.json` and
@@ -58,9 +58,12 @@ class Work:
 class Cluster:
     """GPUs with their cores, or cores alone."""
 
-    name: str
     gpus: int
     cores: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.gpus} GPUs, {self.cores:,} cores" if self.gpus else f"{self.cores} cores"
 
     def seconds(self, work: Work) -> dict[str, float]:
         """What each limit alone would allow."""
@@ -70,7 +73,7 @@ class Cluster:
             return limits | {"cores": work.cpu_seconds / self.cores}
         gpus = min(self.gpus, work.most_workers)
         limits["GPUs" if gpus == self.gpus else f"{gpus} workers"] = work.operations / (gpus * PEAK * SHARE)
-        return limits | {"cores": work.core_seconds / (gpus * GPU_CORES)}
+        return limits | {"cores": work.core_seconds / (self.cores * gpus / self.gpus)}
 
     @property
     def price(self) -> float:
@@ -78,14 +81,12 @@ class Cluster:
         return self.gpus * GPU_PRICE or self.cores * CORE_PRICE
 
 
-CLUSTERS = (Cluster("64 cores", 0, 64), Cluster("8 GPUs, 128 cores", 8, 128), Cluster("64 GPUs, 1,024 cores", 64, 1024))
+CLUSTERS = (Cluster(0, 64), *(Cluster(gpus, gpus * GPU_CORES) for gpus in (8, 64)))
 
 
 def works() -> list[Work]:
     """The stages, with what was measured of them on a CPU."""
-    images = {
-        row["image"]: row for row in _rows("end_to_end") if row["rayad"] == "here"
-    }  # one thread, CPU seconds an image
+    images = {row["image"]: row for row in _rows("end_to_end") if row["rayad"] == "here"}  # CPU seconds of one thread
     film, stages = images["1-282.dcm"], images["mini-MIAS"]
     opened = film["read"] + film["prepare"]
     cut = stages["ingest"] / 62 - images["mdb001.png"]["prepare"]  # of the 62 healthy images that ingest takes
