@@ -52,10 +52,11 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
-# The browser of the pages' tests, the archive of the DICOMweb test, the checker of DICOM objects, and what asks the
-# dashboards' queries. Only root on Debian can install them here; elsewhere the tests say what is missing.
-SYSTEM := chromium fonts-dejavu-core orthanc orthanc-dicomweb dicom3tools prometheus
-COMMANDS := chromium Orthanc dciodvfy prometheus
+# The browser of the pages' tests, the archive of the DICOMweb test, the checker of DICOM objects, what asks the
+# dashboards' queries, and the compiler that Macs have. Only root on Debian can install them here; elsewhere the tests
+# say what is missing.
+SYSTEM := chromium fonts-dejavu-core orthanc orthanc-dicomweb dicom3tools prometheus clang
+COMMANDS := chromium Orthanc dciodvfy prometheus clang++
 
 system:
 	@missing=; for c in $(COMMANDS); do command -v $$c >/dev/null || missing="$$missing $$c"; done; \

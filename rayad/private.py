@@ -2,6 +2,12 @@
 
 import os
 import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rayad.errors import ClusterError
 
 PRIVATE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one way to a Ray whose own servers listen on 127.0.0.1
@@ -16,10 +22,35 @@ _own_token = secrets.token_hex(32)
 """Of every Ray that this process starts; its children find it in their environment, and nobody else does."""
 
 
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """These variables, for what begins in this block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def given(address: str) -> str:
     """Address of the cluster that an option or RAY_ADDRESS names; "" where a command starts a Ray of its own."""
     address = address or os.environ.get("RAY_ADDRESS", "")
     return "" if address == "local" else address
+
+
+def await_cluster(address: str, seconds: float) -> None:
+    """Wait for whoever listens at HOST:PORT; ClusterError if nobody does. Ray asks for minutes, line by line."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + seconds
+    while port.isdigit() and "/" not in host:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until or isinstance(error, OverflowError | socket.gaierror):
+                raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
+        time.sleep(1)
 
 
 def keep_private() -> None:

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -154,18 +155,24 @@ inline void store_some(float *p, Vector x, int64_t count) {
     std::memcpy(p, &x, 4 * (count & (LANES - 1)));
 }
 
+// The numbers of a and of b, which are the lanes behind those of a, that `lane` says.
+template <class Lane, size_t... k> inline Vector pick(Vector a, Vector b, Lane lane, std::index_sequence<k...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, lane(k)...);
+#else
+    return __builtin_shuffle(a, b, Whole{lane(k)...});
+#endif
+}
+
 // Rows and lanes of a square of vectors change places: blocks of half the side beside the diagonal, again and again.
 template <int half> inline void swap_blocks(Vector (&x)[LANES]) {
-    Whole upper, lower;
-    for (int k = 0; k < LANES; k++) {
-        upper[k] = k & half ? LANES + k - half : k;
-        lower[k] = k & half ? LANES + k : k + half;
-    }
+    constexpr auto upper = [](int k) { return k & half ? LANES + k - half : k; };
+    constexpr auto lower = [](int k) { return k & half ? LANES + k : k + half; };
     for (int r = 0; r < LANES; r++)
         if (!(r & half)) {
             Vector a = x[r], b = x[r + half];
-            x[r] = __builtin_shuffle(a, b, upper);
-            x[r + half] = __builtin_shuffle(a, b, lower);
+            x[r] = pick(a, b, upper, std::make_index_sequence<LANES>());
+            x[r + half] = pick(a, b, lower, std::make_index_sequence<LANES>());
         }
     if constexpr (half > 1) swap_blocks<half / 2>(x);
 }

@@ -31,7 +31,7 @@ from rayad import bounds, storage
 from rayad.errors import ClusterError
 from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
-from rayad.private import given, keep_private
+from rayad.private import await_cluster, environment, given, keep_private
 
 LEVEL, SILENT = "RAY_BACKEND_LOG_LEVEL", "fatal"
 """Variable of the level above which Ray's own code says things on the terminal; what matters is raised."""
@@ -94,7 +94,7 @@ def _await_readers() -> None:
 
 def _connect(address: str) -> None:
     """To a running cluster, whose workers get this command's settings; ClusterError where that fails."""
-    _await(address)
+    await_cluster(address, REACHED_S)
     environment = {bounds.VARIABLE: json.dumps(asdict(bounds.current())), storage.EXPECTED: "1"}
     environment[plausibility.VARIABLE] = ",".join(plausibility.forced())
     runtime: dict[str, Any] = {"env_vars": environment}
@@ -105,19 +105,6 @@ def _connect(address: str) -> None:
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         ray.shutdown()
         raise ClusterError(f"cannot connect to the Ray cluster at {address}: {_first_line(error)}") from error
-
-
-def _await(address: str) -> None:
-    """Wait a while for whoever listens at HOST:PORT; Ray asks for minutes, and says so line by line."""
-    host, _, port = address.rpartition(":")
-    until = time.monotonic() + REACHED_S
-    while port.isdigit() and "/" not in host:
-        try:
-            return socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
-        except (OSError, OverflowError) as error:
-            if time.monotonic() > until or isinstance(error, OverflowError | socket.gaierror):
-                raise ClusterError(f"no Ray cluster answers at {address}: {error}") from error
-        time.sleep(1)
 
 
 def _handing_over(keys: dict[str, str]) -> Callable[[], None]:
@@ -215,8 +202,7 @@ def _start_once(folder: str, cpus: int) -> None:
     cores = os.cpu_count() or 1
     Config.initialize("")  # Ray may have been imported before
     AuthenticationTokenLoader.instance().reset_cache()
-    os.environ[storage.EXPECTED] = "1"  # of all processes that begin here, not of this one
-    try:
+    with environment(**{storage.EXPECTED: "1"}):  # of all processes that begin here, not of this one
         ray.init(
             address="local",
             # More logical CPUs than cores: a waiting coordinator must not keep the work from a core.
@@ -228,8 +214,6 @@ def _start_once(folder: str, cpus: int) -> None:
             job_config=_Job(),
             **QUIET,
         )
-    finally:
-        del os.environ[storage.EXPECTED]
 
 
 class _Job(JobConfig):
@@ -245,17 +229,15 @@ class _Job(JobConfig):
 @contextmanager
 def _muted() -> Iterator[None]:
     """What starts here says nothing on the terminal, nor Ray of which level its logs are, whatever that is."""
-    before, kept, nothing = os.environ.get(LEVEL, ""), os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.environ[LEVEL] = before or SILENT
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
-        yield
+        with environment(**{LEVEL: os.environ.get(LEVEL) or SILENT}):
+            yield
     finally:
         os.dup2(kept, 2)
         for file in (kept, nothing):
             os.close(file)
-        if not before:
-            del os.environ[LEVEL]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -25,13 +25,13 @@ from ray.serve.handle import DeploymentHandle
 from rayad import bounds
 from rayad.errors import ImageError, RayadError, reason
 from rayad.heatmaps.answers import Card
-from rayad.heatmaps.drawing import Written, arrays_and_picture, if_healthy
+from rayad.heatmaps.drawing import Written, arrays_and_picture
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.heatmaps.judgement import Judgement, judge
-from rayad.imaging import dicom, raster
+from rayad.imaging import raster
 from rayad.imaging.picture import Prepared, Preprocessing
 from rayad.scoring.detector import Detector
-from rayad.serving import cards, problems
+from rayad.serving import cards, parts, problems
 from rayad.serving.api import ServedScore
 from rayad.serving.cards import Served
 from rayad.serving.problems import Problem
@@ -284,7 +284,9 @@ class Drawer(Held):
         """Pixels of the image as it came, and what it would look like if it were healthy."""
         detector = await self.detector(serve.get_multiplexed_model_id())
         async with self._turns.taken(picture.caller):
-            return await while_wanted(self._threads, _arrays, detector, picture.prepared, data, request, include)
+            return await while_wanted(
+                self._threads, parts.arrays, detector, picture.prepared, data, request, include, NAME
+            )
 
     @_refusing
     async def objects(
@@ -292,30 +294,7 @@ class Drawer(Held):
     ) -> dict[str, bytes]:
         """DICOM objects by kind."""
         async with self._turns.taken(caller):
-            return await while_wanted(self._threads, _objects, data, judged, card, request)
-
-
-def _objects(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest) -> dict[str, bytes]:
-    from rayad.serving import objects  # with highdicom, when the first is asked for
-
-    usual = HeatmapRequest(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
-    changed = {k: str(v) for k, v in asdict(request).items() if v != getattr(usual, k)}
-    made = objects.objects(dicom.attributes(data, NAME), dicom.decode(data, NAME), judged, card, changed)
-    return {kind: objects.to_bytes(dataset) for kind, dataset in made.items()}
-
-
-def _arrays(
-    detector: Detector, prepared: Prepared, data: bytes, request: HeatmapRequest, include: Sequence[str]
-) -> dict[str, np.ndarray]:
-    arrays = {}
-    if "pixels" in include:
-        pixels = decoded(data, NAME, detector.preprocessing.channels, request).pixels
-        full, kind = (65535, np.uint16) if pixels.ndim == 2 else (255, np.uint8)
-        arrays["pixels"] = np.round(pixels * full).astype(kind)
-    if "counterfactual" in include:
-        healthy = if_healthy(detector, prepared)
-        arrays |= {"counterfactual": healthy.pixels, "change": healthy.change}
-    return arrays
+            return await while_wanted(self._threads, parts.objects, data, judged, card, request, NAME)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -56,7 +56,7 @@ def learn(workers: Workers, loop: Loop, task: dict[str, Any], url: str, epochs: 
         with same_signal(signal.SIGINT), _shown(epoch_rows, epochs, f"learning {label}"):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        raise failed(error) from error
     if isinstance(result.return_value, RayadError):
         raise result.return_value
     faults = [Fault(**storage.read_json(file)) for file in _listed(faults_url)]
@@ -185,7 +185,7 @@ def _shown(epoch_rows: Any, epochs: int, label: str) -> Iterator[None]:
         with progress_bar(epochs, label) as step:
             while True:
                 last = over.wait(1)
-                with suppress(RayActorError):  # it is lost, and another comes
+                with suppress(RayActorError, OutOfMemoryError):  # it is lost, and another comes
                     for row in ray.get(epoch_rows.take.remote()):
                         done = int(row["epoch"]) if first else 1  # what an interrupted call did counts too
                         step(f"validation {row['validation']:.5g}" if "validation" in row else "", done)
@@ -232,7 +232,7 @@ class _Learning:
         return None
 
 
-def _cause(error: BaseException) -> RayadError:
+def failed(error: BaseException) -> RayadError:
     """The error that a worker raised, or else what Ray says: when one stops, the others tell of a lost peer."""
     for failure in getattr(error, "worker_failures", {}).values():
         if isinstance(failure, RayadError):

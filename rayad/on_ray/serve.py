@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from rayad import local
 from rayad.bounds import Bounds
@@ -159,7 +159,7 @@ class Offered(Graph):
         """Start a batch."""
         try:
             return unless_refused(await self._batches.start.remote(request, served))
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             lost = "The batches' process died; this batch may have begun."
             raise Problem(503, lost, headers={"Retry-After": "30"}) from error
 

@@ -21,15 +21,17 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from rayad import local
-from rayad.errors import OptionError, RayadError, StorageError
+from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import same_signal
+from rayad.on_ray.learning import failed
 from rayad.on_ray.pool import OnRay, awaited
 from rayad.pipeline import winner
 from rayad.pipeline.requests import Search
@@ -37,12 +39,15 @@ from rayad.pipeline.sweep_book import DATABASE, SweepBook, at_hand
 from rayad.pipeline.sweep_task import SharedLatents, Task
 from rayad.pipeline.trial import Again, learn
 from rayad.pool import Workers
+from rayad.private import environment
 from rayad.terminal import progress_bar
 
 STUDY = "sweep"
 """Name of the study in Optuna's database."""
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 """Environment in which Ray Tune writes no files and no lines of its own for every trial."""
+LOSSES = 2
+"""How often a trial that fails is begun anew, and the search after Ray killed trials for their memory."""
 
 
 def _trial(values: dict[str, Any], task: Task, data: SharedLatents | None, device: str) -> None:
@@ -73,7 +78,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
 
     Raises:
         OptionError: another sweep is at the URL, or the cluster has not what the trials need.
-        TrainingError: no trial came to its end.
+        TrainingError: no trial came to its end, or Ray killed trials for their memory again and again.
     """
     _require(how)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -82,9 +87,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
         with book.running():
             file = local.private(f"{folder}/{DATABASE}")
             database = RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 30}})
-            study = _study(database, task, book)
-            _run(task, data, how, database, book)
-            _give_up_running(study)
+            study = _search(task, data, how, database, book)
             book.keep_seeds(_with_seeds(task, data, how, book))
             book.write_page(trials.pictures(study))
             database.engine.dispose()
@@ -141,10 +144,29 @@ class _Searcher(OptunaSearch):
         open(checkpoint_path, "wb").close()
 
 
-def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStorage, book: SweepBook) -> None:
+def _search(task: Task, data: SharedLatents | None, how: Search, database: RDBStorage, book: SweepBook) -> optuna.Study:
+    """All trials; those that Ray killed because a node's memory was used up are replaced, until that is too often."""
+    ends, losses = time.monotonic() + 60 * how.minutes, 0
+    while True:
+        study = _study(database, task, book)
+        try:
+            _run(task, data, how, database, book, ends)
+        except TrainingError:
+            metrics.count("faults", 1, stage="sweep")
+            losses += 1
+            if losses > LOSSES:
+                raise
+        else:
+            _give_up_running(study)
+            return study
+
+
+def _run(
+    task: Task, data: SharedLatents | None, how: Search, database: RDBStorage, book: SweepBook, ends: float
+) -> None:
     """The trials that are lacking; KeyboardInterrupt if somebody stopped them."""
-    lacking, ends = how.trials - len(book.rows), time.monotonic() + 60 * how.minutes
-    if lacking <= 0:
+    lacking = how.trials - len(book.rows)
+    if lacking <= 0 or time.monotonic() > ends:
         return
     sampler = optuna.samplers.TPESampler(seed=how.seed + len(book.rows), multivariate=True, constant_liar=True)
     space = {name: dimension.distribution for name, dimension in task.space.items()}
@@ -153,8 +175,9 @@ def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStora
         with (
             same_signal(signal.SIGINT),
             progress_bar(lacking, "trials") as step,
-            _quiet(),
-            _written(f"{book.folder}/{DATABASE}"),
+            environment(**QUIET),
+            warnings.catch_warnings(action="ignore"),  # the database and the book have it
+            _explained(f"{book.folder}/{DATABASE}"),
         ):
             tune.Tuner(
                 tune.with_resources(
@@ -166,10 +189,10 @@ def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStora
                     scheduler=_scheduler(task, how),
                     num_samples=lacking,
                     max_concurrent_trials=how.concurrent,
-                    time_budget_s=60 * how.minutes,
+                    time_budget_s=ends - time.monotonic(),
                 ),
                 run_config=tune.RunConfig(
-                    name=STUDY, storage_path=own, verbose=0, failure_config=tune.FailureConfig(max_failures=2)
+                    name=STUDY, storage_path=own, verbose=0, failure_config=tune.FailureConfig(max_failures=LOSSES)
                 ),
             ).fit()
     finally:
@@ -179,18 +202,30 @@ def _run(task: Task, data: SharedLatents | None, how: Search, database: RDBStora
 
 
 @contextmanager
-def _written(database: str) -> Iterator[None]:
-    """Where Optuna cannot write its database, StorageError says why; Ray Tune tells of its callers' errors in words."""
+def _explained(database: str) -> Iterator[None]:
+    """StorageError where Optuna cannot write its database, TrainingError where Ray killed a trial for its memory.
+
+    Ray Tune tells of its callers' errors in words, and does not expect the other.
+    """
     try:
         yield
-    except (TuneError, StorageInternalError) as error:
-        reason: BaseException | None = error
-        while reason and not isinstance(reason, StorageInternalError):
-            reason = reason.__cause__ or reason.__context__
-        if reason is None:
-            raise
-        why = str(getattr(reason.__cause__, "orig", reason.__cause__))
-        raise StorageError(f"cannot write {database}: {os.strerror(ENOSPC) if 'is full' in why else why}") from error
+    except (TuneError, StorageInternalError, RuntimeError) as error:
+        causes = list(_causes(error))
+        full = next((cause for cause in causes if isinstance(cause, StorageInternalError)), None)
+        if full is not None:
+            why = str(getattr(full.__cause__, "orig", full.__cause__))
+            why = os.strerror(ENOSPC) if "is full" in why else why
+            raise StorageError(f"cannot write {database}: {why}") from error
+        if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+            raise failed(error) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _scheduler(task: Task, how: Search) -> TrialScheduler:
@@ -205,20 +240,6 @@ def _scheduler(task: Task, how: Search) -> TrialScheduler:
         grace_period=how.grace,
         reduction_factor=3,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let Ray Tune say nothing: the database and the book have it."""
-    before = {name: os.environ.get(name) for name in QUIET}
-    os.environ.update(QUIET)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _with_seeds(task: Task, data: SharedLatents | None, how: Search, book: SweepBook) -> list[tuple[float | None, str]]:

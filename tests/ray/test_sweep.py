@@ -8,6 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from rayad import cli, storage
 from rayad.datasets import phantom
@@ -257,3 +258,13 @@ def test_a_model_without_a_likelihood_is_searched_by_the_images_that_are_for_cho
     assert "1 - AUC of the places" in summary["objective"]
     assert {row["how"] for row in summary["rows"]} == {"whole"}  # none is stopped early
     assert all(0 <= row["value"] <= 1 for row in summary["rows"])
+
+
+def test_memory_that_is_used_up_is_one_sentence():
+    """Ray Tune raises a RuntimeError then, which the search answers by going on."""
+    used_up = OutOfMemoryError("Task was killed due to the node running low on memory.\nTo adjust the threshold, ...")
+    sentence = r"the memory of a node was used up.*; the same command goes on"
+    with pytest.raises(TrainingError, match=sentence), sweep._explained("optuna.db"):
+        raise RuntimeError(f"Caught unexpected exception: {used_up}") from used_up
+    with pytest.raises(RuntimeError, match="something else"), sweep._explained("optuna.db"):
+        raise RuntimeError("something else")

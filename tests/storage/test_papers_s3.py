@@ -29,12 +29,15 @@ from ray.cluster_utils import Cluster
 small = {"object_store_memory": 150 * 2**20, "num_cpus": 3}
 dashboard = {"include_dashboard": True, "dashboard_port": int(sys.argv[2]), "num_cpus": 0}
 cluster = Cluster(initialize_head=True, head_node_args=small | dashboard)
-nodes = [cluster.add_node(**small) for _ in range(2)]
+nodes = [cluster.add_node(temp_dir=f"{sys.argv[1]}/{name}", **small) for name in "ab"]
 print(*(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
-"""A head that does no work, and two nodes of three workers each, until nobody needs them."""
+"""A head that does no work, and two nodes of three workers each, until nobody needs them.
+
+Each node has a folder of its own, as machines have: every node unpacks the job's files, over those that lie there.
+"""
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The compiled kernel against torch in float64, on circuits of every shape."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from rayad.density import kernel
 from rayad.density.spn import SPN, Config
 from rayad.density.sums import DenseSums
+from tests.conftest import missing
 
 pytestmark = pytest.mark.skipif(kernel.library() is None, reason="no C++ compiler (Debian: apt-get install g++)")
 
@@ -66,9 +68,12 @@ def test_a_step_is_that_of_torch_in_float64(variables, config, rows):
 
 
 @pytest.mark.skipif("avx2" not in CPU, reason="a processor without AVX2")
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
 @pytest.mark.parametrize(("processor", "lanes"), [("x86-64", 4), ("x86-64-v3", 8)])
-def test_processors_with_shorter_vectors_compute_the_same(processor, lanes):
+def test_both_compilers_and_processors_with_shorter_vectors_compute_the_same(compiler, processor, lanes):
     """In a process of its own, since a process has one kernel."""
+    if shutil.which(compiler) is None:
+        missing(f"{compiler} is not installed (Debian: apt-get install g++ clang)")
     code = f"""
 import torch
 from rayad.density import kernel
@@ -80,7 +85,7 @@ for shape in SHAPES.values():
     test_statistics_are_those_of_torch_in_float64(*shape)
     test_a_step_is_that_of_torch_in_float64(*shape)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "CXX": compiler}, check=True)
 
 
 def test_outliers_keep_their_order_and_stay_finite():

@@ -1,0 +1,39 @@
+"""What callers may ask for besides scores: the pixels as they came, a healthy version, DICOM objects."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from rayad.heatmaps.answers import Card
+from rayad.heatmaps.drawing import if_healthy
+from rayad.heatmaps.images import HeatmapRequest, decoded
+from rayad.heatmaps.judgement import Judgement
+from rayad.imaging import dicom
+from rayad.imaging.picture import Prepared
+from rayad.scoring.detector import Detector
+
+
+def arrays(
+    detector: Detector, prepared: Prepared, data: bytes, request: HeatmapRequest, include: Sequence[str], name: str
+) -> dict[str, np.ndarray]:
+    """Arrays by name: `pixels` in their own resolution, uint16 or uint8; `counterfactual` and `change` as prepared."""
+    made = {}
+    if "pixels" in include:
+        pixels = decoded(data, name, detector.preprocessing.channels, request).pixels
+        full, kind = (65535, np.uint16) if pixels.ndim == 2 else (255, np.uint8)
+        made["pixels"] = np.round(pixels * full).astype(kind)
+    if "counterfactual" in include:
+        healthy = if_healthy(detector, prepared)
+        made |= {"counterfactual": healthy.pixels, "change": healthy.change}
+    return made
+
+
+def objects(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest, name: str) -> dict[str, bytes]:
+    """DICOM objects of an image that came as DICOM, by kind, as files."""
+    from rayad.serving import objects as dicom_objects  # with highdicom, when the first is asked for
+
+    usual = HeatmapRequest(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
+    changed = {key: str(value) for key, value in asdict(request).items() if value != getattr(usual, key)}
+    written = dicom_objects.objects(dicom.attributes(data, name), dicom.decode(data, name), judged, card, changed)
+    return {kind: dicom_objects.to_bytes(dataset) for kind, dataset in written.items()}
