@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 its workers starve beside other tests
 HERE = Path(__file__).parent
 LONGEST = {"test_terminal", "test_models", "test_doors", "test_vqvae", "test_latent_detectors"}
 """Files whose tests come before others of their folder: where several processes test, none is left alone with them."""

@@ -133,7 +133,7 @@ class Sweep(ReadsImages):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.on_ray.sweep import sweep
+        from rayad.on_ray.sweep import require, sweep
         from rayad.pipeline.detectors import model_of
         from rayad.pipeline.fit_density import latents_of
         from rayad.pipeline.sweep_book import stored
@@ -146,6 +146,7 @@ class Sweep(ReadsImages):
         name = self.name or "-".join(filter(None, [trained.name if trained else self.model, task.density]))
         with claimed(out, "a sweep", inputs), connected(self.address, self.workers) as pool:
             data = None
+            require(self.search)
             if trained:
                 data = shared_latents(pool, model_of(trained), task, corpus, latents_of(trained, corpus, out))
             summary = sweep(name, task, data, self.search, out)

@@ -80,7 +80,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
         OptionError: another sweep is at the URL, or the cluster has not what the trials need.
         TrainingError: no trial came to its end, or Ray killed trials for their memory again and again.
     """
-    _require(how)
+    require(how)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with at_hand(url) as folder:
         book = SweepBook(name, task, data, how.trials, url, folder)
@@ -94,7 +94,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
     return book.summary
 
 
-def _require(how: Search) -> None:
+def require(how: Search) -> None:
     """OptionError if trials would wait for ever for what the cluster does not have."""
     if lacking := awaited(Workers(how.concurrent, how.gpu, wait_minutes=how.wait_minutes)):
         shortage = " and ".join(f"{n:g} {kind}s of the cluster, it has {has:g}" for kind, (n, has) in lacking.items())

@@ -14,13 +14,13 @@ from rayad.pipeline.encode import read_latents
 from rayad.pipeline.fit_density import fit_density
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import DensityRequest
-from rayad.pool import Workers
+from rayad.pool import Here, Workers
 from rayad.scoring.scores import Part
 
 
 def corpus_at(url: str, seed: int) -> Corpus:
     dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192, seed=seed)
-    ingest(OnRay(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    ingest(Here(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
     return Corpus.open(url)
 
 

@@ -24,7 +24,7 @@ from rayad.pipeline.fit_density import fit_density, fit_detector
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import DensityRequest, Search, TrainRequest
 from rayad.pipeline.train import train_detector
-from rayad.pool import Workers
+from rayad.pool import Here, Workers
 from rayad.scoring import bundle
 
 SMALL = DensityRequest(settings=("inputs=3", "replicas=3"), em=EM(epochs=4, batches=4))
@@ -36,7 +36,7 @@ FEW = Search(trials=4, seeds=2, grace=2, minutes=5)
 def corpus(tmp_path_factory) -> Corpus:
     url = str(tmp_path_factory.mktemp("corpus"))
     dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
-    ingest(OnRay(), dataset, url, Ingest(sampling=Sampling(patches=20), shard_patches=120), {"dataset": "phantom"})
+    ingest(Here(), dataset, url, Ingest(sampling=Sampling(patches=20), shard_patches=120), {"dataset": "phantom"})
     return Corpus.open(url)
 
 
@@ -45,13 +45,13 @@ def trained(corpus, tmp_path_factory) -> str:
     """URL of a detector whose latents are searched over."""
     url = str(tmp_path_factory.mktemp("cae"))
     request = TrainRequest("cae", ("width=4", "latents=6"), Schedule(epochs=1))
-    train_detector(OnRay(Workers(1)), "cae", corpus, request, url)
+    train_detector(Here(), "cae", corpus, request, url)
     return url
 
 
 def shared(model, space, corpus: Corpus, url: str) -> tuple[sweep_task.Task, sweep_task.SharedLatents]:
     task = sweep_task.density_task(model, SMALL, space, corpus.url)
-    return task, sweep_task.shared_latents(OnRay(), model, task, corpus, url)
+    return task, sweep_task.shared_latents(Here(), model, task, corpus, url)
 
 
 def numbers(url: str) -> list[optuna.trial.FrozenTrial]:
@@ -93,7 +93,7 @@ def test_a_trial_is_what_fit_density_makes_of_its_settings(corpus, trained, tmp_
     told: list[float] = []
     value = trial.learn(task, data, values, None, lambda epoch, value: told.append(value))
     wanted = replace(SMALL, settings=("inputs=5", "replicas=4"), em=replace(SMALL.em, step=0.2))
-    _, said = fit_density(OnRay(Workers(1)), corpus.url, model, wanted, latents)
+    _, said = fit_density(Here(), corpus.url, model, wanted, latents)
     assert value == pytest.approx(said["best"]["validation"], abs=1e-5)
     assert told[-1] == pytest.approx(value, abs=1e-5)
     assert told == sorted(told, reverse=True)
@@ -210,6 +210,7 @@ def test_what_cannot_be_searched_is_refused_at_once(corpus, trained, tmp_path, c
     assert not Path(tmp_path / "s" / "sweep.json").exists()
 
 
+@pytest.mark.long
 def test_a_model_and_its_density_are_searched_together_and_the_winner_is_trained(corpus, tmp_path, capsys):
     """What was stopped early is not the best; what is applied is what won, with the image model beside it."""
     out = tmp_path / "out"

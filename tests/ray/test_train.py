@@ -19,7 +19,7 @@ from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.train import order_of, pixels, train, validation_batches
-from rayad.pool import Workers
+from rayad.pool import Here, Workers
 
 SMALL = {"width": 4, "latents": 6, "optimizer": "sgd", "learning_rate": 0.05}
 TEN_STEPS = Schedule(epochs=1, batch=16)
@@ -30,7 +30,7 @@ def corpus(tmp_path_factory) -> Corpus:
     """A corpus of at least ten global batches of 16."""
     url = str(tmp_path_factory.mktemp("corpus"))
     dataset = phantom.Dataset(patients=24, diseased=0.0, height=256, width=192)
-    ingest(OnRay(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
+    ingest(Here(), dataset, url, Ingest(sampling=Sampling(patches=10), shard_patches=60), {"dataset": "phantom"})
     return Corpus.open(url)
 
 
