@@ -14,8 +14,8 @@ export RAY_USAGE_STATS_ENABLED = 0
 demo: $(VENV)/.installed
 	$(BIN)/rayad demo --out $(OUT)
 
-# Files of tests run in as many processes as JOBS, each with a thread, for which there should be as many cores.
-JOBS   ?= 2
+# Files of tests run in as many processes as JOBS, each with a thread: one more than there are cores, since some wait.
+JOBS   ?= 3
 
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

@@ -73,6 +73,7 @@ def uids(image: Dataset, server: Served) -> dict[str, str]:
     return {kind: objects.uid(image.SOPInstanceUID, sha256, kind) for kind in objects.KINDS}
 
 
+@pytest.mark.long
 def test_objects_are_stored_once_and_lie_where_the_server_says(archive, served, tmp_path):
     sources = images(2)
     put(archive, *sources)

@@ -111,6 +111,7 @@ def test_a_submitted_ingest_writes_its_corpus(head, tmp_path):
     assert Corpus.open(out).manifest["patches"] > 0
 
 
+@pytest.mark.long
 def test_a_job_that_fails_says_why_in_its_log_too_and_ends_with_its_exit_code(head, logs, tmp_path):
     done = submit(head, "jobs/train.py", "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out"))
     assert done.returncode != 0

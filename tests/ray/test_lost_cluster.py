@@ -67,6 +67,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_node_that_dies_is_one_sentence():
     ended = python(LOSING)
     assert ended.stdout.splitlines()[-1].startswith("the Ray cluster of this command was lost: ")

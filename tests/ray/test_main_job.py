@@ -23,12 +23,11 @@ def place(tmp_path_factory) -> str:
         ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--sampling.patches", "20"],
         [
             *("train", "--corpus", f"{out}/corpus", "--out", f"{out}/cae", "--schedule.epochs", "2"),
-            "--settings",
-            "width=8",
+            *("--settings", "width=8", "--workers.number", "1"),
         ],
         [
             *("fit-density", "--detector", f"{out}/cae", "--corpus", f"{out}/corpus", "--out", f"{out}/cae-spn"),
-            *("--em.epochs", "3", "--settings", "inputs=5", "replicas=5"),
+            *("--em.epochs", "3", "--settings", "inputs=5", "replicas=5", "--workers.number", "1"),
         ],
         ["calibrate", "--detector", f"{out}/cae", f"{out}/cae-spn", *PHANTOM, "--scores", f"{out}/scores"],
         ["evaluate", "--detector", f"{out}/cae", f"{out}/cae-spn", *PHANTOM, "--out", f"{out}/report"],
@@ -58,6 +57,7 @@ def test_counts_of_workers_give_the_figures_of_the_report(place, tmp_path, capsy
         assert counted["best_dice"]["value"] == pytest.approx(row["best_dice"]["value"], abs=0.02)
 
 
+@pytest.mark.long
 def test_a_list_of_images_is_judged_as_what_was_listed(place, tmp_path, capfd):
     listed = ["--dataset", "exams", "--source", f"{place}/corpus"]
     assert cli.run(["evaluate", "--detector", f"{place}/cae", f"{place}/cae-spn", *listed, "--out", str(tmp_path)]) == 0

@@ -73,6 +73,7 @@ def test_ctrl_c_means_after_training_what_it_meant_before(corpus, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_a_number_ends_the_run_with_epoch_and_step(corpus, tmp_path):
     config = catalog.configure("models", "cae", SMALL | {"learning_rate": 1000})
     url = str(tmp_path / "training")

@@ -64,8 +64,16 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
     [
         (("--spacing-mm", "40"), r"an image of 10240 x 7680 mm, 40 mm a pixel, is larger than any film"),
         (("--spacing-mm", "40", "--force", "size"), r"pixels of 0.8 mm, made of 40 mm, are more than bounds.pixels"),
-        (("--spacing-mm", "0.8", "--step-mm", "0.8", "--bounds.places", "1000"), r"more than bounds.places=1000"),
-        (("--spacing-mm", "0.8", "--bounds.pixels", "100"), r"256 x 192 pixels are more than bounds.pixels=100"),
+        pytest.param(
+            ("--spacing-mm", "0.8", "--step-mm", "0.8", "--bounds.places", "1000"),
+            r"more than bounds.places=1000",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ("--spacing-mm", "0.8", "--bounds.pixels", "100"),
+            r"256 x 192 pixels are more than bounds.pixels=100",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_absurd_sizes_are_refused_within_three_gigabytes(tmp_path, options, sentence):

@@ -23,7 +23,9 @@ from rayad.terminal import printable, shortened
 RAYAD = (sys.executable, "-m", "rayad.cli")
 ODD = os.fsdecode(b"\x1b[2J\x1b]0;title\x07 a\rb\nc \xff\xfe \xe2\x80\xae \xc2\x9b31m \xc3\xa9.png")
 """A name that clears the screen, sets the title, writes over itself, is no UTF-8 and turns the direction of writing."""
-LOCALES = [{"LANG": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+OTHERS = {"LANG": "C"}, {"PYTHONIOENCODING": "ascii"}
+LOCALES = [ASCII, *(pytest.param(locale, marks=pytest.mark.long) for locale in OTHERS)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_a_command_whose_output_nobody_reads_ends_as_other_tools_do(arguments, d
     assert without_reader(*of) == (128 + signal.SIGPIPE, b"")
 
 
-@pytest.mark.parametrize("number", [5, 50])
+@pytest.mark.parametrize("number", [5, pytest.param(50, marks=pytest.mark.long)])
 def test_rows_that_nobody_reads_are_no_traceback(detector, tmp_path, number):
     """Of few images, and of so many that a Ray is started for them."""
     images, out = [str(tmp_path / f"{i}.png") for i in range(number)], str(tmp_path / "out")
