@@ -1,8 +1,6 @@
 """Is an image in a set twice? Hashes that small changes of an image leave almost as they are."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float
@@ -49,10 +47,13 @@ def _box(pixels: Pixels, body: Mask, size: tuple[int, int]) -> np.ndarray:
 
 def pairs(hashes: Sequence[int], bits: int = BANDS - 1) -> list[tuple[int, int, int]]:
     """Which two hashes differ in at most so many bits, and in how many; fewer than `BANDS`."""
-    crowds: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for number, code in enumerate(hashes):
-        for band in range(BANDS):
-            crowds[band, code >> (16 * band) & 0xFFFF].append(number)
-    candidates = {pair for crowd in crowds.values() if len(crowd) <= CROWD for pair in combinations(crowd, 2)}
-    distances = [(a, b, (hashes[a] ^ hashes[b]).bit_count()) for a, b in candidates]
-    return sorted(pair for pair in distances if pair[2] <= bits)
+    codes, near = np.array(hashes, np.uint64), set()
+    for band in range(BANDS):
+        shared = codes >> np.uint64(16 * band) & np.uint64(0xFFFF)
+        order = np.argsort(shared, kind="stable")
+        for crowd in np.split(order, 1 + np.flatnonzero(np.diff(shared[order]))):
+            if 1 < len(crowd) <= CROWD:
+                differing = np.bitwise_count(codes[crowd, None] ^ codes[crowd])
+                a, b = np.nonzero(np.triu(differing <= bits, 1))
+                near.update(zip(crowd[a].tolist(), crowd[b].tolist(), differing[a, b].tolist(), strict=True))
+    return sorted(near)

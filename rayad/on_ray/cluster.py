@@ -32,6 +32,7 @@ from rayad.errors import ClusterError
 from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
 from rayad.private import await_cluster, environment, given, keep_private
+from rayad.process import muted, same_signal
 
 LEVEL, SILENT = "RAY_BACKEND_LOG_LEVEL", "fatal"
 """Variable of the level above which Ray's own code says things on the terminal; what matters is raised."""
@@ -67,7 +68,7 @@ def cluster(address: str = "", cpus: int = 0) -> Iterator[None]:
         return
     address = given(address)
     with nullcontext() if address else private_folder() as folder:
-        with same_signal(signal.SIGTERM), _muted() if sys.stderr else nullcontext():
+        with same_signal(signal.SIGTERM), muted(), environment(**{LEVEL: os.environ.get(LEVEL) or SILENT}):
             if address:
                 _connect(address)
             else:
@@ -224,35 +225,6 @@ class _Job(JobConfig):
         places = {os.path.abspath(place) for place in sys.path}
         self._py_driver_sys_path = [place for place in self._py_driver_sys_path if place in places]
         return super()._serialize()
-
-
-@contextmanager
-def _muted() -> Iterator[None]:
-    """What starts here says nothing on the terminal, nor Ray of which level its logs are, whatever that is."""
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        with environment(**{LEVEL: os.environ.get(LEVEL) or SILENT}):
-            yield
-    finally:
-        os.dup2(kept, 2)
-        for file in (kept, nothing):
-            os.close(file)
-
-
-@contextmanager
-def same_signal(number: signal.Signals) -> Iterator[None]:
-    """What this process does at a signal, if it does something of its own, it does again after the block.
-
-    ray.init() sets what Ray does at SIGTERM. A trainer of Ray Train sets what it does at SIGINT and leaves that behind:
-    Ctrl-C in a later stage would be told to workers that have ended, and to nobody else.
-    """
-    before = signal.getsignal(number)
-    try:
-        yield
-    finally:
-        if before not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
-            signal.signal(number, before)
 
 
 def quiet_data() -> None:

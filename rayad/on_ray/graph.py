@@ -23,10 +23,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from rayad import bounds
-from rayad.errors import ImageError, RayadError, reason
+from rayad.errors import RayadError
 from rayad.heatmaps.answers import Card
 from rayad.heatmaps.drawing import Written, arrays_and_picture
-from rayad.heatmaps.images import HeatmapRequest, decoded
+from rayad.heatmaps.images import HeatmapRequest
 from rayad.heatmaps.judgement import Judgement, judge
 from rayad.imaging import raster
 from rayad.imaging.picture import Prepared, Preprocessing
@@ -133,21 +133,13 @@ class Pictures:
         Args:
             whole: keep the pixels as they came, for members that prepare the image themselves.
         """
-        work = partial(_timed, prepared_image, data, preprocessing, request)
+        work = partial(_timed, parts.prepared, data, preprocessing, request, NAME)
         async with self._turns.taken(caller):
             prepared, took = await while_wanted(self._threads, work)
         if not whole:  # nobody looks at them: only how many there are
             slim = np.zeros((*prepared.source.pixels.shape[:2], 0), np.float32)
             prepared = replace(prepared, source=replace(prepared.source, pixels=slim))
         return Picture(prepared, caller, took)
-
-
-def prepared_image(data: bytes, preprocessing: Preprocessing, request: HeatmapRequest) -> Prepared:
-    """An image from the bytes of its file, as a detector sees it."""
-    try:
-        return preprocessing.prepare(decoded(data, NAME, preprocessing.channels, request))
-    except MemoryError as error:
-        raise ImageError(f"{NAME}: {reason(error)}") from error
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:

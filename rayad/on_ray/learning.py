@@ -24,8 +24,8 @@ from rayad import storage
 from rayad.errors import RayadError, TrainingError
 from rayad.fit import Loop, Member
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import same_signal
 from rayad.pool import Fault, Workers
+from rayad.process import same_signal
 from rayad.progress import Row
 from rayad.terminal import progress_bar
 

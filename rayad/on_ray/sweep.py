@@ -30,7 +30,6 @@ from rayad import local
 from rayad.errors import OptionError, RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
-from rayad.on_ray.cluster import same_signal
 from rayad.on_ray.learning import failed
 from rayad.on_ray.pool import OnRay, awaited
 from rayad.pipeline import winner
@@ -40,6 +39,7 @@ from rayad.pipeline.sweep_task import SharedLatents, Task
 from rayad.pipeline.trial import Again, learn
 from rayad.pool import Workers
 from rayad.private import environment
+from rayad.process import same_signal
 from rayad.terminal import progress_bar
 
 STUDY = "sweep"

@@ -15,6 +15,7 @@ from ray.data import DataIterator
 from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
+from rayad.on_ray import pool
 from rayad.on_ray.data import read_corpus
 from rayad.on_ray.pool import WORTH_LOADING, OnRay, processes
 from rayad.patches.corpus import Corpus, Ingest
@@ -85,6 +86,22 @@ def test_what_is_loaded_works_in_several_processes_and_few_items_start_few():
     assert [item for item, _ in rows] == items
     assert len({process for _, process in rows}) == actors > 1
     assert len({process for _, process in OnRay().map(Slow, items[:WORTH_LOADING], "slow")}) == 1
+
+
+def test_an_item_that_ends_its_process_takes_none_along_of_those_that_are_carried_as_one(monkeypatch):
+    monkeypatch.setattr(pool, "PIECES", 1)
+    monkeypatch.setattr(pool, "RETRIES", 1)
+    items = list(range(8 * processes()))
+    deadly = len(items) - 3
+
+    def work(item: int) -> int:
+        if item == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return -item
+
+    rows = list(OnRay().map(work, items, "numbers", lost=lambda why, item: (why, item)))
+    assert rows[deadly] == ("the process that worked on it ended, 2 times", deadly)
+    assert rows[:deadly] + rows[deadly + 1 :] == [-item for item in items if item != deadly]
 
 
 def test_anybody_reads_the_patches_of_a_corpus_with_their_index(corpus):

@@ -328,12 +328,13 @@ BROKEN = """
 from served import PATIENTS, made, png
 
 from rayad.heatmaps.images import HeatmapRequest
-from rayad.on_ray.graph import WaitingImage, Picture, judged_together, prepared_image
+from rayad.on_ray.graph import WaitingImage, Picture, judged_together
+from rayad.serving.parts import prepared
 from rayad.scoring.detector import Detector
 
 detector, asked, really = made(0), HeatmapRequest(0.8, "MLO"), Detector.heatmaps
 files = [png(PATIENTS, exam) for exam in PATIENTS.exams()[:2]]
-broken, whole = (Picture(prepared_image(file, detector.preprocessing, asked), "jane", 0.0) for file in files)
+broken, whole = (Picture(prepared(file, detector.preprocessing, asked, "image"), "jane", 0.0) for file in files)
 (alone,) = judged_together(detector, [WaitingImage(whole, asked.step_mm)])
 
 def heatmaps(self, images, step):
@@ -355,11 +356,12 @@ import time
 from served import PATIENTS, made, png
 
 from rayad.heatmaps.images import HeatmapRequest
-from rayad.on_ray.graph import WaitingImage, Picture, judged_together, prepared_image
+from rayad.on_ray.graph import WaitingImage, Picture, judged_together
+from rayad.serving.parts import prepared
 
 detector = made(1, "reconstruction")
 data, asked = png(PATIENTS, PATIENTS.exams()[0]), HeatmapRequest(0.8, "MLO")
-picture = Picture(prepared_image(data, detector.preprocessing, asked), "jane", 0.0)
+picture = Picture(prepared(data, detector.preprocessing, asked, "image"), "jane", 0.0)
 
 def seconds(image):
     began = time.monotonic()
