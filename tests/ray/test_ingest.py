@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,10 +45,17 @@ class Healthy(phantom.Dataset):
         return super().pixels(exam)
 
 
-class Slow:
-    """Says which process worked on an item."""
+class Met:
+    """Says which process worked on an item, once so many processes are there."""
+
+    def __init__(self, folder: str, expected: int) -> None:
+        self.folder, self.expected = folder, expected
+        Path(folder, str(os.getpid())).touch()
 
     def __call__(self, item: int) -> tuple[int, int]:
+        until = time.monotonic() + 120
+        while len(os.listdir(self.folder)) < self.expected and time.monotonic() < until:
+            time.sleep(0.05)
         time.sleep(0.2)
         return item, os.getpid()
 
@@ -80,12 +88,15 @@ def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and
     assert sorted(there["exam_id"]) == sorted(whole["exam_id"][~whole["exam_id"].isin([deadly, odd])])
 
 
-def test_what_is_loaded_works_in_several_processes_and_few_items_start_few():
+def test_what_is_loaded_works_in_several_processes_and_few_items_start_few(tmp_path):
     items, actors = list(range(2 * WORTH_LOADING)), min(2, processes())
-    rows = list(OnRay().map(Slow, items, "slow"))
+    for folder in ("many", "few"):
+        (tmp_path / folder).mkdir()
+    rows = list(OnRay().map(Met, items, "items", (str(tmp_path / "many"), actors)))
     assert [item for item, _ in rows] == items
     assert len({process for _, process in rows}) == actors > 1
-    assert len({process for _, process in OnRay().map(Slow, items[:WORTH_LOADING], "slow")}) == 1
+    alone = OnRay().map(Met, items[:WORTH_LOADING], "items", (str(tmp_path / "few"), 1))
+    assert len({process for _, process in alone}) == 1
 
 
 def test_an_item_that_ends_its_process_takes_none_along_of_those_that_are_carried_as_one(monkeypatch):
