@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 import ray
 
 SECRET = "not-to-be-shown-anywhere"
 WITH_KEYS = """
 import os, sys
+import pytest
 import ray
 from rayad.on_ray.cluster import cluster
 
@@ -18,6 +20,7 @@ with cluster(sys.argv[1]):
 """
 READING = """
 import threading, time
+import pytest
 import ray
 from rayad.on_ray.cluster import cluster
 
