@@ -165,7 +165,7 @@ def test_a_sweep_that_comes_to_no_end_says_how_it_ended_and_goes_on(
     assert storage.read_json(f"{url}/sweep.json")["state"] == state
     found = sweep.sweep("small", task, data, FEW, url)
     assert found["state"] == "done"
-    assert len(found["rows"]) == len(numbers(url)) == 3
+    assert len(found["rows"]) == len(numbers(url)) == 4
 
 
 @pytest.mark.long
