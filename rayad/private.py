@@ -4,8 +4,6 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rayad.errors import ClusterError
 
@@ -20,18 +18,6 @@ PRIVATE = {
 """Environment of a Ray that a command starts for itself, with a token in RAY_AUTH_TOKEN besides."""
 _own_token = secrets.token_hex(32)
 """Of every Ray that this process starts; its children find it in their environment, and nobody else does."""
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """These variables, for what begins in this block."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def given(address: str) -> str:

@@ -1,4 +1,4 @@
-"""What this process does at signals and says on standard error, kept from libraries that change it."""
+"""What this process does at signals, says on standard error and has in its environment, for a block of code."""
 
 import os
 import signal
@@ -37,3 +37,15 @@ def muted() -> Iterator[None]:
         os.dup2(kept, 2)
         for file in (kept, nothing):
             os.close(file)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """These variables, for what begins in this block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -145,8 +145,8 @@ class Sweep(ReadsImages):
         stored(out)
         name = self.name or "-".join(filter(None, [trained.name if trained else self.model, task.density]))
         with claimed(out, "a sweep", inputs), connected(self.address, self.workers) as pool:
+            require(self.search)  # before latents are made
             data = None
-            require(self.search)
             if trained:
                 data = shared_latents(pool, model_of(trained), task, corpus, latents_of(trained, corpus, out))
             summary = sweep(name, task, data, self.search, out)

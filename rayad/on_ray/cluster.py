@@ -31,8 +31,8 @@ from rayad import bounds, storage
 from rayad.errors import ClusterError
 from rayad.imaging import plausibility
 from rayad.leftovers import private_folder
-from rayad.private import await_cluster, environment, given, keep_private
-from rayad.process import muted, same_signal
+from rayad.private import await_cluster, given, keep_private
+from rayad.process import environment, muted, same_signal
 
 LEVEL, SILENT = "RAY_BACKEND_LOG_LEVEL", "fatal"
 """Variable of the level above which Ray's own code says things on the terminal; what matters is raised."""

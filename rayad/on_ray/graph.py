@@ -286,7 +286,7 @@ class Drawer(Held):
     ) -> dict[str, bytes]:
         """DICOM objects by kind."""
         async with self._turns.taken(caller):
-            return await while_wanted(self._threads, parts.objects, data, judged, card, request, NAME)
+            return await while_wanted(self._threads, parts.dicom_files, data, judged, card, request, NAME)
 
 
 @dataclass(frozen=True)

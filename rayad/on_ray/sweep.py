@@ -38,8 +38,7 @@ from rayad.pipeline.sweep_book import DATABASE, SweepBook, at_hand
 from rayad.pipeline.sweep_task import SharedLatents, Task
 from rayad.pipeline.trial import Again, learn
 from rayad.pool import Workers
-from rayad.private import environment
-from rayad.process import same_signal
+from rayad.process import environment, same_signal
 from rayad.terminal import progress_bar
 
 STUDY = "sweep"

@@ -38,11 +38,11 @@ def arrays(
     return made
 
 
-def objects(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest, name: str) -> dict[str, bytes]:
-    """DICOM objects of an image that came as DICOM, by kind, as files."""
-    from rayad.serving import objects as dicom_objects  # with highdicom, when the first is asked for
+def dicom_files(data: bytes, judged: Judgement, card: Card, request: HeatmapRequest, name: str) -> dict[str, bytes]:
+    """The files of the DICOM objects of an image that came as DICOM, by kind."""
+    from rayad.serving import objects  # with highdicom, when the first is asked for
 
     usual = HeatmapRequest(step_mm=card.step_mm)  # as `score` has it, where nobody asks for another
     changed = {key: str(value) for key, value in asdict(request).items() if value != getattr(usual, key)}
-    written = dicom_objects.objects(dicom.attributes(data, name), dicom.decode(data, name), judged, card, changed)
-    return {kind: dicom_objects.to_bytes(dataset) for kind, dataset in written.items()}
+    written = objects.objects(dicom.attributes(data, name), dicom.decode(data, name), judged, card, changed)
+    return {kind: objects.to_bytes(dataset) for kind, dataset in written.items()}
