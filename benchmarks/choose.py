@@ -191,7 +191,7 @@ def learned(pool: Pool, line: Line, options: Options, dataset: Images) -> Detect
 def scored(pool: Pool, detector: Detector, dataset: Images, split: str, url: str) -> Sequence[Scored]:
     """The split's images under the detector."""
     exams = exams_of(dataset, split)
-    images = score(pool, [detector], dataset, exams, STEP_MM, url, f"{split} images")
+    images, _ = score(pool, [detector], dataset, exams, STEP_MM, url, f"{split} images")
     return [
         Scored(
             i.exam.exam_id, i.exam.patient_id, i.exam.anomalous, i.scores[detector.name], i.tissue, i.truth, i.step_mm

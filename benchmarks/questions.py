@@ -115,7 +115,7 @@ class Bench:
     def rows(self, detectors: Sequence[Detector], **said: Any) -> list[dict[str, Any]]:
         """Pixel and image-wise AUC of the test half, with what was varied."""
         exams = exams_of(self.dataset, "test")
-        images = score(self.pool, detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
+        images, _ = score(self.pool, detectors, self.dataset, exams, STEP_MM, self._at("scores"), "test images")
         found = []
         for d in detectors:
             found += [

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rayad.errors import ImageError, OptionError
 from rayad.options import Count, Seconds
@@ -42,6 +42,12 @@ class Bounds:
         for name, value in asdict(self).items():
             if not value > 0:
                 raise OptionError(f"bounds.{name} must be above 0, not {value}")
+
+    def or_else(self, others: "Bounds") -> "Bounds":
+        """With those of others in place of what nobody changed."""
+        usual = asdict(Bounds())
+        changed = {name: value for name, value in asdict(self).items() if value != usual[name]}
+        return replace(others, **changed)
 
     def require_pixels(self, rows: int, columns: int, name: str, how: str = "") -> None:
         """ImageError if an image would have more pixels than it may; `how` it comes to have them."""

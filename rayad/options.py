@@ -43,24 +43,24 @@ class Within:
 
 
 Count = Annotated[int, Within(1, 1_000_000_000)]
-"""Of what there must be one."""
+"""Number of things of which there must be at least one."""
 Amount = Annotated[int, Within(0, 1_000_000_000)]
-"""Of what there may be none."""
+"""Number of things of which there may be none."""
 Size = Annotated[int, Within(1, 65_536)]
-"""Of a layer, a level or a vector: what is built of it is held in memory."""
+"""Size of a layer, a level or a vector, which is held in memory."""
 PATCH_SIDES = Within(32, 256, multiple=8)
 """Sides of a patch, px: those that an encoder halves and a decoder doubles back (rayad/models/_blocks.py)."""
 PatchSide = Annotated[int, PATCH_SIDES]
 PatchSideOrNone = Annotated[int, Within(32, 256, or_zero=True, multiple=8)]
 """A side of patches, or 0 where it follows from something else."""
 Channels = Annotated[int, Within(1, 3)]
-"""1 of grey images, 3 of colours."""
+"""Channels of an image: 1 for grey, 3 for colour."""
 Seed = Annotated[int, Within(0, LARGEST)]
 Share = Annotated[float, Within(0, 1)]
 Rate = Annotated[float, Within(0, 1000)]
-"""Of learning."""
+"""Learning rate of an optimizer."""
 Weight = Annotated[float, Within(0, 1e12)]
-"""Of one thing against another."""
+"""Weight of one thing against another."""
 Spacing = Annotated[float, Within(0.01, 100)]
 """mm a pixel."""
 SpacingOrNone = Annotated[float, Within(0.01, 100, or_zero=True)]
@@ -74,7 +74,7 @@ Minutes = Annotated[float, Within(0, 10_000_000)]
 Seconds = Annotated[float, Within(0, 1_000_000_000)]
 """Up to 31 years."""
 GPUs = Annotated[float, Within(0, 64)]
-"""Of a process; less than 1 where several share one."""
+"""GPUs of a process; less than 1 where several processes share one."""
 Port = Annotated[int, Within(0, 65_535)]
 
 

@@ -17,20 +17,20 @@ from rayad.terminal import progress_bar
 
 @dataclass(frozen=True)
 class Workers:
-    """How many processes learn, and on what."""
+    """Number of processes that learn, and the resources of each."""
 
     number: Annotated[int, Within(1, 100_000)] = 2
     """Processes; each takes an equal part of every global batch."""
     gpu: GPUs = 0.0
     """GPUs of each process, such as 1, or 0.25 where four share one; 0: CPUs alone (never run on a GPU so far)."""
     cpus: Annotated[float, Within(0, 100_000)] = 1.0
-    """Logical CPUs of each."""
+    """Logical CPUs of each process."""
     least: Annotated[int, Within(0, 100_000)] = 0
-    """Go on with as few when nodes are lost, and with more again when they come; 0: always with all."""
+    """Fewest processes to go on with when nodes are lost; more join when nodes come back; 0: always all of them."""
     max_failures: Amount = 3
-    """Times that lost workers are replaced before the run ends; it goes on from its checkpoint."""
+    """Number of times that lost workers are replaced before the run ends; each time it goes on from its checkpoint."""
     wait_minutes: Minutes = 0.0
-    """Minutes to wait for an autoscaling cluster to bring what is asked for; 0: it must be there."""
+    """Minutes to wait for an autoscaling cluster to provide the resources; 0: they must be there already."""
 
     def __post_init__(self) -> None:
         if self.number < 1 or not 0 <= self.least <= self.number:
@@ -128,11 +128,22 @@ class Pool(Mapper, Protocol):
 
 @dataclass(frozen=True)
 class Here:
-    """This process: one call after the other, and one worker that learns."""
+    """This process: one call after the other, and one worker that learns.
+
+    Raises:
+        OptionError: a GPU that this machine does not have.
+    """
 
     device: str = "cpu"
     """Where torch works."""
     workers: Workers = field(default=Workers(number=1), init=False)
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda":
+            import torch  # which takes seconds
+
+            if not torch.cuda.is_available():
+                raise OptionError("a GPU was asked for, but torch finds none on this machine")
 
     def map(
         self,

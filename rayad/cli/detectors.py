@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rayad import storage
-from rayad.cli.shared import OfDataset, OnGpu, ReadsImages, Several, WithStep
+from rayad.cli.shared import MayFail, OfDataset, OnGpu, ReadsImages, Several, WithStep
 from rayad.datasets.exam import read_by
 from rayad.errors import RayadError
-from rayad.options import Amount, MillimetresOrNone, Names, SpacingOrNone
+from rayad.options import MillimetresOrNone, Names, SpacingOrNone
 from rayad.outputs import claimed, require_apart
-from rayad.pool import Workers
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import STEP_MM, Detector
@@ -22,7 +21,7 @@ from rayad.terminal import say
 
 @dataclass(frozen=True, kw_only=True)
 class Rescore:
-    """A trained detector asked for another of its scores, or aggregated in another way."""
+    """Make a detector that uses another score of a trained detector, or another aggregation."""
 
     detector: str
     """URL of the trained detector."""
@@ -31,7 +30,7 @@ class Rescore:
     name: str
     """Name of the new detector."""
     score: str = ""
-    """One that the model has, or squared, maximum, ssim of its reconstruction; empty: the same as before."""
+    """Score of the model, or squared, maximum or ssim of its reconstruction; empty: the trained detector's score."""
     aggregation: Aggregation = Aggregation()
 
     def __call__(self) -> None:
@@ -46,8 +45,8 @@ class Rescore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combine(OfDataset, OnGpu, WithStep):
-    """Several detectors to one, by how rare each one's score is in the data set's healthy validation patients."""
+class Combine(OfDataset, OnGpu, WithStep, MayFail):
+    """Combine several detectors into one, by how rare each score is in the data set's healthy validation patients."""
 
     detector: Several
     """URLs of the detectors; they may see different pictures of an image."""
@@ -70,13 +69,14 @@ class Combine(OfDataset, OnGpu, WithStep):
         dataset = self.opened()
         inputs = [*urls, *read_by(dataset)]
         require_apart(scores, inputs)
-        with claimed(out, "a detector", inputs), connected(self.address, Workers(gpu=self.gpu)) as pool:
-            bundle.save(combine(pool, self.name, self.rule, members, dataset, self.step_mm, scores), out)
+        with claimed(out, "a detector", inputs), connected(self.address, self.scorers) as pool:
+            work = pool, self.name, self.rule, members, dataset, self.step_mm, scores
+            bundle.save(combine(*work, self.max_failures), out)
         say(f"The detector is at {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate(OfDataset, OnGpu, WithStep):
+class Calibrate(OfDataset, OnGpu, WithStep, MayFail):
     """Give a detector its p-values, from healthy patients that serve nothing else."""
 
     detector: Several
@@ -102,8 +102,8 @@ class Calibrate(OfDataset, OnGpu, WithStep):
                 stack.enter_context(claimed(url, "a detector", read_by(dataset)))
             detectors = [bundle.load(url) for url in urls]
             require_names(detectors)
-            with connected(self.address, Workers(gpu=self.gpu)) as pool:
-                calibrated = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores)
+            with connected(self.address, self.scorers) as pool:
+                calibrated = calibrate_detectors(pool, detectors, dataset, self.step_mm, scores, self.max_failures)
             calibrated = [detector.ruled(rule) if rule else detector for detector in calibrated]
             for detector, url in zip(calibrated, urls, strict=True):
                 bundle.save(detector, url)
@@ -114,8 +114,8 @@ class Calibrate(OfDataset, OnGpu, WithStep):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(OfDataset, OnGpu):
-    """Detectors on a labelled data set: results.json, index.html."""
+class Evaluate(OfDataset, OnGpu, MayFail):
+    """Evaluate detectors on a labelled data set, with results.json and index.html as the report."""
 
     detector: Several
     """URLs of the detectors to judge."""
@@ -127,10 +127,8 @@ class Evaluate(OfDataset, OnGpu):
     """Classes of tissue that count as dense, such as D; then figures are given for dense and other images apart."""
     step_mm: MillimetresOrNone = 0.0
     """Distance of the scored places, mm; 0: that of the detectors' calibration, which p-values are for."""
-    max_failures: Amount = 0
-    """Images that may fail before there is no result."""
     streamed: bool = False
-    """For test sets of any size: workers count, and only the figures over places come out, as streamed.json."""
+    """Evaluate a test set of any size: workers add up counts, and only figures over places result, in streamed.json."""
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
@@ -147,7 +145,7 @@ class Evaluate(OfDataset, OnGpu):
         _warn_of_few(detectors)
         with (
             claimed(out, "a report", [*urls, *read_by(dataset)]),
-            connected(self.address, Workers(gpu=self.gpu)) as pool,
+            connected(self.address, self.scorers) as pool,
         ):
             if self.streamed:
                 _print_streamed(streamed(pool, detectors, dataset, options, out))
@@ -158,7 +156,7 @@ class Evaluate(OfDataset, OnGpu):
 
 @dataclass(frozen=True)
 class Report:
-    """The page of a report again, from its results.json alone."""
+    """Rebuild the page of a report from its results.json alone."""
 
     results: str
     """Folder or URL that holds results.json."""
@@ -171,7 +169,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Heatmaps(ReadsImages, OnGpu):
-    """Images to heatmaps: NAME.npz with scores and p-values, NAME.png with the overlay."""
+    """Make heatmaps of images: NAME.npz with scores and p-values, NAME.png with the overlay."""
 
     detector: str
     """URL of a detector."""
@@ -180,11 +178,11 @@ class Heatmaps(ReadsImages, OnGpu):
     out: str
     """Folder for the heatmaps."""
     spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of images that do not tell it, as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
+    """Pixel spacing, mm, of images that do not state it, such as PNG, PGM, TIFF and JPEG: 0.2 for mini-MIAS."""
     rule: str = ""
     """Rule by which an image is abnormal: sd=3, quantile=0.95, fpr=0.05 or score=12.5; empty: the detector's."""
     view: str = ""
-    """MLO, CC or empty, of images that do not tell it; in an MLO view the pectoral muscle is left out."""
+    """View of images that do not state it: MLO, CC or empty; in an MLO view the pectoral muscle is left out."""
     step_mm: MillimetresOrNone = 0.0
     """Distance of the scored places, mm; 0: that of the detector's calibration, which p-values are for."""
     picture: bool = True
@@ -207,9 +205,7 @@ class Heatmaps(ReadsImages, OnGpu):
         _warn_of_few([detector])
         number = failures = 0
         with claimed(out, "heatmaps", [storage.absolute(self.detector), *images]):
-            for row in write_heatmaps(
-                ForMany(self.address, Workers(gpu=self.gpu)), detector, images, request, out, written
-            ):
+            for row in write_heatmaps(ForMany(self.address, self.scorers), detector, images, request, out, written):
                 say(row.model_dump_json())
                 number, failures = number + 1, failures + isinstance(row, Failure)
         if failures:
@@ -218,7 +214,7 @@ class Heatmaps(ReadsImages, OnGpu):
 
 @dataclass(frozen=True)
 class Check:
-    """Is a detector bundle whole, and are its numbers those of a detector?"""
+    """Check that detector bundles are complete and their numbers possible."""
 
     detector: Several
     """URLs of the detectors to check."""

@@ -18,7 +18,7 @@ NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class IngestCommand(OfDataset):
-    """Images to a patch corpus of the healthy patients that one learns from."""
+    """Make a patch corpus from the images of the healthy patients that models learn from."""
 
     out: str
     """Folder or URL of the corpus."""
@@ -32,7 +32,7 @@ class IngestCommand(OfDataset):
     max_failures: Share = 0.01
     """Share of images that may fail before the corpus is refused."""
     mixed: Share = 0.0
-    """Share of the diseased patients for choices whose images are learned from too, as if they were healthy."""
+    """Share of the diseased development patients whose images are learned from too, as if they were healthy."""
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
@@ -57,7 +57,7 @@ class IngestCommand(OfDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(OfDataset):
-    """What a data set holds: counts, failures, masks, intensities, images that are in it twice; a page."""
+    """Make a page of what a data set holds: counts, failures, masks, intensities, images that are in it twice."""
 
     out: str
     """Folder or URL of the page."""
@@ -66,7 +66,7 @@ class Inspect(OfDataset):
     picture: Settings = ()
     """Fields of the preprocessing, such as spacing_mm=0.2 or intensity=relative."""
     corpus: str = ""
-    """URL of a corpus made from it: is it whole, and is no patient in two of its splits?"""
+    """URL of a corpus made from the data set, to check that it is complete and has no patient in two splits."""
     sheet: Amount = 48
     """Images that are shown."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainRequest, OnCluster):
-    """A corpus to a detector that scores by reconstruction."""
+    """Train an image model on a corpus, as a detector that scores by reconstruction."""
 
     corpus: str
     """URL of the patch corpus."""
@@ -55,7 +55,7 @@ class Train(TrainRequest, OnCluster):
 
 @dataclass(frozen=True, kw_only=True)
 class FitDensity(DensityRequest, OnCluster):
-    """A trained detector's latents to a detector that scores by likelihood."""
+    """Fit a density to the latents of a trained detector, as a detector that scores by likelihood."""
 
     detector: str
     """URL of the trained detector."""
@@ -105,8 +105,8 @@ class Sweep(ReadsImages):
     name: str = ""
     """Name of the sweep; empty: that of what is searched."""
     settings: Settings = ()
-    """Fields that are not searched and have not the defaults, such as min_variance=0.01; where both the image model and
-    the density have the name, model.preset=paper."""
+    """Fields that are not searched and differ from the defaults, such as min_variance=0.01; where both the image model
+    and the density have the name, model.preset=paper."""
     classes: str = ""
     """Column of the index (density, view) whose values are the classes of a circuit with as many roots."""
     objective: Literal["bits", "auc"] = "bits"
@@ -118,7 +118,7 @@ class Sweep(ReadsImages):
     dataset_settings: Settings = ()
     """Fields of that data set, such as patients=40 of phantom."""
     spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of its images, if they do not state it."""
+    """Pixel spacing, mm, of its images that do not state it."""
     shares: Settings = ()
     """Shares of its patients in each split, as the corpus was made with them (docs/data.md)."""
     step_mm: Millimetres = 3.2
@@ -133,7 +133,7 @@ class Sweep(ReadsImages):
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
-        from rayad.on_ray.sweep import require, sweep
+        from rayad.on_ray.sweep import require_trials, sweep
         from rayad.pipeline.detectors import model_of
         from rayad.pipeline.fit_density import latents_of
         from rayad.pipeline.sweep_book import stored
@@ -145,7 +145,7 @@ class Sweep(ReadsImages):
         stored(out)
         name = self.name or "-".join(filter(None, [trained.name if trained else self.model, task.density]))
         with claimed(out, "a sweep", inputs), connected(self.address, self.workers) as pool:
-            require(self.search)  # before latents are made
+            require_trials(self.search)  # before latents are made
             data = None
             if trained:
                 data = shared_latents(pool, model_of(trained), task, corpus, latents_of(trained, corpus, out))

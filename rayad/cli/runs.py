@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from rayad import recipes, storage
+from rayad import bounds, recipes, storage
 from rayad.cli.shared import ReadsImages, all_settings, place
 from rayad.errors import OptionError
 from rayad.options import Count, Settings, SpacingOrNone
@@ -48,7 +48,7 @@ class RunRecipe(Changes, ReadsImages):
     settings: Settings = ()
     """Fields of the data set, such as healthy=true, beside the recipe's."""
     spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of images that do not state it: the data set's setting of this name."""
+    """Pixel spacing, mm, of images that do not state it; sets the data set's field of this name."""
     shares: Settings = ()
     """Shares of the patients in each split, such as train=0.9 validation=0.1, beside the recipe's (docs/data.md)."""
     test_source: str = ""
@@ -58,7 +58,7 @@ class RunRecipe(Changes, ReadsImages):
     test_settings: Settings = ()
     """Fields of that data set."""
     selection: Settings = ()
-    """Images to judge by the size of their lesions, such as mass=area calcification=box (docs/data.md)."""
+    """Images to judge by the size of their lesions, such as mass=area calcification=box (docs/recipes.md)."""
     seeds: Count = 1
     """Number of seeds with which everything that learns is trained."""
     workers: Workers = Workers()
@@ -75,7 +75,7 @@ class RunRecipe(Changes, ReadsImages):
         shares = (*recipe.shares, *self.shares)
         data = Data(self.dataset or recipe.dataset, place(self.source), settings, shares)
         if (self.test_dataset or self.test_settings) and not self.test_source:
-            raise OptionError("other images to judge need --test-source, where they lie")
+            raise OptionError("--test-dataset and --test-settings need --test-source, the URL of the images to judge")
         if recipe.test_dataset and not self.test_source:
             raise OptionError(f"recipe {recipe.name} judges images of {recipe.test_dataset}: give their --test-source")
         test_dataset = self.test_dataset or recipe.test_dataset or data.dataset
@@ -83,13 +83,13 @@ class RunRecipe(Changes, ReadsImages):
         test_data = Data(test_dataset, place(self.test_source), (*test_settings, *self.test_settings))
         test = test_data if self.test_source else None
         if self.selection and not test:
-            raise OptionError("a selection is of other images to judge, so it needs --test-source")
+            raise OptionError("--selection chooses among the images of --test-source, which is missing")
         return RunRequest(recipe, data, test, self.seeds, self.split, part(Changes, self), self.selection)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(RunRecipe):
-    """A recipe with several seeds: the table with its spread over them; what is done is not run again."""
+    """Run a recipe with several seeds; the table has the spread over them. Finished stages are not run again."""
 
     seeds: Count = 3
     """Number of seeds with which everything that learns is trained."""
@@ -97,7 +97,7 @@ class Benchmark(RunRecipe):
 
 @dataclass(frozen=True)
 class List:
-    """What rayad has: models, densities, datasets, preprocessings, scores and recipes, with their settings."""
+    """List what rayad has: models, densities, datasets, preprocessings, scores and recipes, with their settings."""
 
     kind: tyro.conf.Positional[str] = ""
     """One of these, whose every setting is explained; empty: all of them, a line each."""
@@ -114,6 +114,7 @@ def _run(request: RunRequest, out: str, command: ReadsImages, workers: Workers) 
     from rayad.on_ray.pool import connected
 
     rehearse(request)  # what cannot be is said before Ray starts
+    bounds.use(bounds.current().or_else(request.recipe.bounds))
     if request.changes.sentence:
         say(request.changes.sentence)
     url, inputs = storage.absolute(out), [request.data.source, request.test.source if request.test else ""]

@@ -72,7 +72,7 @@ class Watch:
     poll_s: Annotated[float, Within(0.1, 86_400)] = 30.0
     """Seconds from one search to the next."""
     days: Annotated[int, Within(0, 36_500)] = 0
-    """Only studies of so many days; 0: of any age."""
+    """Age in days up to which studies are searched; 0: any age."""
     once: bool = False
     """End when every image has its objects or cannot have them."""
 
@@ -86,7 +86,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Token:
-    """A new token for `rayad serve`: its hash is added to a file, the token is printed once."""
+    """Make a token for `rayad serve`: add its hash to a file, and print the token once."""
 
     name: str
     """Name of its owner: letters, digits and _.@-"""

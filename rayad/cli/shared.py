@@ -9,7 +9,8 @@ from rayad import bounds, catalog, storage
 from rayad.bounds import Bounds
 from rayad.datasets import splits
 from rayad.datasets.exam import Images, name_of, origin_of
-from rayad.options import GPUs, Millimetres, Settings, SpacingOrNone
+from rayad.options import Amount, GPUs, Millimetres, Minutes, Settings, SpacingOrNone
+from rayad.pool import Workers
 
 Several = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL [URL ...]")]
 Forced = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DOUBT ...")]
@@ -38,6 +39,13 @@ class OnGpu:
 
     gpu: GPUs = 0.0
     """GPUs of each process that scores, such as 1, or 0.25 where four share one; 0: CPUs alone."""
+    wait_minutes: Minutes = 0.0
+    """Minutes to wait for an autoscaling cluster to provide a GPU; 0: it must be there already."""
+
+    @property
+    def scorers(self) -> Workers:
+        """The resources of each process that scores."""
+        return Workers(1, self.gpu, wait_minutes=self.wait_minutes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class OfDataset(ReadsImages):
     settings: Settings = ()
     """Fields of the data set, such as healthy=true."""
     spacing_mm: SpacingOrNone = 0.0
-    """mm a pixel of images that do not state it: the data set's setting of this name."""
+    """Pixel spacing, mm, of images that do not state it; sets the data set's field of this name."""
     shares: Settings = ()
     """Shares of the patients in each split, such as train=0.9 validation=0.1 calibration=0 (docs/data.md)."""
 
@@ -63,6 +71,14 @@ class OfDataset(ReadsImages):
         """Name and source of the data set, as results say them: of a list, those of what was listed."""
         origin = origin_of(dataset)
         return (self.dataset, self.source) if origin is dataset else (name_of(origin), vars(origin)["source"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MayFail:
+    """A command that scores images of a data set, of which some may be damaged."""
+
+    max_failures: Amount = 0
+    """Images that may fail before there is no result."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,8 +52,8 @@ def warn_of_odd(patients: Sequence[str]) -> None:
     alike = len(ids) - len({_spelling(identifier) for identifier in ids})
     if alike:
         warn_once(
-            f"{alike} of {len(ids)} patients are called as another one but for zeros, case, blanks or separators; if "
-            "they are one patient, write one name for it, since splits are by patient"
+            f"{alike} of {len(ids)} patients have the id of another one but for zeros, case, blanks or separators; if "
+            "they are one patient, write one id for it, since splits are by patient"
         )
 
 

@@ -73,11 +73,11 @@ class EM:
     batches: Count = 16
     """Steps an epoch; 1 takes all rows at once."""
     batch: Amount = 0
-    """Training rows of a step, which then says how many steps an epoch has; 0: `batches` says it."""
+    """Training rows of each step, which then set the number of steps of an epoch; 0: `batches` sets it."""
     step: Share = 0.1
-    """Share of the way to a batch's parameters that the first epoch's steps go, above 0 and at most 1."""
+    """Step size of the first epoch: share of the way to a batch's own parameters, above 0 and at most 1."""
     decay: Weight = 0.1
-    """Steps of epoch e (from 0) are 1 + decay * e times smaller."""
+    """Decay of the step size, which in epoch e (from 0) is divided by 1 + decay * e."""
     patience: Count = 8
     """Epochs without a higher validation likelihood after which learning ends."""
     seed: Seed = 0

@@ -27,9 +27,9 @@ class Config:
     components: Size = 10
     """k: Gaussians of the mixture."""
     covariance: str = "full"
-    """full: each Gaussian has its own; tied: one for all; diag: no correlations."""
+    """Covariances: full, one for each Gaussian; tied, one for all; diag, without correlations."""
     regularization: Weight = 1e-3
-    """Added to variances, relative to those of training."""
+    """Constant added to the variances, relative to those of the training latents."""
 
     def __post_init__(self) -> None:
         if self.components < 1:

@@ -21,11 +21,11 @@ class Config:
     min_variance: Share = 1e-3
     """Smallest variance of a component, relative to its variable's variance in training."""
     weight_prior: Weight = 1.0
-    """Training rows, spread evenly over the components, that the mixture is thought to have seen before."""
+    """Pseudo-count of the mixture, in training rows spread evenly over its components."""
     leaf_prior: Weight = 0.0
-    """Training rows of the variables' own distribution that every component is thought to have seen before."""
+    """Pseudo-count of every component, in training rows of the variables' own distribution."""
     state_prior: Weight = 1.0
-    """Training rows, spread evenly over its codes, that every categorical leaf is thought to have seen (Laplace)."""
+    """Pseudo-count of every categorical leaf, in training rows spread evenly over its codes (Laplace)."""
     states: Annotated[tuple[int, ...], Within(0, 65_536)] = ()
     """Codes of every variable, 0 for a number; one entry serves all variables; none: all are numbers."""
 

@@ -173,7 +173,8 @@ def beside(results: Results) -> list[dict]:
     for row in results.rows:
         if theirs := reported.get((row["detector"], row["lesion"])):
             test = tests.get((row["detector"], row["detector"].removesuffix("-spn"), row["lesion"]), {})
-            is_better = (test.get("p") or 1) < SIGNIFICANT and (test.get("difference") or 0) > 0
+            p, difference = test.get("p"), test.get("difference")
+            is_better = p is not None and p < SIGNIFICANT and (difference or 0) > 0
             rows.append({"ours": row, "theirs": theirs, "significant": is_better})
     return rows
 

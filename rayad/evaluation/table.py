@@ -116,7 +116,7 @@ def comparisons(
     scored: Mapping[str, Sequence[Scored]],
     kinds: Sequence[str],
     *,
-    pairs: Sequence[tuple[str, str]] = (),
+    pairs: Sequence[tuple[str, str]] | None = None,
     options: Options = Options(),
 ) -> list[Row]:
     """Two detectors on the same images, for each pair, kind and figure; p adjusted by Holm over the whole list.
@@ -124,12 +124,12 @@ def comparisons(
     Args:
         scored: detector -> the test images, the same ones in the same order for every detector.
         kinds: kinds of lesion.
-        pairs: which detectors; empty compares each with each.
+        pairs: which detectors, of which both must have scored the same places; None compares each with each.
         options: resamples, shares.
     """
     tests = {"pixel_auc": _compare_pixels, "image_wise_auc": _compare_images, "exam_auc": _compare_exams}
     rows: list[Row] = []
-    for a, b in pairs or list(combinations(scored, 2)):
+    for a, b in list(combinations(scored, 2)) if pairs is None else pairs:
         for kind in kinds:
             for figure, test in tests.items():
                 head: Row = {"a": a, "b": b, "lesion": kind, "figure": figure}

@@ -137,8 +137,20 @@ class ToPixels(nn.ConvTranspose2d):
         is_usual = input.device.type == "cpu" and input.dtype == self.weight.dtype and output_size is None
         if not is_usual or not len(input):  # these products take no empty batch
             return super().forward(input, output_size)
+        if not torch.is_grad_enabled():
+            return self._folded(input)
         geometry = (self.weight.shape[2:], self.bias, self.stride, self.padding, self.output_padding)
         return torch.ops.aten.slow_conv_transpose2d(input, self.weight, *geometry)
+
+    def _folded(self, input: Tensor) -> Tensor:
+        """The same in half the time, but with slower gradients: every tap of every input, then their sums."""
+        (kernel, _), (stride, _), (padding, _), (more, _) = (
+            cast(tuple[int, int], pair) for pair in (self.kernel_size, self.stride, self.padding, self.output_padding)
+        )
+        height, width = ((side - 1) * stride + kernel - 2 * padding + more for side in input.shape[2:])
+        taps = self.weight.flatten(1).T @ input.flatten(2)
+        image = functional.fold(taps, (height, width), kernel, padding=padding, stride=stride)
+        return image if self.bias is None else image + self.bias[:, None, None]
 
 
 def _norm(channels: int, batch_norm: bool) -> list[nn.Module]:

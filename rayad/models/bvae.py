@@ -39,7 +39,8 @@ class Config:
     patch_px: PatchSide = 64
     """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
-    """Ours, for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs and 1e-5."""
+    """Learning rate, chosen for some thousands of patches and tens of epochs; the paper has more patches, 100 epochs
+    and 1e-5."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of the training loop."""
     batch_norm: bool = False

@@ -48,7 +48,8 @@ class Config:
     patch_px: PatchSide = 64
     """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 1e-3
-    """Ours, for some thousands of patches and tens of epochs; Ruff's is 1e-4, then 1e-5, for 150 epochs."""
+    """Learning rate, chosen for some thousands of patches and tens of epochs; Ruff's is 1e-4, then 1e-5, for
+    150 epochs."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of the training loop."""
 

@@ -29,7 +29,7 @@ class Config:
     levels: Annotated[int, Within(2, 256)] = 16
     """Grey levels that pixels in [0, 1] are cut into."""
     distances: Annotated[tuple[int, ...], Within(1, 255)] = (1, 2, 4)
-    """Between the pixels of a pair, px."""
+    """Distances between the pixels of a pair, px."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour, of which the mean is taken."""
     patch_px: PatchSide = 64

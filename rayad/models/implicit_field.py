@@ -53,7 +53,7 @@ class Config:
     side: Annotated[int, Within(2, 64)] = 16
     """Rows and columns of averaged pixels that a patch is looked at in; a divisor of patch_px."""
     steps: Annotated[int, Within(1, 1000)] = 5
-    """From 0 to the latent of a patch, in training as in scoring."""
+    """Gradient steps from 0 to the latent of a patch, in training as in scoring."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour; each has its own classes."""
     patch_px: PatchSide = 64

@@ -37,9 +37,9 @@ class Config:
     width: Size = 8
     """Channels of the widest maps; each of three halvings doubles them. The paper's network has 128."""
     steps: Annotated[int, Within(2, 1_000_000)] = 1000
-    """T: of the diffusion."""
+    """T: number of steps of the diffusion."""
     boxes: Annotated[int, Within(1, 64)] = 2
-    """Boxes along each side of a patch that are hidden in turn at test: so many squared calls a patch."""
+    """Boxes along each side of a patch that are hidden in turn at test; a patch takes boxes**2 calls of the network."""
     hidden: Literal["boxes", "frequencies"] = "boxes"
     """Part that is hidden in training: a box of a quarter to half of the side, or a band of the patch's frequencies."""
     channels: Channels = 1

@@ -61,13 +61,13 @@ class Config:
     width: Size = 32
     """Channels of the first convolution; the residual blocks have four times as many filters, in the paper 128."""
     codes: Annotated[int, Within(2, 65_536)] = 128
-    """K: entries of the book; the paper does not say."""
+    """K: number of codes in the codebook; the paper does not state it."""
     embedding: Size = 64
-    """Numbers of a code."""
+    """Dimensions of a code in the codebook."""
     blocks: Annotated[int, Within(0, 1000)] = 6
     """Residual blocks of encoder and decoder."""
     book: Literal["loss", "ema"] = "loss"
-    """Learning of the codes: by their part of the loss, as the paper has it, or as moving averages of their cells."""
+    """Learning of the codes: by their term of the loss, as in the paper, or by moving averages of their cells."""
     padding: Padding = "same"
     """Padding of the convolutions: "same" gives the paper's 64 codes of 64 px, "valid" 25, which are scored whole
     images at once."""
@@ -76,7 +76,7 @@ class Config:
     patch_px: PatchSide = 64
     """Side of the patches; unless it is given, that of the corpus that is learned from."""
     learning_rate: Rate = 5e-4
-    """Ours, for some thousands of patches; the paper has more patches, 20 epochs and 1e-4."""
+    """Learning rate, chosen for some thousands of patches; the paper has more patches, 20 epochs and 1e-4."""
 
     def __post_init__(self) -> None:
         if self.codes < 2 or self.embedding < 1 or self.blocks < 0:

@@ -29,7 +29,7 @@ from rayad.serving.batches import (
     images_of,
     new,
     require_own_folder,
-    result_there,
+    results_there,
 )
 from rayad.serving.cards import Served
 from rayad.serving.fetch import AllowList, fetch
@@ -168,9 +168,9 @@ class Batches:
         changed = self._files.changed(batch, [image for image, _ in images])
         batch.forget(changed)
         if batch.resumed:
-            for image, name in batch.lacking(images):
-                if image not in changed and (row := result_there(batch.status, image, name)):
-                    batch.add(row)
+            unchanged = [(image, name) for image, name in batch.lacking(images) if image not in changed]
+            for row in results_there(batch.status, unchanged):
+                batch.add(row)
         lacking, written, pause = batch.lacking(images), time.monotonic(), EVERY_S
         batch.status.total = len(images)
         for row in self._rows(lacking, request, served):

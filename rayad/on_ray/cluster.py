@@ -193,7 +193,7 @@ def _start(folder: str, cpus: int) -> None:
             ray.shutdown()
             if attempt + 1 == STARTS:
                 raise ClusterError(
-                    f"Ray did not start, {STARTS} times: {_first_line(error)}; are there memory, disk and cores for it?"
+                    f"Ray failed to start {STARTS} times: {_first_line(error)}; check memory, disk and cores"
                 ) from error
 
 

@@ -396,4 +396,4 @@ async def steadily(ask: Callable[[], Awaitable[T]]) -> T:
         if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
             raise
         later = {"Retry-After": "30"}
-        raise Problem(503, "Whoever should have answered died, each time.", headers=later) from error
+        raise Problem(503, "Every replica that was asked died before it answered.", headers=later) from error

@@ -6,7 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -31,9 +31,16 @@ TOGETHER, PIECES = 16, 50
 
 @contextmanager
 def connected(address: str = "", workers: Workers | None = None, cpus: int = 0) -> Iterator["OnRay"]:
-    """A pool on the cluster that an address names, or on one of this process's own; see `cluster`."""
+    """A pool on the cluster that an address names, or on one of this process's own; see `cluster`.
+
+    Raises:
+        OptionError: the cluster does not have the GPUs of the workers, and they wait for none.
+    """
+    workers = workers or Workers()
     with cluster(address, cpus):
-        yield OnRay(workers or Workers())
+        if workers.gpu and not workers.wait_minutes:
+            require(replace(workers, cpus=0))  # before the stages that need none take hours
+        yield OnRay(workers)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class OnRay:
 
         Rows hold numbers and results of items alone: what is large belongs into storage, not into Ray's object store.
         """
+        if self.workers.gpu and isinstance(work, type):
+            require(replace(self.workers, number=1, least=0, cpus=0))
         outcomes = self._outcomes(work, items, shared, self._together(len(items)))
         with progress_bar(len(items), label) as step:
             for item, outcome in zip(items, outcomes, strict=True):
@@ -227,15 +236,23 @@ def _errors_allowed() -> Iterator[None]:
         context.max_errored_blocks, context.execution_options.preserve_order = before
 
 
-def require(workers: Workers) -> None:
+def require(workers: Workers, name: str = "worker") -> None:
     """Wait for what the workers need, as long as they say: Ray would wait for ever.
+
+    Args:
+        name: of one of them.
 
     Raises:
         OptionError: the cluster does not have it.
     """
     if lacking := awaited(workers):
-        shortage = ", ".join(f"{needed:g} {name}s, it has {has:g}" for name, (needed, has) in lacking.items())
-        raise OptionError(f"{workers.counts[0]} workers need of the cluster: {shortage}")
+        number = workers.counts[0]
+        who = f"1 {name} needs" if number == 1 else f"{number} {name}s need"
+        shortages = (
+            f"{needed:g} {resource}{'s' * (needed != 1)} (the cluster has {has:g})"
+            for resource, (needed, has) in lacking.items()
+        )
+        raise OptionError(f"{who} {' and '.join(shortages)}")
 
 
 def awaited(workers: Workers) -> dict[str, tuple[float, float]]:

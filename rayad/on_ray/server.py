@@ -18,7 +18,9 @@ from ray.serve.schema import LoggingConfig
 from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray.cluster import STORE_BYTES, cluster
 from rayad.on_ray.graph import APP
+from rayad.on_ray.pool import require
 from rayad.on_ray.serve import Service, application
+from rayad.pool import Workers
 from rayad.private import given
 from rayad.serving import RESEARCH_USE, cards, front
 from rayad.serving.access import Limits, check_binding
@@ -51,10 +53,15 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine 5 s start it anew for ever
     replicas = service.replicas
-    with (
-        cluster(address, replicas.pictures + replicas.scorers + replicas.drawers + 2),
-        _door(listening, service.limits) as options,
-    ):
+    with cluster(address, replicas.pictures + replicas.scorers + replicas.drawers + 2):
+        if replicas.gpu:
+            require(Workers(replicas.scorers, replicas.gpu, cpus=0), "scorer")
+        _serve(service, listening, again)
+
+
+def _serve(service: Service, listening: Listening, again: threading.Event) -> None:
+    """Serve on the cluster that this process is connected to."""
+    with _door(listening, service.limits) as options:
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         try:
             serve.start(proxy_location="HeadOnly", http_options=options, logging_config=quiet)
@@ -129,7 +136,7 @@ def _keep_off_disk() -> None:
     free = there.f_bavail * there.f_bsize
     if free < STORE_BYTES:
         raise OptionError(
-            f"{SHARED} has {free / 1e6:.0f} MB where {STORE_BYTES / 1e6:.0f} are needed, else uploads lie on a disk "
+            f"{SHARED} has {free / 1e6:.0f} MB free but needs {STORE_BYTES / 1e6:.0f}, or uploads go to disk "
             "(docker run --shm-size 1g)"
         )
 

@@ -27,11 +27,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from rayad import local
-from rayad.errors import OptionError, RayadError, StorageError, TrainingError
+from rayad.errors import RayadError, StorageError, TrainingError
 from rayad.evaluation import trials
 from rayad.on_ray import metrics
 from rayad.on_ray.learning import failed
-from rayad.on_ray.pool import OnRay, awaited
+from rayad.on_ray.pool import OnRay, require
 from rayad.pipeline import winner
 from rayad.pipeline.requests import Search
 from rayad.pipeline.sweep_book import DATABASE, SweepBook, at_hand
@@ -79,7 +79,7 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
         OptionError: another sweep is at the URL, or the cluster has not what the trials need.
         TrainingError: no trial came to its end, or Ray killed trials for their memory again and again.
     """
-    require(how)
+    require_trials(how)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with at_hand(url) as folder:
         book = SweepBook(name, task, data, how.trials, url, folder)
@@ -93,11 +93,9 @@ def sweep(name: str, task: Task, data: SharedLatents | None, how: Search, url: s
     return book.summary
 
 
-def require(how: Search) -> None:
+def require_trials(how: Search) -> None:
     """OptionError if trials would wait for ever for what the cluster does not have."""
-    if lacking := awaited(Workers(how.concurrent, how.gpu, wait_minutes=how.wait_minutes)):
-        shortage = " and ".join(f"{n:g} {kind}s of the cluster, it has {has:g}" for kind, (n, has) in lacking.items())
-        raise OptionError(f"{how.concurrent} trials at a time need {shortage}")
+    require(Workers(how.concurrent, how.gpu, wait_minutes=how.wait_minutes), "trial")
 
 
 def _study(database: RDBStorage, task: Task, book: SweepBook) -> optuna.Study:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -53,6 +54,8 @@ HEADER = 1024
 """Bytes that hold the header of an npy file of patches, and more."""
 RECORDED = ("name", "split", "patches", "images", "npy_bytes", "npy_sha256", "sha256")
 """What the manifest has of every shard."""
+READERS = 16
+"""Parts of the index that are read at a time."""
 PLAN = "plan.json"
 """Which exams are in which shard."""
 
@@ -464,11 +467,16 @@ def _array(data: pa.Buffer) -> np.ndarray:
 
 
 def _join(parts: Sequence[str], url: str) -> None:
-    """Write tables of equal columns as one, of which no more than one is in memory."""
+    """Write tables of equal columns as one, of which no more than `READERS` are in memory."""
     schema = pq.read_schema(pa.BufferReader(storage.read_bytes(parts[0]))).remove_metadata()
-    with storage.writing(url) as file, pq.ParquetWriter(file, schema) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(pa.BufferReader(storage.read_bytes(part))).cast(schema))
+    with (
+        storage.writing(url) as file,
+        pq.ParquetWriter(file, schema) as writer,
+        ThreadPoolExecutor(READERS) as readers,
+    ):
+        for first in range(0, len(parts), READERS):
+            for data in readers.map(storage.read_bytes, parts[first : first + READERS]):
+                writer.write_table(pq.read_table(pa.BufferReader(data)).cast(schema))
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

@@ -48,7 +48,7 @@ def calibrate_detectors(
         for d, request in zip(detectors, requests, strict=True)
     ):
         return list(detectors)
-    scored = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
+    scored, _ = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
     result = []
     for detector, made_of in zip(detectors, requests, strict=True):
         patients = defaultdict(list)

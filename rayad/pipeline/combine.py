@@ -15,12 +15,27 @@ from rayad.scoring.detector import Combined, Detector
 
 
 def combine(
-    pool: Pool, name: str, rule: str, members: Sequence[Detector], dataset: Images, step_mm: float, url: str
+    pool: Pool,
+    name: str,
+    rule: str,
+    members: Sequence[Detector],
+    dataset: Images,
+    step_mm: float,
+    url: str,
+    max_failures: int = 0,
 ) -> Detector:
     """A detector whose score combines those of others.
 
     How rare a member's score is, is learned from the validation patients: the calibration patients serve nothing but
     the p-values of what comes out.
+
+    Args:
+        url: folder for the members' scores.
+        max_failures: images that may fail.
+
+    Raises:
+        OptionError: an unknown rule, or two members of one name.
+        DatasetError: more images failed.
     """
     if rule not in RULES:
         raise OptionError(f"no rule {rule!r}; detectors are combined by {', '.join(RULES)}")
@@ -28,7 +43,7 @@ def combine(
     calibrated: list[Detector] = []
     for _, group in groupby(members, key=lambda d: d.preprocessing):
         uncalibrated = [replace(d, calibration=None) for d in group]
-        calibrated += calibrate_detectors(pool, uncalibrated, dataset, step_mm, url, split="validation")
+        calibrated += calibrate_detectors(pool, uncalibrated, dataset, step_mm, url, max_failures, "validation")
     origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
     request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in calibrated]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)

@@ -53,7 +53,7 @@ class Development:
         """
         with tempfile.TemporaryDirectory(prefix="rayad-") as folder:
             url = storage.join(folder, "scores")
-            images = score(Here(device), [detector], self.dataset, self.exams, self.step_mm, url, "development")
+            images, _ = score(Here(device), [detector], self.dataset, self.exams, self.step_mm, url, "development")
         try:
             return 1 - self._auc([image.of(detector.name) for image in images])
         except metrics.Undefined as error:

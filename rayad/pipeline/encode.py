@@ -72,7 +72,7 @@ def encoded(corpus: Corpus, model: Part, shard: str) -> Latents:
         latents = torch.cat([module.encode(batch).cpu() for batch in batches])
     if not latents.isfinite().all():
         row = int((~latents.isfinite()).any(1).nonzero()[0])
-        raise TrainingError(f"{model.name} has no latents of patch {row} of {shard}: they are not finite")
+        raise TrainingError(f"{model.name}: the latents of patch {row} of {shard} are not finite")
     return latents
 
 

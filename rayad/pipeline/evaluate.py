@@ -22,7 +22,7 @@ from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
-from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, score
+from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, lost, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
@@ -105,7 +105,8 @@ def evaluate(
     kinds = kinds or (ANY,) * any(exam.anomalous for exam in exams)
     if not kinds:
         raise OptionError(f"no lesion in the {len(exams)} images of the {options.split} split: nothing to evaluate")
-    scored = _by_preprocessing(pool, detectors, dataset, exams, options, scores_url or storage.join(url, "scores"))
+    scores_url = scores_url or storage.join(url, "scores")
+    scored, failures = _by_preprocessing(pool, detectors, dataset, exams, options, scores_url)
     on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
     rows = _rows(pool, detectors, on_grid, kinds)
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
@@ -122,9 +123,7 @@ def evaluate(
         ranks={kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
         group_rows=[row for rows_of_detector, _ in grouped for row in rows_of_detector],
         group_tests=[row for _, tests in grouped for row in tests],
-        seeds=_seeds(
-            pool, rows, other_seeds, dataset, exams, options, kinds, scores_url or storage.join(url, "scores")
-        ),
+        seeds=_seeds(pool, rows, other_seeds, dataset, exams, options, kinds, scores_url),
         verdicts=[
             row for d in detectors for row in verdicts.rows(d.name, on_grid[d.name], calibrations[d.name], d.rule)
         ],
@@ -143,6 +142,7 @@ def evaluate(
         provenance={"source": options.source, "split": options.split, **provenance.versions()},
         notes=[
             *options.notes,
+            *([f"Images: {lost(failures, len(exams))}. They are in no figure."] if failures else []),
             *_notes(next(iter(scored.values())), options),
             *_doubtful(main_detector.name, calibrations[main_detector.name], scored[main_detector.name]),
         ],
@@ -152,13 +152,12 @@ def evaluate(
 
 def pairs(detectors: Sequence[Detector]) -> list[tuple[str, str]]:
     """Which detectors are compared: a model's likelihood with its reconstruction, and every learned detector with
-    every one that learns nothing. Both must see the same picture, so that they score the same places."""
-    return [
-        (a.name, b.name)
-        for a in detectors
-        for b in detectors
-        if a.model and a.preprocessing == b.preprocessing and (not b.model or a.name == f"{b.name}-spn")
-    ]
+    every one that learns nothing; where there are none of these, each with each. Both see the same picture, so they
+    score the same places."""
+    alike = [(a, b) for a in detectors for b in detectors if a is not b and a.preprocessing == b.preprocessing]
+    chosen = [(a.name, b.name) for a, b in alike if a.model and (not b.model or a.name == f"{b.name}-spn")]
+    names = [detector.name for detector in detectors]
+    return chosen or [(a.name, b.name) for a, b in alike if names.index(a.name) < names.index(b.name)]
 
 
 def counts(dataset: Images) -> dict[str, dict[str, int]]:
@@ -179,17 +178,22 @@ def calibration_of(detector: Detector) -> Calibration:
 
 def _by_preprocessing(
     pool: Pool, detectors: Sequence[Detector], dataset: Images, exams: Sequence, options: Evaluation, url: str
-) -> dict[str, list[ScoredImage]]:
-    """Detector -> its scored images; detectors that share their preprocessing see each image prepared once."""
+) -> tuple[dict[str, list[ScoredImage]], list[Excluded]]:
+    """Detector -> its scored images, and what failed; images are prepared once for all detectors that see them alike.
+
+    An image that one preprocessing cannot prepare is in no detector's figures: all are judged on the same images.
+    """
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:
         groups[detector.preprocessing].append(detector)
-    images_of = {}
+    images_of, failed = {}, {}
     for group in groups.values():
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
-        images = score(pool, group, dataset, exams, options.step_mm, url, label, options.max_failures)
+        images, failures = score(pool, group, dataset, exams, options.step_mm, url, label, options.max_failures)
         images_of |= {d.name: images for d in group}
-    return {d.name: images_of[d.name] for d in detectors}
+        failed |= {failure.url: failure for failure in failures}
+    judged = {name: [i for i in images if i.exam.exam_id not in failed] for name, images in images_of.items()}
+    return {d.name: judged[d.name] for d in detectors}, list(failed.values())
 
 
 def _grid(image: ScoredImage, detector: str, options: Evaluation) -> Scored:
@@ -232,7 +236,7 @@ def _seeds(
     runs = [rows]
     for detectors in other_seeds:
         learned = [d for d in detectors if d.model or d.members]
-        scored = _by_preprocessing(pool, learned, dataset, exams, options, url)
+        scored, _ = _by_preprocessing(pool, learned, dataset, exams, options, url)
         on_grid = {name: [_grid(image, name, options) for image in images] for name, images in scored.items()}
         runs.append(_rows(pool, learned, on_grid, kinds, resamples=FEW_RESAMPLES))
     return seeds.spread(runs) if other_seeds else []

@@ -94,8 +94,8 @@ def fit_detector(
         latents_url: folder for the latents, which further densities of the same model use again; "": none keeps them.
     """
     model = model_of(trained)
-    settings = [request.density, density_config(request, model), request.context, request.smooth, request.classes]
-    made_of = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings, request.em])
+    settings = vars(request) | {"settings": density_config(request, model)}
+    made_of = fingerprint(["density", trained.origin("made_of"), corpus.manifest["content"], *settings.values()])
     existing = finished(url, made_of)
     if existing is not None:
         return existing
@@ -107,7 +107,8 @@ def fit_detector(
     minutes = trained.provenance.get("train_minutes", 0.0) + minutes_since(began)
     faults = [*trained.provenance.get("faults", []), *history.pop("faults", [])]
     history.pop("rows", None)
-    training = {"density_training": history, "train_minutes": minutes, "faults": faults}
+    rows = {"smooth": request.smooth, "classes": request.classes}
+    training = {"density_training": history | rows, "train_minutes": minutes, "faults": faults}
     origin = origin_of(corpus, made_of, request.em) | training
     origin |= inherited(origin, trained.provenance)
     fitted = replace(trained, name=name, score=score_of(model, part, request), provenance=origin, calibration=None)
@@ -130,9 +131,17 @@ def latents_of(trained: Detector, corpus: Corpus, url: str) -> str:
 
 
 def density_config(request: DensityRequest, model: Part) -> Any:
-    """The density's configuration; where the latents are codes, it is told how many there are of each."""
+    """The density's configuration; where the latents are codes, it is told how many there are of each.
+
+    Raises:
+        OptionError: unknown density, settings it refuses, or codes and a density of numbers alone.
+    """
     states = states_of(model.module)
     instead = {"states": (*states, *[0] * len(request.context))} if states else {}
+    if states and not hasattr(catalog.find("density", request.density).Config, "states"):
+        raise OptionError(
+            f"density {request.density} takes numbers, but the latents of {model.name} are codes: fit spn or mixture"
+        )
     return catalog.configure("density", request.density, request.settings, **instead)
 
 

@@ -131,8 +131,10 @@ class Rows:
         """Read those that are there; one that was cut short by a crash counts as none."""
         self._url, self._where = url, storage.join(url, "heatmaps.jsonl")
         self._rows: dict[str, tuple[Row, str]] = {}  # with what each was made of
+        self._files: set[str] = set()
         self._kept = self._written = time.monotonic()
         if storage.exists(self._where):
+            self._files.update(storage.listing(url))  # one request for all images
             for line in storage.read_bytes(self._where).splitlines():
                 with suppress(FormatError, KeyError, TypeError, ValueError):
                     row = bounded.parse_json(line, self._where)
@@ -158,8 +160,7 @@ class Rows:
         row, made_of_then = self._rows.get(storage.encodable(file), (None, ""))
         if not isinstance(row, Result) or row.name != name or made_of_then != made_of:
             return None
-        has_files = all(storage.exists(storage.join(self._url, f"{name}{ending}")) for ending in endings)
-        return row if has_files else None
+        return row if {storage.join(self._url, f"{name}{ending}") for ending in endings} <= self._files else None
 
     def add(self, row: Row, made_of: str) -> None:
         """Write down what came of an image, soon: long lists take a twentieth of the time."""

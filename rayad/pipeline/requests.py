@@ -16,7 +16,7 @@ class Strips:
     """Pictures of what is learned, while it is learned."""
 
     every: Amount = 0
-    """Epochs from one to the next: originals, reconstructions and draws from random latents; 0: none."""
+    """Epochs between two strips of originals, reconstructions and draws from random latents; 0: no strips."""
     count: Count = 8
     """Patches of the validation split that are shown."""
     tensorboard: bool = False
@@ -57,7 +57,8 @@ class DensityRequest:
     smooth: bool = False
     """Fit it to the smoothest third of the patches alone: the background of a likelihood ratio."""
     classes: str = ""
-    """Column of the index, such as density: a circuit of as many roots as it has values learns one for each."""
+    """Column of the index, such as density, whose values are classes: a circuit with as many roots as values learns one
+    root for each."""
     em: EM = EM()
 
 
@@ -80,14 +81,14 @@ class Search:
     gpu: GPUs = 0.0
     """GPUs of each trial, such as 1, or 0.25 where four share one (never run on a GPU so far)."""
     wait_minutes: Minutes = 0.0
-    """Minutes to wait for an autoscaling cluster to bring what the trials need; 0: it must be there."""
+    """Minutes to wait for an autoscaling cluster to provide what the trials need; 0: it must be there already."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "concurrent", "seeds"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} of a sweep must be at least 1, not {getattr(self, name)}")
         if not self.minutes > 0 or self.grace < 0:
-            raise OptionError(f"a sweep takes more than 0 minutes and grace of 0 or more: {self.minutes}, {self.grace}")
+            raise OptionError(f"minutes must be above 0 and grace at least 0, not {self.minutes} and {self.grace}")
         if not self.wait_minutes >= 0:
             raise OptionError(f"wait_minutes of a sweep must be at least 0, not {self.wait_minutes}")
 

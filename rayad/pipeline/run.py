@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rayad import catalog, storage
+from rayad.bounds import Bounds
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Images, listed
 from rayad.datasets.exams import Dataset as ListOfImages
@@ -82,6 +83,8 @@ class Changes:
     """Distance of the scored places, mm; 0: the recipe's."""
     rule: str = ""
     """Rule by which an image is abnormal: sd=3, quantile=0.95, fpr=0.05 or score=12.5; empty: none is said."""
+    max_failures: Amount = 0
+    """Images of a split that may fail to be scored before there is no result."""
 
     @property
     def sentence(self) -> str:
@@ -209,12 +212,15 @@ class Run:
         return fit_detector(self.pool, name, corpus, trained, request, url, latents)
 
     def _combined(self, name: str, rule: str, members: Sequence[Detector]) -> Detector:
-        return combine(self.pool, name, rule, members, self.dataset, self.step_mm, storage.join(self.url, "scores"))
+        scores_url = storage.join(self.url, "scores")
+        failures = self.changes.max_failures
+        return combine(self.pool, name, rule, members, self.dataset, self.step_mm, scores_url, failures)
 
     def _calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
         urls = [storage.join(self._home, "detectors", d.name) for d in detectors]
         ready = [saved(d, url) for d, url in zip(detectors, urls, strict=True)]
-        calibrated = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, storage.join(self.url, "scores"))
+        scores_url, failures = storage.join(self.url, "scores"), self.changes.max_failures
+        calibrated = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, scores_url, failures)
         calibrated = [d.ruled(self.changes.rule) if self.changes.rule else d for d in calibrated]
         for before, after, url in zip(ready, calibrated, urls, strict=True):
             is_saved = before.calibration is after.calibration and before.rule == after.rule
@@ -306,6 +312,8 @@ class Recipe:
     """Figures that others reported, on other data."""
     why: str = ""
     """How the settings were chosen."""
+    bounds: Bounds = field(default_factory=Bounds)
+    """What one of its images may take, where the command does not say otherwise."""
 
     @property
     def docstring(self) -> str:
@@ -378,6 +386,7 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
         judged.source,
         split,
         step_mm=request.step_mm,
+        max_failures=request.changes.max_failures,
         kinds=recipe.kinds,
         recipe=recipe.name,
         why=recipe.why,

@@ -12,7 +12,7 @@ import numpy as np
 
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
-from rayad.datasets.exam import Exam, Images, listed, source_of
+from rayad.datasets.exam import Exam, Excluded, Images, listed, source_of
 from rayad.datasets.splits import SPLITS, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
@@ -93,8 +93,11 @@ def score(
     url: str,
     label: str,
     max_failures: int = 0,
-) -> list[ScoredImage]:
+) -> tuple[list[ScoredImage], list[Excluded]]:
     """Score images, and refuse to go on with too few of them.
+
+    Returns:
+        The scored images, and those that failed.
 
     Raises:
         DatasetError: more images failed than ``max_failures``; names the first and its reason.
@@ -102,17 +105,23 @@ def score(
     step = step_px(detectors[0].preprocessing, step_mm)
     scored, failures = score_exams(pool, dataset, exams, detectors, step, url, label)
     if len(failures) > max_failures:
-        first = failures[0]
         raise DatasetError(
-            f"{len(failures)} of {len(exams)} images could not be scored, more than {max_failures}: "
-            f"{first['exam_id']}: {first['reason']}"
+            f"{len(failures)} of {len(exams)} images could not be scored, and max_failures is {max_failures}: "
+            f"{failures[0].url}: {failures[0].reason}"
         )
-    return scored
+    if failures:
+        say(f"{label}: {lost(failures, len(exams))}", sys.stderr)
+    return scored, failures
+
+
+def lost(failures: Sequence[Excluded], images: int) -> str:
+    """A sentence about images that could not be scored, of so many."""
+    return f"{len(failures)} of {images} could not be scored, such as {failures[0].url}: {failures[0].reason}"
 
 
 def score_exams(
     pool: Pool, dataset: Images, exams: Sequence[Exam], detectors: Sequence[Detector], step: int, url: str, label: str
-) -> tuple[list[ScoredImage], list[dict[str, str]]]:
+) -> tuple[list[ScoredImage], list[Excluded]]:
     """Score the exams' tissue with every detector.
 
     Args:
@@ -122,17 +131,18 @@ def score_exams(
             already is not scored again.
 
     Returns:
-        The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
+        The scored images, in the order of the exams, and those that failed, by their exam_id.
     """
     keep = KeptScores.of(dataset, exams, url, detectors, step)
-    scored, failures = [], []
+    scored: list[ScoredImage] = []
+    failures: list[Excluded] = []
     outcomes = pool.map(ScoreExam, exams, label, (dataset, keep, pool.device), unscored)
     for exam, outcome in zip(exams, outcomes, strict=True):
         pool.count("scored_images", 1, result="done" if isinstance(outcome, ScoredImage) else "failed")
         if isinstance(outcome, ScoredImage):
             scored.append(outcome)
         else:
-            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": outcome})
+            failures.append(Excluded(exam.exam_id, outcome))
     return scored, failures
 
 

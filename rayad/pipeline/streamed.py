@@ -67,7 +67,7 @@ def streamed(
     if len(failures) > options.max_failures:
         exam_id, reason = next(iter(failures.items()))
         raise DatasetError(
-            f"{len(failures)} of {len(exams)} images could not be scored, more than {options.max_failures}: "
+            f"{len(failures)} of {len(exams)} images could not be scored, and max_failures is {options.max_failures}: "
             f"{exam_id}: {reason}"
         )
     rows = [_row(d.name, kind, images[d.name, kind], counts.get((d.name, kind))) for d in detectors for kind in kinds]

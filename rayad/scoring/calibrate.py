@@ -1,7 +1,9 @@
 """What healthy patients score: conformal p-values, healthy quantiles and thresholds.
 
 Built from K calibration patients that serve nothing else. p is the probability, over healthy
-patients, of a score at least as high; it cannot be below 1 / (K + 1), so K belongs beside every p.
+patients, of a score at least as high. If the new patient is healthy, it is as likely as each of the K
+to have the highest score of all K + 1. So it counts itself, and p cannot be below 1 / (K + 1): K
+belongs beside every p.
 
 Places of one patient resemble each other, and so do its images: only patients are exchangeable.
 Places and images therefore use hierarchical conformal prediction (Lee, Barber and Willett,
@@ -24,9 +26,9 @@ from rayad.arrays import Grid
 from rayad.errors import DatasetError, FormatError
 
 SURVIVAL_POINTS = 1024
+"""Points of a patient's compressed survival function: a place's p is too large by less than 1/1024, never too small."""
 ENOUGH = 20
 """Healthy patients; with fewer no p-value is below 0.05."""
-"""Points of a patient's compressed survival function: a place's p is too large by less than 1/1024, never too small."""
 
 
 def image_score(scores: Grid, top: float = 0.01) -> float:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from rayad import storage
-from rayad.errors import OptionError, RayadError, reason
+from rayad.errors import OptionError, RayadError, StorageError, reason
 from rayad.heatmaps.answers import (
     Answer,
     Batch,
@@ -200,11 +200,25 @@ def images_of(request: BatchRequest) -> list[tuple[str, str]]:
     return images
 
 
-def result_there(batch: Batch, image: str, name: str) -> Result | None:
-    """The result of an image whose files are all there, though nobody wrote it down; its JSON is written last."""
-    json_url = storage.join(batch.out, f"{name}.json")
+def results_there(batch: Batch, images: Sequence[tuple[str, str]]) -> Iterator[Result]:
+    """The results of images whose files are all there, though nobody wrote them down; their JSON is written last.
+
+    Args:
+        images: URLs, and the names of what is made of them.
+    """
     if "json" not in batch.asked.results:
-        return None
+        return
+    files: set[str] = set()
+    with suppress(StorageError):  # it cannot be listed, so all are scored again
+        files.update(storage.listing(batch.out, (".json",), roots=(batch.out,)))  # one request for all images
+    for image, name in images:
+        json_url = storage.join(batch.out, f"{name}.json")
+        if json_url in files and (answer := _answer(json_url, batch)):
+            yield answer.of(image, name)
+
+
+def _answer(json_url: str, batch: Batch) -> Answer | None:
+    """What a file says, if this batch wrote it."""
     try:
         # object stores know the time to the second, as `began` does
         if storage.modified(json_url) < datetime.fromisoformat(batch.began):
@@ -212,7 +226,7 @@ def result_there(batch: Batch, image: str, name: str) -> Result | None:
         answer = Answer.model_validate(storage.read_json(json_url, roots=(batch.out,)))
     except (RayadError, ValueError):
         return None
-    return answer.of(image, name) if answer.detector.sha256 == batch.detector.sha256 else None
+    return answer if answer.detector.sha256 == batch.detector.sha256 else None
 
 
 def own_file(out: str) -> str:

@@ -7,11 +7,12 @@ from workers import in_threads
 
 from rayad import catalog
 from rayad.datasets import phantom
+from rayad.errors import OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.encode import encode, read_latents
-from rayad.pipeline.fit_density import FittedRows, fit_detector, latents_of
+from rayad.pipeline.fit_density import FittedRows, density_config, fit_detector, latents_of
 from rayad.pipeline.ingest import ingest
 from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Here
@@ -98,3 +99,21 @@ def test_another_corpus_at_the_same_place_is_not_answered_by_the_old_detector(co
         assert made.provenance["corpus"] == of.manifest["content"]
         assert made.density is not None
         assert torch.allclose(made.density.module.centre, own.double().mean(0))
+
+
+def test_a_bundle_says_which_rows_its_density_was_fitted_to(corpus, model, tmp_path):
+    trained = Detector("cae", ModelScore(model, "reconstruction"), Preprocessing(), provenance={"made_of": "cae"})
+    made = fit_detector(Here(), "fitted", corpus, trained, DensityRequest("mahalanobis", smooth=True), str(tmp_path))
+    assert made.provenance["density_training"]["smooth"] is True
+    assert made.provenance["density_training"]["classes"] == ""
+
+
+@pytest.mark.parametrize("name", catalog.names("density"))
+def test_codes_are_refused_by_densities_that_take_numbers(name):
+    config = catalog.configure("models", "vqvae", {"width": 4, "blocks": 1})
+    model = Part("vqvae", config, config.build())
+    if name in ("spn", "mixture"):
+        assert density_config(DensityRequest(name), model).states == (config.codes,) * model.module.latents
+        return
+    with pytest.raises(OptionError, match=f"density {name} takes numbers, but the latents of vqvae are codes"):
+        density_config(DensityRequest(name), model)

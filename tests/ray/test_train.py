@@ -91,9 +91,9 @@ def test_more_workers_than_a_corpus_has_lanes_are_refused(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (Workers(2, gpu=1), r"2 workers need of the cluster: 2 GPUs, it has 0"),
-        (Workers(2, cpus=99), r"2 workers need of the cluster: 198 CPUs, it has \d+"),
-        (Workers(2, gpu=1, least=1, wait_minutes=0.02), "1 workers need of the cluster: 1 GPUs, it has 0"),
+        (Workers(2, gpu=1), r"2 workers need 2 GPUs \(the cluster has 0\)"),
+        (Workers(2, cpus=99), r"2 workers need 198 CPUs \(the cluster has \d+\)"),
+        (Workers(2, gpu=1, least=1, wait_minutes=0.02), r"1 worker needs 1 GPU \(the cluster has 0\)"),
     ],
 )
 def test_what_the_cluster_has_not_is_said_in_seconds(corpus, tmp_path, wanted, said):

@@ -8,7 +8,7 @@ from rayad import storage
 from rayad.errors import StorageError
 from rayad.heatmaps import answers
 from rayad.heatmaps.answers import BatchRequest, DetectorName, Failure, Result
-from rayad.serving.batches import BatchFiles, KeptBatch, Places, new, own_file
+from rayad.serving.batches import BatchFiles, KeptBatch, Places, new, own_file, results_there
 
 
 @pytest.fixture
@@ -66,6 +66,25 @@ def test_images_that_changed_since_the_batch_began_are_named(files, batch, folde
     files.forget_images(batch)
     os.utime(images[1].removeprefix("file://"), (2, 2))
     assert files.changed(batch, images) == set()
+
+
+def test_results_that_nobody_wrote_down_are_those_of_this_batch(batch, monkeypatch):
+    status = batch.status.model_copy(update={"asked": batch.status.asked.model_copy(update={"results": ("json",)})})
+    images = [(f"file:///in/{name}.png", name) for name in ("mine", "other", "old", "broken", "lacking")]
+    assert list(results_there(status, images)) == []
+    others = answers.DETECTOR | {"sha256": "0" * 64}
+    for name, detector in {"mine": answers.DETECTOR, "other": others, "old": answers.DETECTOR}.items():
+        storage.write_json(storage.join(status.out, f"{name}.json"), answers.ANSWER | {"detector": detector})
+    storage.write_bytes(storage.join(status.out, "broken.json"), b"{")
+    os.utime(storage.join(status.out, "old.json").removeprefix("file://"), (1, 1))
+    modified, asked = storage.modified, []
+    monkeypatch.setattr(storage, "modified", lambda url: asked.append(url) or modified(url))
+    assert [(row.image, row.name) for row in results_there(status, images)] == [images[0]]
+    assert storage.join(status.out, "lacking.json") not in asked
+    assert (
+        list(results_there(batch.status.model_copy(update={"asked": status.asked, "out": "file:///nowhere"}), images))
+        == []
+    )
 
 
 def test_without_a_state_folder_nothing_is_remembered(batch, folder):

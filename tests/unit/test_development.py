@@ -48,7 +48,7 @@ def test_no_test_image_is_among_them(corpus):
 def test_the_auc_of_places_is_the_share_of_pairs_in_the_right_order(corpus, tmp_path):
     detector = floor_detector("brightness", "brightness", corpus)
     development = development_of(IMAGES, corpus, STEP_MM)
-    scored = score(Here(), [detector], IMAGES, development.exams, STEP_MM, str(tmp_path), "images")
+    scored, _ = score(Here(), [detector], IMAGES, development.exams, STEP_MM, str(tmp_path), "images")
     inside, outside = [], []
     for image in scored:
         if not image.exam.lesions:
@@ -67,7 +67,7 @@ def test_the_auc_of_patients_compares_with_healthy_validation(corpus, tmp_path):
     detector = floor_detector("brightness", "brightness", corpus)
     development = development_of(dataset, corpus, STEP_MM)
     assert "patients" in development.objective
-    scored = score(Here(), [detector], dataset, development.exams, STEP_MM, str(tmp_path), "images")
+    scored, _ = score(Here(), [detector], dataset, development.exams, STEP_MM, str(tmp_path), "images")
     highest: dict[str, float] = {}
     for image in scored:
         value = image_score(image.scores["brightness"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rayad import catalog
+from rayad import catalog, storage
 from rayad.datasets import phantom
 from rayad.density import spn
 from rayad.errors import DatasetError, ImageError, OptionError
@@ -200,6 +200,13 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried(detector, image
     assert names[4:] == [*good, "z"]
 
 
+def test_no_request_an_image_says_what_is_done(detector, images, monkeypatch):
+    first, exists, asked = again(detector, images), storage.exists, []
+    monkeypatch.setattr(storage, "exists", lambda url: asked.append(url) or exists(url))
+    assert again(detector, images) == first
+    assert not [url for url in asked if url.endswith((".npz", ".png"))]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -242,6 +249,22 @@ def test_pictures_and_healthy_versions_can_be_left_out(detector, images):
     assert {file.suffix for file in (images.parent / "out").iterdir()} == {".npz", ".jsonl"}
     with np.load(next((images.parent / "out").glob("*.npz"))) as arrays:
         assert {"counterfactual", "change"}.isdisjoint(arrays)
+
+
+def test_a_rule_makes_a_verdict_of_every_row(detector, images):
+    scores = [row.score for row in again(detector, images) if isinstance(row, Result)]
+    assert detector.calibration is not None
+    middle = sum(scores) / 2
+    for rule, threshold in ((f"score={middle!r}", middle), ("sd=1", None)):
+        folder, ruled = str(images.parent / rule[:2]), detector.ruled(rule)
+        rows = [r for r in write_heatmaps(Here(), ruled, [str(images)], MLO, folder, QUICK) if isinstance(r, Result)]
+        if threshold is None:
+            healthy = detector.calibration.image_scores
+            threshold = healthy.mean() + healthy.std()
+        assert [row.threshold for row in rows] == pytest.approx([threshold] * 2)
+        assert [row.verdict for row in rows] == ["abnormal" if row.score > threshold else "normal" for row in rows]
+        assert all(row.rule for row in rows)
+    assert {row.verdict for row in again(detector, images) if isinstance(row, Result)} == {""}
 
 
 def test_every_row_has_the_floor_of_its_p_value_and_the_patients_behind_it(detector, images):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayad import catalog, recipes
+from rayad.bounds import Bounds
 from rayad.errors import OptionError
 from rayad.imaging.picture import step_px
 from rayad.pipeline.requests import DensityRequest, TrainRequest
@@ -46,6 +47,15 @@ def test_the_seven_detectors_of_the_paper_have_its_sizes():
     assert detectors["fanogan"].model.config.width == 64
     assert {step_px(detector.preprocessing, recipe.step_mm) for detector in detectors.values()} == {16}
     assert len(recipe.literature) == 14
+
+
+def test_the_paper_s_images_may_take_what_they_take_unless_the_command_says_otherwise():
+    """f-AnoGAN takes 5,832 s for a film at 0.05 mm (benchmarks/results/native.json)."""
+    paper = recipes.find("ddsm").bounds
+    assert Bounds().or_else(paper) == paper
+    assert paper.score_seconds > 2 * 5832
+    assert replace(Bounds(), score_seconds=10.0).or_else(paper) == replace(paper, score_seconds=10.0)
+    assert Bounds().or_else(recipes.find("mias").bounds) == Bounds()
 
 
 def test_a_preset_that_there_is_not():

@@ -242,15 +242,16 @@ def test_a_full_benchmark_shows_all_its_sections():
     assert text.count('class="group"') == 2
 
 
-def test_their_table_stands_beside_ours_with_a_mark_where_ours_is_significantly_better():
+@pytest.mark.parametrize(("p", "marked"), [(0.0, True), (0.0099, True), (0.01, False), (1.0, False), (None, False)])
+def test_their_table_stands_beside_ours_with_a_mark_where_ours_is_significantly_better(p, marked):
     theirs = {"lesion": "mass", "dataset": "CBIS-DDSM", "pixel_auc": 0.8, "source": "Dietrichstein et al. 2022"}
-    test = results()["comparisons"][0] | {"a": "cae-spn", "b": "cae", "figure": "image_wise_auc", "difference": 0.1}
+    pair = {"a": "cae-spn", "b": "cae", "figure": "image_wise_auc", "difference": 0.1, "p": p}
     literature = [theirs | {"detector": name} for name in ("cae", "cae-spn")]
-    html = render(results(literature=literature, comparisons=[test]), list(FIGURES))
+    html = render(results(literature=literature, comparisons=[results()["comparisons"][0] | pair]), list(FIGURES))
     assert "&lt;/" not in html
     table = html[html.index('id="beside"') :].split("</table>")[0]
     assert table.count("<td>0.80</td>") == 2
-    assert ["0.09</span> *" in line for line in re.findall("<tr>.*</tr>", table)[1:]] == [False, True]
+    assert ["0.09</span> *" in line for line in re.findall("<tr>.*</tr>", table)[1:]] == [False, marked]
 
 
 def test_a_remark_stands_once_in_the_row_of_its_detector():

@@ -1,0 +1,76 @@
+"""Images that cannot be scored: as many as are allowed cost themselves alone; one more ends the stage in a sentence."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from rayad import storage
+from rayad.datasets import phantom
+from rayad.errors import DatasetError, ImageError
+from rayad.imaging.mammogram import Preprocessing
+from rayad.pipeline.calibrate import calibrate_detectors
+from rayad.pipeline.combine import combine
+from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pipeline.score import exams_of
+from rayad.pool import Here
+from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.scores import Floor
+
+ORIGIN = dict.fromkeys(("corpus", "dataset", "commit", "versions", "machine"), "") | {"seed": 0, "step_mm": 3.2}
+BRIGHT = Detector("bright", Floor("brightness"), Preprocessing(), provenance=ORIGIN | {"made_of": "bright"})
+TOP_HAT = replace(BRIGHT, name="top-hat", score=Floor("top-hat"), provenance=ORIGIN | {"made_of": "top-hat"})
+
+
+@dataclass(frozen=True)
+class Damaged(phantom.Dataset):
+    """Phantoms of which one cannot be read."""
+
+    damaged: str = ""
+
+    def pixels(self, exam):
+        if exam.exam_id == self.damaged:
+            raise ImageError(f"{exam.url}: the file ends early")
+        return super().pixels(exam)
+
+
+def damaged(split: str, diseased: float = 0.0) -> tuple[Damaged, str]:
+    dataset = Damaged(patients=30, diseased=diseased, height=256, width=192)
+    first = exams_of(dataset, split)[0].exam_id
+    return replace(dataset, damaged=first), first
+
+
+def test_calibration_goes_on_without_as_many_images_as_are_allowed(tmp_path):
+    dataset, first = damaged("calibration")
+    sentence = f"1 of [0-9]+ images could not be scored, and max_failures is 0: {first}: .*the file ends early"
+    with pytest.raises(DatasetError, match=sentence):
+        calibrate_detectors(Here(), [BRIGHT], dataset, 3.2, str(tmp_path))
+    (calibrated,) = calibrate_detectors(Here(), [BRIGHT], dataset, 3.2, str(tmp_path), max_failures=1)
+    assert calibrated.calibration is not None
+    assert len(calibrated.calibration.image_scores) == len(exams_of(dataset, "calibration")) - 1
+
+
+def test_a_combination_goes_on_without_them(tmp_path):
+    dataset, _ = damaged("validation")
+    how = Here(), "both", "fisher", [BRIGHT, TOP_HAT], dataset, 3.2, str(tmp_path)
+    with pytest.raises(DatasetError, match="max_failures is 0"):
+        combine(*how)
+    score = combine(*how, max_failures=1).score
+    assert isinstance(score, Combined)
+    images = {len(member.calibration.image_scores) for member in score.members if member.calibration}
+    assert images == {len(exams_of(dataset, "validation")) - 1}
+
+
+def test_a_report_says_what_it_has_lost_and_judges_all_detectors_on_the_same_images(tmp_path):
+    dataset, first = damaged("test", diseased=0.5)
+    coarse = replace(TOP_HAT, preprocessing=Preprocessing(spacing_mm=0.8))
+    scores = str(tmp_path / "scores")
+    detectors = [calibrate_detectors(Here(), [one], dataset, 3.2, scores)[0] for one in (BRIGHT, coarse)]
+    how = Here(), detectors, dataset
+    with pytest.raises(DatasetError, match="max_failures is 0"):
+        evaluate(*how, Evaluation("phantom", ""), str(tmp_path / "report"), scores)
+    evaluate(*how, Evaluation("phantom", "", max_failures=1), str(tmp_path / "report"), scores)
+    results = storage.read_json(str(tmp_path / "report" / "results.json"))
+    images = len(exams_of(dataset, "test"))
+    wanted = f"Images: 1 of {images} could not be scored, such as {first}: "
+    assert any(note.startswith(wanted) and "the file ends early" in note for note in results["notes"])
+    assert len(results["images"]) == images - 1
