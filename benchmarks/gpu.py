@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                 # a JSON line a figure; on a machine with a GPU also results/gpu.json
     python benchmarks/gpu.py --part circuit  # models, circuit or dense alone
 
-It needs Python, torch, numpy and scipy, and no Ray. Every image model: the scores of patches, and a step of training.
+It needs Python, torch, numpy and scipy alone. Every image model: the scores of patches, and a step of training.
 The circuit of Dietrichstein et al. 2022 (C=1, I=45, D=1, R=50) over 64 latents: log p, and the statistics of
 expectation-maximization. Dense scoring: the heatmap of an image of 1024 x 1024 px at places 8 px apart. A figure is the
 median of several runs, after one that does not count; work on the GPU is waited for. Without a GPU the sizes are small:
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ if find_spec("jaxtyping") is None:
     for kind in ("Bool", "Float", "Float32", "Int", "Int64", "Shaped", "UInt8", "UInt16"):
         setattr(nothing, kind, _Anything(kind, (), {}))
     sys.modules["jaxtyping"] = nothing
+if find_spec("tyro") is None:  # options of commands are annotated by it, and there are no commands here
+    sys.modules["tyro"] = SimpleNamespace(conf=SimpleNamespace(arg=lambda **_: None))  # pyright: ignore[reportArgumentType]
 
 from rayad import catalog  # noqa: E402
 from rayad.density import spn  # noqa: E402

@@ -32,7 +32,7 @@ class Bounds:
     places: Count = 50_000
     """Places of an image that are scored; 3.2 mm apart the largest mammogram has 7,000."""
     memory_mb: Count = 1_500
-    """Memory that decoding may take besides, 10^6 bytes."""
+    """Memory that decoding may take besides the file, 10^6 bytes."""
     decode_seconds: Seconds = 60.0
     """Seconds that decoding an image may take."""
     score_seconds: Seconds = 600.0

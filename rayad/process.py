@@ -1,7 +1,9 @@
-"""What this process does at signals, says on standard error and has in its environment, for a block of code."""
+"""What this process does at signals, says on standard error and has in its environment, for a block of code; and where
+it listens."""
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -49,3 +51,9 @@ def environment(**variables: str) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def listening(address: str, port: int = 0) -> socket.socket:
+    """A socket that listens at an IP address; port 0: at one where nobody else does."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family)

@@ -23,6 +23,8 @@ from rayad.evaluation import images_of
 from rayad.imaging.picture import Prepared
 from rayad.patches.sample import Places
 
+MOST_TWINS = 100
+"""Rows of the table of images that look the same."""
 SIDE = 240
 """Of a picture of the contact sheet, px."""
 BODY, MUSCLE, PLACE, HIDDEN = (60, 200, 255), (255, 140, 0), (255, 230, 80), (90, 20, 70)
@@ -97,6 +99,7 @@ def build(inspection: dict[str, Any], pictures: Sequence[tuple[str, bytes]], url
         inspection=inspection,
         called=images_of(inspection["dataset"], inspection["source"]),
         shown=shown,
+        most_twins=MOST_TWINS,
         curves=curves(inspection["intensities"]),
     )
     storage.write_json(storage.join(url, "inspection.json"), inspection)

@@ -1,7 +1,6 @@
 """Learning by Ray Train, whose workers agree through torch.distributed; see `Pool.learn`."""
 
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from rayad.errors import RayadError, TrainingError
 from rayad.fit import Loop, Member
 from rayad.on_ray import metrics
 from rayad.pool import Fault, Workers
-from rayad.process import same_signal
+from rayad.process import listening, same_signal
 from rayad.progress import Row
 from rayad.terminal import progress_bar
 
@@ -116,22 +115,16 @@ class _MeetingBackend(Backend):
 def _free_place() -> tuple[str, int]:
     """This node's address, and a port there that nobody listens at."""
     address = ray.util.get_node_ip_address()
-    with socket.create_server((address, 0), family=_family(address)) as probe:
+    with listening(address) as probe:
         return address, probe.getsockname()[1]
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _meet(rank: int, world: int, address: str, port: int, backend: str, timeout: timedelta) -> None:
     """Join the process group, through a store that the first worker keeps."""
-    listening = {}
+    master = {}
     if rank == 0:
-        listening["master_listen_fd"] = socket.create_server((address, port), family=_family(address)).detach()
-    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        address, port, world, rank == 0, timeout, **listening
-    )
+        master["master_listen_fd"] = listening(address, port).detach()
+    store = dist.TCPStore(address, port, world, rank == 0, timeout, **master)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 

@@ -62,19 +62,23 @@ class OnRay:
         shared: tuple = (),
         lost: Callable[[str, Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """Ray Data pipelines of tasks, or of actors where the work is a class.
+        """Ray Data pipelines of tasks, or of actors where the work is a class and takes GPUs.
 
-        Rows hold numbers and results of items alone: what is large belongs into storage, not into Ray's object store.
+        Rows hold numbers, results and what CPUs prepare for GPUs; all else that is large belongs into storage.
         """
         if self.workers.gpu and isinstance(work, type):
             require(replace(self.workers, number=1, least=0, cpus=0))
-        outcomes = self._outcomes(work, items, shared, self._together(len(items)))
+        outcomes = self._outcomes(work, items, shared, 1 if self._ahead(work) else self._together(len(items)))
         with progress_bar(len(items), label) as step:
             for item, outcome in zip(items, outcomes, strict=True):
                 if outcome and outcome.error:
                     raise outcome.error
                 yield outcome.result if outcome else _lost(item, lost)
                 step()
+
+    def _ahead(self, work: Callable[..., Any]) -> Callable[..., Any] | None:
+        """What CPUs do of the work ahead of GPUs."""
+        return getattr(work, "prepare", None) if self.workers.gpu else None
 
     def _together(self, items: int) -> int:
         """How many items Ray Data carries as one: each that it carries takes 10 ms and 10 KB of the driver."""
@@ -118,10 +122,13 @@ class OnRay:
             return
         with _errors_allowed():  # a Dataset keeps the context it was made in
             dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
-            if isinstance(work, type):
+            if ahead := self._ahead(work):
+                dataset = _called(dataset, len(blocks), _Preparing(partial(ahead, *shared)))
+            if isinstance(work, type) and self.workers.gpu:
                 mapped = self._loaded(dataset, len(blocks), work, shared)
-            else:
-                mapped = _called(dataset, len(blocks), work, shared)
+            else:  # tasks, whose processes have loaded torch for the stage before, start at once; actors take seconds
+                call = work(*shared) if isinstance(work, type) else partial(work, *shared)
+                mapped = _called(dataset, len(blocks), _Called(call))
         expected = 0
         for row in mapped.iter_rows():
             yield from repeat(None, row["number"] - expected)
@@ -136,10 +143,10 @@ class OnRay:
         with _undeprecated():
             return dataset.map_batches(
                 _Loaded,
-                fn_constructor_args=(work, shared),
+                fn_constructor_args=(work, shared, bool(self._ahead(work))),
                 batch_size=1,
                 compute=pool,
-                num_gpus=self.workers.gpu or None,
+                num_gpus=self.workers.gpu,
                 max_task_retries=RETRIES,
             )
 
@@ -157,11 +164,11 @@ class OnRay:
         metrics.count(name, value, **tags)
 
 
-def _called(dataset: ray.data.Dataset, blocks: int, work: Callable[..., Any], shared: tuple) -> ray.data.Dataset:
+def _called(dataset: ray.data.Dataset, blocks: int, call: "_Called") -> ray.data.Dataset:
     """Mapped by tasks."""
     tasks = ray.data.TaskPoolStrategy(size=min(blocks, processes()))
     with _undeprecated():
-        return dataset.map_batches(_Called(partial(work, *shared)), batch_size=1, compute=tasks, max_retries=RETRIES)
+        return dataset.map_batches(call, batch_size=1, compute=tasks, max_retries=RETRIES)
 
 
 def processes() -> int:
@@ -213,8 +220,24 @@ class _Called:
 class _Loaded(_Called):
     """As `_Called`, by an actor that loads what it needs once."""
 
-    def __init__(self, work: Callable[..., Any], shared: tuple) -> None:
-        super().__init__(work(*shared))
+    def __init__(self, work: Callable[..., Any], shared: tuple, prepared: bool) -> None:
+        call = work(*shared)
+        super().__init__(partial(_with_prepared, call) if prepared else call)
+
+
+class _Preparing(_Called):
+    """A Ray Data map to the same items, each with what came of its preparation."""
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        (items,) = batch["items"]
+        return {"number": batch["number"], "items": [_Items([(item, self._outcome(item)) for item in items.values])]}
+
+
+def _with_prepared(call: Callable[[Any, Any], Any], pair: tuple[Any, _Outcome]) -> Any:
+    item, outcome = pair
+    if outcome.error:
+        raise outcome.error
+    return call(item, outcome.result)
 
 
 def _lost(item: Any, lost: Callable[[str, Any], Any] | None) -> Any:

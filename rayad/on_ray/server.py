@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -24,12 +23,10 @@ from rayad.pool import Workers
 from rayad.private import given
 from rayad.serving import RESEARCH_USE, cards, front
 from rayad.serving.access import Limits, check_binding
+from rayad.serving.environment import keep_off_disk, set_up_proxy, set_up_ray_serve
 from rayad.serving.issuer import is_loopback
 from rayad.serving.settings import Listening
 from rayad.terminal import say
-
-SHARED = "/dev/shm"
-"""Files in memory, on Linux."""
 
 
 def run(service: Service, listening: Listening, address: str = "") -> None:
@@ -43,15 +40,13 @@ def run(service: Service, listening: Listening, address: str = "") -> None:
     check_binding(listening.host, service.access.asks(), bool(listening.certificate), listening.tls_in_front)
     if listening.front == "none" and not is_loopback(listening.host):
         raise OptionError(f"to listen at {listening.host!r}, which others can reach, it takes HAProxy in front")
-    for name, url in service.detectors.items():
-        cards.served(name, url)
+    cards.require(service.detectors)
     again = threading.Event()
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     if not given(address):
-        _keep_off_disk()
-        _set_up_proxy(listening)
-    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")  # at 0.1 it takes a tenth of a core
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine 5 s start it anew for ever
+        keep_off_disk(STORE_BYTES)
+        set_up_proxy(listening)
+    set_up_ray_serve()
     replicas = service.replicas
     with cluster(address, replicas.pictures + replicas.scorers + replicas.drawers + 2):
         if replicas.gpu:
@@ -111,36 +106,6 @@ def _behind() -> Iterator[HTTPOptions]:
         yield HTTPOptions(host="127.0.0.1", port=port)
 
 
-def _set_up_proxy(listening: Listening) -> None:
-    """Set up the HTTP proxy of a Ray of our own; call before it is started."""
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rayad.serving.unanswered:middlewares")
-    if listening.front != "none":
-        os.environ[front.SECRET] = secrets.token_urlsafe(32)
-        os.environ["FORWARDED_ALLOW_IPS"] = "127.0.0.1"  # HAProxy, which says who asks
-    elif not listening.tls_in_front:  # else X-Forwarded-For of whoever is on this machine is believed
-        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-
-
-def _keep_off_disk() -> None:
-    """Let a Ray of our own hold uploads in memory alone; call before it is started.
-
-    Raises:
-        OptionError: there is too little shared memory: Ray would take files of its temporary folder.
-    """
-    os.environ.setdefault("RAY_automatic_object_spilling_enabled", "0")
-    if not os.path.isdir(SHARED):
-        return
-    os.environ.setdefault("RAY_object_spilling_directory", SHARED)  # of what a full store takes besides
-    os.environ.setdefault("RAYAD_TMPDIR", SHARED)  # of results on their way to object storage
-    there = os.statvfs(SHARED)
-    free = there.f_bavail * there.f_bsize
-    if free < STORE_BYTES:
-        raise OptionError(
-            f"{SHARED} has {free / 1e6:.0f} MB free but needs {STORE_BYTES / 1e6:.0f}, or uploads go to disk "
-            "(docker run --shm-size 1g)"
-        )
-
-
 def _until_interrupted(service: Service, listening: Listening, again: threading.Event, quiet: LoggingConfig) -> None:
     generation = 0
     while True:
@@ -160,8 +125,7 @@ def _can_be_read(service: Service, again: threading.Event) -> bool:
     """Whether all detectors are there; else what is served stays, and a line says why."""
     again.clear()
     try:
-        for name, url in service.detectors.items():
-            cards.served(name, url)
+        cards.require(service.detectors)
     except RayadError as error:
         say(f"rayad: the detectors stay as they are: {error}", sys.stderr)
         return False

@@ -327,7 +327,8 @@ class Corpus:
         ]
 
     def share(self, split: str, rank: int = 0, world: int = 1) -> list[tuple[str, slice]]:
-        """The rows of a split's shards that one of several workers holds: neighbours, as many for each, but for one.
+        """The rows of a split that one of several workers holds, as for latents: a run of neighbouring rows; the shares
+        differ by one row at most. For batches of patches workers divide the lanes instead (`order.lanes_of`).
 
         Returns:
             Names of shards and rows in each; those of all workers, one after the other, are the split's. A worker for

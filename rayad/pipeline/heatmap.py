@@ -17,6 +17,7 @@ from rayad.heatmaps.answers import ROW, Failure, Result, Row
 from rayad.heatmaps.drawing import USUAL, Written, arrays_and_picture
 from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
 from rayad.heatmaps.judgement import judge
+from rayad.imaging.picture import Prepared
 from rayad.outputs import require_apart
 from rayad.pool import Mapper
 from rayad.scoring import counterfactual
@@ -97,16 +98,38 @@ class Writer:
     written: Written
     device: str = "cpu"
 
-    def __call__(self, image: ImageRequest) -> Row:
-        return write_heatmap(self.detector.on(self.device), self.url, self.written, image)
+    @staticmethod
+    def prepare(detector: Detector, url: str, written: Written, device: str, image: ImageRequest) -> Prepared | str:
+        """The image as CPUs prepare it for the call, or why they cannot."""
+        try:
+            return prepared_image(detector, image)
+        except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
+            return reason(error)
+
+    def __call__(self, image: ImageRequest, prepared: Prepared | str = "") -> Row:
+        return write_heatmap(self.detector.on(self.device), self.url, self.written, image, prepared)
 
 
-def write_heatmap(detector: Detector, url: str, written: Written, image: ImageRequest) -> Row:
-    """Score one image and write what it gives; its row. StorageError where that cannot be written."""
+def prepared_image(detector: Detector, image: ImageRequest) -> Prepared:
+    """An image of a request as a detector takes it."""
+    return detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, image.request))
+
+
+def write_heatmap(
+    detector: Detector, url: str, written: Written, image: ImageRequest, prepared: Prepared | str = ""
+) -> Row:
+    """Score one image and write what it gives; its row. StorageError where that cannot be written.
+
+    Args:
+        prepared: the image, or why there is none; "": it is prepared here.
+    """
     assert detector.calibration is not None  # whoever calls saw to it
     target, request = storage.join(url, image.name), image.request
     try:
-        prepared = detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, request))
+        if isinstance(prepared, str):
+            if prepared:
+                return failed(prepared, image)
+            prepared = prepared_image(detector, image)
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
             heatmap = detector.heatmap(prepared, detector.step(request.step_mm))
             judged = judge(prepared, heatmap, detector.calibration, detector.rule)

@@ -244,19 +244,35 @@ class ScoreExam:
     keep: KeptScores
     device: str = "cpu"
 
-    def __call__(self, exam: Exam) -> "ScoredImage | str":
+    @staticmethod
+    def prepare(dataset: Images, keep: KeptScores, device: str, exam: Exam) -> Prepared | str:
+        """The image as CPUs prepare it for the call; a text: why they cannot, or "", since it is scored already."""
+        try:
+            is_scored = not keep.missing(exam) and storage.exists(keep.places(exam))
+            return "" if is_scored else keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
+        except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
+            return reason(error)
+
+    def __call__(self, exam: Exam, prepared: Prepared | str = "") -> "ScoredImage | str":
         """The image's scores, or why there are none."""
         self.keep.on(self.device)
-        return score_exam(self.dataset, self.keep, exam) or self.keep.read(exam)
+        return score_exam(self.dataset, self.keep, exam, prepared) or self.keep.read(exam)
 
 
-def score_exam(dataset: Images, keep: KeptScores, exam: Exam) -> str:
-    """Score one image with the detectors that it was not scored with; return why it failed, or an empty text."""
+def score_exam(dataset: Images, keep: KeptScores, exam: Exam, prepared: Prepared | str = "") -> str:
+    """Score one image with the detectors that it was not scored with; return why it failed, or an empty text.
+
+    Args:
+        prepared: the image, or why there is none; "": it is prepared here.
+    """
     missing = keep.missing(exam)
     if not missing and storage.exists(keep.places(exam)):
         return ""
     try:
-        prepared = keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
+        if isinstance(prepared, str):
+            if prepared:
+                return prepared
+            prepared = keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
         if not storage.exists(keep.places(exam)):
             _save(keep.places(exam), _places(dataset, exam, prepared, keep))
         _score(prepared, keep, exam, missing)

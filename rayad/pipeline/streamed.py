@@ -16,10 +16,10 @@ from rayad.datasets.exam import Exam, Images
 from rayad.errors import DatasetError
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
-from rayad.imaging.picture import Preprocessing, step_px
+from rayad.imaging.picture import Prepared, Preprocessing, step_px
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.evaluate import Evaluation, calibration_of
-from rayad.pipeline.score import KeptScores, exams_of, score_exam, unscored
+from rayad.pipeline.score import KeptScores, ScoreExam, exams_of, score_exam, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
 
@@ -86,16 +86,33 @@ class PlaceCounter:
     edges: Mapping[str, np.ndarray]
     device: str = "cpu"
 
-    def __call__(self, exam: Exam) -> Counts | str:
+    @staticmethod
+    def prepare(
+        dataset: Images,
+        keep: KeptScores,
+        kinds: Sequence[str],
+        edges: Mapping[str, np.ndarray],
+        device: str,
+        exam: Exam,
+    ) -> Prepared | str:
+        """As `ScoreExam.prepare`."""
+        return ScoreExam.prepare(dataset, keep, device, exam)
+
+    def __call__(self, exam: Exam, prepared: Prepared | str = "") -> Counts | str:
         self.keep.on(self.device)
-        return count_exam(self.dataset, self.keep, self.kinds, self.edges, exam)
+        return count_exam(self.dataset, self.keep, self.kinds, self.edges, exam, prepared)
 
 
 def count_exam(
-    dataset: Images, keep: KeptScores, kinds: Sequence[str], edges: Mapping[str, np.ndarray], exam: Exam
+    dataset: Images,
+    keep: KeptScores,
+    kinds: Sequence[str],
+    edges: Mapping[str, np.ndarray],
+    exam: Exam,
+    prepared: Prepared | str = "",
 ) -> Counts | str:
     """The counts of one image, or why there are none; an image counts for the kinds that it holds."""
-    reason = score_exam(dataset, keep, exam)
+    reason = score_exam(dataset, keep, exam, prepared)
     if reason:
         return reason
     image, counts = keep.read(exam), {}

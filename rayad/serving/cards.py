@@ -1,7 +1,7 @@
 """Which detectors are served: a name, the bundle behind it, and its card."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rayad import storage
@@ -51,6 +51,12 @@ def load(key: str) -> Detector:
     if (current := bundle.sha256(url)) != sha256:
         raise OptionError(f"{url}: another detector is there by now ({current[:12]}, was {sha256[:12]})")
     return detector
+
+
+def require(detectors: Mapping[str, str]) -> None:
+    """An error of `served` where one of these detectors, name -> URL, cannot be served."""
+    for name, url in detectors.items():
+        served(name, url)
 
 
 def served(name: str, url: str) -> Served:

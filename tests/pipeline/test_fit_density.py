@@ -7,6 +7,7 @@ from workers import in_threads
 
 from rayad import catalog
 from rayad.datasets import phantom
+from rayad.density.em import EM
 from rayad.errors import OptionError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Corpus, Ingest
@@ -106,6 +107,18 @@ def test_a_bundle_says_which_rows_its_density_was_fitted_to(corpus, model, tmp_p
     made = fit_detector(Here(), "fitted", corpus, trained, DensityRequest("mahalanobis", smooth=True), str(tmp_path))
     assert made.provenance["density_training"]["smooth"] is True
     assert made.provenance["density_training"]["classes"] == ""
+
+
+def test_a_density_that_hardly_leaves_its_start_says_so(corpus, model, tmp_path, capsys):
+    """As the step of the paper, 1e-4, does with so few batches."""
+    trained = Detector("cae", ModelScore(model, "reconstruction"), Preprocessing(), provenance={"made_of": "cae"})
+    small, step = ("inputs=2", "replicas=2"), EM(epochs=2, step=1e-4)
+    fit_detector(Here(), "cae-spn", corpus, trained, DensityRequest(settings=small, em=step), str(tmp_path / "a"))
+    assert "rayad: cae-spn: the steps add up to " in (said := capsys.readouterr().err)
+    assert "the density has hardly left its start; take larger steps or more epochs" in said
+    usual = EM(epochs=40)
+    fit_detector(Here(), "cae-spn", corpus, trained, DensityRequest(settings=small, em=usual), str(tmp_path / "b"))
+    assert "hardly left its start" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", catalog.names("density"))

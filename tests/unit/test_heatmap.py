@@ -18,7 +18,7 @@ from rayad.density import spn
 from rayad.errors import DatasetError, ImageError, OptionError
 from rayad.heatmaps.answers import Failure, Result, Row
 from rayad.heatmaps.drawing import Written
-from rayad.heatmaps.images import HeatmapRequest, found_in, named
+from rayad.heatmaps.images import HeatmapRequest, asked_of, found_in, named
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline import heatmap
 from rayad.pipeline.heatmap import write_heatmaps
@@ -249,6 +249,18 @@ def test_pictures_and_healthy_versions_can_be_left_out(detector, images):
     assert {file.suffix for file in (images.parent / "out").iterdir()} == {".npz", ".jsonl"}
     with np.load(next((images.parent / "out").glob("*.npz"))) as arrays:
         assert {"counterfactual", "change"}.isdisjoint(arrays)
+
+
+def test_images_that_were_prepared_elsewhere_have_the_same_heatmaps(detector, images):
+    rows = again(detector, images)
+    requests, _ = asked_of([str(images)], MLO)
+    folder = images.parent / "apart"
+    work = detector, str(folder), QUICK, "cpu"
+    assert [heatmap.Writer(*work)(r, heatmap.Writer.prepare(*work, r)) for r in requests] == rows
+    for row in rows:
+        if isinstance(row, Result):
+            with np.load(folder / f"{row.name}.npz") as a, np.load(images.parent / f"out/{row.name}.npz") as b:
+                assert all(np.array_equal(a[name], b[name], equal_nan=True) for name in b)
 
 
 def test_a_rule_makes_a_verdict_of_every_row(detector, images):

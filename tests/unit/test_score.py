@@ -12,7 +12,7 @@ from rayad.datasets.exam import Lesion, source_of
 from rayad.evaluation import metrics
 from rayad.imaging import dermoscopy
 from rayad.imaging.mammogram import Preprocessing
-from rayad.pipeline.score import KeptScores, score_exam
+from rayad.pipeline.score import KeptScores, ScoredImage, ScoreExam, score_exam
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Combined, Detector
@@ -118,3 +118,25 @@ def test_scores_and_truth_of_what_an_image_was_are_not_taken_for_what_it_is(data
     assert keep.read(exam).truth.keys()
     assert not again.read(changed).truth
     assert KeptScores.of(dataset, other, str(tmp_path / "scores"), (one,), 8).changed(other) == 0
+
+
+def test_an_image_that_was_prepared_elsewhere_scores_the_same(dataset, tmp_path):
+    exam = dataset.exams()[0]
+    work = [(dataset, kept(dataset, tmp_path / name, (floor("a", "top-hat"),), 8), "cpu") for name in ("one", "two")]
+    alone, prepared = ScoreExam(*work[0])(exam), ScoreExam.prepare(*work[1], exam)
+    apart = ScoreExam(*work[1])(exam, prepared)
+    assert isinstance(alone, ScoredImage)
+    assert isinstance(apart, ScoredImage)
+    np.testing.assert_array_equal(alone.scores["a"], apart.scores["a"])
+    np.testing.assert_array_equal(alone.tissue, apart.tissue)
+    assert ScoreExam.prepare(*work[1], exam) == ""  # it is scored, so nothing is prepared
+    assert isinstance(ScoreExam(*work[1])(exam, ""), ScoredImage)
+
+
+def test_an_image_that_cannot_be_prepared_elsewhere_says_why(dataset, tmp_path):
+    exam = replace(dataset.exams()[0], exam_id="phantom-0-0099-L")
+    work = dataset, KeptScores(str(tmp_path), (floor("a", "top-hat"),), 8, {exam.exam_id: "content"}), "cpu"
+    why = ScoreExam.prepare(*work, exam)
+    assert isinstance(why, str)
+    assert why
+    assert ScoreExam(*work)(exam, why) == why == ScoreExam(*work)(exam)
