@@ -11,7 +11,7 @@ from rayad.private import keep_private
 keep_private()
 from rayad.errors import ImageError
 from rayad.on_ray.cluster import CORES, QUIET, quiet_data
-from rayad.on_ray.pool import OnRay
+from rayad.on_ray.pool import WORTH_LOADING, OnRay
 from rayad.pool import Here, Workers
 
 
@@ -27,21 +27,21 @@ class Square:
 
     def __call__(self, item, prepared=None):
         value, pid = prepared or self.prepare(self.power, item)
-        return value**self.power, pid != os.getpid()
+        return value**self.power, pid != os.getpid(), os.getpid()
 
 
 def results(pool, items):
     return list(pool.map(Square, items, "squares", (2,)))
 
 
-ray.init(address="local", num_cpus=4, num_gpus=1, resources={CORES: 2}, include_dashboard=False, **QUIET)
+ray.init(address="local", num_cpus=4, num_gpus=2, resources={CORES: 2}, include_dashboard=False, **QUIET)
 quiet_data()
 items = [number for number in range(24) if number != 5]
-answer = {name: results(pool, items) for name, pool in {
-    "here": Here(), "cpus": OnRay(Workers(1)), "gpu": OnRay(Workers(1, gpu=0.5)),
-}.items()}
+pools = {"here": Here(), "cpus": OnRay(Workers(1)), "gpu": OnRay(Workers(1, gpu=1))}
+answer = {name: results(pool, items) for name, pool in pools.items()}
+answer["few"] = results(pools["gpu"], range(WORTH_LOADING))
 try:
-    results(OnRay(Workers(1, gpu=0.5)), range(8))
+    results(pools["gpu"], range(8))
 except ImageError as error:
     answer["error"] = str(error)
 print(json.dumps(answer))
@@ -55,7 +55,10 @@ def test_cpus_prepare_what_gpus_compute(tmp_path):
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     squares = [(number + 1) ** 2 for number in range(24) if number != 5]
-    assert [value for value, _ in answer["here"]] == squares
-    assert answer["cpus"] == answer["here"]
-    assert answer["gpu"] == [[value, True] for value in squares]
+    values = {name: [row[0] for row in rows] for name, rows in answer.items() if name != "error"}
+    assert values == {"here": squares, "cpus": squares, "gpu": squares, "few": squares[:4]}
+    apart = {name: {row[1] for row in rows} for name, rows in answer.items() if name != "error"}
+    assert apart == {"here": {False}, "cpus": {False}, "gpu": {True}, "few": {True}}
+    assert len({row[2] for row in answer["gpu"]}) == 2  # an actor a GPU
+    assert len({row[2] for row in answer["few"]}) == 1  # for so few one is not worth its start
     assert answer["error"] == "the file ends early"

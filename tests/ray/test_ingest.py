@@ -18,7 +18,7 @@ from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
 from rayad.on_ray import pool
 from rayad.on_ray.data import read_corpus
-from rayad.on_ray.pool import WORTH_LOADING, OnRay, processes
+from rayad.on_ray.pool import OnRay, processes
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.ingest import ingest
@@ -50,9 +50,9 @@ class Met:
 
     def __init__(self, folder: str, expected: int) -> None:
         self.folder, self.expected = folder, expected
-        Path(folder, str(os.getpid())).touch()
 
     def __call__(self, item: int) -> tuple[int, int]:
+        Path(self.folder, str(os.getpid())).touch()
         until = time.monotonic() + 120
         while len(os.listdir(self.folder)) < self.expected and time.monotonic() < until:
             time.sleep(0.05)
@@ -88,15 +88,12 @@ def test_an_image_that_ends_its_process_or_fails_as_nobody_expected_is_a_row_and
     assert sorted(there["exam_id"]) == sorted(whole["exam_id"][~whole["exam_id"].isin([deadly, odd])])
 
 
-def test_what_is_loaded_works_in_several_processes_and_few_items_start_few(tmp_path):
-    items, actors = list(range(2 * WORTH_LOADING)), min(2, processes())
-    for folder in ("many", "few"):
-        (tmp_path / folder).mkdir()
-    rows = list(OnRay().map(Met, items, "items", (str(tmp_path / "many"), actors)))
+def test_an_object_works_in_several_processes_which_the_next_stage_finds_again(tmp_path):
+    items, number = list(range(8)), min(2, processes())
+    rows, next_rows = (list(OnRay().map(Met, items, "items", (str(tmp_path), number))) for _ in range(2))
     assert [item for item, _ in rows] == items
-    assert len({process for _, process in rows}) == actors > 1
-    alone = OnRay().map(Met, items[:WORTH_LOADING], "items", (str(tmp_path / "few"), 1))
-    assert len({process for _, process in alone}) == 1
+    assert len({process for _, process in rows}) == number > 1
+    assert {process for _, process in next_rows} == {process for _, process in rows}
 
 
 def test_an_item_that_ends_its_process_takes_none_along_of_those_that_are_carried_as_one(monkeypatch):

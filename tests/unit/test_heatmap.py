@@ -129,7 +129,7 @@ def images(tmp_path) -> Path:
 def scored(monkeypatch) -> list[str]:
     """Names of the images that are scored from now on."""
     names, write = [], heatmap.write_heatmap
-    monkeypatch.setattr(heatmap, "write_heatmap", lambda *of: names.append(of[-1].name) or write(*of))
+    monkeypatch.setattr(heatmap, "write_heatmap", lambda *of: names.append(of[3].name) or write(*of))
     return names
 
 
