@@ -81,7 +81,7 @@ class Mapper(Protocol):
         Args:
             work: a function; or a class, made by ``work(*shared)`` and then called with each item, whose processes take
                 GPUs where the pool has them. Where such a class has ``prepare(*shared, item)`` too, processes without
-                GPUs call that ahead of those with one, and its result is the call's second argument.
+                GPUs call that ahead of those with one; the call's second argument returns, or raises, what came of it.
             label: what is done, for whoever waits.
             shared: what all calls need.
             lost: ``lost(why, item)`` is the result of an item whose process ended, or was ended for the memory that it

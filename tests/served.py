@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import psutil
 import requests
-import torch
 from dicoms import complete
 from PIL import Image
+from untrained import parts
 
-from rayad import catalog
 from rayad.datasets import phantom
-from rayad.density import spn
 from rayad.heatmaps.images import HeatmapRequest, decoded
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import step_px
@@ -29,7 +27,6 @@ from rayad.leftovers import MARK
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector, score_named
-from rayad.scoring.scores import Part
 
 TOKEN = "a-token-of-these-tests-alone"
 ME = {"authorization": f"Bearer {TOKEN}"}
@@ -39,12 +36,7 @@ PATIENTS = phantom.Dataset(patients=6, height=256, width=192, spacing_mm=0.8)
 
 def made(seed: int, score: str = "likelihood") -> Detector:
     """A detector that has learned nothing, calibrated on healthy phantoms."""
-    torch.manual_seed(seed)
-    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
-    density = spn.Config(inputs=3, replicas=2).build(6)
-    density.start(torch.randn(50, 6), 0)
-    parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
-    one = Detector("cae-spn", score_named(score, *parts), Preprocessing(spacing_mm=0.8, intensity="relative"))
+    one = Detector("cae-spn", score_named(score, *parts(seed)), Preprocessing(spacing_mm=0.8, intensity="relative"))
     healthy = phantom.Dataset(patients=4, diseased=0.0, height=256, width=192, spacing_mm=0.8)
     grids: dict[str, list[np.ndarray]] = {}
     for exam in healthy.exams():

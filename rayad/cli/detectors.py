@@ -70,8 +70,8 @@ class Combine(OfDataset, OnGpu, WithStep, MayFail):
         inputs = [*urls, *read_by(dataset)]
         require_apart(scores, inputs)
         with claimed(out, "a detector", inputs), connected(self.address, self.scorers) as pool:
-            work = pool, self.name, self.rule, members, dataset, self.step_mm, scores
-            bundle.save(combine(*work, self.max_failures), out)
+            made = combine(pool, self.name, self.rule, members, dataset, self.step_mm, scores, self.max_failures)
+            bundle.save(made, out)
         say(f"The detector is at {self.out}")
 
 

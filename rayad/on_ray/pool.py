@@ -71,9 +71,7 @@ class OnRay:
         outcomes = self._outcomes(work, items, shared, 1 if self._ahead(work) else self._together(len(items)))
         with progress_bar(len(items), label) as step:
             for item, outcome in zip(items, outcomes, strict=True):
-                if outcome and outcome.error:
-                    raise outcome.error
-                yield outcome.result if outcome else _lost(item, lost)
+                yield outcome.value() if outcome else _lost(item, lost)
                 step()
 
     def _ahead(self, work: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -196,6 +194,11 @@ class _Outcome:
     result: Any = None
     error: Exception | None = None
 
+    def value(self) -> Any:
+        if self.error:
+            raise self.error
+        return self.result
+
 
 class _Called:
     """A Ray Data map that calls a function with each item of a block."""
@@ -222,7 +225,7 @@ class _Loaded(_Called):
 
     def __init__(self, work: Callable[..., Any], shared: tuple, prepared: bool) -> None:
         call = work(*shared)
-        super().__init__(partial(_with_prepared, call) if prepared else call)
+        super().__init__((lambda pair: call(pair[0], pair[1].value)) if prepared else call)
 
 
 class _Preparing(_Called):
@@ -231,13 +234,6 @@ class _Preparing(_Called):
     def __call__(self, batch: Any) -> dict[str, Any]:
         (items,) = batch["items"]
         return {"number": batch["number"], "items": [_Items([(item, self._outcome(item)) for item in items.values])]}
-
-
-def _with_prepared(call: Callable[[Any, Any], Any], pair: tuple[Any, _Outcome]) -> Any:
-    item, outcome = pair
-    if outcome.error:
-        raise outcome.error
-    return call(item, outcome.result)
 
 
 def _lost(item: Any, lost: Callable[[str, Any], Any] | None) -> Any:

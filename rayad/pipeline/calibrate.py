@@ -31,6 +31,7 @@ def calibrate_detectors(
     Args:
         step_mm: distance of the scored places.
         url: folder for the scores.
+        max_failures: images that may fail to be scored; the next call tries them again.
         split: whose images; another than "calibration" is for scores that are combined, not for p-values.
     """
     require_names(detectors)
@@ -48,11 +49,13 @@ def calibrate_detectors(
         for d, request in zip(detectors, requests, strict=True)
     ):
         return list(detectors)
-    scored, _ = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
+    scored, failures = score(pool, detectors, dataset, exams, step_mm, url, split, max_failures)
+    lost = [failure["exam_id"] for failure in failures]
     result = []
     for detector, made_of in zip(detectors, requests, strict=True):
         patients = defaultdict(list)
         for image in scored:
             patients[image.exam.patient_id].append(image.scores[detector.name])
+        made_of = fingerprint([made_of, lost]) if lost else made_of  # another: the next call tries them again
         result.append(detector.calibrated(calibrate(patients, served=served), calibrated_on=made_of, step_mm=step_mm))
     return result

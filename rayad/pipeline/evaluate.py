@@ -22,7 +22,7 @@ from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
-from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, lost, score
+from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
@@ -77,7 +77,8 @@ def evaluate(
         corpora: content -> the corpora that detectors learned from; strips show what their models make of patches.
 
     Returns:
-        The URL of the page. A report that is there and was made of the same things is left as it is.
+        The URL of the page. A report that is there and was made of the same things is left as it is, unless images
+        failed, which are tried again.
 
     Raises:
         OptionError: a detector that is not calibrated, or with places another distance apart, or no kind of lesion in
@@ -99,7 +100,8 @@ def evaluate(
     request = fingerprint([detector_hashes, options, contents(dataset, exams), provenance.commit()])
     page = storage.join(url, "index.html")
     results_url = storage.join(url, "results.json")
-    if storage.exists(page) and storage.read_json(results_url).get("request") == request:
+    existing = storage.read_json(results_url) if storage.exists(page) else {}
+    if existing.get("request") == request and not existing.get("failures"):
         return page
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     kinds = kinds or (ANY,) * any(exam.anomalous for exam in exams)
@@ -140,9 +142,9 @@ def evaluate(
         costs={d.name: _cost(d, scored[d.name]) for d in detectors},
         row_provenance={d.name: _origin(d, options) for d in detectors},
         provenance={"source": options.source, "split": options.split, **provenance.versions()},
+        failures=failures,
         notes=[
             *options.notes,
-            *([f"Images: {lost(failures, len(exams))}. They are in no figure."] if failures else []),
             *_notes(next(iter(scored.values())), options),
             *_doubtful(main_detector.name, calibrations[main_detector.name], scored[main_detector.name]),
         ],
@@ -178,7 +180,7 @@ def calibration_of(detector: Detector) -> Calibration:
 
 def _by_preprocessing(
     pool: Pool, detectors: Sequence[Detector], dataset: Images, exams: Sequence, options: Evaluation, url: str
-) -> tuple[dict[str, list[ScoredImage]], list[Excluded]]:
+) -> tuple[dict[str, list[ScoredImage]], list[dict[str, str]]]:
     """Detector -> its scored images, and what failed; images are prepared once for all detectors that see them alike.
 
     An image that one preprocessing cannot prepare is in no detector's figures: all are judged on the same images.
@@ -191,7 +193,7 @@ def _by_preprocessing(
         label = f"{options.split} images, {', '.join(d.name for d in group)}"
         images, failures = score(pool, group, dataset, exams, options.step_mm, url, label, options.max_failures)
         images_of |= {d.name: images for d in group}
-        failed |= {failure.url: failure for failure in failures}
+        failed |= {failure["exam_id"]: failure for failure in failures}
     judged = {name: [i for i in images if i.exam.exam_id not in failed] for name, images in images_of.items()}
     return {d.name: judged[d.name] for d in detectors}, list(failed.values())
 

@@ -6,9 +6,10 @@ A detector by likelihood that can draw also shows what the image would look like
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from rayad import bounded, bounds, storage
 from rayad.errors import FormatError, OptionError, reason
@@ -99,37 +100,27 @@ class Writer:
     device: str = "cpu"
 
     @staticmethod
-    def prepare(detector: Detector, url: str, written: Written, device: str, image: ImageRequest) -> Prepared | str:
-        """The image as CPUs prepare it for the call, or why they cannot."""
-        try:
-            return prepared_image(detector, image)
-        except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
-            return reason(error)
+    def prepare(detector: Detector, url: str, written: Written, device: str, image: ImageRequest) -> Prepared:
+        """The image as the call needs it."""
+        return detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, image.request))
 
-    def __call__(self, image: ImageRequest, prepared: Prepared | str = "") -> Row:
+    def __call__(self, image: ImageRequest, prepared: Callable[[], Prepared] | None = None) -> Row:
+        prepared = prepared or partial(self.prepare, self.detector, self.url, self.written, self.device, image)
         return write_heatmap(self.detector.on(self.device), self.url, self.written, image, prepared)
 
 
-def prepared_image(detector: Detector, image: ImageRequest) -> Prepared:
-    """An image of a request as a detector takes it."""
-    return detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, image.request))
-
-
 def write_heatmap(
-    detector: Detector, url: str, written: Written, image: ImageRequest, prepared: Prepared | str = ""
+    detector: Detector, url: str, written: Written, image: ImageRequest, prepare: Callable[[], Prepared]
 ) -> Row:
     """Score one image and write what it gives; its row. StorageError where that cannot be written.
 
     Args:
-        prepared: the image, or why there is none; "": it is prepared here.
+        prepare: returns the image as the detector needs it, or raises why it cannot be had.
     """
     assert detector.calibration is not None  # whoever calls saw to it
     target, request = storage.join(url, image.name), image.request
     try:
-        if isinstance(prepared, str):
-            if prepared:
-                return failed(prepared, image)
-            prepared = prepared_image(detector, image)
+        prepared = prepare()
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
             heatmap = detector.heatmap(prepared, detector.step(request.step_mm))
             judged = judge(prepared, heatmap, detector.calibration, detector.rule)
@@ -183,7 +174,10 @@ class Rows:
         row, made_of_then = self._rows.get(storage.encodable(file), (None, ""))
         if not isinstance(row, Result) or row.name != name or made_of_then != made_of:
             return None
-        return row if {storage.join(self._url, f"{name}{ending}") for ending in endings} <= self._files else None
+        files = {storage.join(self._url, f"{name}{ending}") for ending in endings}
+        is_hidden = name.startswith(".")  # no listing has these
+        is_there = all(map(storage.exists, files)) if is_hidden else files <= self._files
+        return row if is_there else None
 
     def add(self, row: Row, made_of: str) -> None:
         """Write down what came of an image, soon: long lists take a twentieth of the time."""

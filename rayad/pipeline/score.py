@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
-from rayad.datasets.exam import Exam, Excluded, Images, listed, source_of
+from rayad.datasets.exam import Exam, Images, listed, source_of
 from rayad.datasets.splits import SPLITS, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
@@ -27,6 +27,8 @@ from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
 from rayad.terminal import say
 
+Preparation = Callable[[], Prepared | None]
+"""Returns an image as a detector needs it, or raises why it cannot be had."""
 PLACES = 3
 """Version of what is kept of an image's places."""
 
@@ -93,35 +95,29 @@ def score(
     url: str,
     label: str,
     max_failures: int = 0,
-) -> tuple[list[ScoredImage], list[Excluded]]:
+) -> tuple[list[ScoredImage], list[dict[str, str]]]:
     """Score images, and refuse to go on with too few of them.
 
     Returns:
-        The scored images, and those that failed.
+        As `score_exams`; a line on the terminal says how many failed.
 
     Raises:
         DatasetError: more images failed than ``max_failures``; names the first and its reason.
     """
     step = step_px(detectors[0].preprocessing, step_mm)
     scored, failures = score_exams(pool, dataset, exams, detectors, step, url, label)
-    if len(failures) > max_failures:
-        raise DatasetError(
-            f"{len(failures)} of {len(exams)} images could not be scored, and max_failures is {max_failures}: "
-            f"{failures[0].url}: {failures[0].reason}"
-        )
     if failures:
-        say(f"{label}: {lost(failures, len(exams))}", sys.stderr)
+        sentence = f"{len(failures)} of {len(exams)} images could not be scored"
+        first = f"{failures[0]['exam_id']}: {failures[0]['reason']}"
+        if len(failures) > max_failures:
+            raise DatasetError(f"{sentence}, and max_failures is {max_failures}: {first}")
+        say(f"{label}: {sentence}, such as {first}", sys.stderr)
     return scored, failures
-
-
-def lost(failures: Sequence[Excluded], images: int) -> str:
-    """A sentence about images that could not be scored, of so many."""
-    return f"{len(failures)} of {images} could not be scored, such as {failures[0].url}: {failures[0].reason}"
 
 
 def score_exams(
     pool: Pool, dataset: Images, exams: Sequence[Exam], detectors: Sequence[Detector], step: int, url: str, label: str
-) -> tuple[list[ScoredImage], list[Excluded]]:
+) -> tuple[list[ScoredImage], list[dict[str, str]]]:
     """Score the exams' tissue with every detector.
 
     Args:
@@ -131,18 +127,17 @@ def score_exams(
             already is not scored again.
 
     Returns:
-        The scored images, in the order of the exams, and those that failed, by their exam_id.
+        The scored images, in the order of the exams, and a row (exam_id, url, reason) for each that failed.
     """
     keep = KeptScores.of(dataset, exams, url, detectors, step)
-    scored: list[ScoredImage] = []
-    failures: list[Excluded] = []
+    scored, failures = [], []
     outcomes = pool.map(ScoreExam, exams, label, (dataset, keep, pool.device), unscored)
     for exam, outcome in zip(exams, outcomes, strict=True):
         pool.count("scored_images", 1, result="done" if isinstance(outcome, ScoredImage) else "failed")
         if isinstance(outcome, ScoredImage):
             scored.append(outcome)
         else:
-            failures.append(Excluded(exam.exam_id, outcome))
+            failures.append({"exam_id": exam.exam_id, "url": exam.url, "reason": outcome})
     return scored, failures
 
 
@@ -245,37 +240,31 @@ class ScoreExam:
     device: str = "cpu"
 
     @staticmethod
-    def prepare(dataset: Images, keep: KeptScores, device: str, exam: Exam) -> Prepared | str:
-        """The image as CPUs prepare it for the call; a text: why they cannot, or "", since it is scored already."""
-        try:
-            is_scored = not keep.missing(exam) and storage.exists(keep.places(exam))
-            return "" if is_scored else keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
-        except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
-            return reason(error)
+    def prepare(dataset: Images, keep: KeptScores, device: str, exam: Exam) -> Prepared | None:
+        """The image as the call needs it; None where it is scored already."""
+        is_scored = not keep.missing(exam) and storage.exists(keep.places(exam))
+        return None if is_scored else keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
 
-    def __call__(self, exam: Exam, prepared: Prepared | str = "") -> "ScoredImage | str":
+    def __call__(self, exam: Exam, prepared: Preparation | None = None) -> "ScoredImage | str":
         """The image's scores, or why there are none."""
         self.keep.on(self.device)
         return score_exam(self.dataset, self.keep, exam, prepared) or self.keep.read(exam)
 
 
-def score_exam(dataset: Images, keep: KeptScores, exam: Exam, prepared: Prepared | str = "") -> str:
+def score_exam(dataset: Images, keep: KeptScores, exam: Exam, prepared: Preparation | None = None) -> str:
     """Score one image with the detectors that it was not scored with; return why it failed, or an empty text.
 
     Args:
-        prepared: the image, or why there is none; "": it is prepared here.
+        prepared: gives the image where it is prepared elsewhere.
     """
     missing = keep.missing(exam)
     if not missing and storage.exists(keep.places(exam)):
         return ""
     try:
-        if isinstance(prepared, str):
-            if prepared:
-                return prepared
-            prepared = keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
+        image = (prepared and prepared()) or keep.detectors[0].preprocessing.prepare(source_of(dataset, exam))
         if not storage.exists(keep.places(exam)):
-            _save(keep.places(exam), _places(dataset, exam, prepared, keep))
-        _score(prepared, keep, exam, missing)
+            _save(keep.places(exam), _places(dataset, exam, image, keep))
+        _score(image, keep, exam, missing)
     except Exception as error:  # noqa: BLE001, whatever it is, the other images are scored
         return reason(error)
     return ""

@@ -19,7 +19,7 @@ from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.evaluate import Evaluation, calibration_of
-from rayad.pipeline.score import KeptScores, ScoreExam, exams_of, score_exam, unscored
+from rayad.pipeline.score import KeptScores, Preparation, ScoreExam, exams_of, score_exam, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
 
@@ -94,11 +94,11 @@ class PlaceCounter:
         edges: Mapping[str, np.ndarray],
         device: str,
         exam: Exam,
-    ) -> Prepared | str:
+    ) -> Prepared | None:
         """As `ScoreExam.prepare`."""
         return ScoreExam.prepare(dataset, keep, device, exam)
 
-    def __call__(self, exam: Exam, prepared: Prepared | str = "") -> Counts | str:
+    def __call__(self, exam: Exam, prepared: Preparation | None = None) -> Counts | str:
         self.keep.on(self.device)
         return count_exam(self.dataset, self.keep, self.kinds, self.edges, exam, prepared)
 
@@ -109,7 +109,7 @@ def count_exam(
     kinds: Sequence[str],
     edges: Mapping[str, np.ndarray],
     exam: Exam,
-    prepared: Prepared | str = "",
+    prepared: Preparation | None = None,
 ) -> Counts | str:
     """The counts of one image, or why there are none; an image counts for the kinds that it holds."""
     reason = score_exam(dataset, keep, exam, prepared)

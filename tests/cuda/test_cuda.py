@@ -1,11 +1,13 @@
 """What a GPU computes is what a CPU computes, stage by stage. Never run: no machine of the project has a GPU."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from untrained import parts
 
 from rayad import catalog
 from rayad.datasets import phantom
@@ -27,7 +29,7 @@ from rayad.pipeline.trial import learn
 from rayad.pool import Here, Workers
 from rayad.scoring import dense
 from rayad.scoring.detector import Detector
-from rayad.scoring.scores import LatentScore, ModelScore, Part
+from rayad.scoring.scores import LatentScore, ModelScore
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -71,13 +73,7 @@ PICTURE = Preprocessing(spacing_mm=0.8, intensity="relative")
 
 @pytest.fixture
 def detector() -> Detector:
-    """An untrained autoencoder and a circuit that was started from noise: their numbers are as good as any."""
-    torch.manual_seed(0)
-    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
-    density = spn.Config(inputs=3, replicas=2).build(6)
-    density.start(torch.randn(50, 6), 0)
-    parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
-    return Detector("cae-spn", LatentScore(*parts), PICTURE, provenance={"made_of": "noise"})
+    return Detector("cae-spn", LatentScore(*parts()), PICTURE, provenance={"made_of": "noise"})
 
 
 def test_images_are_scored_alike_by_likelihood_and_by_reconstruction(detector, tmp_path):
@@ -88,7 +84,7 @@ def test_images_are_scored_alike_by_likelihood_and_by_reconstruction(detector, t
     for device in ("cpu", "cuda"):
         keep = KeptScores.of(IMAGES, exams, str(tmp_path / device), (detector, error), 8)
         work = ScoreExam(IMAGES, keep, device)
-        found[device] = [work(exam, ScoreExam.prepare(IMAGES, keep, device, exam)) for exam in exams]
+        found[device] = [work(exam, partial(ScoreExam.prepare, IMAGES, keep, device, exam)) for exam in exams]
     for one, other in zip(found["cpu"], found["cuda"], strict=True):
         assert isinstance(one, ScoredImage)
         assert isinstance(other, ScoredImage)

@@ -46,7 +46,13 @@ def test_calibration_goes_on_without_as_many_images_as_are_allowed(tmp_path):
         calibrate_detectors(Here(), [BRIGHT], dataset, 3.2, str(tmp_path))
     (calibrated,) = calibrate_detectors(Here(), [BRIGHT], dataset, 3.2, str(tmp_path), max_failures=1)
     assert calibrated.calibration is not None
-    assert len(calibrated.calibration.image_scores) == len(exams_of(dataset, "calibration")) - 1
+    images = len(exams_of(dataset, "calibration"))
+    assert len(calibrated.calibration.image_scores) == images - 1
+    with pytest.raises(DatasetError, match=sentence):  # it is tried again, not taken for calibrated
+        calibrate_detectors(Here(), [calibrated], dataset, 3.2, str(tmp_path))
+    (whole,) = calibrate_detectors(Here(), [calibrated], replace(dataset, damaged=""), 3.2, str(tmp_path))
+    assert whole.calibration is not None
+    assert len(whole.calibration.image_scores) == images
 
 
 def test_a_combination_goes_on_without_them(tmp_path):
@@ -71,6 +77,11 @@ def test_a_report_says_what_it_has_lost_and_judges_all_detectors_on_the_same_ima
     evaluate(*how, Evaluation("phantom", "", max_failures=1), str(tmp_path / "report"), scores)
     results = storage.read_json(str(tmp_path / "report" / "results.json"))
     images = len(exams_of(dataset, "test"))
-    wanted = f"Images: 1 of {images} could not be scored, such as {first}: "
-    assert any(note.startswith(wanted) and "the file ends early" in note for note in results["notes"])
+    (failure,) = results["failures"]
+    assert failure["exam_id"] == first
+    assert "the file ends early" in failure["reason"]
     assert len(results["images"]) == images - 1
+    page = storage.read_bytes(str(tmp_path / "report" / "index.html")).decode()
+    assert "Images that could not be used: 1" in page
+    with pytest.raises(DatasetError, match="max_failures is 0"):  # the report that is there is no answer to that
+        evaluate(*how, Evaluation("phantom", ""), str(tmp_path / "report"), scores)

@@ -26,7 +26,7 @@ class Square:
         return item + 1, os.getpid()
 
     def __call__(self, item, prepared=None):
-        value, pid = prepared or self.prepare(self.power, item)
+        value, pid = prepared() if prepared else self.prepare(self.power, item)
         return value**self.power, pid != os.getpid(), os.getpid()
 
 

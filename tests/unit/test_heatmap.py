@@ -3,18 +3,18 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
+from untrained import parts
 
-from rayad import catalog, storage
+from rayad import storage
 from rayad.datasets import phantom
-from rayad.density import spn
 from rayad.errors import DatasetError, ImageError, OptionError
 from rayad.heatmaps.answers import Failure, Result, Row
 from rayad.heatmaps.drawing import Written
@@ -25,19 +25,14 @@ from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector
-from rayad.scoring.scores import LatentScore, ModelScore, Part
+from rayad.scoring.scores import LatentScore, ModelScore
 from tests.dicoms import mammogram
 from tests.dicoms import written as written_dicom
 
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    torch.manual_seed(0)
-    config = catalog.configure("models", "cae", {"width": 4, "latents": 6})
-    density = spn.Config(inputs=3, replicas=2).build(6)
-    density.start(torch.randn(50, 6), 0)
-    parts = Part("cae", config, config.build().eval()), Part("spn", density.config, density.eval(), 6)
-    one = Detector("cae-spn", LatentScore(*parts), Preprocessing(spacing_mm=0.8, intensity="relative"))
+    one = Detector("cae-spn", LatentScore(*parts()), Preprocessing(spacing_mm=0.8, intensity="relative"))
     scores = np.random.default_rng(0).normal(size=(2, 9, 9)).astype(np.float32)
     return one.calibrated(calibrate({"a": [scores[0]], "b": [scores[1]]}))
 
@@ -256,7 +251,7 @@ def test_images_that_were_prepared_elsewhere_have_the_same_heatmaps(detector, im
     requests, _ = asked_of([str(images)], MLO)
     folder = images.parent / "apart"
     work = detector, str(folder), QUICK, "cpu"
-    assert [heatmap.Writer(*work)(r, heatmap.Writer.prepare(*work, r)) for r in requests] == rows
+    assert [heatmap.Writer(*work)(r, partial(heatmap.Writer.prepare, *work, r)) for r in requests] == rows
     for row in rows:
         if isinstance(row, Result):
             with np.load(folder / f"{row.name}.npz") as a, np.load(images.parent / f"out/{row.name}.npz") as b:

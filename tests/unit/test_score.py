@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -124,19 +125,18 @@ def test_an_image_that_was_prepared_elsewhere_scores_the_same(dataset, tmp_path)
     exam = dataset.exams()[0]
     work = [(dataset, kept(dataset, tmp_path / name, (floor("a", "top-hat"),), 8), "cpu") for name in ("one", "two")]
     alone, prepared = ScoreExam(*work[0])(exam), ScoreExam.prepare(*work[1], exam)
-    apart = ScoreExam(*work[1])(exam, prepared)
+    apart = ScoreExam(*work[1])(exam, lambda: prepared)
     assert isinstance(alone, ScoredImage)
     assert isinstance(apart, ScoredImage)
     np.testing.assert_array_equal(alone.scores["a"], apart.scores["a"])
     np.testing.assert_array_equal(alone.tissue, apart.tissue)
-    assert ScoreExam.prepare(*work[1], exam) == ""  # it is scored, so nothing is prepared
-    assert isinstance(ScoreExam(*work[1])(exam, ""), ScoredImage)
+    assert ScoreExam.prepare(*work[1], exam) is None  # it is scored, so nothing is prepared
+    assert isinstance(ScoreExam(*work[1])(exam, lambda: None), ScoredImage)
 
 
 def test_an_image_that_cannot_be_prepared_elsewhere_says_why(dataset, tmp_path):
     exam = replace(dataset.exams()[0], exam_id="phantom-0-0099-L")
     work = dataset, KeptScores(str(tmp_path), (floor("a", "top-hat"),), 8, {exam.exam_id: "content"}), "cpu"
-    why = ScoreExam.prepare(*work, exam)
+    why = ScoreExam(*work)(exam)
     assert isinstance(why, str)
-    assert why
-    assert ScoreExam(*work)(exam, why) == why == ScoreExam(*work)(exam)
+    assert ScoreExam(*work)(exam, partial(ScoreExam.prepare, *work, exam)) == why
