@@ -4,12 +4,12 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.data
@@ -68,8 +68,9 @@ class OnRay:
         """
         if self.workers.gpu and isinstance(work, type):
             require(replace(self.workers, number=1, least=0, cpus=0))
-        outcomes = self._outcomes(work, items, shared, 1 if self._ahead(work) else self._together(len(items)))
-        with progress_bar(len(items), label) as step:
+        together = 1 if self._ahead(work) else self._together(len(items))
+        outcomes = self._outcomes(work, items, shared, together)
+        with closing(outcomes), progress_bar(len(items), label) as step:  # what an error leaves open would read ahead
             for item, outcome in zip(items, outcomes, strict=True):
                 yield outcome.value() if outcome else _lost(item, lost)
                 step()
@@ -89,28 +90,28 @@ class OnRay:
 
     def _outcomes(
         self, work: Callable[..., Any], items: Sequence[Any], shared: tuple, together: int
-    ) -> Iterator["_Outcome | None"]:
+    ) -> Generator["_Outcome | None"]:
         """What came of each item, None where its process ended each time.
 
         Items that were lost together are tried again one by one, when the others are done: until then the cluster is
         taken.
         """
-        outcomes = self._once(work, items, shared, together)
-        if together == 1:
-            yield from outcomes
-            return
-        for number, outcome in enumerate(outcomes):
-            if outcome:
-                yield outcome
-                continue
-            rest = [None, *outcomes]
-            again = [item for item, outcome in zip(items[number:], rest, strict=True) if not outcome]
-            alone = self._once(work, again, shared, 1)
-            yield from (outcome or next(alone) for outcome in rest)
+        with closing(self._once(work, items, shared, together)) as outcomes:
+            if together == 1:
+                yield from outcomes
+                return
+            for number, outcome in enumerate(outcomes):
+                if outcome:
+                    yield outcome
+                    continue
+                rest = [None, *outcomes]
+                again = [item for item, outcome in zip(items[number:], rest, strict=True) if not outcome]
+                with closing(self._once(work, again, shared, 1)) as alone:
+                    yield from (outcome or next(alone) for outcome in rest)
 
     def _once(
         self, work: Callable[..., Any], items: Sequence[Any], shared: tuple, together: int
-    ) -> Iterator["_Outcome | None"]:
+    ) -> Generator["_Outcome | None"]:
         """One pipeline over all items, so many of them in a block."""
         blocks = [
             {"number": first, "items": _Items(items[first : first + together])}
@@ -128,10 +129,11 @@ class OnRay:
                 call = work(*shared) if isinstance(work, type) else partial(work, *shared)
                 mapped = _called(dataset, len(blocks), _Called(call))
         expected = 0
-        for row in mapped.iter_rows():
-            yield from repeat(None, row["number"] - expected)
-            yield row["outcome"]
-            expected = row["number"] + 1
+        with closing(cast(Generator, iter(mapped.iter_rows()))) as rows:
+            for row in rows:
+                yield from repeat(None, row["number"] - expected)
+                yield row["outcome"]
+                expected = row["number"] + 1
         yield from repeat(None, len(items) - expected)
 
     def _loaded(self, dataset: ray.data.Dataset, blocks: int, work: type, shared: tuple) -> ray.data.Dataset:

@@ -71,7 +71,7 @@ def learned(name: str, train: Tensor, validation: Tensor) -> Any:
     narrow = {f.name: 8 for f in fields(module.Config) if f.name == "width"}
     torch.manual_seed(0)
     model = replace(module.Config(), **narrow).build()
-    schedule = Schedule(epochs=8, batch=8 if name == "fanogan" else 32, threads=2)  # 88 steps make no generator
+    schedule = Schedule(epochs=8, batch=8 if name == "fanogan" else 32)  # 88 steps make no generator
     fit(model, lambda epoch: batches(train, schedule, epoch), lambda: batches(validation, schedule), schedule)
     return model
 

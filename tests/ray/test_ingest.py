@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from ray.data import DataIterator
 from rayad import storage
 from rayad.datasets import phantom
 from rayad.datasets.exam import Exam
+from rayad.errors import ImageError
 from rayad.on_ray import pool
+from rayad.on_ray.cluster import READERS, READING_S
 from rayad.on_ray.data import read_corpus
 from rayad.on_ray.pool import OnRay, processes
 from rayad.patches.corpus import Corpus, Ingest
@@ -110,6 +113,24 @@ def test_an_item_that_ends_its_process_takes_none_along_of_those_that_are_carrie
     rows = list(OnRay().map(work, items, "numbers", lost=lambda why, item: (why, item)))
     assert rows[deadly] == ("the process that worked on it ended, 2 times", deadly)
     assert rows[:deadly] + rows[deadly + 1 :] == [-item for item in items if item != deadly]
+
+
+def test_an_error_ends_what_reads_ahead_while_it_is_still_looked_at():
+    """A frame that the error's traceback holds would keep it going until Ray is over, and then end the process."""
+
+    def work(item: int) -> int:
+        if item == 1:
+            raise ImageError("the second")
+        time.sleep(0.5)
+        return item
+
+    with pytest.raises(ImageError, match="the second") as caught:
+        list(OnRay().map(work, range(60), "numbers"))
+    assert caught.traceback
+    reading = [thread for thread in threading.enumerate() if thread.name.startswith(READERS)]
+    for thread in reading:
+        thread.join(READING_S)
+    assert [thread.name for thread in reading if thread.is_alive()] == []
 
 
 def test_anybody_reads_the_patches_of_a_corpus_with_their_index(corpus):

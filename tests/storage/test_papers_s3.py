@@ -72,7 +72,7 @@ def nodes(tree) -> Iterator[tuple[str, list[psutil.Process]]]:
 
 def submitted(words: list[str]) -> subprocess.CompletedProcess[str]:
     """The job, once the cluster takes jobs, to its end."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         done = subprocess.run(words, capture_output=True, text=True, timeout=1500, check=False)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
