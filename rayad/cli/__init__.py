@@ -42,6 +42,7 @@ COMMANDS = {
     "sweep": "learning.Sweep",
     "rescore": "detectors.Rescore",
     "combine": "detectors.Combine",
+    "adjust": "detectors.Adjust",
     "calibrate": "detectors.Calibrate",
     "evaluate": "detectors.Evaluate",
     "report": "detectors.Report",

@@ -241,7 +241,8 @@ def _kind(content: dict[str, Any]) -> str:
     parts = [content[part]["name"] for part in ("model", "density") if content.get(part)]
     aggregation = content["aggregation"]
     places = "" if aggregation["kind"] == "none" else f", {aggregation['kind']} of {aggregation['size_mm']:g} mm"
-    return f"{', '.join(parts) or 'learns nothing'}: {content['score']}{places}"
+    adjusted = ", adjusted for the place" if content.get("adjustment") else ""
+    return f"{', '.join(parts) or 'learns nothing'}: {content['score']}{places}{adjusted}"
 
 
 def _figure(row: dict[str, Any]) -> Figure | None:

@@ -46,14 +46,14 @@ def asked(detector: Detector, name: str, score: str) -> Detector:
     provenance = detector.provenance | {"made_of": request}
     context = detector.score.context if isinstance(detector.score, LatentScore) else ()
     value = score_named(score, detector.model, detector.density, context, detector.members, detector.patch_px)
-    return replace(detector, name=name, score=value, calibration=None, provenance=provenance)
+    return replace(detector, name=name, score=value, adjustment=None, calibration=None, provenance=provenance)
 
 
 def aggregated(detector: Detector, aggregation: Aggregation) -> Detector:
-    """The detector with this aggregation of its scores; another one voids its calibration."""
+    """The detector with this aggregation of its scores; another one voids its adjustment and its calibration."""
     if aggregation == detector.aggregation:
         return detector
-    return replace(detector, aggregation=aggregation, calibration=None)
+    return replace(detector, aggregation=aggregation, adjustment=None, calibration=None)
 
 
 def saved(detector: Detector, url: str) -> Detector:

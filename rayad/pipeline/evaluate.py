@@ -256,8 +256,11 @@ def _settings(detectors: Sequence[Detector], options: Evaluation) -> dict[str, A
     for detector in detectors:
         parts = [str(p.config) for p in (detector.model, detector.density) if p]
         picture_settings = [f"{k}={v}" for k, v in described(detector.preprocessing).items()]
+        map_settings = [str(detector.aggregation)]
+        if detector.adjustment:
+            map_settings.append(f"adjusted for the place, {detector.adjustment.smoothing}")
         settings[detector.name] = "; ".join(
-            [", ".join(picture_settings), str(detector.aggregation), *parts, detector.provenance.get("settings", "")]
+            [", ".join(picture_settings), *map_settings, *parts, detector.provenance.get("settings", "")]
         )
     return settings
 

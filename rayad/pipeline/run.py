@@ -1,6 +1,6 @@
 """A whole run: the stages strung together by a recipe, then calibration, evaluation and the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging.context import CONTEXT
 from rayad.options import Amount, MillimetresOrNone, PatchSideOrNone, Settings
 from rayad.patches.corpus import Corpus, Ingest
+from rayad.pipeline.adjust import adjust_detectors
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
 from rayad.pipeline.detectors import (
@@ -40,6 +41,7 @@ from rayad.pipeline.selection import readings_of, select
 from rayad.pipeline.train import model_config, train_detector
 from rayad.pool import Here, Pool
 from rayad.scoring import bundle
+from rayad.scoring.adjustment import Smoothing
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import PLAIN, Aggregation
 from rayad.scoring.detector import Combined, Detector
@@ -100,8 +102,8 @@ NO_CHANGES = Changes()
 class Run:
     """The stages of a recipe with one seed. What is done is not done again.
 
-    Below its URL lie ``exams.parquet``, ``corpus``, ``models``, ``latents``, ``densities``, ``detectors`` and
-    ``scores``; what is learned with another seed than 0 goes below ``seed-1`` and so on.
+    Below its URL lie ``exams.parquet``, ``corpus``, ``models``, ``latents``, ``densities``, ``adjusted``,
+    ``detectors`` and ``scores``; what is learned with another seed than 0 goes below ``seed-1`` and so on.
     """
 
     def __init__(
@@ -174,14 +176,22 @@ class Run:
         """A detector whose score combines those of others, by one of `combine.RULES`."""
         return aggregated(self._combined(name, rule, members), aggregation)
 
+    def adjust(self, detectors: Mapping[str, tuple[Detector, float]]) -> list[Detector]:
+        """Detectors whose scores are adjusted for the place, which healthy training images teach.
+
+        Args:
+            detectors: name of the adjusted detector -> one, and the standard deviation of its smoothing, mm.
+        """
+        smoothings = {name: Smoothing(smooth_mm) for name, (_, smooth_mm) in detectors.items()}
+        by_name: dict[str, Detector] = {}
+        for group in _alike([replace(detector, name=name) for name, (detector, _) in detectors.items()]):
+            by_name |= {d.name: d for d in self._adjusted(group, [smoothings[d.name] for d in group])}
+        return [by_name[name] for name in detectors]
+
     def calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
         """With their p-values, saved; those that have them already are loaded."""
         by_name: dict[str, Detector] = {}
-        uncombined = [d for d in detectors if not d.members]
-        groups = [
-            [d for d in uncombined if d.preprocessing == p] for p in dict.fromkeys(d.preprocessing for d in uncombined)
-        ]
-        for group in [*groups, *([d] for d in detectors if d.members)]:
+        for group in [*_alike([d for d in detectors if not d.members]), *([d] for d in detectors if d.members)]:
             by_name |= {d.name: d for d in self._calibrated(group)}
         return [by_name[d.name] for d in detectors]
 
@@ -215,6 +225,11 @@ class Run:
         scores_url = storage.join(self.url, "scores")
         failures = self.changes.max_failures
         return combine(self.pool, name, rule, members, self.dataset, self.step_mm, scores_url, failures)
+
+    def _adjusted(self, detectors: Sequence[Detector], smoothings: Sequence[Smoothing]) -> list[Detector]:
+        urls = [storage.join(self._home, "adjusted", d.name) for d in detectors]
+        failures = self.changes.max_failures
+        return adjust_detectors(self.pool, detectors, smoothings, self.dataset, self.step_mm, urls, failures)
 
     def _calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
         urls = [storage.join(self._home, "detectors", d.name) for d in detectors]
@@ -266,6 +281,9 @@ class _Rehearsal(Run):
         config, variables = density_config(request, model), model.module.latents + len(request.context)
         density = Part(request.density, config, config.build(variables).eval(), variables)
         return replace(trained, name=name, score=score_of(model, density, request))
+
+    def _adjusted(self, detectors: Sequence[Detector], smoothings: Sequence[Smoothing]) -> list[Detector]:
+        return list(detectors)
 
     def _combined(self, name: str, rule: str, members: Sequence[Detector]) -> Detector:
         healthy = calibrate({"": [np.arange(4.0).reshape(2, 2)]})
@@ -441,6 +459,12 @@ def rehearse(request: RunRequest) -> list[Detector]:
         request.test.opened()
     readings_of(request.readings)
     return detectors
+
+
+def _alike(detectors: Sequence[Detector]) -> list[list[Detector]]:
+    """Those that share their preprocessing together."""
+    pictures = dict.fromkeys(detector.preprocessing for detector in detectors)
+    return [[d for d in detectors if d.preprocessing == picture] for picture in pictures]
 
 
 def _in_order(detectors: Sequence[Detector], first: Sequence[str], headings: dict[str, str]) -> list[Detector]:

@@ -1,8 +1,8 @@
 """The detector bundle: a detector in JSON and safetensors.
 
 ``detector.json`` names the parts, their configurations, the hashes of the tensor files, and where it all comes from;
-``model-HASH.safetensors``, ``density-HASH.safetensors`` and ``calibration-HASH.safetensors`` hold the numbers.
-docs/formats.md has every field, and what is refused. No pickle.
+``model-HASH.safetensors``, ``density-HASH.safetensors``, ``adjustment-HASH.safetensors`` and
+``calibration-HASH.safetensors`` hold the numbers. docs/formats.md has every field, and what is refused. No pickle.
 
 A bundle may be a stranger's. So every field is checked against what it becomes, and a model or density is first built
 without memory, on torch's device "meta": only one whose tensors are those of the file takes any.
@@ -28,6 +28,7 @@ from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import described
 from rayad.models._blocks import PATCH_PX
 from rayad.scoring import files
+from rayad.scoring.adjustment import Adjustment, Smoothing
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, score_named
@@ -35,7 +36,7 @@ from rayad.scoring.files import BundleFolder
 from rayad.scoring.scores import LatentScore, Part
 from rayad.terminal import shortened
 
-SCHEMA = 4
+SCHEMA = 5
 REQUIRED: dict[str, type | tuple[type, ...]] = {
     "schema": int,
     "name": str,
@@ -43,6 +44,7 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "preprocessing": dict,
     "patch_px": int,
     "aggregation": dict,
+    "adjustment": (dict, type(None)),
     "model": (dict, type(None)),
     "density": (dict, type(None)),
     "context": list,
@@ -101,6 +103,7 @@ def _files(detector: Detector) -> dict[str, bytes]:
         "preprocessing": described(detector.preprocessing),
         "patch_px": detector.patch_px,
         "aggregation": asdict(detector.aggregation),
+        "adjustment": detector.adjustment and asdict(detector.adjustment.smoothing),
         "model": detector.model and detector.model.description(),
         "density": detector.density and detector.density.description(),
         "context": detector.score.context if isinstance(detector.score, LatentScore) else (),
@@ -124,6 +127,8 @@ def _tensors(detector: Detector) -> Iterator[tuple[str, bytes]]:
         if part is not None:
             state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in part.module.state_dict().items()}
             yield kind, safetensors.torch.save(state)
+    if detector.adjustment is not None:
+        yield "adjustment", safetensors.numpy.save(detector.adjustment.to_tensors())
     if detector.calibration is not None:
         yield "calibration", safetensors.numpy.save(detector.calibration.to_tensors())
 
@@ -204,10 +209,12 @@ def _describe(folder: BundleFolder) -> dict[str, Any]:
 def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     """Schema 1 called the loss of a variational autoencoder its reconstruction score, and had no members.
 
-    Before schema 4 all patches were of 64 px.
+    Before schema 4 all patches were of 64 px; before schema 5 no scores were adjusted for the place.
     """
     if 1 <= description.get("schema", 0) < 4:
         description = {"patch_px": PATCH_PX} | description
+    if 1 <= description.get("schema", 0) < 5:
+        description = {"adjustment": None} | description
     if description.get("schema", 0) != 1:
         return description
     model = description.get("model")
@@ -258,7 +265,7 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
     with _explained(f"{folder.name}: 'aggregation'"):
         aggregation = catalog.restored(Aggregation, description["aggregation"])
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
-    calibration = _calibration(folder, description)
+    adjustment, calibration = _adjustment(folder, description), _calibration(folder, description)
     with _explained(f"{folder.name}: 'score'"):
         context, patch_px = tuple(description["context"]), description["patch_px"]
         score = score_named(description["score"], context=context, members=tuple(members), patch_px=patch_px, **parts)
@@ -267,6 +274,7 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
         score=score,
         preprocessing=preprocessing,
         aggregation=aggregation,
+        adjustment=adjustment,
         calibration=calibration,
         provenance=description["provenance"],
     )
@@ -275,6 +283,17 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
             f"{folder.name}: 'patch_px' is {shortened(patch_px)}, but the score is of patches of {detector.patch_px} px"
         )
     return detector
+
+
+def _adjustment(folder: BundleFolder, description: dict[str, Any]) -> Adjustment | None:
+    if description["adjustment"] is None:
+        return None
+    tensor_url, data = folder.tensors("adjustment", description)
+    files.header(data, tensor_url)
+    with _explained(f"{folder.name}: 'adjustment'"):
+        smoothing = catalog.restored(Smoothing, description["adjustment"])
+    with _explained(tensor_url):
+        return Adjustment.from_tensors(safetensors.numpy.load(data), smoothing)
 
 
 def _calibration(folder: BundleFolder, description: dict[str, Any]) -> Calibration | None:

@@ -11,8 +11,10 @@ from rayad import bounds
 from rayad.arrays import Grid, GridMask
 from rayad.errors import ImageError, OptionError
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
+from rayad.imaging.position import position
 from rayad.models._blocks import PATCH_PX, patch_of
 from rayad.scoring import combine, dense, floors
+from rayad.scoring.adjustment import Adjustment
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import PLAIN, Aggregation, aggregate
 from rayad.scoring.files import DEEPEST, LONGEST_NAME, MOST_MEMBERS, is_plain
@@ -44,6 +46,8 @@ class Detector:
     score: "Floor | ModelScore | LatentScore | Combined"
     preprocessing: Preprocessing
     aggregation: Aggregation = PLAIN
+    adjustment: Adjustment | None = None
+    """Healthy scores given the place, by which aggregated scores are adjusted; None: they are left as they are."""
     calibration: Calibration | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -90,6 +94,7 @@ class Detector:
         """One line on what it is."""
         parts = [f"{p.name} of {sum(t.numel() for t in p.module.state_dict().values()):,} numbers" for p in self._parts]
         parts += [f"of {', '.join(member.name for member in self.members)}"] if self.members else []
+        parts += ["adjusted for the place"] if self.adjustment else []
         patients = self.calibration.patients if self.calibration else 0
         calibrated = f"calibrated on {patients} healthy patients" if patients else "not calibrated, so without p-values"
         return printable(", ".join([f"{self.name} scores by {self.score.name}", *parts, calibrated]))
@@ -168,8 +173,12 @@ class Detector:
         """The tissue's scores, row by row, as a heatmap."""
         scores = np.full(tissue.shape, np.nan, np.float32)
         scores[tissue] = values
-        scores = aggregate(scores, tissue, self.aggregation, step * prepared.spacing_mm)
-        return Heatmap(scores, *_grid(prepared, step), tissue)
+        step_mm = step * prepared.spacing_mm
+        scores = aggregate(scores, tissue, self.aggregation, step_mm)
+        rows, columns = _grid(prepared, step)
+        if self.adjustment:
+            scores = self.adjustment.mapped(scores, tissue, position(prepared, rows, columns), step_mm)
+        return Heatmap(scores, rows, columns, tissue)
 
     @property
     def _parts(self) -> list[Part]:

@@ -1,12 +1,12 @@
 """Images that cannot be scored: as many as are allowed cost themselves alone; one more ends the stage in a sentence."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
+from damaged import damaged
 
 from rayad import storage
-from rayad.datasets import phantom
-from rayad.errors import DatasetError, ImageError
+from rayad.errors import DatasetError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
@@ -19,24 +19,6 @@ from rayad.scoring.scores import Floor
 ORIGIN = dict.fromkeys(("corpus", "dataset", "commit", "versions", "machine"), "") | {"seed": 0, "step_mm": 3.2}
 BRIGHT = Detector("bright", Floor("brightness"), Preprocessing(), provenance=ORIGIN | {"made_of": "bright"})
 TOP_HAT = replace(BRIGHT, name="top-hat", score=Floor("top-hat"), provenance=ORIGIN | {"made_of": "top-hat"})
-
-
-@dataclass(frozen=True)
-class Damaged(phantom.Dataset):
-    """Phantoms of which one cannot be read."""
-
-    damaged: str = ""
-
-    def pixels(self, exam):
-        if exam.exam_id == self.damaged:
-            raise ImageError(f"{exam.url}: the file ends early")
-        return super().pixels(exam)
-
-
-def damaged(split: str, diseased: float = 0.0) -> tuple[Damaged, str]:
-    dataset = Damaged(patients=30, diseased=diseased, height=256, width=192)
-    first = exams_of(dataset, split)[0].exam_id
-    return replace(dataset, damaged=first), first
 
 
 def test_calibration_goes_on_without_as_many_images_as_are_allowed(tmp_path):

@@ -9,6 +9,7 @@ from rayad.datasets import phantom
 from rayad.datasets.splits import Division, divided
 from rayad.errors import OptionError
 from rayad.imaging.mammogram import Preprocessing
+from rayad.pipeline.adjust import adjust_detectors
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
 from rayad.pipeline.detectors import inherited, require_shares
@@ -16,6 +17,7 @@ from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.streamed import streamed
 from rayad.pool import Here
 from rayad.scoring import bundle
+from rayad.scoring.adjustment import Smoothing
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import Floor
 
@@ -28,11 +30,12 @@ PHANTOM = phantom.Dataset(patients=4)
     "stage",
     [
         lambda both, out: calibrate_detectors(Here(), both, PHANTOM, 3.2, out),
+        lambda both, out: adjust_detectors(Here(), both, [Smoothing()] * 2, PHANTOM, 3.2, [out, out]),
         lambda both, out: combine(Here(), "both", "fisher", both, PHANTOM, 3.2, out),
         lambda both, out: evaluate(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
         lambda both, out: streamed(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
     ],
-    ids=["calibrate", "combine", "evaluate", "streamed"],
+    ids=["calibrate", "adjust", "combine", "evaluate", "streamed"],
 )
 def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
     with pytest.raises(OptionError, match="two detectors are called 'same'"):
@@ -44,10 +47,11 @@ def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
     "stage",
     [
         lambda one, images, out: calibrate_detectors(Here(), [one], images, 3.2, out),
+        lambda one, images, out: adjust_detectors(Here(), [one], [Smoothing()], images, 3.2, [out]),
         lambda one, images, out: evaluate(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
         lambda one, images, out: streamed(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
     ],
-    ids=["calibrate", "evaluate", "streamed"],
+    ids=["calibrate", "adjust", "evaluate", "streamed"],
 )
 def test_patients_that_may_have_been_learned_from_are_refused(stage, tmp_path):
     shares = Division(train=0.7)

@@ -58,6 +58,7 @@ def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
                   "--search.trials", "2", "--search.seeds", "1", "--em.epochs", "2"),
         "calibrate": (*others, *PHANTOMS, "--scores", scores),
         "combine": (*others, *PHANTOMS, "--scores", scores, "--out", str(tmp_path / "both"), "--name", "both"),
+        "adjust": ("--detector", fitted, *PHANTOMS, "--out", str(tmp_path / "adjusted"), "--name", "adjusted"),
         "evaluate": (*others, *PHANTOMS, "--out", str(tmp_path / "report")),
         "heatmap": ("--detector", fitted, "--images", exported(tmp_path / "in"), "--out", str(tmp_path / "maps"),
                     "--spacing-mm", "0.8"),

@@ -126,7 +126,7 @@ def tensor_file(entries: dict[str, Any], size: int = 0) -> bytes:
 
 FIELDS = [
     ("schema", "2", "'schema' is a whole number, not '2'"),
-    ("schema", 0, "schemas are 1 to 4"),
+    ("schema", 0, "schemas are 1 to 5"),
     ("name", ["x"], "'name' of detector.json is a text, not \\['x'\\]"),
     ("score", {"a": 1}, "'score' of detector.json is a text"),
     ("score", "magic", "no score 'magic'"),

@@ -165,13 +165,14 @@ def test_nor_in_an_object_store(out):
     require_apart("s3://b/in2", ["s3://b/in", "/b/in2"])
 
 
-def test_rescore_and_combine_delete_nothing(tmp_path, capsys):
+def test_commands_that_make_detectors_of_detectors_delete_nothing(tmp_path, capsys):
     detector = floor(tmp_path / "d")
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("mine")
     rescore = ["rescore", "--detector", detector, "--name", "x", "--score", "top-hat", "--out"]
     combine = ["combine", "--detector", detector, detector, "--name", "x", "--dataset", "phantom"]
-    for command in (rescore, [*combine, "--scores", str(tmp_path / "scores"), "--out"]):
+    adjust = ["adjust", "--detector", detector, "--name", "x", "--dataset", "phantom", "--out"]
+    for command in (rescore, adjust, [*combine, "--scores", str(tmp_path / "scores"), "--out"]):
         assert cli.run([*command, str(tmp_path / "home")]) == 2
         assert "holds files that are not a detector of rayad, such as thesis.tex" in capsys.readouterr().err
         assert cli.run([*command, detector]) == 2

@@ -158,4 +158,4 @@ def test_the_recipe_of_the_documentation_can_be_run(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
     (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
     names = [detector.name for detector in rehearse(request(recipes.find(str(tmp_path / "mine.py"))))]
-    assert names == ["relative-brightness", "bvae", "bvae-ssim", "bvae-spn", "bvae-gaussian", "both"]
+    assert names == ["relative-brightness", "bvae", "bvae-ssim", "bvae-spn", "bvae-gaussian", "bvae-spn-place", "both"]
