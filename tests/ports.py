@@ -1,6 +1,7 @@
-"""Which sockets of a process tree listen, and what they answer to who has no token."""
+"""Which sockets of a process tree listen, what they answer to who has no token, and ports that nobody has."""
 
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -79,3 +80,14 @@ class Witness:
 
     def __reduce__(self) -> tuple:
         return open, (WITNESS, "w")
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(number)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports

@@ -18,7 +18,7 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.sample import Sampling, choose, cut
 from rayad.scoring import floors
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 MODELS = catalog.names("models")
 LATENT = [name for name in catalog.names("density") if name != "spn"]

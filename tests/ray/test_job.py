@@ -1,7 +1,6 @@
 """A stage submitted for real: a head of its own, `ray job submit`, the job's exit code and its result."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayad import cli
@@ -19,17 +19,6 @@ from rayad.private import keep_private
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(number)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from papers import Sizes, write_cbis, write_ddsm
+from ports import free_ports
 
 from rayad import storage
 from rayad.private import keep_private
@@ -29,7 +29,8 @@ import os, sys
 os.environ["RAY_TMPDIR"] = sys.argv[1]
 from ray.cluster_utils import Cluster
 small = {"object_store_memory": 150 * 2**20, "num_cpus": 3}
-dashboard = {"include_dashboard": True, "dashboard_port": int(sys.argv[2]), "num_cpus": 0}
+ports = {"dashboard_port": int(sys.argv[2]), "dashboard_agent_listen_port": int(sys.argv[3])}
+dashboard = {"include_dashboard": True, "num_cpus": 0} | ports
 cluster = Cluster(initialize_head=True, head_node_args=small | dashboard)
 nodes = [cluster.add_node(temp_dir=f"{sys.argv[1]}/{name}", **small) for name in "ab"]
 print(*(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
@@ -56,13 +57,11 @@ def tree(s3, tmp_path) -> str:
 def nodes(tree) -> Iterator[tuple[str, list[psutil.Process]]]:
     """The address of the cluster's jobs, and the raylets of its two nodes, none of which has the keys of the bucket."""
     keep_private()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, agent = free_ports(2)  # another Ray of this machine has the usual ones
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"PATH": f"{BIN}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory(prefix="rayad-", dir="/tmp") as session:
-        words = [sys.executable, "-c", CLUSTER, session, str(port)]
+        words = [sys.executable, "-c", CLUSTER, session, str(port), str(agent)]
         process = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         raylets = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
@@ -72,7 +71,7 @@ def nodes(tree) -> Iterator[tuple[str, list[psutil.Process]]]:
 
 def submitted(words: list[str]) -> subprocess.CompletedProcess[str]:
     """The job, once the cluster takes jobs, to its end."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 60
     while True:
         done = subprocess.run(words, capture_output=True, text=True, timeout=1500, check=False)
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
