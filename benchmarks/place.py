@@ -4,8 +4,8 @@
     python benchmarks/place.py --source mini-mias --out place --detector out/detectors/cae-spn
 
 Rows are floors, and the detectors that are given; columns how they are adjusted. Judged are all diseased patients, from
-none of whom anything is learned, and no setting is chosen by them: the smoothing of a row is the one that finds lesions
-best that are pasted into healthy validation patients. A figure is pixel AUC / mean image-wise AUC.
+none of whom anything is learned, and no setting is chosen by them: the smoothing is chosen by lesions that are
+pasted into healthy validation patients. A figure is pixel AUC / mean image-wise AUC.
 """
 
 import json
@@ -28,7 +28,6 @@ from rayad.pipeline.score import EVERY, exams_of, score
 from rayad.pool import Pool
 from rayad.private import keep_private
 from rayad.scoring import bundle
-from rayad.scoring.adjustment import Smoothing
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import Floor
@@ -104,7 +103,9 @@ def _row(pool: Pool, detector: Detector, dataset: Images, pasted: Images, url: s
 def _adjusted(pool: Pool, detector: Detector, dataset: Images, url: str) -> list[Detector]:
     named = [replace(detector, name=f"{detector.name}-place-{smooth_mm:g}") for smooth_mm in SMOOTHINGS]
     urls = [storage.join(url, "adjusted", column.name) for column in named]
-    return adjust_detectors(pool, named, [Smoothing(smooth_mm) for smooth_mm in SMOOTHINGS], dataset, STEP_MM, urls)
+    return adjust_detectors(
+        pool, named, [Aggregation("gaussian", smooth_mm) for smooth_mm in SMOOTHINGS], dataset, STEP_MM, urls
+    )
 
 
 def _scored(pool: Pool, columns: Sequence[Detector], images: Images, url: str) -> dict[str, list[Scored]]:

@@ -69,8 +69,6 @@ Millimetres = Annotated[float, Within(0.01, 1000)]
 """A distance of places."""
 MillimetresOrNone = Annotated[float, Within(0.01, 1000, or_zero=True)]
 """A distance of places, or 0 where it follows from something else."""
-SmoothMm = Annotated[float, Within(0, 100)]
-"""Standard deviation of a Gaussian, mm, or 0 for none."""
 Minutes = Annotated[float, Within(0, 10_000_000)]
 """Up to 19 years."""
 Seconds = Annotated[float, Within(0, 1_000_000_000)]

@@ -10,7 +10,7 @@ from rayad import storage
 from rayad.cli.shared import MayFail, OfDataset, OnGpu, ReadsImages, Several, WithStep
 from rayad.datasets.exam import read_by
 from rayad.errors import RayadError
-from rayad.options import MillimetresOrNone, Names, SmoothMm, SpacingOrNone
+from rayad.options import MillimetresOrNone, Names, SpacingOrNone
 from rayad.outputs import claimed, require_apart
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
@@ -85,18 +85,16 @@ class Adjust(OfDataset, OnGpu, WithStep, MayFail):
     """Folder or URL of the new detector; it is not calibrated."""
     name: str
     """Name of the new detector."""
-    smooth_mm: SmoothMm = 0.0
-    """Standard deviation of a Gaussian over the adjusted map, mm: the scale of what is looked for; 0: none."""
+    smoothing: Aggregation = Aggregation()
 
     def __call__(self) -> None:
         from rayad.on_ray.pool import connected
         from rayad.pipeline.adjust import adjust_detectors
-        from rayad.scoring.adjustment import Smoothing
 
         url, out = storage.absolute(self.detector), storage.absolute(self.out)
         detector = replace(bundle.load(url), name=self.name)
         dataset = self.opened()
-        work = [detector], [Smoothing(self.smooth_mm)], dataset, self.step_mm, [out], self.max_failures
+        work = [detector], [self.smoothing], dataset, self.step_mm, [out], self.max_failures
         with claimed(out, "a detector", [url, *read_by(dataset)]), connected(self.address, self.scorers) as pool:
             adjust_detectors(pool, *work)
         say(f"The detector is at {self.out}")

@@ -9,7 +9,7 @@ import numpy as np
 from rayad import bounds
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, source_of
-from rayad.errors import DatasetError, reason
+from rayad.errors import DatasetError, ImageError, reason
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, step_px
 from rayad.imaging.position import position
@@ -17,11 +17,12 @@ from rayad.pipeline.detectors import finished, identity, require_names, require_
 from rayad.pipeline.score import Preparation, exams_of, unscored
 from rayad.pool import Pool
 from rayad.scoring import bundle
-from rayad.scoring.adjustment import Smoothing, adjust
+from rayad.scoring.adjustment import adjust
+from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, Heatmap
 from rayad.terminal import say
 
-PLACES = 200_000
+MOST_PLACES = 200_000
 """Healthy places that an adjustment is learned from, at most."""
 FEWEST = 50
 """Places of an image that are taken, however many images there are."""
@@ -33,7 +34,7 @@ Places = dict[str, np.ndarray]
 def adjust_detectors(
     pool: Pool,
     detectors: Sequence[Detector],
-    smoothings: Sequence[Smoothing],
+    smoothings: Sequence[Aggregation],
     dataset: Images,
     step_mm: float,
     urls: Sequence[str],
@@ -71,7 +72,7 @@ def adjust_detectors(
     return [detector for detector in made.values() if detector]
 
 
-def _request(detector: Detector, smoothing: Smoothing, learned_from: str) -> str:
+def _request(detector: Detector, smoothing: Aggregation, learned_from: str) -> str:
     """Equal for adjustments that are equal."""
     return fingerprint(["adjusted", identity(detector), smoothing, learned_from])
 
@@ -80,7 +81,7 @@ def _scored(
     pool: Pool, detectors: Sequence[Detector], dataset: Images, exams: Sequence[Exam], step_mm: float, max_failures: int
 ) -> tuple[list[Places], list[str]]:
     """Places of the images that could be scored, and the names of the others; DatasetError where these are too many."""
-    each, step = max(FEWEST, PLACES // len(exams)), step_px(detectors[0].preprocessing, step_mm)
+    each, step = max(FEWEST, MOST_PLACES // len(exams)), step_px(detectors[0].preprocessing, step_mm)
     work = (dataset, tuple(detectors), step, each, pool.device)
     scored, failures = [], {}
     for exam, outcome in zip(exams, pool.map(HealthyPlaces, exams, "healthy places", work, unscored), strict=True):
@@ -133,7 +134,11 @@ class HealthyPlaces:
 
     def _heatmap(self, detector: Detector, image: Prepared) -> Heatmap:
         with bounds.within(bounds.current().score_seconds, "score_seconds"):
-            return detector.on(self.device).heatmap(image, self.step)
+            heatmap = detector.on(self.device).heatmap(image, self.step)
+        scores = heatmap.scores[heatmap.tissue]
+        if not np.isfinite(scores).all():
+            raise ImageError(f"{detector.name} scores {scores[~np.isfinite(scores)][0]} at a place")
+        return heatmap
 
 
 def _drawn(tissue: np.ndarray, each: int, exam: Exam) -> tuple[np.ndarray, np.ndarray]:

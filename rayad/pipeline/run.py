@@ -41,7 +41,6 @@ from rayad.pipeline.selection import readings_of, select
 from rayad.pipeline.train import model_config, train_detector
 from rayad.pool import Here, Pool
 from rayad.scoring import bundle
-from rayad.scoring.adjustment import Smoothing
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import PLAIN, Aggregation
 from rayad.scoring.detector import Combined, Detector
@@ -182,7 +181,7 @@ class Run:
         Args:
             detectors: name of the adjusted detector -> one, and the standard deviation of its smoothing, mm.
         """
-        smoothings = {name: Smoothing(smooth_mm) for name, (_, smooth_mm) in detectors.items()}
+        smoothings = {name: Aggregation("gaussian", smooth_mm) for name, (_, smooth_mm) in detectors.items()}
         by_name: dict[str, Detector] = {}
         for group in _alike([replace(detector, name=name) for name, (detector, _) in detectors.items()]):
             by_name |= {d.name: d for d in self._adjusted(group, [smoothings[d.name] for d in group])}
@@ -226,7 +225,7 @@ class Run:
         failures = self.changes.max_failures
         return combine(self.pool, name, rule, members, self.dataset, self.step_mm, scores_url, failures)
 
-    def _adjusted(self, detectors: Sequence[Detector], smoothings: Sequence[Smoothing]) -> list[Detector]:
+    def _adjusted(self, detectors: Sequence[Detector], smoothings: Sequence[Aggregation]) -> list[Detector]:
         urls = [storage.join(self._home, "adjusted", d.name) for d in detectors]
         failures = self.changes.max_failures
         return adjust_detectors(self.pool, detectors, smoothings, self.dataset, self.step_mm, urls, failures)
@@ -282,7 +281,7 @@ class _Rehearsal(Run):
         density = Part(request.density, config, config.build(variables).eval(), variables)
         return replace(trained, name=name, score=score_of(model, density, request))
 
-    def _adjusted(self, detectors: Sequence[Detector], smoothings: Sequence[Smoothing]) -> list[Detector]:
+    def _adjusted(self, detectors: Sequence[Detector], smoothings: Sequence[Aggregation]) -> list[Detector]:
         return list(detectors)
 
     def _combined(self, name: str, rule: str, members: Sequence[Detector]) -> Detector:

@@ -22,8 +22,7 @@ from scipy.spatial import KDTree
 from rayad.arrays import Grid, GridMask
 from rayad.errors import DatasetError, FormatError, OptionError
 from rayad.imaging.position import COORDINATES
-from rayad.options import SmoothMm
-from rayad.scoring.combine import Aggregation, aggregate
+from rayad.scoring.combine import PLAIN, Aggregation, aggregate
 
 NEIGHBOURS = 300
 """Healthy places whose scores are those of a knot."""
@@ -44,14 +43,6 @@ Coordinates = Float[np.ndarray, "n 4"]
 
 
 @dataclass(frozen=True)
-class Smoothing:
-    """How an adjusted map is smoothed: at the scale of what is looked for."""
-
-    smooth_mm: SmoothMm = 0.0
-    """Standard deviation of the Gaussian over adjusted scores, inside the tissue, mm; 0: they are left as they are."""
-
-
-@dataclass(frozen=True)
 class Adjustment:
     """Healthy scores given the place."""
 
@@ -61,7 +52,8 @@ class Adjustment:
     """Median healthy score at each."""
     spreads: Float[np.ndarray, " k"]
     """84 % quantile minus median at each, more than 0."""
-    smoothing: Smoothing = Smoothing()
+    smoothing: Aggregation = PLAIN
+    """How the adjusted map is smoothed: at the scale of what is looked for."""
 
     def adjusted(self, scores: Float[np.ndarray, " n"], coordinates: Coordinates) -> Float[np.ndarray, " n"]:
         """Scores of places as spreads above the healthy median there, cut to [-3, 6]."""
@@ -83,16 +75,14 @@ class Adjustment:
         """
         result = np.full_like(scores, np.nan)
         result[tissue] = self.adjusted(scores[tissue], coordinates[tissue])
-        if not self.smoothing.smooth_mm:
-            return result
-        return aggregate(result, tissue, Aggregation("gaussian", self.smoothing.smooth_mm), step_mm)
+        return aggregate(result, tissue, self.smoothing, step_mm)
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Plain arrays for a safetensors file."""
         return {"knots": self.knots, "medians": self.medians, "spreads": self.spreads}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, np.ndarray], smoothing: Smoothing) -> "Adjustment":
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray], smoothing: Aggregation) -> "Adjustment":
         """The inverse of `to_tensors`.
 
         Raises:
@@ -117,7 +107,7 @@ class Adjustment:
 
 
 def adjust(
-    images: Sequence[tuple[np.ndarray, np.ndarray]], smoothing: Smoothing = Smoothing(), seed: int = 0
+    images: Sequence[tuple[np.ndarray, np.ndarray]], smoothing: Aggregation = PLAIN, seed: int = 0
 ) -> Adjustment:
     """Learn what healthy tissue scores at a place.
 

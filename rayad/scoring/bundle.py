@@ -28,7 +28,7 @@ from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import described
 from rayad.models._blocks import PATCH_PX
 from rayad.scoring import files
-from rayad.scoring.adjustment import Adjustment, Smoothing
+from rayad.scoring.adjustment import Adjustment
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, score_named
@@ -291,7 +291,7 @@ def _adjustment(folder: BundleFolder, description: dict[str, Any]) -> Adjustment
     tensor_url, data = folder.tensors("adjustment", description)
     files.header(data, tensor_url)
     with _explained(f"{folder.name}: 'adjustment'"):
-        smoothing = catalog.restored(Smoothing, description["adjustment"])
+        smoothing = catalog.restored(Aggregation, description["adjustment"])
     with _explained(tensor_url):
         return Adjustment.from_tensors(safetensors.numpy.load(data), smoothing)
 

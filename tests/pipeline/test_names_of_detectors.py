@@ -17,7 +17,7 @@ from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.streamed import streamed
 from rayad.pool import Here
 from rayad.scoring import bundle
-from rayad.scoring.adjustment import Smoothing
+from rayad.scoring.combine import PLAIN
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import Floor
 
@@ -30,7 +30,7 @@ PHANTOM = phantom.Dataset(patients=4)
     "stage",
     [
         lambda both, out: calibrate_detectors(Here(), both, PHANTOM, 3.2, out),
-        lambda both, out: adjust_detectors(Here(), both, [Smoothing()] * 2, PHANTOM, 3.2, [out, out]),
+        lambda both, out: adjust_detectors(Here(), both, [PLAIN] * 2, PHANTOM, 3.2, [out, out]),
         lambda both, out: combine(Here(), "both", "fisher", both, PHANTOM, 3.2, out),
         lambda both, out: evaluate(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
         lambda both, out: streamed(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
@@ -47,7 +47,7 @@ def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
     "stage",
     [
         lambda one, images, out: calibrate_detectors(Here(), [one], images, 3.2, out),
-        lambda one, images, out: adjust_detectors(Here(), [one], [Smoothing()], images, 3.2, [out]),
+        lambda one, images, out: adjust_detectors(Here(), [one], [PLAIN], images, 3.2, [out]),
         lambda one, images, out: evaluate(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
         lambda one, images, out: streamed(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
     ],

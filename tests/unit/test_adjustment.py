@@ -15,10 +15,10 @@ from rayad.pipeline.adjust import adjust_detectors
 from rayad.pipeline.detectors import aggregated, asked
 from rayad.pool import Here
 from rayad.scoring import bundle
-from rayad.scoring.adjustment import HIGHEST, LOWEST, Adjustment, Smoothing, adjust
+from rayad.scoring.adjustment import HIGHEST, LOWEST, Adjustment, adjust
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.check import faults
-from rayad.scoring.combine import Aggregation, aggregate
+from rayad.scoring.combine import PLAIN, Aggregation, aggregate
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import Floor
 
@@ -106,7 +106,7 @@ def test_a_place_has_its_coordinates_and_a_mirrored_breast_the_same():
 
 
 def adjusted_detector(url: str, smooth_mm: float = 0.0, base: Detector = BRIGHT) -> Detector:
-    (adjusted,) = adjust_detectors(Here(), [base], [Smoothing(smooth_mm)], PHANTOMS, 3.2, [url])
+    (adjusted,) = adjust_detectors(Here(), [base], [Aggregation("gaussian", smooth_mm)], PHANTOMS, 3.2, [url])
     return adjusted
 
 
@@ -135,11 +135,11 @@ def test_a_stage_makes_a_bundle_that_scores_as_its_detector_and_is_not_made_agai
 def test_it_is_learned_of_healthy_training_patients_alone(tmp_path):
     dataset, first = damaged("train", patients=8)
     with pytest.raises(DatasetError, match=f"max_failures is 0: {first}: .*the file ends early"):
-        adjust_detectors(Here(), [BRIGHT], [Smoothing()], dataset, 3.2, [str(tmp_path)])
-    (made,) = adjust_detectors(Here(), [BRIGHT], [Smoothing()], dataset, 3.2, [str(tmp_path)], 1)
+        adjust_detectors(Here(), [BRIGHT], [PLAIN], dataset, 3.2, [str(tmp_path)])
+    (made,) = adjust_detectors(Here(), [BRIGHT], [PLAIN], dataset, 3.2, [str(tmp_path)], 1)
     assert made.adjustment is not None
     dataset, _ = damaged("test", diseased=0.4, patients=8)  # never read
-    adjust_detectors(Here(), [BRIGHT], [Smoothing()], dataset, 3.2, [str(tmp_path / "other")])
+    adjust_detectors(Here(), [BRIGHT], [PLAIN], dataset, 3.2, [str(tmp_path / "other")])
 
 
 def test_another_score_or_aggregation_is_not_adjusted_by_what_was_learned_for_this_one(tmp_path):
@@ -171,8 +171,8 @@ def test_a_bundle_of_schema_4_is_read_as_one_that_is_not_adjusted(tmp_path):
 )
 def test_arrays_that_are_no_adjustment_are_refused(change, sentence):
     whole = Adjustment(np.zeros((9, 4), np.float32), np.zeros(9, np.float32), np.ones(9, np.float32))
-    assert Adjustment.from_tensors(whole.to_tensors(), Smoothing()).knots.shape == (9, 4)
+    assert Adjustment.from_tensors(whole.to_tensors(), PLAIN).knots.shape == (9, 4)
     with pytest.raises(FormatError, match=sentence):
-        Adjustment.from_tensors(whole.to_tensors() | change, Smoothing())
+        Adjustment.from_tensors(whole.to_tensors() | change, PLAIN)
     with pytest.raises(FormatError, match="arrays spreads are missing"):
-        Adjustment.from_tensors({"knots": whole.knots, "medians": whole.medians}, Smoothing())
+        Adjustment.from_tensors({"knots": whole.knots, "medians": whole.medians}, PLAIN)
