@@ -146,8 +146,9 @@ class Evaluate(OfDataset, OnGpu, MayFail):
     """URLs of the detectors to judge."""
     out: str
     """Folder or URL of the report."""
-    split: Literal["test", "development"] = "test"
-    """Split whose images are judged; development is for choices."""
+    split: Literal["test", "development", "label-free"] = "test"
+    """Split whose images are judged: test; development, for choices; or label-free, both, where nothing is chosen on
+    diseased patients."""
     dense: Names = ()
     """Classes of tissue that count as dense, such as D; then figures are given for dense and other images apart."""
     step_mm: MillimetresOrNone = 0.0

@@ -62,8 +62,9 @@ class RunRecipe(Changes, ReadsImages):
     seeds: Count = 1
     """Number of seeds with which everything that learns is trained."""
     workers: Workers = Workers()
-    split: Literal["test", "development"] = "test"
-    """Split whose images are judged; development is for choices."""
+    split: Literal["test", "development", "label-free"] = "test"
+    """Split whose images are judged: test; development, for choices; or label-free, both, where nothing is chosen on
+    diseased patients."""
 
     def __call__(self) -> None:
         _run(self._request(), self.out, self, self.workers)

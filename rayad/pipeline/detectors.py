@@ -8,7 +8,7 @@ from typing import Any
 from rayad import catalog, provenance, storage
 from rayad.datasets.exam import Images, name_of
 from rayad.datasets.exam import origin_of as images_of
-from rayad.datasets.splits import USUAL, Division, division_of
+from rayad.datasets.splits import LABEL_FREE, USUAL, Division, division_of
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, from_description
@@ -132,7 +132,7 @@ def inherited(*origins: Mapping[str, Any]) -> dict[str, Any]:
 def require_unseen(detectors: Sequence[Detector], split: str) -> None:
     """OptionError where one learned from diseased patients that are for choices, and these are judged."""
     for detector in detectors:
-        if split == "development" and detector.provenance.get("mixed"):
+        if split in ("development", LABEL_FREE) and detector.provenance.get("mixed"):
             raise OptionError(
                 f"detector {detector.name!r} learned from patients of the development split, which were mixed in; "
                 "it can be judged on the test split"

@@ -11,7 +11,7 @@ import numpy as np
 from rayad import catalog, provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Excluded, Images, listed, reasons
-from rayad.datasets.splits import assign
+from rayad.datasets.splits import LABEL_FREE, assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import ANY, Scored
@@ -299,6 +299,8 @@ def _notes(images: Sequence[ScoredImage], options: Evaluation) -> list[str]:
     between, outside = sum(i.between for i in images), sum(i.outside for i in images)
     located = sum(lesion.located for i in images for lesion in i.exam.lesions)
     notes = {
+        "Every diseased patient is judged, also those of the development split: the figures hold where nothing was "
+        "chosen on these.": options.split == LABEL_FREE,
         f"{reflected} of {places} places have a patch that reaches over the image's border, as at the chest wall; "
         "there the image is continued by reflection.": reflected,
         f"{between} lesions hold no centre of the grid and took their nearest place.": between,

@@ -62,6 +62,18 @@ def test_what_is_done_is_not_done_again(place):
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(place)} == before
 
 
+def test_without_choices_every_diseased_patient_is_judged(tmp_path):
+    data = Data("phantom", settings=("patients=30", "diseased=0.5", *SMALL))
+    run_recipe(Here(), RunRequest(RECIPE, data, split="label-free"), str(tmp_path))
+    exams = data.opened().exams()
+    splits, with_mass = assign(exams), {e.exam_id for e in exams if any(lesion.kind == "mass" for lesion in e.lesions)}
+    results = storage.read_json(f"{tmp_path}/report-label-free/results.json")
+    assert {splits[exam] for exam in with_mass} == {"development", "test"}
+    assert {row["images"] for row in results["rows"]} == {len(with_mass)}
+    assert results["provenance"]["split"] == "label-free"
+    assert results["notes"][0].startswith("Every diseased patient is judged")
+
+
 def mixing(run: Run) -> list[Detector]:
     """The same autoencoder, learned from healthy patients and from diseased ones too."""
     healthy_only = Ingest(Preprocessing(spacing_mm=0.8), Sampling(patches=4))
@@ -129,11 +141,12 @@ def test_the_page_shows_what_models_and_circuits_draw(learned):
     assert "healthy patches; their reconstructions" in results["captions"]["strip-mixed"]
 
 
+@pytest.mark.parametrize("split", ["development", "label-free"])
 @pytest.mark.parametrize("name", ["mixed", "mixed-spn", "both"])
-def test_those_that_were_mixed_in_are_not_judged(learned, name):
+def test_those_that_were_mixed_in_are_not_judged(learned, name, split):
     mixed = bundle.load(f"{learned}/detectors/{name}")
     with pytest.raises(OptionError, match=f"'{name}' learned from patients of the development split"):
-        evaluate(Here(), [mixed], phantom.Dataset(), Evaluation("phantom", "", "development", step_mm=6.4), learned)
+        evaluate(Here(), [mixed], phantom.Dataset(), Evaluation("phantom", "", split, step_mm=6.4), learned)
 
 
 def test_a_heading_promises_nothing_that_was_changed():

@@ -52,7 +52,7 @@ class Stage:
     def command(self, made: str, out: str) -> list[str]:
         """Its options; `made` holds the results of the stages before it."""
         corpus, spn = ["--corpus", f"{made}/corpus"], ["--settings", "inputs=12", "replicas=12"]
-        healthy = ["--dataset", "phantom", "--settings", "patients=60", "diseased=0.0", *SMALL]
+        healthy = ["--dataset", "phantom", "--settings", "patients=120", "diseased=0.0", *SMALL]
         return [
             *{
                 "ingest": ["ingest", *healthy, "--sampling.patches", "40", "--shard-patches", "120"],
@@ -378,13 +378,16 @@ def test_the_memory_is_full(case: Case) -> None:
     try:
         case.nodes = own
 
+        ballast = [np.ones(int(2.5e9 / 8))]  # beforehand: to touch so much takes as long as some stages
+
         def take(_: psutil.Process, given: Given) -> None:
-            ballast, until = [], time.monotonic() + 60
+            until = time.monotonic() + 60
             while given.process.poll() is None and not _killed_for_memory(own, case.stage.workers):
                 assert time.monotonic() < until
                 if (short := limit + 1e8 - total + memory().available) > 0:
                     ballast.append(np.ones(int(short / 8)))  # touched
                 time.sleep(0.1)
+            ballast.clear()
 
         failed = case.disturb("out of memory", take)
         if failed:
