@@ -52,7 +52,7 @@ class Stage:
     def command(self, made: str, out: str) -> list[str]:
         """Its options; `made` holds the results of the stages before it."""
         corpus, spn = ["--corpus", f"{made}/corpus"], ["--settings", "inputs=12", "replicas=12"]
-        healthy = ["--dataset", "phantom", "--settings", "patients=120", "diseased=0.0", *SMALL]
+        healthy = ["--dataset", "phantom", "--settings", "patients=240", "diseased=0.0", *SMALL]
         return [
             *{
                 "ingest": ["ingest", *healthy, "--sampling.patches", "40", "--shard-patches", "120"],
