@@ -59,6 +59,22 @@ class Fault:
     error: str
 
 
+class EpochRows:
+    """What one process tells of its epochs, for another that waits; a process that holds it alone needs no torch."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def tell(self, row: dict[str, float]) -> None:
+        """Keep the row of an epoch."""
+        self.rows.append(row)
+
+    def take(self) -> list[dict[str, float]]:
+        """The rows that nobody has taken yet."""
+        rows, self.rows = self.rows, []
+        return rows
+
+
 @runtime_checkable
 class Mapper(Protocol):
     """Where the work of a stage runs that only maps."""

@@ -15,6 +15,8 @@ from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 Socket = tuple[str, int]
 """Address and port."""
+WITHOUT = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+"""An environment that would open everything."""
 
 
 def is_loopback(address: str) -> bool:

@@ -7,6 +7,7 @@ looking at films beside phantoms. The chest wall is on the left, as a left breas
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import ndimage
@@ -117,10 +118,16 @@ def power_law(
     """A Gaussian field of mean 0 and variance 1 whose power falls as 1/f^power, flat beyond the longest wave."""
     rows, cols = (int(np.asarray(next_fast_len(int(1.15 * side)))) for side in size)  # more, or it would wrap
     wave = np.fft.rfft2(rng.standard_normal((rows, cols), dtype=np.float32))
-    fy, fx = np.fft.fftfreq(rows, spacing_mm)[:, None], np.fft.rfftfreq(cols, spacing_mm)[None, :]
-    amplitude = (fy**2 + fx**2 + longest_mm**-2) ** (-power / 4)
-    field = np.fft.irfft2(wave * amplitude.astype(np.float32), s=(rows, cols))[: size[0], : size[1]]
+    amplitude = _amplitude(rows, cols, spacing_mm, power, longest_mm)
+    field = np.fft.irfft2(wave * amplitude, s=(rows, cols))[: size[0], : size[1]]
     return (field - field.mean()) / field.std()
+
+
+@lru_cache(maxsize=8)
+def _amplitude(rows: int, cols: int, spacing_mm: float, power: float, longest_mm: float) -> Pixels:
+    """Of each wave; the images of a data set have the same."""
+    fy, fx = np.fft.fftfreq(rows, spacing_mm)[:, None], np.fft.rfftfreq(cols, spacing_mm)[None, :]
+    return ((fy**2 + fx**2 + longest_mm**-2) ** (-power / 4)).astype(np.float32)
 
 
 def clustered_lumps(rng: np.random.Generator, size: tuple[int, int], spacing_mm: float) -> Pixels:
@@ -129,6 +136,7 @@ def clustered_lumps(rng: np.random.Generator, size: tuple[int, int], spacing_mm:
     A blob is exp(-2.1 q^0.5), q its elliptic radius (Bochud et al. 1999).
     """
     reach = int(np.ceil(6 / spacing_mm))
+    side = 2 * reach + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] * spacing_mm
     field = np.zeros((size[0] + 2 * reach, size[1] + 2 * reach), np.float32)
     clusters_per_mm2, blobs, spread_mm = 0.009, 18, 4.5
@@ -138,9 +146,9 @@ def clustered_lumps(rng: np.random.Generator, size: tuple[int, int], spacing_mm:
         q = np.hypot((np.cos(turn) * x + np.sin(turn) * y) / 2.6, (np.cos(turn) * y - np.sin(turn) * x) / 0.9)
         blob = np.exp(-2.1 * np.sqrt(q)).astype(np.float32)
         centre = rng.uniform((0, 0), size)
-        for row, col in np.rint(rng.normal(centre, spread_mm / spacing_mm, (rng.poisson(blobs), 2))).astype(int):
-            if 0 <= row < size[0] and 0 <= col < size[1]:
-                field[row : row + 2 * reach + 1, col : col + 2 * reach + 1] += blob
+        places = np.rint(rng.normal(centre, spread_mm / spacing_mm, (rng.poisson(blobs), 2))).astype(int)
+        for row, col in places[((places >= 0) & (places < size)).all(1)].tolist():
+            field[row : row + side, col : col + side] += blob
     field = field[reach:-reach, reach:-reach]
     return (field - field.mean()) / field.std()
 

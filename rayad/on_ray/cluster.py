@@ -186,6 +186,7 @@ def _first_line(error: BaseException) -> str:
 def _start(folder: str, cpus: int) -> None:
     """Start a Ray, and again if that takes too long, as on a machine that is busy or has just been switched on."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(STARTING_S))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that waits for its node to be taken
     for attempt in range(STARTS):
         try:
             return _start_once(f"{folder}{attempt or ''}", cpus)

@@ -23,7 +23,7 @@ from rayad import storage
 from rayad.errors import RayadError, TrainingError
 from rayad.fit import Loop, Member
 from rayad.on_ray import metrics
-from rayad.pool import Fault, Workers
+from rayad.pool import EpochRows, Fault, Workers
 from rayad.process import listening, same_signal
 from rayad.progress import Row
 from rayad.terminal import progress_bar
@@ -33,7 +33,7 @@ def learn(workers: Workers, loop: Loop, task: dict[str, Any], url: str, epochs: 
     """A run of Ray Train, whose epochs are shown; see `Pool.learn`."""
     url = storage.absolute(url)
     storage.remove(url)
-    epoch_rows = ray.remote(num_cpus=0, max_restarts=-1)(_EpochRows).remote()
+    epoch_rows = ray.remote(num_cpus=0, max_restarts=-1)(EpochRows).remote()
     faults_url = storage.join(url, "faults")
     trainer = TorchTrainer(
         _Learning(loop, label),
@@ -126,20 +126,6 @@ def _meet(rank: int, world: int, address: str, port: int, backend: str, timeout:
         master["master_listen_fd"] = listening(address, port).detach()
     store = dist.TCPStore(address, port, world, rank == 0, timeout, **master)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-
-
-class _EpochRows:
-    """What rank 0 tells of its epochs, for the process that waits."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def tell(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-
-    def take(self) -> list[dict[str, float]]:
-        rows, self.rows = self.rows, []
-        return rows
 
 
 class _Faults(UserCallback):

@@ -23,7 +23,7 @@ from rayad.pool import Here
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
 
-SMALL = ("height=256", "width=192")
+SMALL = ("height=128", "width=96", "spacing_mm=0.8")
 HEALTHY = Data("phantom", settings=("patients=24", "diseased=0", *SMALL))
 OTHERS = Data("phantom", settings=("patients=6", "diseased=0.5", "seed=1", *SMALL))
 

@@ -10,7 +10,6 @@ import ray
 SECRET = "not-to-be-shown-anywhere"
 WITH_KEYS = """
 import os, sys
-import pytest
 import ray
 from rayad.on_ray.cluster import cluster
 
@@ -20,7 +19,6 @@ with cluster(sys.argv[1]):
 """
 READING = """
 import threading, time
-import pytest
 import ray
 from rayad.on_ray.cluster import cluster
 

@@ -12,7 +12,7 @@ from rayad.on_ray.pool import OnRay
 from rayad.pipeline.run import Changes, Data, RunRequest, run_recipe
 from rayad.pool import Workers
 
-PHANTOM = ["--dataset", "phantom", "--settings", "patients=30", "height=256", "width=192"]
+PHANTOM = ["--dataset", "phantom", "--settings", "patients=30", "height=128", "width=96", "spacing_mm=0.8"]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def place(tmp_path_factory) -> str:
     """A folder in which the stages were run one after the other."""
     out = str(tmp_path_factory.mktemp("main"))
     stages = [
-        ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--sampling.patches", "20"],
+        ["ingest", *PHANTOM, "--out", f"{out}/corpus", "--sampling.patches", "20", "--picture", "spacing_mm=0.8"],
         [
             *("train", "--corpus", f"{out}/corpus", "--out", f"{out}/cae", "--schedule.epochs", "2"),
             *("--settings", "width=8", "--workers.number", "1"),
@@ -68,10 +68,10 @@ def test_a_list_of_images_is_judged_as_what_was_listed(place, tmp_path, capfd):
 
 
 def test_heatmaps_have_scores_and_p_values_and_failures_are_counted(place, tmp_path, capsys):
-    dataset = phantom.Dataset(patients=30, height=256, width=192)
+    dataset = phantom.Dataset(patients=30, height=128, width=96, spacing_mm=0.8)
     folder.export(dataset, dataset.exams()[:2], str(tmp_path / "new"))
     storage.write_bytes(str(tmp_path / "new/broken.png"), b"not a picture")
-    arguments = ["--images", str(tmp_path / "new"), "--out", str(tmp_path / "maps"), "--spacing-mm", "0.4"]
+    arguments = ["--images", str(tmp_path / "new"), "--out", str(tmp_path / "maps"), "--spacing-mm", "0.8"]
     assert cli.run(["heatmap", "--detector", f"{place}/cae-spn", *arguments, "--counterfactual"]) == 1
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert sum("reason" in row for row in rows) == 1

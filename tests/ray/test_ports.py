@@ -7,8 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ports import WITNESS, is_loopback, listening, refusals, watched
-from served import private_folder, serving
+from ports import WITHOUT, is_loopback, watched
 
 from rayad.cli import COMMANDS, command
 from rayad.cli.few import FEW
@@ -17,21 +16,6 @@ from rayad.datasets.folder import export
 
 STARTS_RAY = {name for name in COMMANDS if "address" in command(name).__dataclass_fields__}
 PHANTOMS = ("--dataset", "phantom", "--settings", "patients=40", "height=256", "width=192", "spacing_mm=0.8")
-WITHOUT = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "known", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-"""An environment that would open everything."""
-
-
-def test_a_service_answers_nobody_without_its_token_and_leaves_nothing_when_it_is_killed(tmp_path, monkeypatch):
-    for name, value in WITHOUT.items():
-        monkeypatch.setenv(name, value)
-    with serving(tmp_path, killed=True) as server:
-        sockets = listening(server.process)
-        elsewhere = {port for (address, port) in sockets if not is_loopback(address)}
-        assert len(sockets) > 10
-        assert elsewhere, "Ray Serve's replicas listen on the loopback now: these tests can be simpler"
-        assert [port for port in elsewhere if not all(refusals(port))] == []
-        assert not os.path.exists(WITNESS)
-        assert private_folder(server.process).stat().st_mode & 0o777 == 0o700
 
 
 def exported(folder: Path) -> str:
@@ -44,7 +28,7 @@ def exported(folder: Path) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
-    """But for `serve`, which is above."""
+    """But for `serve`, which test_serve asks."""
     corpus, models = str(tmp_path / "corpus"), str(tmp_path / "models")
     trained, fitted = f"{models}/cae", f"{models}/cae-spn"
     others, scores = ("--detector", trained, fitted), str(tmp_path / "scores")

@@ -21,7 +21,8 @@ import pydicom
 import pytest
 import requests
 from PIL import Image
-from served import ME, OTHER, PATIENTS, TOKEN, Served, dicom, made, png, serving
+from ports import WITHOUT, WITNESS, is_loopback, listening, refusals
+from served import ME, OTHER, PATIENTS, TOKEN, Served, dicom, made, png, private_folder, serving
 
 from rayad.heatmaps.drawing import Written
 from rayad.heatmaps.images import HeatmapRequest, decoded
@@ -36,8 +37,12 @@ from rayad.serving import RESEARCH_USE
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("served")) as server:
-        yield server
+    """In an environment that would open all ports of Ray; killed in the end, which leaves nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in WITHOUT.items():
+            patch.setenv(name, value)
+        with serving(tmp_path_factory.mktemp("served"), killed=True) as server:
+            yield server
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,16 @@ def test_many_long_images_of_one_caller_hold_up_nobody_else(served, images):
         thread.join()
     assert answered == [200] * 12
     assert meanwhile <= 6
+
+
+def test_ray_answers_nobody_without_the_service_s_token(served):
+    sockets = listening(served.process)
+    elsewhere = {port for (address, port) in sockets if not is_loopback(address)}
+    assert len(sockets) > 10
+    assert elsewhere, "Ray Serve's replicas listen on the loopback now: these tests can be simpler"
+    assert [port for port in elsewhere if not all(refusals(port))] == []
+    assert not os.path.exists(WITNESS)
+    assert private_folder(served.process).stat().st_mode & 0o777 == 0o700
 
 
 def test_the_numbers_are_the_library_s_whatever_is_scored_beside(served, images):

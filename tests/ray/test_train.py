@@ -59,18 +59,12 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     assert order_of(corpus, TEN_STEPS).steps >= 10
     settings = SMALL | ({"learning_rate": 1e-5} if model == "bvae" else {})
     config, schedule = catalog.configure("models", model, settings), replace(TEN_STEPS, precision=precision)
-    expected = alone(corpus, config, schedule)
+    expected, before = alone(corpus, config, schedule), signal.getsignal(signal.SIGINT)
     part, faults, _ = train(OnRay(Workers(2)), corpus.url, model, config, schedule, str(tmp_path / "training"))
     assert faults == []
+    assert signal.getsignal(signal.SIGINT) is before  # Ctrl-C means what it meant before
     for name, value in part.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
-
-
-def test_ctrl_c_means_after_training_what_it_meant_before(corpus, tmp_path):
-    config = catalog.configure("models", "cae", SMALL)
-    before = signal.getsignal(signal.SIGINT)
-    train(OnRay(Workers(1)), corpus.url, "cae", config, TEN_STEPS, str(tmp_path / "training"))
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.long

@@ -1,20 +1,25 @@
 """The stages with every place on s3://, through the command line and a real S3 server."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from rayad import cli, storage
 from rayad.datasets import folder, phantom
 from rayad.private import keep_private
+from tests.storage.conftest import S3, reach
 
 
-@pytest.fixture
-def own_ray(s3):
+@pytest.fixture(scope="module")
+def own_ray(s3_server: S3) -> Iterator[S3]:
     """A cluster that was started with the server's keys in its environment, so its workers have them too."""
     keep_private()
     from rayad.on_ray.cluster import cluster
 
-    with cluster():
-        yield s3
+    with pytest.MonkeyPatch.context() as patch:
+        reach(s3_server, patch)
+        with cluster():
+            yield s3_server
 
 
 @pytest.mark.long

@@ -63,7 +63,11 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
     ("options", "sentence"),
     [
         (("--spacing-mm", "40"), r"an image of 10240 x 7680 mm, 40 mm a pixel, is larger than any film"),
-        (("--spacing-mm", "40", "--force", "size"), r"pixels of 0.8 mm, made of 40 mm, are more than bounds.pixels"),
+        pytest.param(
+            ("--spacing-mm", "40", "--force", "size"),
+            r"pixels of 0.8 mm, made of 40 mm, are more than bounds.pixels",
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             ("--spacing-mm", "0.8", "--step-mm", "0.8", "--bounds.places", "1000"),
             r"more than bounds.places=1000",
