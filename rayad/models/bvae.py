@@ -51,7 +51,7 @@ class Config:
         return VariationalAutoencoder(self)
 
 
-PRESETS = {"paper": ("padding=same", "learning_rate=1e-5", "beta=0.1")}
+PRESETS = {"paper": ("width=32", "latents=64", "padding=same", "learning_rate=1e-5", "beta=0.1")}
 """Dietrichstein et al. 2022, beside 100 epochs in batches of 64."""
 
 

@@ -40,7 +40,7 @@ class Config:
         return Autoencoder(self)
 
 
-PRESETS = {"paper": ("padding=same", "learning_rate=1e-5")}
+PRESETS = {"paper": ("width=32", "latents=64", "padding=same", "learning_rate=1e-5")}
 """Dietrichstein et al. 2022, beside 100 epochs in batches of 64."""
 
 

@@ -90,7 +90,7 @@ class Config:
         return QuantizedAutoencoder(self)
 
 
-PRESETS = {"paper": ("padding=same", "learning_rate=1e-4", "blocks=6", "embedding=64", "book=loss")}
+PRESETS = {"paper": ("width=32", "padding=same", "learning_rate=1e-4", "blocks=6", "embedding=64", "book=loss")}
 """Dietrichstein et al. 2022, beside 20 epochs in batches of 64."""
 
 

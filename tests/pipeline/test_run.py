@@ -107,7 +107,7 @@ def test_diseased_patients_for_choices_can_be_mixed_into_a_corpus(learned):
 
 def test_rows_say_what_differs_from_what_was_published(learned):
     remarks = storage.read_json(f"{learned}/report/results.json")["remarks"]
-    ours = "beside preset=paper: padding=valid (same), learning_rate=0.001 (1e-05)"
+    ours = "beside preset=paper: width=4 (32), latents=8 (64), padding=valid (same), learning_rate=0.001 (1e-05)"
     too = "learned from diseased patients too (100% of those for choices)"
     assert remarks == {
         "cae": ours,
