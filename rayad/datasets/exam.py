@@ -150,14 +150,17 @@ def _nameless(exam: Exam) -> bool:
 def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
     """The files that were left out, by their reason: "count", "reason" and "example", the most frequent first.
 
-    What differs between files of one reason is N (a number) or a dash (a path) in it.
+    A path in it is a dash; a number that differs between files of one reason is N.
     """
-    urls_by_reason: dict[str, list[str]] = {}
+    by_reason: dict[str, list[tuple[str, str]]] = {}
     for exclusion in left_out:
-        text = re.sub(r"\d+", "N", re.sub(r"\S*/\S*", "-", exclusion.reason)).removeprefix("- ")
-        urls_by_reason.setdefault(text, []).append(exclusion.url)
-    ordered = sorted(urls_by_reason.items(), key=lambda item: -len(item[1]))
-    return [{"count": len(urls), "reason": text, "example": urls[0]} for text, urls in ordered]
+        text = re.sub(r"\S*/\S*", "-", exclusion.reason).removeprefix("- ")
+        by_reason.setdefault(re.sub(r"\d+(\.\d+)?", "N", text), []).append((text, exclusion.url))
+    rows = [
+        {"count": len(files), "reason": reason if len(dict(files)) > 1 else files[0][0], "example": files[0][1]}
+        for reason, files in by_reason.items()
+    ]
+    return sorted(rows, key=lambda row: -row["count"])
 
 
 def source_of(dataset: Images, exam: Exam) -> Source:

@@ -8,7 +8,17 @@ import pytest
 from PIL import Image
 
 from rayad import storage
-from rayad.datasets.exam import Exam, Lesion, circle_mask, in_order, read_grey, read_mask, shortened
+from rayad.datasets.exam import (
+    Exam,
+    Excluded,
+    Lesion,
+    circle_mask,
+    in_order,
+    read_grey,
+    read_mask,
+    reasons,
+    shortened,
+)
 from rayad.errors import DatasetError
 
 
@@ -89,3 +99,12 @@ def test_an_exam_pickles():
 def test_a_message_names_a_few_and_counts_the_rest():
     assert shortened(["b", "a"]) == "a, b"
     assert shortened(f"{k}" for k in range(9)) == "0, 1, 2, 3, 4 and 4 more"
+
+
+def test_numbers_of_reasons_are_hidden_where_they_differ():
+    sentences = ["/a/1.png: 3.5 mm is no spacing", "/a/2.png: 40 mm is no spacing", "/a/3.png: it has 2 frames"]
+    rows = reasons(Excluded(f"url-{number}", sentence) for number, sentence in enumerate(sentences))
+    assert rows == [
+        {"count": 2, "reason": "N mm is no spacing", "example": "url-0"},
+        {"count": 1, "reason": "it has 2 frames", "example": "url-2"},
+    ]
