@@ -32,6 +32,7 @@ def test_one_by_one_they_are_refused_by_name_and_in_time(files):
         assert time.monotonic() < began + 60, kind
 
 
+@pytest.mark.long
 def test_a_folder_of_them_costs_the_other_images_nothing(files, tmp_path):
     for number, data in enumerate(files.values()):
         (tmp_path / f"{number:02}.dcm").write_bytes(data)  # without an ending, what begins as no image is left out
@@ -90,6 +91,7 @@ def test_absurd_sizes_are_refused_within_three_gigabytes(tmp_path, options, sent
     assert most < 3_000_000_000
 
 
+@pytest.mark.long
 def test_an_image_of_the_largest_size_takes_less_than_three_gigabytes(tmp_path):
     """4,800 x 6,000 px of 0.05 mm, twice as large as the bounds ask for room."""
     rows, columns = np.mgrid[0:6000, 0:4800]

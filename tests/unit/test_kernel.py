@@ -68,8 +68,15 @@ def test_a_step_is_that_of_torch_in_float64(variables, config, rows):
 
 
 @pytest.mark.skipif("avx2" not in CPU, reason="a processor without AVX2")
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
-@pytest.mark.parametrize(("processor", "lanes"), [("x86-64", 4), ("x86-64-v3", 8)])
+@pytest.mark.parametrize(
+    ("compiler", "processor", "lanes"),
+    [
+        ("clang++", "x86-64-v3", 8),
+        pytest.param("g++", "x86-64-v3", 8, marks=pytest.mark.long),
+        pytest.param("g++", "x86-64", 4, marks=pytest.mark.long),
+        pytest.param("clang++", "x86-64", 4, marks=pytest.mark.long),
+    ],
+)
 def test_both_compilers_and_processors_with_shorter_vectors_compute_the_same(compiler, processor, lanes):
     """In a process of its own, since a process has one kernel."""
     if shutil.which(compiler) is None:
