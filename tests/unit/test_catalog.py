@@ -25,7 +25,8 @@ def test_settings_have_names():
 
 def test_what_a_setting_differs_in_from_the_paper_s():
     assert catalog.differences("models", "cae", cae.Config(padding="same", latents=8)) == {
-        "learning_rate": (1e-3, 1e-5)
+        "latents": (8, 64),
+        "learning_rate": (1e-3, 1e-5),
     }
     assert catalog.differences("models", "cae", catalog.configure("models", "cae", ["preset=paper"])) == {}
     assert catalog.differences("models", "lbp", catalog.configure("models", "lbp")) == {}
