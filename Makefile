@@ -17,16 +17,13 @@ demo: $(VENV)/.installed
 # Files of tests run in as many processes as JOBS, each with a thread: one more than there are cores, since some wait.
 JOBS   ?= 3
 
-# Every array's shape and type is checked at every call, which takes a fifth of the time of what computes.
-SHAPES := --jaxtyping-packages=rayad,typecheck.checked
-
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev system lint
 	$(SIDE_BY_SIDE) -m "not long and not cuda" $(PYTEST)
 
 test-all: $(VENV)/.dev system lint
-	$(SIDE_BY_SIDE) -m "not cuda" $(SHAPES) $(PYTEST)
+	$(SIDE_BY_SIDE) -m "not cuda" $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
