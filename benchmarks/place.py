@@ -18,13 +18,14 @@ import tyro
 
 from rayad import catalog, storage
 from rayad.datasets.exam import Images
+from rayad.datasets.splits import EVERY
 from rayad.evaluation import metrics
 from rayad.evaluation.metrics import Scored
 from rayad.evaluation.significance import wilcoxon
 from rayad.imaging.mammogram import Preprocessing
 from rayad.on_ray.pool import connected
 from rayad.pipeline.adjust import adjust_detectors
-from rayad.pipeline.score import EVERY, exams_of, score
+from rayad.pipeline.score import exams_of, score
 from rayad.pool import Pool
 from rayad.private import keep_private
 from rayad.scoring import bundle

@@ -24,8 +24,12 @@ LEARNING = ("train", "validation", "calibration")
 """Splits of healthy patients that come before a test."""
 SPLITS = (*LEARNING, "test", "development")
 """All splits of images that have a label."""
+EVERY = "every"
+"""In the place of a split: all images that have a label."""
 LABEL_FREE = "label-free"
 """In the place of a split: test and development, that is every diseased patient, where nothing is chosen on them."""
+SEVERAL = {EVERY: SPLITS, LABEL_FREE: ("test", "development")}
+"""What is given in the place of a split -> the splits that it stands for."""
 PARTS = (*LEARNING, "test")
 """Into which the makers of a data set may have put an image."""
 UNLABELLED = "unlabelled"

@@ -11,7 +11,7 @@ import numpy as np
 from rayad import catalog, provenance, storage
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Excluded, Images, listed, reasons
-from rayad.datasets.splits import LABEL_FREE, assign
+from rayad.datasets.splits import EVERY, LABEL_FREE, assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import ANY, Scored
@@ -22,7 +22,7 @@ from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
-from rayad.pipeline.score import EVERY, ScoredImage, exams_of, identity, score
+from rayad.pipeline.score import ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector

@@ -14,7 +14,7 @@ from rayad.datasets.exam import Images, listed
 from rayad.datasets.exams import Dataset as ListOfImages
 from rayad.datasets.exams import listed_once
 from rayad.datasets.exams import write as write_list
-from rayad.datasets.splits import assign, divided, division
+from rayad.datasets.splits import EVERY, assign, divided, division
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.imaging.context import CONTEXT
@@ -36,7 +36,7 @@ from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.fit_density import density_config, fit_detector, score_of
 from rayad.pipeline.ingest import write_corpus
 from rayad.pipeline.requests import DensityRequest, TrainRequest
-from rayad.pipeline.score import EVERY, in_split
+from rayad.pipeline.score import in_split
 from rayad.pipeline.selection import readings_of, select
 from rayad.pipeline.train import model_config, train_detector
 from rayad.pool import Here, Pool

@@ -13,7 +13,7 @@ import numpy as np
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
 from rayad.datasets.exam import Exam, Images, listed, source_of
-from rayad.datasets.splits import LABEL_FREE, SPLITS, assign
+from rayad.datasets.splits import SEVERAL, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
 from rayad.fingerprint import fingerprint
@@ -67,12 +67,6 @@ class ScoredImage:
         )
 
 
-EVERY = "every"
-"""In the place of a split: all images that have a label."""
-PARTS_OF = {EVERY: SPLITS, LABEL_FREE: ("test", "development")}
-"""What stands for several splits -> these."""
-
-
 def exams_of(dataset: Images, split: str) -> list[Exam]:
     """The exams of a split, of `EVERY` or `LABEL_FREE`; DatasetError if there are none."""
     exams, _ = listed(dataset)
@@ -84,7 +78,7 @@ def exams_of(dataset: Images, split: str) -> list[Exam]:
 
 def in_split(exams: Sequence[Exam], split: str) -> list[Exam]:
     """Those of a split, of `EVERY` or `LABEL_FREE`."""
-    assigned, splits = assign(exams), PARTS_OF.get(split, (split,))
+    assigned, splits = assign(exams), SEVERAL.get(split, (split,))
     return [exam for exam in exams if assigned[exam.exam_id] in splits]
 
 
