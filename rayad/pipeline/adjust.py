@@ -1,6 +1,5 @@
 """Detectors to detectors whose scores are adjusted for the place, which healthy training images teach."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,18 +8,18 @@ import numpy as np
 from rayad import bounds
 from rayad.datasets.content import contents
 from rayad.datasets.exam import Exam, Images, source_of
-from rayad.errors import DatasetError, ImageError, reason
+from rayad.errors import ImageError, reason
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, step_px
 from rayad.imaging.position import position
+from rayad.patches.sample import generator
 from rayad.pipeline.detectors import finished, identity, require_names, require_shares
-from rayad.pipeline.score import Preparation, exams_of, unscored
+from rayad.pipeline.score import Preparation, exams_of, tolerate, unscored
 from rayad.pool import Pool
 from rayad.scoring import bundle
 from rayad.scoring.adjustment import adjust
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, Heatmap
-from rayad.terminal import say
 
 MOST_PLACES = 200_000
 """Healthy places that an adjustment is learned from, at most."""
@@ -82,20 +81,15 @@ def _scored(
 ) -> tuple[list[Places], list[str]]:
     """Places of the images that could be scored, and the names of the others; DatasetError where these are too many."""
     each, step = max(FEWEST, MOST_PLACES // len(exams)), step_px(detectors[0].preprocessing, step_mm)
-    work = (dataset, tuple(detectors), step, each, pool.device)
-    scored, failures = [], {}
-    for exam, outcome in zip(exams, pool.map(HealthyPlaces, exams, "healthy places", work, unscored), strict=True):
+    work, label = (dataset, tuple(detectors), step, each, pool.device), "healthy places"
+    scored, failures = [], []
+    for exam, outcome in zip(exams, pool.map(HealthyPlaces, exams, label, work, unscored), strict=True):
         if isinstance(outcome, str):
-            failures[exam.exam_id] = outcome
+            failures.append({"exam_id": exam.exam_id, "reason": outcome})
         else:
             scored.append(outcome)
-    if failures:
-        name, why = next(iter(failures.items()))
-        sentence = f"{len(failures)} of {len(exams)} images could not be scored"
-        if len(failures) > max_failures:
-            raise DatasetError(f"{sentence}, and max_failures is {max_failures}: {name}: {why}")
-        say(f"healthy places: {sentence}, such as {name}: {why}", sys.stderr)
-    return scored, list(failures)
+    tolerate(failures, len(exams), max_failures, label)
+    return scored, [failure["exam_id"] for failure in failures]
 
 
 @dataclass(frozen=True)
@@ -144,6 +138,5 @@ class HealthyPlaces:
 def _drawn(tissue: np.ndarray, each: int, exam: Exam) -> tuple[np.ndarray, np.ndarray]:
     """Indices of places of the tissue, the same for an image each time."""
     places = np.argwhere(tissue)
-    seed = int(fingerprint([exam.exam_id]), 16) % 2**32
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(places))[:each])
+    chosen = np.sort(generator(0, exam.exam_id).permutation(len(places))[:each])
     return places[chosen, 0], places[chosen, 1]

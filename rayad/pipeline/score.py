@@ -102,13 +102,26 @@ def score(
     """
     step = step_px(detectors[0].preprocessing, step_mm)
     scored, failures = score_exams(pool, dataset, exams, detectors, step, url, label)
-    if failures:
-        sentence = f"{len(failures)} of {len(exams)} images could not be scored"
-        first = f"{failures[0]['exam_id']}: {failures[0]['reason']}"
-        if len(failures) > max_failures:
-            raise DatasetError(f"{sentence}, and max_failures is {max_failures}: {first}")
-        say(f"{label}: {sentence}, such as {first}", sys.stderr)
+    tolerate(failures, len(exams), max_failures, label)
     return scored, failures
+
+
+def tolerate(failures: Sequence[dict[str, str]], images: int, max_failures: int, label: str) -> None:
+    """Say on the terminal how many of the images failed.
+
+    Args:
+        failures: a row (exam_id, reason) for each.
+
+    Raises:
+        DatasetError: more than ``max_failures``; names the first and its reason.
+    """
+    if not failures:
+        return
+    sentence = f"{len(failures)} of {images} images could not be scored"
+    first = f"{failures[0]['exam_id']}: {failures[0]['reason']}"
+    if len(failures) > max_failures:
+        raise DatasetError(f"{sentence}, and max_failures is {max_failures}: {first}")
+    say(f"{label}: {sentence}, such as {first}", sys.stderr)
 
 
 def score_exams(
