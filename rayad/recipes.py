@@ -95,7 +95,7 @@ def _of_file(file: Path) -> Recipe:
 def demo(run: Run) -> list[Detector]:
     """Synthetic mammograms, from nothing to a report in minutes."""
     corpus = run.corpus(Ingest(Preprocessing(intensity="relative"), Sampling(patches=60), shard_patches=1024))
-    cae = run.train(corpus, TrainRequest("cae", ("width=16",), Schedule(epochs=6, patience=3)))
+    cae = run.train(corpus, TrainRequest("cae", ("width=12",), Schedule(epochs=8, patience=3, threads=2)))
     spn = run.fit(corpus, cae, DensityRequest(settings=SMALL, em=EM(epochs=20)))
     return [*_floors(run, corpus), run.ask(cae, "cae"), run.ask(spn, "cae-spn", aggregation=SMOOTH)]
 

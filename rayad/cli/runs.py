@@ -22,7 +22,7 @@ class Demo(Changes, ReadsImages):
 
     out: str = "demo"
     """Folder or URL for corpus, detectors and report."""
-    workers: Workers = Workers()
+    workers: Workers = Workers(number=1)
 
     def __call__(self) -> None:
         recipe = recipes.find("demo")

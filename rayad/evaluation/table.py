@@ -6,7 +6,7 @@ Every figure is {"value" or "mean", "low", "high", ...}: null where the images d
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -127,18 +127,29 @@ def comparisons(
         pairs: which detectors, of which both must have scored the same places; None compares each with each.
         options: resamples, shares.
     """
+    chosen = list(combinations(scored, 2)) if pairs is None else pairs
+    return holm_adjusted([row for a, b in chosen for row in compared(kinds, options, (a, b, scored[a], scored[b]))])
+
+
+def compared(
+    kinds: Sequence[str], options: Options, pair: tuple[str, str, Sequence[Scored], Sequence[Scored]]
+) -> list[Row]:
+    """One pair of `comparisons`, two names and their images, before p is adjusted."""
+    (a, b, scored_a, scored_b), rows = pair, list[Row]()
     tests = {"pixel_auc": _compare_pixels, "image_wise_auc": _compare_images, "exam_auc": _compare_exams}
-    rows: list[Row] = []
-    for a, b in list(combinations(scored, 2)) if pairs is None else pairs:
-        for kind in kinds:
-            for figure, test in tests.items():
-                head: Row = {"a": a, "b": b, "lesion": kind, "figure": figure}
-                try:
-                    rows.append(head | vars(test(scored[a], scored[b], kind, options)))
-                except Undefined as reason:
-                    rows.append(head | {"difference": None, "p": None, "note": str(reason)})
-    adjusted = significance.holm([row["p"] for row in rows])  # type: ignore[reportArgumentType]  floats or None
-    return [row | {"p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
+    for kind, (figure, test) in product(kinds, tests.items()):
+        head: Row = {"a": a, "b": b, "lesion": kind, "figure": figure}
+        try:
+            rows.append(head | vars(test(scored_a, scored_b, kind, options)))
+        except Undefined as reason:
+            rows.append(head | {"difference": None, "p": None, "note": str(reason)})
+    return rows
+
+
+def holm_adjusted(rows: Sequence[Row]) -> list[Row]:
+    """Comparisons with their p adjusted by Holm over all of them."""
+    adjusted_p = significance.holm([row["p"] for row in rows])  # type: ignore[reportArgumentType]  floats or None
+    return [row | {"p_holm": p} for row, p in zip(rows, adjusted_p, strict=True)]
 
 
 def _counts(scored: Sequence[Scored], kind: str) -> Row:

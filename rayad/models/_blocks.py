@@ -37,6 +37,8 @@ STRIDE = 8
 """Distance between the cells of an encoder, in px."""
 HIDDEN = 24
 """What the side of a patch has more than its cells times their distance, in px, where convolutions are unpadded."""
+FOLDED = 7_200
+"""Cells whose taps are held at once, of 8 patches of 64 px: 1 MB, which stays in a core's cache."""
 SLOPE = 0.2
 """Of the leaking activations below zero."""
 MOMENTUM = 0.1
@@ -148,8 +150,12 @@ class ToPixels(nn.ConvTranspose2d):
             cast(tuple[int, int], pair) for pair in (self.kernel_size, self.stride, self.padding, self.output_padding)
         )
         height, width = ((side - 1) * stride + kernel - 2 * padding + more for side in input.shape[2:])
-        taps = self.weight.flatten(1).T @ input.flatten(2)
-        image = functional.fold(taps, (height, width), kernel, padding=padding, stride=stride)
+        by_tap = self.weight.flatten(1).T
+        parts = [
+            functional.fold(by_tap @ part.flatten(2), (height, width), kernel, padding=padding, stride=stride)
+            for part in input.split(max(1, FOLDED // input[0, 0].numel()))
+        ]
+        image = torch.cat(parts)
         return image if self.bias is None else image + self.bias[:, None, None]
 
 

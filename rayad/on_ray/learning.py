@@ -23,7 +23,7 @@ from rayad import storage
 from rayad.errors import RayadError, TrainingError
 from rayad.fit import Loop, Member
 from rayad.on_ray import metrics
-from rayad.pool import EpochRows, Fault, Workers
+from rayad.pool import EpochRows, EpochsShown, Fault, Workers
 from rayad.process import listening, same_signal
 from rayad.progress import Row
 from rayad.terminal import progress_bar
@@ -160,15 +160,13 @@ def _shown(epoch_rows: Any, epochs: int, label: str) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        first = True
         with progress_bar(epochs, label) as step:
+            show = EpochsShown(step)
             while True:
                 last = over.wait(1)
                 with suppress(RayActorError, OutOfMemoryError):  # it is lost, and another comes
                     for row in ray.get(epoch_rows.take.remote()):
-                        done = int(row["epoch"]) if first else 1  # what an interrupted call did counts too
-                        step(f"validation {row['validation']:.5g}" if "validation" in row else "", done)
-                        first = False
+                        show(row)
                 if last:
                     return
 

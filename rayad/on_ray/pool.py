@@ -18,13 +18,15 @@ from ray.autoscaler.sdk import request_resources
 from rayad.errors import ClusterError, OptionError, RayadError
 from rayad.on_ray import metrics
 from rayad.on_ray.cluster import CORES, cluster
-from rayad.pool import Fault, Workers
+from rayad.pool import Fault, Here, Workers
 from rayad.terminal import progress_bar, shortened
 
 RETRIES = 3
 """Of items whose process ended."""
-AT_ONCE, WORTH_LOADING = 1, 4
-"""Blocks that an actor has at a time (one that ends its process takes no other along), and for which one is started."""
+WORTH_LOADING = 4
+"""Blocks for which an actor is started."""
+QUEUED = 2
+"""Blocks at each actor, or process of one's own Ray, of which one waits: Ray Data takes 0.2 s to send the next."""
 TOGETHER, PIECES = 16, 50
 """Items of a block, at most, and blocks that each process gets at least before one has more items than one."""
 
@@ -66,7 +68,7 @@ class OnRay:
 
         Rows hold numbers, results and what CPUs prepare for GPUs; all else that is large belongs into storage.
         """
-        if self.workers.gpu and isinstance(work, type):
+        if self._loads(work):
             require(replace(self.workers, number=1, least=0, cpus=0))
         together = 1 if self._ahead(work) else self._together(len(items))
         outcomes = self._outcomes(work, items, shared, together)
@@ -93,11 +95,11 @@ class OnRay:
     ) -> Generator["_Outcome | None"]:
         """What came of each item, None where its process ended each time.
 
-        Items that were lost together are tried again one by one, when the others are done: until then the cluster is
-        taken.
+        Items that were lost with others, of their block or of those that waited at their actor, are tried again one by
+        one, when the others are done: until then the cluster is taken.
         """
-        with closing(self._once(work, items, shared, together)) as outcomes:
-            if together == 1:
+        with closing(self._once(work, items, shared, together, QUEUED)) as outcomes:
+            if together == 1 and not self._loads(work):
                 yield from outcomes
                 return
             for number, outcome in enumerate(outcomes):
@@ -106,13 +108,17 @@ class OnRay:
                     continue
                 rest = [None, *outcomes]
                 again = [item for item, outcome in zip(items[number:], rest, strict=True) if not outcome]
-                with closing(self._once(work, again, shared, 1)) as alone:
+                with closing(self._once(work, again, shared, 1, 1)) as alone:
                     yield from (outcome or next(alone) for outcome in rest)
 
+    def _loads(self, work: Callable[..., Any]) -> bool:
+        """Whether actors do it, which take GPUs."""
+        return isinstance(work, type) and bool(self.workers.gpu)
+
     def _once(
-        self, work: Callable[..., Any], items: Sequence[Any], shared: tuple, together: int
+        self, work: Callable[..., Any], items: Sequence[Any], shared: tuple, together: int, queued: int
     ) -> Generator["_Outcome | None"]:
-        """One pipeline over all items, so many of them in a block."""
+        """One pipeline over all items, so many of them in a block, and so many blocks at an actor."""
         blocks = [
             {"number": first, "items": _Items(items[first : first + together])}
             for first in range(0, len(items), together)
@@ -123,8 +129,8 @@ class OnRay:
             dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
             if ahead := self._ahead(work):
                 dataset = _called(dataset, len(blocks), _Preparing(partial(ahead, *shared)))
-            if isinstance(work, type) and self.workers.gpu:
-                mapped = self._loaded(dataset, len(blocks), work, shared)
+            if isinstance(work, type) and self._loads(work):
+                mapped = self._loaded(dataset, len(blocks), work, shared, queued)
             else:  # tasks, whose processes have loaded torch for the stage before, start at once; actors take seconds
                 call = work(*shared) if isinstance(work, type) else partial(work, *shared)
                 mapped = _called(dataset, len(blocks), _Called(call))
@@ -136,10 +142,12 @@ class OnRay:
                 expected = row["number"] + 1
         yield from repeat(None, len(items) - expected)
 
-    def _loaded(self, dataset: ray.data.Dataset, blocks: int, work: type, shared: tuple) -> ray.data.Dataset:
+    def _loaded(
+        self, dataset: ray.data.Dataset, blocks: int, work: type, shared: tuple, queued: int
+    ) -> ray.data.Dataset:
         """Mapped by actors that load once what they need; Ray Data would add none, as none is given two blocks."""
         actors = min(self._most(), math.ceil(blocks / WORTH_LOADING))
-        pool = ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=AT_ONCE)
+        pool = ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=queued)
         with _undeprecated():
             return dataset.map_batches(
                 _Loaded,
@@ -153,7 +161,10 @@ class OnRay:
     def learn(
         self, loop: Callable[[dict[str, Any], Any], None], task: dict[str, Any], url: str, epochs: int, label: str
     ) -> list[Fault]:
-        """A run of Ray Train, whose epochs are shown."""
+        """A run of Ray Train, whose epochs are shown. One worker on a CPU of one's own Ray is this process: Ray Train
+        would start six, which takes ten seconds."""
+        if self.workers.number == 1 and not self.workers.gpu and CORES in ray.cluster_resources():
+            return Here().learn(loop, task, url, epochs, label)
         from rayad.on_ray.learning import learn  # with torch, which takes seconds: what maps may need none
 
         require(self.workers)
@@ -165,10 +176,14 @@ class OnRay:
 
 
 def _called(dataset: ray.data.Dataset, blocks: int, call: "_Called") -> ray.data.Dataset:
-    """Mapped by tasks."""
-    tasks = ray.data.TaskPoolStrategy(size=min(blocks, processes()))
+    """Mapped by tasks. Of one's own Ray, a core of which each takes, more wait than run; of a cluster Ray Data sends no
+    more than it has CPUs for."""
+    own = CORES in ray.cluster_resources()
+    tasks = ray.data.TaskPoolStrategy(size=min(blocks, processes() * (QUEUED if own else 1)))
     with _undeprecated():
-        return dataset.map_batches(call, batch_size=1, compute=tasks, max_retries=RETRIES)
+        return dataset.map_batches(
+            call, batch_size=1, compute=tasks, max_retries=RETRIES, resources={CORES: 1} if own else {}
+        )
 
 
 def processes() -> int:

@@ -1,7 +1,7 @@
 """The pictures of a report and its list of images, an image an item of the pool."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,10 @@ STRIP = 8
 """Patches of a strip."""
 PANEL_IMAGES = 2
 """Images of each kind of lesion in the panel: the first by name."""
+
+
+Overview = tuple[Callable[..., bytes], tuple[Any, ...]]
+"""What draws a picture of several images, and of what."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,12 @@ class Shown:
         ]
         thumbnail_pngs = list(pool.map(draw, jobs, "pictures", (self.dataset, self.main.preprocessing)))
         thumbnails = {f"image-{i.exam.exam_id}": png for i, png in zip(self.images, thumbnail_pngs, strict=True)}
-        pictures = self._panel(pool)
-        shown_detectors = self.detectors[: 2 * PANEL_DETECTORS]
-        pictures["distributions"] = figures.distributions(
-            {d.name: _classes(self.on_grid[d.name], self.kinds) for d in shown_detectors}
-        )
-        return pictures | thumbnails
+        classes = {d.name: _classes(self.on_grid[d.name], self.kinds) for d in self.detectors[: 2 * PANEL_DETECTORS]}
+        overviews: dict[str, Overview] = {"distributions": (figures.distributions, (classes,))}
+        if panel := self._panel(pool):
+            overviews["panel"] = figures.panel, panel
+        pngs = pool.map(_overview, list(overviews.values()), "overviews")
+        return dict(zip(overviews, pngs, strict=True)) | thumbnails
 
     def listed(self) -> list[dict[str, Any]]:
         """A row an image: whose it is, what is known of it, its p-values and its findings."""
@@ -109,8 +113,9 @@ class Shown:
             )
         return rows
 
-    def _panel(self, pool: Pool) -> dict[str, bytes]:
-        """A few images with lesions under several detectors; nothing where no lesion has a place."""
+    def _panel(self, pool: Pool) -> tuple[Any, ...] | None:
+        """A few images with lesions under several detectors, as `figures.panel` takes them; None where no lesion has a
+        place."""
         chosen: dict[int, str] = {}
         for kind in self.kinds:
             with_kind = [
@@ -118,7 +123,7 @@ class Shown:
             ]
             chosen |= dict.fromkeys(with_kind[:PANEL_IMAGES], kind)
         if not chosen:
-            return {}
+            return None
         learned = [d for d in self.detectors if d.model] or list(self.detectors)
         same_picture = [d for d in learned if d.preprocessing == self.main.preprocessing][:PANEL_DETECTORS]
         maps = {
@@ -128,7 +133,7 @@ class Shown:
         images = [self.images[i] for i in chosen]
         views = list(pool.map(view, images, "panel", (self.dataset, self.main.preprocessing)))
         healthy = _if_healthy(pool, self.main, self.dataset, images)
-        return {"panel": figures.panel(views, maps, healthy)}
+        return views, maps, healthy
 
 
 def strips_of(detectors: Sequence[Detector], corpora: Mapping[str, Corpus]) -> dict[str, tuple[bytes, str]]:
@@ -170,6 +175,11 @@ def draw(
     image_view = view(dataset, preprocessing, image)
     marks = [(finding.row_mm / image_view.spacing_mm, finding.col_mm / image_view.spacing_mm) for finding in listed]
     return figures.thumbnail(image_view, detector_map, marks=marks)
+
+
+def _overview(overview: Overview) -> bytes:
+    draw_overview, arguments = overview
+    return draw_overview(*arguments)
 
 
 def view(dataset: Images, preprocessing: Preprocessing, image: ScoredImage) -> View:

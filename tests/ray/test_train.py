@@ -1,5 +1,6 @@
 """Training on Ray Train: N workers learn what one process learns, from patches that arrive through Ray Data."""
 
+import os
 import signal
 import time
 from dataclasses import replace
@@ -65,6 +66,13 @@ def test_two_workers_and_one_process_agree_after_ten_steps(corpus, tmp_path, mod
     assert signal.getsignal(signal.SIGINT) is before  # Ctrl-C means what it meant before
     for name, value in part.module.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
+
+
+def test_one_worker_of_a_ray_of_ones_own_is_this_process(tmp_path):
+    members: list[tuple[int, int]] = []
+    pool = OnRay(Workers(1))
+    pool.learn(lambda task, member: members.append((os.getpid(), member.sync.world)), {}, str(tmp_path), 1, "nothing")
+    assert members == [(os.getpid(), 1)]
 
 
 @pytest.mark.long
