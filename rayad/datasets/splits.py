@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Annotated
 
 from rayad import catalog
 from rayad.arrays import Image, Mask
 from rayad.datasets.exam import Exam, Excluded, Images, Lesion, listed
 from rayad.errors import OptionError
-from rayad.options import Settings, Share
+from rayad.options import Settings, Share, Within
 
 LEARNING = ("train", "validation", "calibration")
 """Splits of healthy patients that come before a test."""
@@ -50,8 +51,16 @@ class Division:
     """Share of the healthy patients to which p-values refer; 0: there are scores, and no p-values."""
     development: Share = 0.50
     """Share of the patients with a lesion that are for choices."""
+    folds: Annotated[int, Within(0, 100)] = 0
+    """Parts of the healthy patients for cross-fitting, of which `fold` tests and the others come before it; 0: none."""
+    fold: Annotated[int, Within(0, 99)] = 0
+    """Which of them tests, from 0 on."""
 
     def __post_init__(self) -> None:
+        if self.folds == 1 or self.fold >= max(1, self.folds):
+            raise OptionError(
+                f"folds are 2 or more, and a fold is one of 0 to folds - 1; these are fold {self.fold} of {self.folds}"
+            )
         if (total := round(self.train + self.validation + self.calibration, 9)) > 1:
             raise OptionError(f"the shares of train, validation and calibration are at most 1 together, not {total:g}")
         if self.train <= 0:
@@ -92,6 +101,8 @@ def assign(exams: Iterable[Exam], division: Division = USUAL) -> dict[str, str]:
         labels[exam.patient_id].append(exam.anomalous)
         parts[exam.patient_id].add(exam.part)
     all_parts = set().union(*parts.values())
+    if division.folds and all_parts - {""}:
+        raise OptionError("the data set has parts of its own, train and test, so that no folds of it can test")
 
     def of_exam(exam: Exam) -> str:
         others, own_parts = labels[exam.patient_id], parts[exam.patient_id] - {""}
@@ -105,6 +116,9 @@ def assign(exams: Iterable[Exam], division: Division = USUAL) -> dict[str, str]:
             return max(own_parts, key=LEARNING.index)
         if own_parts:  # divided among what the data set has no part for
             return _share_of(exam, division.healthy([s for s in LEARNING if s == "train" or s not in all_parts]))
+        if division.folds:
+            tests = int(_uniform(f"fold {exam.patient_id}") * division.folds) == division.fold
+            return "test" if tests else _share_of(exam, division.healthy(LEARNING))
         return _share_of(exam, division.healthy(PARTS))
 
     return {exam.exam_id: exam.split or of_exam(exam) for exam in exams}

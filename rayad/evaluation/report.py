@@ -84,7 +84,11 @@ def rebuild(url: str) -> str:
     results_url = storage.join(url, "results.json")
     if not storage.exists(results_url):
         raise FormatError(f"{url}: no results.json here to make a page from")
-    results = read(storage.read_json(results_url), results_url)
+    return write(read(storage.read_json(results_url), results_url), url)
+
+
+def write(results: Results, url: str) -> str:
+    """Write results that have their pictures, and their page; see `build`."""
     return _write(results, render(results, results.figures), url)
 
 
@@ -151,7 +155,7 @@ def render(results: Results, figures: list[str]) -> str:
         images=results.images,
         figures=[name for name in figures if name not in thumbnails],
         captions=CAPTIONS | results.captions,
-        reasons=reasons(results.rows),
+        reasons=reasons([*results.rows, *results.cross_fit]),
         groups=results.groups,
         costs=results.costs,
         drawings=drawings(results),
@@ -199,6 +203,6 @@ def called(name: str) -> str:
 def reasons(rows: list[dict]) -> dict[str, int]:
     """Why a figure or its interval is missing -> the number of its footnote."""
     cells = [cell for row in rows for cell in row.values() if isinstance(cell, dict)]
-    cells += [cell for row in rows for cell in (row["froc"]["sensitivity"] or {}).values()]
+    cells += [cell for row in rows if "froc" in row for cell in (row["froc"]["sensitivity"] or {}).values()]
     texts = dict.fromkeys(cell["reason"] for cell in cells if cell.get("reason"))
     return {text: i for i, text in enumerate(texts, 1)}

@@ -36,6 +36,9 @@ class Results:
     """An image: `exam_id`, `patient_id`, `diseased`, `lesions` (kinds), `thumbnail` (name of a picture), `p` (detector
     -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py), `more_findings` (those not listed),
     `verdict` (normal or abnormal) where the detector has a rule."""
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Detector -> `score`, the mean of the highest hundredth of its places, `image_p` and `exam_p` of each of `images`,
+    in their order; `exam_p` is of all images of the patient."""
     rule: str = ""
     """When an image is abnormal, in words."""
     heatmap_detector: str = ""
@@ -59,6 +62,12 @@ class Results:
     group_rows: list[Row] = field(default_factory=list)
     """Figures for groups of images, such as dense ones (table.py)."""
     group_tests: list[Row] = field(default_factory=list)
+    folds: list[str] = field(default_factory=list)
+    """Fingerprints of the results of folds of the healthy patients, of which the next two are."""
+    cross_fit: list[Row] = field(default_factory=list)
+    """Figures against healthy patients that no detector learned from (cross_fit.py)."""
+    cross_fit_comparisons: list[Row] = field(default_factory=list)
+    """Tests of one detector against another by these figures."""
     seeds: list[Row] = field(default_factory=list)
     """The spread of the figures over seeds (seeds.py)."""
     verdicts: list[Row] = field(default_factory=list)

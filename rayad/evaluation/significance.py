@@ -129,10 +129,18 @@ def paired_bootstrap(a: PooledPlaces, b: PooledPlaces, resamples: int = 10_000, 
         raise ValueError("a paired bootstrap needs the same places of the same patients in both pools")
     require_both(a.anomalous)
     weights = np.vstack([np.ones((1, len(a.patients))), draw(a.diseased, resamples, seed)])
-    d = resampled_auc(a, weights) - resampled_auc(b, weights)
+    return of_draws(resampled_auc(a, weights) - resampled_auc(b, weights), a.diseased)
+
+
+def of_draws(d: Float[np.ndarray, " r"], diseased: Bool[np.ndarray, " p"]) -> Difference:
+    """A difference from its observed value, the first, and those of draws of patients.
+
+    Args:
+        diseased: whether each patient is, within which they were drawn.
+    """
     observed, resampled = float(d[0]), d[1:][~np.isnan(d[1:])]
-    floor, patients = 2 / (resamples + 1), len(a.patients)
-    limits, reason = interval(resampled, a.diseased)
+    floor, patients = 2 / d.size, diseased.size
+    limits, reason = interval(resampled, diseased)
     if limits is None:
         p = 1.0 if observed == 0 and patients >= MIN_PATIENTS else None
         return Difference("bootstrap", observed, None, None, p, floor, patients, reason)

@@ -132,6 +132,7 @@ def evaluate(
         calibration_patients=min(c.patients for c in calibrations.values()),
         counts=counts(dataset),
         images=shown.listed(),
+        scores=shown.scores,
         heatmap_detector=main_detector.name,
         rule=main_detector.rule.sentence if main_detector.rule else "",
         settings=_settings(detectors, options),

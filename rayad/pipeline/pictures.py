@@ -88,16 +88,28 @@ class Shown:
         pngs = pool.map(_overview, list(overviews.values()), "overviews")
         return dict(zip(overviews, pngs, strict=True)) | thumbnails
 
+    @cached_property
+    def scores(self) -> dict[str, dict[str, list[float]]]:
+        """Detector -> score and p-values of each image; see `evaluation.results.Results.scores`."""
+        rows: dict[str, dict[str, list[float]]] = {}
+        for name, images in self.scored.items():
+            calibration, highest = self.calibrations[name], defaultdict[str, float](lambda: -np.inf)
+            scores = [image_score(image.scores[name], calibration.top) for image in images]
+            for image, score in zip(images, scores, strict=True):
+                highest[image.exam.patient_id] = max(highest[image.exam.patient_id], score)
+            rows[name] = {
+                "score": scores,
+                "image_p": [calibration.image_p(score) for score in scores],
+                "exam_p": [calibration.exam_p(highest[image.exam.patient_id]) for image in images],
+            }
+        return rows
+
     def listed(self) -> list[dict[str, Any]]:
         """A row an image: whose it is, what is known of it, its p-values and its findings."""
-        image_scores = [image_score(i.scores[self.main.name], self.calibration.top) for i in self.images]
-        highest: dict[str, float] = defaultdict(lambda: -np.inf)
-        for image, score in zip(self.images, image_scores, strict=True):
-            highest[image.exam.patient_id] = max(highest[image.exam.patient_id], score)
-        rows = []
-        for image, score, (listed_findings, number) in zip(self.images, image_scores, self.found, strict=True):
+        own, rows = self.scores[self.main.name], []
+        scored = zip(self.images, own["score"], own["image_p"], own["exam_p"], self.found, strict=True)
+        for image, score, image_p, exam_p, (listed_findings, number) in scored:
             exam = image.exam
-            p = {"image": self.calibration.image_p(score), "exam": self.calibration.exam_p(highest[exam.patient_id])}
             rows.append(
                 {
                     "exam_id": exam.exam_id,
@@ -107,7 +119,7 @@ class Shown:
                     "thumbnail": f"image-{exam.exam_id}",
                     "findings": [asdict(finding) for finding in listed_findings],
                     "more_findings": number - len(listed_findings),
-                    "p": {self.main.name: p},
+                    "p": {self.main.name: {"image": image_p, "exam": exam_p}},
                     **({"verdict": self.main.rule.verdict(score, self.calibration)} if self.main.rule else {}),
                 }
             )

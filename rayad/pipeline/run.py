@@ -34,6 +34,7 @@ from rayad.pipeline.detectors import (
 )
 from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.fit_density import density_config, fit_detector, score_of
+from rayad.pipeline.folds import add_folds, announce
 from rayad.pipeline.ingest import write_corpus
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.score import in_split
@@ -353,6 +354,20 @@ class RunRequest:
     changes: Changes = field(default_factory=Changes)
     selection: Settings = ()
     """Readings of the paper's test images that override the recipe's."""
+    folds: int = 0
+    """Parts of the healthy patients, each of which is judged by detectors that learned from the others; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.folds and (self.test or self.seeds > 1 or self.split == "development"):
+            raise OptionError(
+                "folds are of the healthy patients of one data set: they go with no other images to judge, no seeds "
+                "and no split for choices"
+            )
+
+    def of_fold(self, fold: int) -> "RunRequest":
+        """The same, where one of the folds tests."""
+        data = replace(self.data, shares=(*self.data.shares, f"folds={self.folds}", f"fold={fold}"))
+        return replace(self, data=data, folds=0)
 
     @property
     def readings(self) -> dict[str, str]:
@@ -385,8 +400,26 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
     There is nothing where the recipe names no kind of lesion and no image that is judged has a finding.
 
     Args:
-        url: where everything goes: what `Run` makes, and ``report``. What cannot be, `rehearse` says beforehand.
+        url: where everything goes: what `Run` makes, and ``report``; of folds below ``fold-0`` and so on. What cannot
+            be, `rehearse` says beforehand.
     """
+    if request.folds:
+        announce(listed(Run(pool, request.data, url).dataset)[0], request.folds)
+    pages = [
+        run_recipe(pool, request.of_fold(fold), storage.join(url, f"fold-{fold}")) for fold in range(request.folds)
+    ]
+    page = _run(pool, request, url)
+    if page and pages:
+        add_folds(_folder(page), [_folder(fold_page) for fold_page in pages if fold_page])
+    return page
+
+
+def _folder(page: str) -> str:
+    return page.rpartition("/")[0]
+
+
+def _run(pool: Pool, request: RunRequest, url: str) -> str:
+    """The stages of all patients, or of one fold."""
     recipe = request.recipe
     seeds = [Run(pool, request.data, url, seed, request.step_mm, request.changes) for seed in range(request.seeds)]
     detectors, headings = [], {}

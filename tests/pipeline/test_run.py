@@ -8,6 +8,7 @@ from PIL import Image
 
 from rayad import storage
 from rayad.datasets import phantom
+from rayad.datasets.exams import Dataset as ListOfImages
 from rayad.datasets.splits import assign
 from rayad.density.em import EM
 from rayad.errors import OptionError
@@ -72,6 +73,31 @@ def test_without_choices_every_diseased_patient_is_judged(tmp_path):
     assert {row["images"] for row in results["rows"]} == {len(with_mass)}
     assert results["provenance"]["split"] == "label-free"
     assert results["notes"][0].startswith("Every diseased patient is judged")
+
+
+def test_folds_judge_every_healthy_patient_by_detectors_that_did_not_know_it(tmp_path, capsys):
+    data = Data("phantom", settings=("patients=60", "diseased=0.2", *SMALL))
+    request = RunRequest(RECIPE, data, split="label-free", folds=2)
+    page = run_recipe(Here(), request, str(tmp_path))
+    assert "2 folds of " in capsys.readouterr().out
+    exams = data.opened().exams()
+    diseased = {exam.patient_id for exam in exams if exam.anomalous}
+    tested: list[str] = []
+    for fold in range(2):
+        listed = ListOfImages(f"{tmp_path}/fold-{fold}").exams()
+        tested += sorted({e.patient_id for e in listed if e.split == "test"} - diseased)
+    assert sorted(tested) == sorted({exam.patient_id for exam in exams} - diseased)
+    results = storage.read_json(f"{tmp_path}/report-label-free/results.json")
+    assert {row["detector"] for row in results["cross_fit"]} == {"both", "brightness", "top-hat"}
+    assert {row["healthy"] for row in results["cross_fit"]} == {len(tested)}
+    assert all(0 <= row["exam_auc"]["value"] <= 1 for row in results["cross_fit"])
+    assert all(row["p_holm"] >= row["p"] for row in results["cross_fit_comparisons"])
+    assert "Against all healthy patients" in storage.read_bytes(page).decode()
+    before = {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))}
+    run_recipe(Here(), request, str(tmp_path))
+    assert {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))} == before
+    with pytest.raises(OptionError, match="no split for choices"):
+        replace(request, split="development")
 
 
 def mixing(run: Run) -> list[Detector]:

@@ -111,11 +111,31 @@ def test_shares_are_those_that_are_given():
         (("test=0.2",), "shares has no 'test'; it has train, validation, calibration, development"),
         (("train",), "NAME=VALUE"),
         (("development=-1",), "shares: development must be"),
+        (("folds=1",), "folds are 2 or more"),
+        (("folds=3", "fold=3"), "these are fold 3 of 3"),
+        (("fold=1",), "these are fold 1 of 0"),
     ],
 )
 def test_shares_that_cannot_be_are_one_sentence(settings, reason):
     with pytest.raises(OptionError, match=reason):
         division(settings)
+
+
+def test_every_healthy_patient_tests_in_one_fold_and_in_the_others_comes_before_it():
+    healthy, ill = both_breasts(1000), both_breasts(100, True, "i")
+    folds = [assign(healthy + ill, Division(folds=5, fold=fold)) for fold in range(5)]
+    for exam in healthy:
+        splits = [splits[exam.exam_id] for splits in folds]
+        assert splits.count("test") == 1
+        assert set(splits) <= {"train", "validation", "calibration", "test"}
+    usual = assign(ill)
+    assert all(splits[exam.exam_id] == usual[exam.exam_id] for splits in folds for exam in ill)
+    for splits in folds:
+        counts = Counter(splits[exam.exam_id] for exam in healthy)
+        for split, share in {"test": 0.2, "train": 0.8 * 60 / 85, "calibration": 0.8 * 15 / 85}.items():
+            assert abs(counts[split] / 2000 - share) < 0.05
+    with pytest.raises(OptionError, match="parts of its own"):
+        assign(of_part(healthy, "train"), Division(folds=2))
 
 
 def test_parts_of_the_data_set_are_kept():
