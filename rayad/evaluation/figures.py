@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from rayad.arrays import Grid, GridMask, Image, Mask
 from rayad.evaluation import RESEARCH_USE
-from rayad.evaluation.shown import DetectorMap, Healthy, View
+from rayad.evaluation.shown import THUMBNAIL_PX, DetectorMap, Healthy, View
 
 LOW, HIGH = 0.5, 0.999
 """Healthy quantiles where color begins and where it is strongest."""
@@ -87,7 +87,7 @@ def explained(view: View, detector_map: DetectorMap, healthy: Healthy) -> bytes:
 
 
 def thumbnail(
-    view: View, detector_map: DetectorMap, height_px: int = 260, *, marks: Sequence[tuple[float, float]] = ()
+    view: View, detector_map: DetectorMap, height_px: int = THUMBNAIL_PX, *, marks: Sequence[tuple[float, float]] = ()
 ) -> bytes:
     """The overlay alone, without words or bars, for lists of images; the image alone where it is one place.
 

@@ -57,12 +57,16 @@ def if_healthy(detector: Detector, prepared: Prepared) -> Healthy:
 def pictured(name: str, prepared: Prepared, judged: Judgement) -> tuple[View, DetectorMap]:
     """The image and the map as figures take them."""
     no_truth = np.zeros(prepared.stored.shape, bool)
-    pixels = prepared.stored if prepared.pixels.ndim == 2 else prepared.pixels
     scale = np.array(prepared.stored.shape) / np.array(judged.shape)
     rows, columns = (
         (places + 0.5) * factor - 0.5 for places, factor in zip((judged.rows, judged.cols), scale, strict=True)
     )
     view = View(
-        name, pixels, prepared.spacing_mm, rows.round().astype(np.int64), columns.round().astype(np.int64), no_truth
+        name,
+        prepared.shown,
+        prepared.spacing_mm,
+        rows.round().astype(np.int64),
+        columns.round().astype(np.int64),
+        no_truth,
     )
     return view, DetectorMap(judged.healthy_quantile, judged.mask)

@@ -52,6 +52,11 @@ class Prepared:
     doubts: tuple[Doubt, ...] = ()
     """What may be wrong with the image."""
 
+    @property
+    def shown(self) -> Image:
+        """What people are shown of it: its own values, or its colours."""
+        return self.stored if self.pixels.ndim == 2 else self.pixels
+
 
 @runtime_checkable
 class Preprocessing(Protocol):

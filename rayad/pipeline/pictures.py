@@ -79,7 +79,7 @@ class Shown:
             (image, mapped(self.calibration, image.scores[self.main.name]), listed)
             for image, (listed, _) in zip(self.images, self.found, strict=True)
         ]
-        thumbnail_pngs = list(pool.map(draw, jobs, "pictures", (self.dataset, self.main.preprocessing)))
+        thumbnail_pngs = list(pool.map(draw, jobs, "pictures"))
         thumbnails = {f"image-{i.exam.exam_id}": png for i, png in zip(self.images, thumbnail_pngs, strict=True)}
         classes = {d.name: _classes(self.on_grid[d.name], self.kinds) for d in self.detectors[: 2 * PANEL_DETECTORS]}
         overviews: dict[str, Overview] = {"distributions": (figures.distributions, (classes,))}
@@ -179,14 +179,12 @@ def _rows(detector: Detector, corpus: Corpus) -> dict[str, Patches]:
     return {}
 
 
-def draw(
-    dataset: Images, preprocessing: Preprocessing, item: tuple[ScoredImage, DetectorMap, Sequence[MarkedRegion]]
-) -> bytes:
+def draw(item: tuple[ScoredImage, DetectorMap, Sequence[MarkedRegion]]) -> bytes:
     """The thumbnail of an image with the map and the findings."""
     image, detector_map, listed = item
-    image_view = view(dataset, preprocessing, image)
-    marks = [(finding.row_mm / image_view.spacing_mm, finding.col_mm / image_view.spacing_mm) for finding in listed]
-    return figures.thumbnail(image_view, detector_map, marks=marks)
+    small = image.small_view
+    marks = [(finding.row_mm / small.spacing_mm, finding.col_mm / small.spacing_mm) for finding in listed]
+    return figures.thumbnail(small, detector_map, marks=marks)
 
 
 def _overview(overview: Overview) -> bytes:
@@ -202,8 +200,7 @@ def view(dataset: Images, preprocessing: Preprocessing, image: ScoredImage) -> V
     for lesion in exam.lesions:
         if lesion.located:
             truth |= resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
-    pixels = prepared.stored if preprocessing.channels == 1 else prepared.pixels
-    return View(exam.exam_id, pixels, prepared.spacing_mm, image.rows, image.columns, truth)
+    return View(exam.exam_id, prepared.shown, prepared.spacing_mm, image.rows, image.columns, truth)
 
 
 @dataclass(frozen=True)

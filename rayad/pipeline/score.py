@@ -16,6 +16,7 @@ from rayad.datasets.exam import Exam, Images, listed, source_of
 from rayad.datasets.splits import SEVERAL, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
+from rayad.evaluation.shown import View, reduced
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.plausibility import Doubt
@@ -29,7 +30,7 @@ from rayad.terminal import say
 
 Preparation = Callable[[], Prepared | None]
 """Returns an image as a detector needs it, or raises why it cannot be had."""
-PLACES = 3
+PLACES = 4
 """Version of what is kept of an image's places."""
 
 
@@ -58,6 +59,20 @@ class ScoredImage:
     """Lesions of which no place lies in the tissue."""
     doubts: tuple[Doubt, ...] = ()
     """What may be wrong with the image."""
+    places_url: str = ""
+    """Where the places are kept, and a small picture of the image."""
+
+    @property
+    def small_view(self) -> View:
+        """The small picture that is kept, as figures take it."""
+        kept = _load(self.places_url)
+        scales = np.array(kept["lesions"].shape) / kept["shape"]
+        rows, columns = (
+            (centres + 0.5) * scale - 0.5 for centres, scale in zip((self.rows, self.columns), scales, strict=True)
+        )
+        spacing_mm = float(kept["spacing_mm"] / scales[0])
+        picture = kept["picture"].astype(np.float32) / 255
+        return View(self.exam.exam_id, picture, spacing_mm, rows, columns, kept["lesions"])
 
     def of(self, detector: str, group: str = "") -> Scored:
         """The image under one detector, as figures are computed of it; a group of images to which it belongs."""
@@ -237,6 +252,7 @@ class KeptScores:
             between=int(places["between"]),
             outside=int(places["outside"]),
             doubts=tuple(Doubt(*doubt) for doubt in json.loads(places["doubts"].tobytes())),
+            places_url=self.places(exam),
         )
 
 
@@ -305,11 +321,13 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, keep: KeptScores) -
     doubts = json.dumps([[doubt.kind, doubt.sentence] for doubt in prepared.doubts])
     arrays["doubts"] = np.frombuffer(doubts.encode(), np.uint8)
     arrays["between"] = arrays["outside"] = 0
+    lesions = np.zeros(prepared.stored.shape, bool)
     for lesion in exam.lesions:
         truth, moved = np.zeros_like(tissue), False  # stays empty where the corpus gives no place
         if lesion.located:
             mask = resample_mask(dataset.lesion_mask(exam, lesion), prepared.stored.shape)
             truth, moved = truth_on_grid(mask, rows, columns)
+            lesions |= mask
         name = f"truth.{lesion.kind}"
         arrays[name] = arrays.get(name, np.zeros_like(tissue)) | truth
         arrays["between"] += int(moved)
@@ -317,6 +335,8 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, keep: KeptScores) -
     for lesion in exam.lesions:
         if not lesion.located:  # which of the other places are its own nobody knows, so none of the kind is taken
             arrays[f"truth.{lesion.kind}"] = np.zeros_like(tissue)
+    arrays["picture"], arrays["lesions"] = reduced(prepared.shown, lesions)
+    arrays["shape"], arrays["spacing_mm"] = (h, w), prepared.spacing_mm
     return arrays
 
 
