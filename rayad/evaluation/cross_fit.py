@@ -36,7 +36,6 @@ class Image:
     diseased: bool
     lesions: tuple[str, ...]
     score: float
-    exam_p: float
 
     def holds(self, kind: str) -> bool:
         """Whether it has such a lesion."""
@@ -69,10 +68,9 @@ class Pairs:
 
 def images_of(results: Results, detector: str) -> list[Image]:
     """The images that have a label, under a detector."""
-    scores = results.scores[detector]
     return [
-        Image(row["patient_id"], row["diseased"], tuple(row["lesions"]), score, exam_p)
-        for row, score, exam_p in zip(results.images, scores["score"], scores["exam_p"], strict=True)
+        Image(row["patient_id"], row["diseased"], tuple(row["lesions"]), score)
+        for row, score in zip(results.images, results.scores[detector]["score"], strict=True)
         if row["diseased"] is not None
     ]
 
@@ -84,9 +82,10 @@ def rows(
 
     `exam_auc` is of diseased patients, their highest score, against healthy ones; `other_breast_auc` of images with
     such a lesion against those images of diseased patients that have none, under each fold's detectors alike;
-    `false_alarms` the share of healthy patients whose p-value is at most a level, by the calibration of their fold,
-    with its exact interval; `caught` the share of diseased patients whose cross-conformal p-value is at most 0.05 (Vovk
-    2015: one more than the healthy patients that score as high, over one more than there are).
+    `caught` the share of diseased patients whose cross-conformal p-value is at most 0.05 (Vovk 2015: one more than the
+    healthy patients that score as high, over one more than there are); `false_alarms` the share of healthy patients
+    whose p-value among those of the other folds, each under its own fold's detector, is at most a level. Shares have
+    exact intervals.
     """
     made = []
     for detector, kind in product(detectors, kinds):
@@ -123,12 +122,9 @@ def _against_healthy(folds: Sequence[Sequence[Image]], kind: str) -> Pairs:
     diseased = sorted(set.intersection(*({i.patient_id for i in images if i.holds(kind)} for images in folds)))
     columns: dict[str, list[float]] = {}
     for images in folds:
-        highest, anomalous = dict[str, float](), {image.patient_id for image in images if image.diseased}
-        for image in images:
-            highest[image.patient_id] = max(image.score, highest.get(image.patient_id, -np.inf))
+        highest = _highest(images)
         theirs = np.array([highest[patient] for patient in diseased])
-        for patient in highest.keys() - anomalous:
-            columns[patient] = list((theirs > highest[patient]) + 0.5 * (theirs == highest[patient]))
+        columns |= {p: list((theirs > score) + 0.5 * (theirs == score)) for p, score in _healthy(images).items()}
     healthy = sorted(columns)
     right = np.array([columns[patient] for patient in healthy]).reshape(len(healthy), len(diseased)).T
     return _paired(right, np.ones_like(right), diseased, healthy)
@@ -159,7 +155,7 @@ def _paired(right: np.ndarray, number: np.ndarray, rows: Sequence[str], columns:
 
 def _figure(pairs: Pairs, resamples: int) -> Row:
     if not pairs.number.sum():
-        return {"value": None, "low": None, "high": None, "reason": "there are no pairs of images to compare"}
+        return _null("there are no pairs of images to compare")
     values = pairs.auc(resamples)
     limits, reason = interval(values[1:], pairs.strata)
     low, high = limits or (None, None)
@@ -174,19 +170,42 @@ def _caught(pairs: Pairs) -> Row:
 
 
 def _false_alarms(folds: Sequence[Sequence[Image]]) -> dict[str, Row]:
-    """Level -> share of the healthy patients with a p of at most so much."""
-    p: dict[str, float] = {}
-    for images in folds:
-        anomalous = {image.patient_id for image in images if image.diseased}
-        p |= {image.patient_id: image.exam_p for image in images if image.patient_id not in anomalous}
-    values = np.array(list(p.values()))
-    return {f"{level:g}": _share(int((values <= level).sum()), values.size) for level in LEVELS}
+    """Level -> share of the healthy patients with a p of at most so much among those of the other folds."""
+    highest = [_healthy(images) for images in folds]
+    p, fewest = [], len(folds) and min(sum(map(len, highest)) - len(own) for own in highest)
+    for number, own in enumerate(highest):
+        others = np.concatenate([np.fromiter(o.values(), float) for n, o in enumerate(highest) if n != number])
+        p += [(1 + int((others >= score).sum())) / (others.size + 1) for score in own.values()]
+    return {
+        f"{level:g}": _share(int((np.array(p) <= level).sum()), len(p))
+        if (fewest + 1) * level >= 1
+        else _null(f"of {fewest} healthy patients no p-value is below 1/{fewest + 1}")
+        for level in LEVELS
+    }
+
+
+def _healthy(images: Sequence[Image]) -> dict[str, float]:
+    """The highest score of each healthy patient."""
+    anomalous = {image.patient_id for image in images if image.diseased}
+    return {patient: score for patient, score in _highest(images).items() if patient not in anomalous}
+
+
+def _highest(images: Sequence[Image]) -> dict[str, float]:
+    """The highest score of each patient."""
+    scores: dict[str, float] = {}
+    for image in images:
+        scores[image.patient_id] = max(image.score, scores.get(image.patient_id, -np.inf))
+    return scores
+
+
+def _null(reason: str) -> Row:
+    return {"value": None, "low": None, "high": None, "reason": reason}
 
 
 def _share(count: int, number: int) -> Row:
     """A share with its exact 95 % interval (Clopper and Pearson 1934)."""
     if not number:
-        return {"value": None, "low": None, "high": None, "reason": "there are no patients"}
+        return _null("there are no patients")
     limits = stats.binomtest(count, number).proportion_ci(0.95, "exact")
     return {"value": count / number, "low": float(limits.low), "high": float(limits.high)}
 

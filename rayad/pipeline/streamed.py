@@ -13,13 +13,12 @@ import numpy as np
 
 from rayad import provenance, storage
 from rayad.datasets.exam import Exam, Images
-from rayad.errors import DatasetError
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.evaluate import Evaluation, calibration_of
-from rayad.pipeline.score import KeptScores, Preparation, ScoreExam, exams_of, score_exam, unscored
+from rayad.pipeline.score import KeptScores, Preparation, ScoreExam, exams_of, score_exam, tolerate, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
 
@@ -64,12 +63,8 @@ def streamed(
             for key, histogram in outcome.items():
                 images[key] += 1
                 counts[key] = counts[key] + histogram if key in counts else histogram
-    if len(failures) > options.max_failures:
-        exam_id, reason = next(iter(failures.items()))
-        raise DatasetError(
-            f"{len(failures)} of {len(exams)} images could not be scored, and max_failures is {options.max_failures}: "
-            f"{exam_id}: {reason}"
-        )
+    failed = [{"exam_id": exam_id, "reason": reason} for exam_id, reason in failures.items()]
+    tolerate(failed, len(exams), options.max_failures, f"{options.split} images")
     rows = [_row(d.name, kind, images[d.name, kind], counts.get((d.name, kind))) for d in detectors for kind in kinds]
     content = {"rows": rows, "failures": failures, "split": options.split, "step_mm": options.step_mm}
     storage.write_json(storage.join(url, "streamed.json"), content | {"provenance": provenance.versions()})

@@ -24,9 +24,7 @@ def fold(number: int, shift: float, noise: int = 0) -> Results:
             row = {"exam_id": f"{patient}{side}", "patient_id": patient, "diseased": with_mass}
             images.append(row | {"lesions": ["mass"] if with_mass else []})
             scores.append(round(float(generator.normal(10 * number + shift * with_mass)), 1))  # rounded: there are ties
-    exams = [max(scores[n - n % 2 : n - n % 2 + 2]) for n in range(len(scores))]
-    p = [0.04 if score > 10 * number + 1.5 else 0.5 for score in exams]
-    by_detector = {"good": {"score": scores, "image_p": p, "exam_p": p}}
+    by_detector = {"good": {"score": scores}}
     return Results(dataset="x", recipe="x", commit="x", rows=[], comparisons=[], images=images, scores=by_detector)
 
 
@@ -61,18 +59,29 @@ def test_the_other_breast_is_compared_under_the_same_detector():
 
 
 def test_false_alarms_and_what_is_caught_are_counted():
-    folds = [fold(0, 2.0), fold(1, 2.0)]
+    number = 50  # healthy patients of each of two folds
+    folds = []
+    for fold_number in range(2):
+        scores = np.random.default_rng(fold_number).normal(size=number)
+        images = [{"exam_id": f"{fold_number}-{n}", "patient_id": f"{fold_number}-{n}"} for n in range(number)]
+        images = [image | {"diseased": False, "lesions": []} for image in images]
+        ill = [{"exam_id": f"d{n}", "patient_id": f"d{n}", "diseased": True, "lesions": ["mass"]} for n in range(4)]
+        all_scores = [*scores, -9.0, 0.0, 9.0, 9.0]
+        by_detector = {"good": {"score": list(map(float, all_scores))}}
+        folds.append(
+            Results(
+                dataset="x", recipe="x", commit="x", rows=[], comparisons=[], images=images + ill, scores=by_detector
+            )
+        )
     (row,) = rows(folds, ["good"], ["mass"])
-    alarms = {
-        image["patient_id"]
-        for results in folds
-        for image, p in zip(results.images, results.scores["good"]["exam_p"], strict=True)
-        if image["patient_id"][0] == "h" and p <= 0.05
-    }
-    assert row["false_alarms"]["0.05"]["value"] == len(alarms) / HEALTHY
-    assert row["false_alarms"]["0.01"]["value"] == 0
-    assert row["false_alarms"]["0.01"]["high"] == pytest.approx(1 - 0.025 ** (1 / HEALTHY))  # Clopper and Pearson
-    assert row["caught"]["value"] == 0  # of 10 healthy patients no p-value is below 1/11
+    one, other = (np.array(results.scores["good"]["score"][:number]) for results in folds)
+    p = [(1 + (o >= s).sum()) / (number + 1) for a, o in ((one, other), (other, one)) for s in a]
+    assert row["false_alarms"]["0.05"]["value"] == np.mean(np.array(p) <= 0.05) > 0
+    low, high = (row["false_alarms"]["0.05"][end] for end in ("low", "high"))
+    assert stats.binom.sf(sum(np.array(p) <= 0.05) - 1, 2 * number, low) == pytest.approx(0.025)  # Clopper and Pearson
+    assert stats.binom.cdf(sum(np.array(p) <= 0.05), 2 * number, high) == pytest.approx(0.025)
+    assert row["false_alarms"]["0.01"]["reason"] == "of 50 healthy patients no p-value is below 1/51"
+    assert row["caught"]["value"] == 0.5
 
 
 def test_two_detectors_are_compared_in_the_same_draws():
