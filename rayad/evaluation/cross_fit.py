@@ -25,6 +25,8 @@ LEVELS = (0.05, 0.01)
 SEEN = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
 """Standard errors that a difference must have to be seen at p < 0.05 in four of five repetitions."""
 
+NO_PAIRS = "there are no pairs of images to compare"
+
 Resampled = Float[np.ndarray, " r"]
 
 
@@ -108,11 +110,13 @@ def comparisons(
     made: list[Row] = []
     for (a, b), kind in product(pairs, kinds):
         first, second = (_against_healthy([images_of(r, name) for r in folds], kind) for name in (a, b))
-        difference = first.auc(resamples) - second.auc(resamples)
-        tested = significance.of_draws(difference, first.strata)
-        spread = float(np.nanstd(difference[1:], ddof=1)) if tested.p is not None else None
         head = {"a": a, "b": b, "lesion": kind, "figure": "exam_auc"}
-        made.append(head | vars(tested) | {"seen": spread and SEEN * spread})
+        if not first.number.sum():
+            made.append(head | {"difference": None, "p": None, "seen": None, "note": NO_PAIRS})
+            continue
+        difference = first.auc(resamples) - second.auc(resamples)
+        spread = float(np.nanstd(difference[1:], ddof=1))
+        made.append(head | vars(significance.of_draws(difference, first.strata)) | {"seen": SEEN * spread})
     adjusted = significance.holm([row["p"] for row in made])
     return [row | {"p_holm": p} for row, p in zip(made, adjusted, strict=True)]
 
@@ -155,7 +159,7 @@ def _paired(right: np.ndarray, number: np.ndarray, rows: Sequence[str], columns:
 
 def _figure(pairs: Pairs, resamples: int) -> Row:
     if not pairs.number.sum():
-        return _null("there are no pairs of images to compare")
+        return _null(NO_PAIRS)
     values = pairs.auc(resamples)
     limits, reason = interval(values[1:], pairs.strata)
     low, high = limits or (None, None)

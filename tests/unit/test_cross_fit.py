@@ -102,6 +102,8 @@ def test_a_kind_that_nobody_has_gives_no_figure():
     assert row["diseased"] == 0
     assert row["exam_auc"]["value"] is None
     assert "no pairs" in row["exam_auc"]["reason"]
+    (compared,) = comparisons([fold(0, 1.0), fold(1, 1.0)], [("good", "good")], ["distortion"])
+    assert (compared["difference"], compared["p"], compared["p_holm"]) == (None, None, None)
 
 
 def test_the_difference_that_is_seen_is_that_of_a_simulation():
