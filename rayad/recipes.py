@@ -39,6 +39,8 @@ LATENT_DETECTORS = {
 }
 """Name in the tables -> plug-in: what the literature puts in the circuit's place, on the same latents."""
 PLACE = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
+PLACE_SMOOTH_MM = 3.0
+"""Smoothing of scores that are adjusted for the place, chosen on pasted lesions (benchmarks/place.py)."""
 SEVEN = ("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn")
 """The detectors of Dietrichstein et al. 2022."""
 
@@ -105,14 +107,17 @@ def own(run: Run) -> list[Detector]:
     corpus = run.corpus(_relative())
     cae = run.train(corpus, _learns("cae"))
     spn = run.fit(corpus, cae, DensityRequest())
-    return [*_floors(run, corpus), run.ask(cae, "cae"), run.ask(spn, "cae-spn", aggregation=SMOOTH)]
+    floors, plain = _floors(run, corpus), run.ask(spn, "cae-spn")
+    smooth = run.ask(spn, "cae-spn", aggregation=SMOOTH)
+    return [*floors, run.ask(cae, "cae"), smooth, *_in_place(run, [*floors, plain], ("relative-maximum", "cae-spn"))]
 
 
 def mias(run: Run) -> list[Detector]:
-    """Mini-MIAS: autoencoders and their circuits, on the tissue and on what a top-hat leaves of it."""
+    """Mini-MIAS: autoencoders and their circuits, on the tissue and on what a top-hat leaves of it, as they are and given
+    the place."""
     corpus = run.corpus(_relative())
     cae, bvae = run.train(corpus, _learns("cae")), run.train(corpus, _learns("bvae"))
-    return [
+    table = [
         *_floors(run, corpus),
         run.ask(cae, "cae"),
         run.ask(run.fit(corpus, cae, DensityRequest()), "cae-spn"),
@@ -120,6 +125,8 @@ def mias(run: Run) -> list[Detector]:
         run.ask(run.fit(corpus, bvae, DensityRequest()), "bvae-spn"),
         *_of_specks(run),
     ]
+    names = ("relative-maximum", "cae-spn", "bvae-spn", "fine-top-hat", "specks-cae-spn")
+    return [*table, *_in_place(run, table, names)]
 
 
 def detectors(run: Run) -> list[Detector]:
@@ -263,6 +270,11 @@ def _floors(run: Run, corpus: Corpus) -> list[Detector]:
         run.floor(corpus, "relative-brightness", "relative-maximum", Aggregation("maximum", 6.4)),
         run.floor(corpus, "top-hat"),
     ]
+
+
+def _in_place(run: Run, detectors: Sequence[Detector], names: Sequence[str]) -> list[Detector]:
+    """Some of the detectors with scores adjusted for the place and smoothed by what pasted lesions chose."""
+    return run.adjust({f"{d.name}-place": (d, PLACE_SMOOTH_MM) for d in detectors if d.name in names})
 
 
 def _of_specks(run: Run) -> list[Detector]:
