@@ -113,8 +113,7 @@ def own(run: Run) -> list[Detector]:
 
 
 def mias(run: Run) -> list[Detector]:
-    """Mini-MIAS: autoencoders and their circuits, on the tissue and on what a top-hat leaves of it, as they are and given
-    the place."""
+    """Mini-MIAS: autoencoders and circuits, on the tissue and on what a top-hat leaves of it; some given the place."""
     corpus = run.corpus(_relative())
     cae, bvae = run.train(corpus, _learns("cae")), run.train(corpus, _learns("bvae"))
     table = [
