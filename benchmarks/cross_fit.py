@@ -11,11 +11,9 @@ from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.run import Recipe, Run
+from rayad.recipes import PLACE_SMOOTH_MM
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector
-
-SMOOTHED_MM = 3.0
-"""Standard deviation; chosen on pasted lesions (docs/benchmark.md, "Given the place")."""
 
 
 def cross_fit(run: Run) -> list[Detector]:
@@ -28,7 +26,7 @@ def cross_fit(run: Run) -> list[Detector]:
         run.floor(specks, "top-hat", "fine-top-hat"),
         run.ask(run.fit(tissue, cae, DensityRequest()), "cae-spn"),
     ]
-    adjusted = run.adjust({f"{detector.name}-place": (detector, SMOOTHED_MM) for detector in plain})
+    adjusted = run.adjust({f"{detector.name}-place": (detector, PLACE_SMOOTH_MM) for detector in plain})
     return [*plain, run.ask(cae, "cae"), *adjusted]
 
 

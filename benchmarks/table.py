@@ -75,16 +75,17 @@ def table(results: dict[str, Any]) -> str:
 
 def cross_fit_table(results: dict[str, Any]) -> str:
     """Markdown of the figures against all healthy patients, and of their comparisons."""
-    lines = ["| detector | lesion | diseased, healthy | exam AUC | other breast AUC | caught | false alarms at 0.05 |"]
-    lines += ["|---" * 7 + "|"]
+    head = ["detector", "lesion", "diseased, healthy", "exam AUC", "other breast AUC"]
+    head += ["sensitivity at 0.05", "false-positive rate at 0.05"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in results["cross_fit"]:
-        shares = cell(row, "caught"), cell(row["false_alarms"], "0.05")
+        shares = cell(row, "sensitivity"), cell(row["false_positive_rate"], "0.05")
         figures = cell(row, "exam_auc"), cell(row, "other_breast_auc"), *shares
         numbers = f"{row['diseased']}, {row['healthy']}"
         lines.append(f"| {' | '.join([row['detector'], row['lesion'], numbers, *figures])} |")
-    lines += ["", "| difference of exam AUC | lesion | | p | adjusted | would be seen |", "|---" * 6 + "|"]
+    lines += ["", "| difference of exam AUC | lesion | | p | adjusted | detectable |", "|---" * 6 + "|"]
     for row in results["cross_fit_comparisons"]:
-        numbers = [f"{row[name]:.{digits}f}" for name, digits in (("p", 3), ("p_holm", 2), ("seen", 2))]
+        numbers = [f"{row[name]:.{digits}f}" for name, digits in (("p", 3), ("p_holm", 2), ("detectable", 2))]
         difference = f"{row['difference']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         lines.append(f"| {' | '.join([row['a'] + ' - ' + row['b'], row['lesion'], difference, *numbers])} |")
     return "\n".join(lines)

@@ -46,6 +46,8 @@ Count = Annotated[int, Within(1, 1_000_000_000)]
 """Number of things of which there must be at least one."""
 Amount = Annotated[int, Within(0, 1_000_000_000)]
 """Number of things of which there may be none."""
+Folds = Annotated[int, Within(0, 100)]
+"""Parts into which patients are divided; 0: they are not."""
 Size = Annotated[int, Within(1, 65_536)]
 """Size of a layer, a level or a vector, which is held in memory."""
 PATCH_SIDES = Within(32, 256, multiple=8)

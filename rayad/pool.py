@@ -20,8 +20,8 @@ class Workers:
     """Number of processes that learn, and the resources of each."""
 
     number: Annotated[int, Within(1, 100_000)] = 2
-    """Processes, started by Ray Train; each takes an equal part of every global batch. 1 of a CPU, where there is no
-    cluster: the command's own, which saves ten seconds each time."""
+    """Processes that Ray Train starts; each takes an equal part of every global batch. A single one without a GPU,
+    where the command starts its own Ray, is the command's own process: that saves ten seconds."""
     gpu: GPUs = 0.0
     """GPUs of each process, such as 1, or 0.25 where four share one; 0: CPUs alone (never run on a GPU so far)."""
     cpus: Annotated[float, Within(0, 100_000)] = 1.0

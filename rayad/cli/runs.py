@@ -1,14 +1,14 @@
 """Whole runs: recipes from images to a report, and what there is to choose from."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from rayad import bounds, recipes, storage
 from rayad.cli.shared import ReadsImages, all_settings, place
 from rayad.errors import OptionError
-from rayad.options import Count, Settings, SpacingOrNone, Within
+from rayad.options import Count, Folds, Settings, SpacingOrNone
 from rayad.outputs import claimed
 from rayad.pipeline.requests import part
 from rayad.pipeline.run import Changes, Data, RunRequest, rehearse, run_recipe
@@ -61,9 +61,9 @@ class RunRecipe(Changes, ReadsImages):
     """Images to judge by the size of their lesions, such as mass=area calcification=box (docs/recipes.md)."""
     seeds: Count = 1
     """Number of seeds with which everything that learns is trained."""
-    folds: Annotated[int, Within(0, 100)] = 0
+    folds: Folds = 0
     """Parts of the healthy patients, each of which is judged by detectors that learned from the others, besides the
-    usual run, so that all healthy patients are test patients (docs/benchmark.md); 0: none."""
+    usual run, so that all healthy patients are test patients (docs/recipes.md); 0: none."""
     workers: Workers = Workers()
     split: Literal["test", "development", "label-free"] = "test"
     """Split whose images are judged: test; development, for choices; or label-free, both, where nothing is chosen on

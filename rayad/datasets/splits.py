@@ -19,7 +19,7 @@ from rayad import catalog
 from rayad.arrays import Image, Mask
 from rayad.datasets.exam import Exam, Excluded, Images, Lesion, listed
 from rayad.errors import OptionError
-from rayad.options import Settings, Share, Within
+from rayad.options import Folds, Settings, Share, Within
 
 LEARNING = ("train", "validation", "calibration")
 """Splits of healthy patients that come before a test."""
@@ -51,7 +51,7 @@ class Division:
     """Share of the healthy patients to which p-values refer; 0: there are scores, and no p-values."""
     development: Share = 0.50
     """Share of the patients with a lesion that are for choices."""
-    folds: Annotated[int, Within(0, 100)] = 0
+    folds: Folds = 0
     """Parts of the healthy patients for cross-fitting, of which `fold` tests and the others come before it; 0: none."""
     fold: Annotated[int, Within(0, 99)] = 0
     """Which of them tests, from 0 on."""

@@ -7,7 +7,7 @@ detectors, and every healthy patient counts. Patients are drawn anew for interva
 anew, so the luck of a training is not in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,24 +15,22 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from rayad.evaluation import significance
 from rayad.evaluation.bootstrap import draw, interval
-from rayad.evaluation.metrics import ANY
+from rayad.evaluation.metrics import ANY, PooledPlaces
 from rayad.evaluation.results import Results, Row
+from rayad.evaluation.significance import concordance, of_draws
+from rayad.evaluation.table import holm_adjusted
 
 LEVELS = (0.05, 0.01)
-"""Of p-values, at which false alarms are counted."""
-SEEN = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
-"""Standard errors that a difference must have to be seen at p < 0.05 in four of five repetitions."""
-
+"""Of p-values, at which false positives are counted; the first also for the sensitivity."""
+DETECTED = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
+"""Standard errors that a difference must have to be found at p < 0.05 in four of five repetitions."""
 NO_PAIRS = "there are no pairs of images to compare"
-
-Resampled = Float[np.ndarray, " r"]
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image under the detector of a fold."""
+class ImageScore:
+    """An image and its score under the detector of a fold."""
 
     patient_id: str
     diseased: bool
@@ -44,37 +42,23 @@ class Image:
         return (self.diseased and kind == ANY) or kind in self.lesions
 
 
+Fold = Sequence[ImageScore]
+
+
 @dataclass(frozen=True)
 class Pairs:
-    """How often one score is above another, ties half, summed over the images of two patients, and of how many pairs.
+    """Of patients i and j, summed over the folds: in how many pairs of images that of i, which is positive, scores
+    above that of j, which is negative, ties half; and how many pairs there are."""
 
-    `right[i, j]` and `number[i, j]` are of patients i and j.
-    """
+    right: Float[np.ndarray, "p p"]
+    number: Float[np.ndarray, "p p"]
+    diseased: Bool[np.ndarray, " p"]
 
-    right: Float[np.ndarray, "p q"]
-    number: Float[np.ndarray, "p q"]
-    patients: tuple[str, ...]
-    """Those of the rows, then those of the columns that are no rows; what is drawn."""
-    strata: Bool[np.ndarray, " n"]
-    rows: tuple[int, ...]
-    """Where the patients of the rows are in `patients`."""
-    columns: tuple[int, ...]
-
-    def auc(self, resamples: int, seed: int = 0) -> Resampled:
+    def auc(self, resamples: int, seed: int = 0) -> Float[np.ndarray, " r"]:
         """AUROC, observed and then of each draw of patients; nan where a draw has no pair."""
-        weights = np.vstack([np.ones(len(self.patients)), draw(self.strata, resamples, seed)])
-        w, v = weights[:, self.rows], weights[:, self.columns]
+        w = np.vstack([np.ones(self.diseased.size), draw(self.diseased, resamples, seed)])
         with np.errstate(invalid="ignore"):
-            return ((w @ self.right) * v).sum(1) / ((w @ self.number) * v).sum(1)
-
-
-def images_of(results: Results, detector: str) -> list[Image]:
-    """The images that have a label, under a detector."""
-    return [
-        Image(row["patient_id"], row["diseased"], tuple(row["lesions"]), score)
-        for row, score in zip(results.images, results.scores[detector]["score"], strict=True)
-        if row["diseased"] is not None
-    ]
+            return ((w @ self.right) * w).sum(1) / ((w @ self.number) * w).sum(1)
 
 
 def rows(
@@ -84,19 +68,21 @@ def rows(
 
     `exam_auc` is of diseased patients, their highest score, against healthy ones; `other_breast_auc` of images with
     such a lesion against those images of diseased patients that have none, under each fold's detectors alike;
-    `caught` the share of diseased patients whose cross-conformal p-value is at most 0.05 (Vovk 2015: one more than the
-    healthy patients that score as high, over one more than there are); `false_alarms` the share of healthy patients
-    whose p-value among those of the other folds, each under its own fold's detector, is at most a level. Shares have
-    exact intervals.
+    `sensitivity` the share of diseased patients whose cross-conformal p-value is at most 0.05 (Vovk 2015: one more than
+    the healthy patients that score as high, over one more than there are); `false_positive_rate` the share of healthy
+    patients whose p-value among those of the other folds, each under its own fold's detector, is at most a level.
+    Shares have exact intervals.
     """
-    made = []
-    for detector, kind in product(detectors, kinds):
-        images = [images_of(results, detector) for results in folds]
-        against_healthy, other_breast = _against_healthy(images, kind), _other_breast(images, kind)
-        row: Row = {"detector": detector, "lesion": kind, "folds": len(folds)}
-        row |= {"diseased": len(against_healthy.rows), "healthy": len(against_healthy.columns)}
-        row |= {"exam_auc": _figure(against_healthy, resamples), "other_breast_auc": _figure(other_breast, resamples)}
-        made.append(row | {"caught": _caught(against_healthy), "false_alarms": _false_alarms(images)})
+    made: list[Row] = []
+    for detector in detectors:
+        images = [_images(results, detector) for results in folds]
+        of_all_kinds = {"folds": len(folds), "false_positive_rate": _false_positive_rate(images)}
+        for kind in kinds:
+            exams = _against_healthy(images, kind)
+            figures = {"exam_auc": exams, "other_breast_auc": _other_breast(images, kind)}
+            row: Row = {"detector": detector, "lesion": kind, **of_all_kinds, "sensitivity": _sensitivity(exams)}
+            row |= {"diseased": int(exams.diseased.sum()), "healthy": int((~exams.diseased).sum())}
+            made.append(row | {name: _figure(pairs, resamples) for name, pairs in figures.items()})
     return made
 
 
@@ -105,105 +91,130 @@ def comparisons(
 ) -> list[Row]:
     """The difference of two detectors' exam AUC, both in the same draws of patients; p adjusted by Holm over all.
 
-    `seen` is the least difference that so many patients show, as the spread of this one tells.
+    `detectable` is the least difference that so many patients show, as the spread of this one tells.
     """
     made: list[Row] = []
     for (a, b), kind in product(pairs, kinds):
-        first, second = (_against_healthy([images_of(r, name) for r in folds], kind) for name in (a, b))
-        head = {"a": a, "b": b, "lesion": kind, "figure": "exam_auc"}
+        first, second = (_against_healthy([_images(results, name) for results in folds], kind) for name in (a, b))
+        head: Row = {"a": a, "b": b, "lesion": kind, "figure": "exam_auc"}
         if not first.number.sum():
-            made.append(head | {"difference": None, "p": None, "seen": None, "note": NO_PAIRS})
+            made.append(head | {"difference": None, "p": None, "detectable": None, "note": NO_PAIRS})
             continue
         difference = first.auc(resamples) - second.auc(resamples)
-        spread = float(np.nanstd(difference[1:], ddof=1))
-        made.append(head | vars(significance.of_draws(difference, first.strata)) | {"seen": SEEN * spread})
-    adjusted = significance.holm([row["p"] for row in made])
-    return [row | {"p_holm": p} for row, p in zip(made, adjusted, strict=True)]
+        detectable = DETECTED * float(np.nanstd(difference[1:], ddof=1))
+        made.append(head | vars(of_draws(difference, first.diseased)) | {"detectable": detectable})
+    return holm_adjusted(made)
 
 
-def _against_healthy(folds: Sequence[Sequence[Image]], kind: str) -> Pairs:
-    """Patients with this kind as rows, healthy ones as columns, under the detectors of the healthy one's fold."""
-    diseased = sorted(set.intersection(*({i.patient_id for i in images if i.holds(kind)} for images in folds)))
-    columns: dict[str, list[float]] = {}
-    for images in folds:
-        highest = _highest(images)
-        theirs = np.array([highest[patient] for patient in diseased])
-        columns |= {p: list((theirs > score) + 0.5 * (theirs == score)) for p, score in _healthy(images).items()}
-    healthy = sorted(columns)
-    right = np.array([columns[patient] for patient in healthy]).reshape(len(healthy), len(diseased)).T
-    return _paired(right, np.ones_like(right), diseased, healthy)
+def detectable(diseased: int, healthy: int, auc: float = 0.7, correlation: float = 0.5) -> float:
+    """The least difference of two exam AUCs that is found at p < 0.05 in four of five repetitions.
+
+    Args:
+        auc: the lower of the two.
+        correlation: of the two estimates, which share their patients (Hanley and McNeil 1983).
+    """
+    lower, difference = _standard_error(auc, diseased, healthy), 0.0
+    for _ in range(50):  # the upper one's error depends on the difference
+        upper = _standard_error(min(auc + difference, 1 - 1e-9), diseased, healthy)
+        difference = DETECTED * float(np.sqrt(lower**2 + upper**2 - 2 * correlation * lower * upper))
+    return difference
 
 
-def _other_breast(folds: Sequence[Sequence[Image]], kind: str) -> Pairs:
-    """Patients with this kind as rows, diseased ones as columns: images with a lesion and images without."""
-    diseased = sorted({image.patient_id for images in folds for image in images if image.diseased})
-    place = {patient: number for number, patient in enumerate(diseased)}
-    right, number = np.zeros((2, len(diseased), len(diseased)))
-    for images in folds:
-        without = [image for image in images if image.patient_id in place and not image.diseased]
-        columns, scores = [place[image.patient_id] for image in without], np.array([image.score for image in without])
-        for image in images:
-            if image.holds(kind):
-                above = (image.score > scores) + 0.5 * (image.score == scores)
-                np.add.at(right[place[image.patient_id]], columns, above)
-                np.add.at(number[place[image.patient_id]], columns, 1.0)
-    return _paired(right, number, diseased, diseased)
+def _images(results: Results, detector: str) -> Fold:
+    """The images that have a label."""
+    return [
+        ImageScore(row["patient_id"], row["diseased"], tuple(row["lesions"]), score)
+        for row, score in zip(results.images, results.scores[detector]["score"], strict=True)
+        if row["diseased"] is not None
+    ]
 
 
-def _paired(right: np.ndarray, number: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Pairs:
-    patients = tuple(dict.fromkeys([*rows, *columns]))
-    strata = np.isin(patients, rows) if patients else np.zeros(0, bool)
-    places = {patient: n for n, patient in enumerate(patients)}
-    return Pairs(right, number, patients, strata, tuple(places[p] for p in rows), tuple(places[p] for p in columns))
+def _against_healthy(folds: Sequence[Fold], kind: str) -> Pairs:
+    """Patients with this kind against healthy ones, each by its highest score, in the fold of the healthy one."""
+    with_kind = set.intersection(*({image.patient_id for image in fold if image.holds(kind)} for fold in folds))
+    compared = []
+    for fold in folds:
+        healthy, highest = _healthy(fold), _highest(fold)
+        compared.append([*((p, True, highest[p]) for p in with_kind), *((p, False, s) for p, s in healthy.items())])
+    return _pairs(compared, with_kind)
+
+
+def _other_breast(folds: Sequence[Fold], kind: str) -> Pairs:
+    """Images with this kind against images without a lesion, all of diseased patients."""
+    diseased = {image.patient_id for fold in folds for image in fold if image.diseased}
+    compared = [
+        [
+            (image.patient_id, image.holds(kind), image.score)
+            for image in fold
+            if image.holds(kind) or (image.patient_id in diseased and not image.diseased)
+        ]
+        for fold in folds
+    ]
+    return _pairs(compared, diseased)
+
+
+def _pairs(folds: Sequence[Iterable[tuple[str, bool, float]]], diseased: set[str]) -> Pairs:
+    """Of (patient, positive, score) of every image in each fold; the patients that are not `diseased` are healthy."""
+    others = {patient for fold in folds for patient, _, _ in fold} - diseased
+    patients = (*sorted(diseased), *sorted(others))
+    place, is_diseased = {patient: n for n, patient in enumerate(patients)}, np.arange(len(patients)) < len(diseased)
+    right, number = np.zeros((2, len(patients), len(patients)))
+    for fold in folds:
+        owner = np.array([place[patient] for patient, _, _ in fold], dtype=np.int64)
+        positive = np.array([is_positive for _, is_positive, _ in fold], dtype=bool)
+        scores = np.array([score for _, _, score in fold], dtype=float)
+        right += concordance(PooledPlaces(scores, positive, positive.astype(float), owner, patients, is_diseased))
+        number += np.outer(*(np.bincount(owner[mask], minlength=len(patients)) for mask in (positive, ~positive)))
+    return Pairs(right, number, is_diseased)
 
 
 def _figure(pairs: Pairs, resamples: int) -> Row:
     if not pairs.number.sum():
         return _null(NO_PAIRS)
     values = pairs.auc(resamples)
-    limits, reason = interval(values[1:], pairs.strata)
+    limits, reason = interval(values[1:], pairs.diseased)
     low, high = limits or (None, None)
     return {"value": float(values[0]), "low": low, "high": high} | ({"reason": reason} if reason else {})
 
 
-def _caught(pairs: Pairs) -> Row:
+def _sensitivity(exams: Pairs) -> Row:
     """Share of the diseased patients with a cross-conformal p of at most the first level."""
-    number, healthy = pairs.right.shape
-    as_high = healthy - np.floor(pairs.right).sum(1)  # ties count as higher
-    return _share(int(((1 + as_high) / (healthy + 1) <= LEVELS[0]).sum()), number)
+    above = np.floor(exams.right[exams.diseased][:, ~exams.diseased])  # a tie is no higher score
+    diseased, healthy = above.shape
+    return _share(int(((1 + healthy - above.sum(1)) / (healthy + 1) <= LEVELS[0]).sum()), diseased)
 
 
-def _false_alarms(folds: Sequence[Sequence[Image]]) -> dict[str, Row]:
+def _false_positive_rate(folds: Sequence[Fold]) -> dict[str, Row]:
     """Level -> share of the healthy patients with a p of at most so much among those of the other folds."""
-    highest = [_healthy(images) for images in folds]
-    p, fewest = [], len(folds) and min(sum(map(len, highest)) - len(own) for own in highest)
-    for number, own in enumerate(highest):
-        others = np.concatenate([np.fromiter(o.values(), float) for n, o in enumerate(highest) if n != number])
-        p += [(1 + int((others >= score).sum())) / (others.size + 1) for score in own.values()]
+    highest = [np.fromiter(_healthy(fold).values(), float) for fold in folds]
+    others = [np.concatenate([*highest[:n], *highest[n + 1 :]]) for n in range(len(highest))]
+    fewest = min(reference.size for reference in others)
+    p = np.concatenate(
+        [
+            (1 + (reference >= own[:, None]).sum(1)) / (reference.size + 1)
+            for own, reference in zip(highest, others, strict=True)
+        ]
+    )
     return {
-        f"{level:g}": _share(int((np.array(p) <= level).sum()), len(p))
+        f"{level:g}": _share(int((p <= level).sum()), p.size)
         if (fewest + 1) * level >= 1
         else _null(f"of {fewest} healthy patients no p-value is below 1/{fewest + 1}")
         for level in LEVELS
     }
 
 
-def _healthy(images: Sequence[Image]) -> dict[str, float]:
+def _healthy(fold: Fold) -> dict[str, float]:
     """The highest score of each healthy patient."""
-    anomalous = {image.patient_id for image in images if image.diseased}
-    return {patient: score for patient, score in _highest(images).items() if patient not in anomalous}
+    diseased = {image.patient_id for image in fold if image.diseased}
+    return {patient: score for patient, score in _highest(fold).items() if patient not in diseased}
 
 
-def _highest(images: Sequence[Image]) -> dict[str, float]:
+def _highest(fold: Fold) -> dict[str, float]:
     """The highest score of each patient."""
     scores: dict[str, float] = {}
-    for image in images:
+    for image in fold:
         scores[image.patient_id] = max(image.score, scores.get(image.patient_id, -np.inf))
     return scores
-
-
-def _null(reason: str) -> Row:
-    return {"value": None, "low": None, "high": None, "reason": reason}
 
 
 def _share(count: int, number: int) -> Row:
@@ -214,23 +225,12 @@ def _share(count: int, number: int) -> Row:
     return {"value": count / number, "low": float(limits.low), "high": float(limits.high)}
 
 
+def _null(reason: str) -> Row:
+    return {"value": None, "low": None, "high": None, "reason": reason}
+
+
 def _standard_error(auc: float, diseased: int, healthy: int) -> float:
     """Of an AUROC (Hanley and McNeil 1982)."""
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (diseased - 1) * (q1 - auc**2) + (healthy - 1) * (q2 - auc**2)
     return float(np.sqrt(variance / (diseased * healthy)))
-
-
-def seen(diseased: int, healthy: int, auc: float = 0.7, correlation: float = 0.5) -> float:
-    """The least difference of two exam AUCs that is seen at p < 0.05 in four of five repetitions.
-
-    Args:
-        auc: the lower of the two.
-        correlation: of the two estimates, which share their patients (Hanley and McNeil 1983).
-    """
-    one = _standard_error(auc, diseased, healthy)
-    difference = 0.0
-    for _ in range(50):  # the upper one's error depends on the difference
-        other = _standard_error(min(auc + difference, 1 - 1e-9), diseased, healthy)
-        difference = SEEN * float(np.sqrt(one**2 + other**2 - 2 * correlation * one * other))
-    return difference

@@ -204,6 +204,6 @@ def reasons(rows: list[dict]) -> dict[str, int]:
     """Why a figure or its interval is missing -> the number of its footnote."""
     cells = [cell for row in rows for cell in row.values() if isinstance(cell, dict)]
     cells += [cell for row in rows if "froc" in row for cell in (row["froc"]["sensitivity"] or {}).values()]
-    cells += [cell for row in rows for cell in row.get("false_alarms", {}).values()]
+    cells += [cell for row in rows for cell in row.get("false_positive_rate", {}).values()]
     texts = dict.fromkeys(cell["reason"] for cell in cells if cell.get("reason"))
     return {text: i for i, text in enumerate(texts, 1)}

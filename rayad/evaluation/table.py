@@ -4,9 +4,11 @@ Every figure is {"value" or "mean", "low", "high", ...}: null where the images d
 "reason". The ends of the 95 % interval are null, with a reason, where there are too few patients.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -118,6 +120,7 @@ def comparisons(
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
     options: Options = Options(),
+    over: Callable[[Callable[..., list[Row]], list[Any]], Iterable[list[Row]]] = map,
 ) -> list[Row]:
     """Two detectors on the same images, for each pair, kind and figure; p adjusted by Holm over the whole list.
 
@@ -126,15 +129,17 @@ def comparisons(
         kinds: kinds of lesion.
         pairs: which detectors, of which both must have scored the same places; None compares each with each.
         options: resamples, shares.
+        over: calls a function with each of some items, here a pair, as `map` does.
     """
     chosen = list(combinations(scored, 2)) if pairs is None else pairs
-    return holm_adjusted([row for a, b in chosen for row in compared(kinds, options, (a, b, scored[a], scored[b]))])
+    items = [(a, b, scored[a], scored[b]) for a, b in chosen]
+    return holm_adjusted([row for rows in over(partial(_compared, kinds, options), items) for row in rows])
 
 
-def compared(
+def _compared(
     kinds: Sequence[str], options: Options, pair: tuple[str, str, Sequence[Scored], Sequence[Scored]]
 ) -> list[Row]:
-    """One pair of `comparisons`, two names and their images, before p is adjusted."""
+    """One pair, two names and their images, before p is adjusted."""
     (a, b, scored_a, scored_b), rows = pair, list[Row]()
     tests = {"pixel_auc": _compare_pixels, "image_wise_auc": _compare_images, "exam_auc": _compare_exams}
     for kind, (figure, test) in product(kinds, tests.items()):

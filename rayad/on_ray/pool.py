@@ -129,7 +129,7 @@ class OnRay:
             dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
             if ahead := self._ahead(work):
                 dataset = _called(dataset, len(blocks), _Preparing(partial(ahead, *shared)))
-            if isinstance(work, type) and self._loads(work):
+            if isinstance(work, type) and self.workers.gpu:
                 mapped = self._loaded(dataset, len(blocks), work, shared, queued)
             else:  # tasks, whose processes have loaded torch for the stage before, start at once; actors take seconds
                 call = work(*shared) if isinstance(work, type) else partial(work, *shared)
@@ -163,11 +163,11 @@ class OnRay:
     ) -> list[Fault]:
         """A run of Ray Train, whose epochs are shown. One worker on a CPU of one's own Ray is this process: Ray Train
         would start six, which takes ten seconds."""
+        require(self.workers)
         if self.workers.number == 1 and not self.workers.gpu and CORES in ray.cluster_resources():
             return Here().learn(loop, task, url, epochs, label)
         from rayad.on_ray.learning import learn  # with torch, which takes seconds: what maps may need none
 
-        require(self.workers)
         return learn(self.workers, loop, task, url, epochs, label)
 
     def count(self, name: str, value: float, **tags: str) -> None:

@@ -121,7 +121,12 @@ def evaluate(
         commit=provenance.commit(),
         request=request,
         rows=rows,
-        comparisons=_comparisons(pool, options.compare or pairs(detectors), on_grid, kinds),
+        comparisons=table.comparisons(
+            on_grid,
+            kinds,
+            pairs=options.compare or pairs(detectors),
+            over=lambda compare, items: pool.map(compare, items, "comparisons"),
+        ),
         ranks={kind: ranks.ranks(table.of_patients(on_grid, kind)) for kind in kinds},
         group_rows=[row for rows_of_detector, _ in grouped for row in rows_of_detector],
         group_tests=[row for _, tests in grouped for row in tests],
@@ -223,15 +228,6 @@ def _figures(
 ) -> list[table.Row]:
     name, scored, threshold = item
     return table.rows(name, scored, kinds, threshold=threshold, options=options)
-
-
-def _comparisons(
-    pool: Pool, chosen: Sequence[tuple[str, str]], on_grid: dict[str, list[Scored]], kinds: Sequence[str]
-) -> list[table.Row]:
-    """Every pair of detectors, an item a pair."""
-    items = [(a, b, on_grid[a], on_grid[b]) for a, b in chosen]
-    compared = pool.map(table.compared, items, "comparisons", (kinds, table.Options()))
-    return table.holm_adjusted([row for rows in compared for row in rows])
 
 
 def _seeds(

@@ -5,20 +5,36 @@ from dataclasses import replace
 
 from rayad import storage
 from rayad.datasets.exam import Exam
+from rayad.datasets.splits import LEARNING, Division, assign
+from rayad.errors import OptionError
 from rayad.evaluation import cross_fit, report
 from rayad.evaluation.results import Results, read
 from rayad.terminal import say
 
 
-def announce(exams: Sequence[Exam], folds: int) -> None:
-    """Say beforehand which difference so many patients can show."""
+def announce(exams: Sequence[Exam], divisions: Sequence[Division]) -> None:
+    """Say beforehand which difference so many patients can show.
+
+    Args:
+        divisions: of the patients, one a fold.
+
+    Raises:
+        OptionError: a fold leaves no healthy patient to a split that its division gives a share.
+    """
+    for number, division in enumerate(divisions):
+        splits = set(assign((replace(exam, split="") for exam in exams), division).values())
+        if missing := [split for split in LEARNING if getattr(division, split) and split not in splits]:
+            raise OptionError(
+                f"fold {number} of {len(divisions)} leaves no healthy patient for {' and '.join(missing)}: take fewer "
+                "folds or other --shares"
+            )
     diseased = {exam.patient_id for exam in exams if exam.anomalous}
     healthy = {exam.patient_id for exam in exams if exam.anomalous is False} - diseased
     if diseased and healthy:
-        least = cross_fit.seen(len(diseased), len(healthy))
+        least = cross_fit.detectable(len(diseased), len(healthy))
         say(
-            f"{folds} folds of {len(healthy)} healthy patients, against {len(diseased)} diseased ones: an exam AUC of "
-            f"0.70 is told from {0.7 + least:.2f} in four of five repetitions (p < 0.05)"
+            f"{len(divisions)} folds of {len(healthy)} healthy patients, against {len(diseased)} diseased ones: an "
+            f"exam AUC of 0.70 is told from {0.7 + least:.2f} in four of five repetitions (p < 0.05)"
         )
 
 

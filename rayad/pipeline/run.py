@@ -18,7 +18,7 @@ from rayad.datasets.splits import EVERY, assign, divided, division
 from rayad.errors import OptionError
 from rayad.fingerprint import fingerprint
 from rayad.imaging.context import CONTEXT
-from rayad.options import Amount, MillimetresOrNone, PatchSideOrNone, Settings
+from rayad.options import Amount, Folds, MillimetresOrNone, PatchSideOrNone, Settings
 from rayad.patches.corpus import Corpus, Ingest
 from rayad.pipeline.adjust import adjust_detectors
 from rayad.pipeline.calibrate import calibrate_detectors
@@ -354,7 +354,7 @@ class RunRequest:
     changes: Changes = field(default_factory=Changes)
     selection: Settings = ()
     """Readings of the paper's test images that override the recipe's."""
-    folds: int = 0
+    folds: Folds = 0
     """Parts of the healthy patients, each of which is judged by detectors that learned from the others; 0: none."""
 
     def __post_init__(self) -> None:
@@ -404,13 +404,14 @@ def run_recipe(pool: Pool, request: RunRequest, url: str) -> str:
             be, `rehearse` says beforehand.
     """
     if request.folds:
-        announce(listed(Run(pool, request.data, url).dataset)[0], request.folds)
+        divisions = [division(request.of_fold(fold).data.shares) for fold in range(request.folds)]
+        announce(listed(Run(pool, request.data, url).dataset)[0], divisions)
     pages = [
         run_recipe(pool, request.of_fold(fold), storage.join(url, f"fold-{fold}")) for fold in range(request.folds)
     ]
     page = _run(pool, request, url)
     if page and pages:
-        add_folds(_folder(page), [_folder(fold_page) for fold_page in pages if fold_page])
+        add_folds(_folder(page), [_folder(fold_page) for fold_page in pages])
     return page
 
 
@@ -478,7 +479,7 @@ def rehearse(request: RunRequest) -> list[Detector]:
     """The detectors of a run before anything is read or learned.
 
     Raises:
-        OptionError: a data set, model, density, setting or score that there is not, or two detectors of one name.
+        OptionError: a data set, model, density, setting, score or fold that there is not, or two detectors of one name.
     """
     detectors = list(request.recipe.detectors(_Rehearsal(request)))
     names = [detector.name for detector in detectors]
@@ -489,6 +490,8 @@ def rehearse(request: RunRequest) -> list[Detector]:
         raise OptionError(f"recipe {request.recipe.name} has no detector {missing[0]!r}, only {', '.join(names)}")
     if request.test:
         request.test.opened()
+    for fold in range(request.folds):
+        request.of_fold(fold).data.opened()
     readings_of(request.readings)
     return detectors
 

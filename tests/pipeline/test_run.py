@@ -19,7 +19,7 @@ from rayad.patches.sample import Sampling
 from rayad.pipeline.detectors import inherited
 from rayad.pipeline.evaluate import Evaluation, _remark, evaluate
 from rayad.pipeline.requests import DensityRequest, TrainRequest
-from rayad.pipeline.run import Changes, Data, Recipe, Run, RunRequest, run_recipe
+from rayad.pipeline.run import Changes, Data, Recipe, Run, RunRequest, rehearse, run_recipe
 from rayad.pool import Here
 from rayad.scoring import bundle
 from rayad.scoring.detector import Detector
@@ -98,6 +98,10 @@ def test_folds_judge_every_healthy_patient_by_detectors_that_did_not_know_it(tmp
     assert {url: os.stat(url).st_mtime_ns for url in storage.listing(str(tmp_path))} == before
     with pytest.raises(OptionError, match="no split for choices"):
         replace(request, split="development")
+    with pytest.raises(OptionError, match="folds are 2 or more"):
+        rehearse(replace(request, folds=1))
+    with pytest.raises(OptionError, match=r"fold \d+ of 40 leaves no healthy patient for validation"):
+        run_recipe(Here(), replace(request, folds=40, data=replace(data, shares=("validation=0.001",))), str(tmp_path))
 
 
 def mixing(run: Run) -> list[Detector]:

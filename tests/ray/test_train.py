@@ -95,6 +95,7 @@ def test_more_workers_than_a_corpus_has_lanes_are_refused(corpus, tmp_path):
     [
         (Workers(2, gpu=1), r"2 workers need 2 GPUs \(the cluster has 0\)"),
         (Workers(2, cpus=99), r"2 workers need 198 CPUs \(the cluster has \d+\)"),
+        (Workers(1, cpus=99), r"1 worker needs 99 CPUs \(the cluster has \d+\)"),
         (Workers(2, gpu=1, least=1, wait_minutes=0.02), r"1 worker needs 1 GPU \(the cluster has 0\)"),
     ],
 )

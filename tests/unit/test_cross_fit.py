@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from rayad.evaluation.cross_fit import SEEN, comparisons, rows, seen
+from rayad.evaluation.cross_fit import DETECTED, comparisons, detectable, rows
 from rayad.evaluation.results import Results
 
 DISEASED, HEALTHY = 12, 10
@@ -58,7 +58,7 @@ def test_the_other_breast_is_compared_under_the_same_detector():
     assert row["other_breast_auc"]["value"] == pytest.approx(np.mean(aucs), abs=1e-12)
 
 
-def test_false_alarms_and_what_is_caught_are_counted():
+def test_false_positives_and_the_sensitivity_are_counted():
     number = 50  # healthy patients of each of two folds
     folds = []
     for fold_number in range(2):
@@ -76,12 +76,12 @@ def test_false_alarms_and_what_is_caught_are_counted():
     (row,) = rows(folds, ["good"], ["mass"])
     one, other = (np.array(results.scores["good"]["score"][:number]) for results in folds)
     p = [(1 + (o >= s).sum()) / (number + 1) for a, o in ((one, other), (other, one)) for s in a]
-    assert row["false_alarms"]["0.05"]["value"] == np.mean(np.array(p) <= 0.05) > 0
-    low, high = (row["false_alarms"]["0.05"][end] for end in ("low", "high"))
+    assert row["false_positive_rate"]["0.05"]["value"] == np.mean(np.array(p) <= 0.05) > 0
+    low, high = (row["false_positive_rate"]["0.05"][end] for end in ("low", "high"))
     assert stats.binom.sf(sum(np.array(p) <= 0.05) - 1, 2 * number, low) == pytest.approx(0.025)  # Clopper and Pearson
     assert stats.binom.cdf(sum(np.array(p) <= 0.05), 2 * number, high) == pytest.approx(0.025)
-    assert row["false_alarms"]["0.01"]["reason"] == "of 50 healthy patients no p-value is below 1/51"
-    assert row["caught"]["value"] == 0.5
+    assert row["false_positive_rate"]["0.01"]["reason"] == "of 50 healthy patients no p-value is below 1/51"
+    assert row["sensitivity"]["value"] == 0.5
 
 
 def test_two_detectors_are_compared_in_the_same_draws():
@@ -92,9 +92,9 @@ def test_two_detectors_are_compared_in_the_same_draws():
     better, same = comparisons(folds, [("good", "poor"), ("good", "good")], ["mass"])
     assert better["difference"] > 0.2
     assert better["p"] < 0.05 <= same["p"]
-    assert (same["difference"], same["seen"]) == (0, 0)
+    assert (same["difference"], same["detectable"]) == (0, 0)
     assert better["p_holm"] == pytest.approx(2 * better["p"])
-    assert 0.1 < better["seen"] < 0.6
+    assert 0.1 < better["detectable"] < 0.6
 
 
 def test_a_kind_that_nobody_has_gives_no_figure():
@@ -106,7 +106,7 @@ def test_a_kind_that_nobody_has_gives_no_figure():
     assert (compared["difference"], compared["p"], compared["p_holm"]) == (None, None, None)
 
 
-def test_the_difference_that_is_seen_is_that_of_a_simulation():
+def test_the_detectable_difference_is_that_of_a_simulation():
     """Hanley and McNeil's errors are of exponential scores; those of mean a / (1 - a) exceed those of mean 1 with
     probability a."""
     generator, diseased, healthy, auc = np.random.default_rng(0), 60, 40, 0.7
@@ -123,4 +123,4 @@ def test_the_difference_that_is_seen_is_that_of_a_simulation():
     correlation = float(np.corrcoef(pairs.T)[0, 1])
     spread = float((pairs[:, 0] - pairs[:, 1]).std())
     assert pairs.mean() == pytest.approx(auc, abs=0.01)
-    assert seen(diseased, healthy, auc, correlation) == pytest.approx(SEEN * spread, rel=0.12)
+    assert detectable(diseased, healthy, auc, correlation) == pytest.approx(DETECTED * spread, rel=0.12)
