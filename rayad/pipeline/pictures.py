@@ -82,9 +82,9 @@ class Shown:
         thumbnail_pngs = list(pool.map(draw, jobs, "pictures"))
         thumbnails = {f"image-{i.exam.exam_id}": png for i, png in zip(self.images, thumbnail_pngs, strict=True)}
         classes = {d.name: _classes(self.on_grid[d.name], self.kinds) for d in self.detectors[: 2 * PANEL_DETECTORS]}
-        overviews: dict[str, Overview] = {"distributions": (figures.distributions, (classes,))}
-        if panel := self._panel(pool):
-            overviews["panel"] = figures.panel, panel
+        panel = self._panel(pool)
+        overviews: dict[str, Overview] = {"panel": (figures.panel, panel)} if panel else {}
+        overviews["distributions"] = figures.distributions, (classes,)
         pngs = pool.map(_overview, list(overviews.values()), "overviews")
         return dict(zip(overviews, pngs, strict=True)) | thumbnails
 
