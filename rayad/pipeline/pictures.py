@@ -136,16 +136,20 @@ class Shown:
             chosen |= dict.fromkeys(with_kind[:PANEL_IMAGES], kind)
         if not chosen:
             return None
-        learned = [d for d in self.detectors if d.model] or list(self.detectors)
-        same_picture = [d for d in learned if d.preprocessing == self.main.preprocessing][:PANEL_DETECTORS]
         maps = {
             d.name: [_compared(self.calibrations[d.name], self.on_grid[d.name][i], kind) for i, kind in chosen.items()]
-            for d in same_picture
+            for d in _side_by_side(self.main, self.detectors)
         }
         images = [self.images[i] for i in chosen]
         views = list(pool.map(view, images, "panel", (self.dataset, self.main.preprocessing)))
         healthy = _if_healthy(pool, self.main, self.dataset, images)
         return views, maps, healthy
+
+
+def _side_by_side(main: Detector, detectors: Sequence[Detector]) -> list[Detector]:
+    """Some that see the same picture of an image as this one of them, those that learned if there are any."""
+    same_picture = [d for d in detectors if d.preprocessing == main.preprocessing]
+    return ([d for d in same_picture if d.model] or same_picture)[:PANEL_DETECTORS]
 
 
 def strips_of(detectors: Sequence[Detector], corpora: Mapping[str, Corpus]) -> dict[str, tuple[bytes, str]]:

@@ -4,8 +4,8 @@ The places of a grid with distance `step` are the pixels step // 2, step // 2 + 
 patch of a place is the square around it, of the side that the model sees, in the image continued by reflection. An
 encoder with unpadded convolutions gives cells at a distance of 8 px; where the step is a multiple of that, the cells of
 the image contain those of every patch. So the convolutions run once over the image, in tiles that bound the memory, and
-the head reads windows of as many cells as a patch has, 5x5 of 64 px. Other encoders and other steps take the patches
-one by one.
+the head reads windows of as many cells as a patch has, 5x5 of 64 px. A network that scores pixels goes over the image
+in such tiles too. Other models and other steps take the patches one by one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +71,22 @@ class Sliding(Protocol):
 
     def windows(self, cells: Tensor, stride: int) -> Tensor:
         """The latents of every window of as many cells as a patch has, so many cells apart, n m gh gw."""
+        ...
+
+
+@runtime_checkable
+class OfPixels(Protocol):
+    """A model of pixels: a patch's score is made of those in its middle, which nothing outside the patch reaches."""
+
+    stride: int
+    """Px of the image in a pixel of its coarsest maps: patches that far apart have these in common."""
+
+    def log_odds(self, x: Patches) -> Tensor:
+        """A number a pixel, n h w."""
+        ...
+
+    def windows(self, log_odds: Tensor, step: int) -> Tensor:
+        """The score of every patch, so many px apart, n gh gw."""
         ...
 
 
@@ -232,6 +248,33 @@ def patch_scores(
     with torch.no_grad():
         scores = [score(x) for x in _patches(model, pixels, step, mask, batch)]
     return _full_precision(torch.cat(scores))
+
+
+def pixel_scores(model: nn.Module, name: str, pixels: Image, step: int, mask: GridMask | None = None) -> Scores:
+    """A model of pixels at the places in the mask, or at all, row by row.
+
+    Args:
+        model: `OfPixels`.
+        name: of its score of patches.
+
+    Raises:
+        ImageError: the image is smaller than a patch.
+    """
+    network, side = cast(OfPixels, model), patch_of(model)
+    rows, columns, selected = _grid(pixels, step, side, mask)
+    if step % network.stride or not selected.any():
+        return patch_scores(model, lambda x: cast(ImageModel, model).scores(x)[name], pixels, step, mask)
+    image = _continued(pixels, model)[None]
+    index, indices, scores = np.arange(selected.size).reshape(selected.shape), [], []
+    for tile in _tiles(selected, step, side):
+        bounds.go_on()
+        (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
+        with torch.no_grad():
+            log_odds = network.log_odds(image[:, :, top : bottom + side, left : right + side])
+            tile_scores = network.windows(log_odds, step)[0]
+        indices.append(index[tile][selected[tile]])
+        scores.append(tile_scores[torch.from_numpy(selected[tile])])
+    return _full_precision(torch.cat(scores)[_row_by_row(indices)])
 
 
 def residual_scores(

@@ -95,7 +95,9 @@ class ModelScore:
         """Scores of the tissue's places, row by row."""
         model, residual = told(self.model.module, prepared), residuals.OPERATORS.get(self.name)
         with torch.inference_mode():
-            if isinstance(model, dense.Decoding) and (residual or self.name == "reconstruction"):
+            if isinstance(model, dense.OfPixels) and residual is None:
+                scores = dense.pixel_scores(model, self.name, prepared.pixels, step, tissue)
+            elif isinstance(model, dense.Decoding) and (residual or self.name == "reconstruction"):
                 scores = dense.residual_scores(model, residual or residuals.squared, prepared.pixels, step, tissue)
             else:
                 scores = dense.patch_scores(model, self._of_patches(model), prepared.pixels, step, tissue)

@@ -11,11 +11,12 @@ from rayad.datasets.exam import Exam
 from rayad.evaluation.metrics import Scored
 from rayad.evaluation.table import Options, rows
 from rayad.imaging.mammogram import Preprocessing
-from rayad.pipeline.pictures import Shown, _classes, _compared
+from rayad.models import cae
+from rayad.pipeline.pictures import Shown, _classes, _compared, _side_by_side
 from rayad.pipeline.score import ScoredImage
 from rayad.scoring.calibrate import calibrate, image_score
 from rayad.scoring.detector import Detector
-from rayad.scoring.scores import Floor
+from rayad.scoring.scores import Floor, ModelScore, Part
 
 DATASET = phantom.Dataset()
 FEW = Options(resamples=20, comparison_resamples=20)
@@ -88,3 +89,13 @@ def test_the_list_of_images_says_of_each_whether_it_is_abnormal(healthy):
     assert [row["verdict"] for row in report.listed()] == expected
     assert expected.count("abnormal") == 3
     assert all("verdict" not in row for row in replace(report, main=without_rule).listed())
+
+
+def test_a_panel_compares_what_sees_the_same_picture_of_an_image():
+    config = cae.Config(width=1, latents=2)
+    score, coarse = ModelScore(Part("cae", config, config.build()), "reconstruction"), Preprocessing(spacing_mm=0.8)
+    floor, top_hat = (Detector(name, Floor(name), Preprocessing()) for name in ("brightness", "top-hat"))
+    learned, elsewhere = (Detector(f"cae {p.spacing_mm}", score, p) for p in (Preprocessing(), coarse))
+    assert _side_by_side(floor, [floor, top_hat, elsewhere]) == [floor, top_hat]
+    assert _side_by_side(floor, [floor, top_hat, elsewhere, learned]) == [learned]
+    assert _side_by_side(elsewhere, [floor, elsewhere, learned]) == [elsewhere]
