@@ -21,7 +21,7 @@ from rayad.patches.corpus import Corpus, Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.run import Recipe, Run
-from rayad.scoring.combine import Aggregation
+from rayad.scoring.combine import PLAIN, Aggregation
 from rayad.scoring.detector import Detector
 
 SMOOTH = Aggregation("gaussian", 4.8)
@@ -41,6 +41,14 @@ LATENT_DETECTORS = {
 PLACE = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
 PLACE_SMOOTH_MM = 3.0
 """Smoothing of scores that are adjusted for the place, chosen on pasted lesions (benchmarks/place.py)."""
+DRAWN = {
+    "unet-masses": (Preprocessing(spacing_mm=0.8, intensity="relative"), ("lesions=masses",)),
+    "unet-specks": (
+        Preprocessing(spacing_mm=0.2, intensity="relative"),
+        ("lesions=specks", "middle_px=16", "faintest=0.02", "brightest=0.3"),
+    ),
+}
+"""Detector that learned to find drawn lesions -> the picture that it sees, and the settings of its model."""
 SEVEN = ("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn")
 """The detectors of Dietrichstein et al. 2022."""
 
@@ -113,7 +121,7 @@ def own(run: Run) -> list[Detector]:
 
 
 def mias(run: Run) -> list[Detector]:
-    """Mini-MIAS: autoencoders and circuits, on the tissue and on what a top-hat leaves of it; some given the place."""
+    """Mini-MIAS: autoencoders, circuits and what learned from drawn lesions, on the tissue and on specks, in place."""
     corpus = run.corpus(_relative())
     cae, bvae = run.train(corpus, _learns("cae")), run.train(corpus, _learns("bvae"))
     table = [
@@ -123,8 +131,9 @@ def mias(run: Run) -> list[Detector]:
         run.ask(bvae, "bvae"),
         run.ask(run.fit(corpus, bvae, DensityRequest()), "bvae-spn"),
         *_of_specks(run),
+        *drawn_lesions(run),
     ]
-    names = ("relative-maximum", "cae-spn", "bvae-spn", "fine-top-hat", "specks-cae-spn")
+    names = ("relative-maximum", "cae-spn", "bvae-spn", "fine-top-hat", "specks-cae-spn", *DRAWN)
     return [*table, *_in_place(run, table, names)]
 
 
@@ -284,6 +293,17 @@ def _of_specks(run: Run) -> list[Detector]:
     spn = run.fit(corpus, cae, DensityRequest())
     floor = run.floor(corpus, "top-hat", "fine-top-hat")
     return [floor, run.ask(cae, "specks-cae"), run.ask(spn, "specks-cae-spn")]
+
+
+def drawn_lesions(run: Run) -> list[Detector]:
+    """What learned to find lesions drawn into healthy tissue: masses at 0.8 mm, specks at 0.2 mm."""
+    detectors = []
+    for name, (picture, settings) in DRAWN.items():
+        corpus = run.corpus(Ingest(picture, Sampling(contour=0.2), shard_patches=2048), name)
+        request = TrainRequest("synthetic_lesions", settings, Schedule(epochs=12))
+        spread = Aggregation("maximum", 6.4) if name == "unet-masses" else PLAIN
+        detectors.append(run.ask(run.train(corpus, request), name, aggregation=spread))
+    return detectors
 
 
 def _on_latents(run: Run, corpus: Corpus, trained: Detector) -> list[Detector]:

@@ -132,7 +132,7 @@ def _specks(
 ) -> tuple[Map, Float[Tensor, " n"]]:
     """Outlines of clusters of specks, and the brightness added."""
     extent, count, brightness = u[:, :3].T
-    spread, number = _between(extent, side / 32, side / 5)[:, None, None], (3 + (SPECKS - 3) * count)[:, None, None]
+    spread, number = _between(extent, side / 32, 0.4 * side)[:, None, None], (3 + (SPECKS - 3) * count)[:, None, None]
     rows, columns = offsets
     outline = torch.zeros_like(rows)
     for k in range(SPECKS):

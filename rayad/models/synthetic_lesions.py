@@ -42,8 +42,8 @@ class Config:
     """Least brightness that is added to a lesion, full scales; above 0."""
     brightest: Share = 0.5
     """Most."""
-    middle_px: Literal[8, 16] = 8
-    """Side of the middle of a patch, px: as large as the places are apart, or specks between them are not seen."""
+    middle_px: Annotated[int, Within(2, 64)] = 8
+    """Even side of the middle of a patch, px: as large as the places are apart, or specks between them are not seen."""
     channels: Channels = 1
     """1 for grey patches, 3 for colour."""
     patch_px: PatchSide = 64
@@ -59,8 +59,11 @@ class Config:
         if not 0 < self.faintest < self.brightest:
             raise OptionError(f"faintest must be above 0 and below brightest, not {self.faintest} and {self.brightest}")
 
-        if not self._fits(1):
-            raise OptionError(f"middle_px of {self.middle_px} wants patches of at least 40 px, not {self.patch_px}")
+        if self.middle_px % 2 or not self._fits(1):
+            raise OptionError(
+                f"middle_px must be even and {2 * reach(1)} px less than the side of a patch at most, not "
+                f"{self.middle_px} of {self.patch_px}"
+            )
 
     @property
     def depth(self) -> int:

@@ -216,7 +216,8 @@ def test_it_learns_to_find_what_was_drawn_by_another_hand():
         ({"faintest": 0.0}, "faintest must be above 0 and below brightest, not 0.0 and 0.5"),
         ({"faintest": 0.6}, "below brightest, not 0.6 and 0.5"),
         ({"width": 0}, "width must be at least 1, not 0"),
-        ({"patch_px": 32, "middle_px": 16}, "middle_px of 16 wants patches of at least 40 px, not 32"),
+        ({"patch_px": 32, "middle_px": 16}, "middle_px must be even and 18 px less .* not 16 of 32"),
+        ({"middle_px": 9}, "middle_px must be even"),
         ({"largest_px": 0.5}, "largest_px must be at least 1 px, not 0.5"),
     ],
 )
