@@ -12,7 +12,8 @@ import numpy as np
 from scipy import ndimage, stats
 
 from rayad.datasets.phantom import Dataset
-from rayad.heatmaps.findings import ALARM, findings
+from rayad.heatmaps.findings import findings
+from rayad.scoring.regions import ALARM
 from rayad.serving import RESEARCH_USE
 
 CSP = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"

@@ -113,6 +113,9 @@ class Finding(Value):
     """Of this place by itself."""
     healthy_quantile: float
     """The share of healthy places that score lower."""
+    false_discovery_rate: float | None = None
+    """The share of healthy findings that is expected among those of the image that score as high; None: the detector
+    was calibrated before that was kept."""
 
 
 class Verdict(Value):

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from rayad.arrays import Grid, GridMask
 from rayad.evaluation import RESEARCH_USE
 from rayad.heatmaps.answers import Answer, DetectorName, Finding, ImageSize, Verdict
-from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
+from rayad.heatmaps.findings import MarkedRegion, findings
 from rayad.imaging.picture import Prepared
 from rayad.imaging.plausibility import Doubt
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Heatmap
+from rayad.scoring.regions import ALARM
 from rayad.scoring.rule import ABNORMAL, NORMAL, Rule
 
 
@@ -118,6 +119,7 @@ class Judgement:
             score=region.score,
             p_value=float(self.p_values[row, column]),
             healthy_quantile=region.healthy_quantile,
+            false_discovery_rate=region.false_discovery_rate,
         )
 
 
@@ -131,7 +133,7 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration, rule: 
     scale = np.array(shape[:2]) / np.array(prepared.stored.shape)
     quantile = calibration.healthy_quantile(heatmap.scores)
     step_mm = _step(heatmap) * prepared.spacing_mm
-    listed, number = findings(heatmap.scores, quantile, ALARM, step_mm)
+    listed, number = findings(heatmap.scores, quantile, ALARM, step_mm, calibration=calibration)
     score = image_score(heatmap.scores)
     return Judgement(
         scores=heatmap.scores,

@@ -17,7 +17,6 @@ from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import ANY, Scored
 from rayad.evaluation.results import MIXED, Results
 from rayad.fingerprint import fingerprint
-from rayad.heatmaps.findings import ALARM
 from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
@@ -26,6 +25,7 @@ from rayad.pipeline.score import ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
+from rayad.scoring.regions import ALARM
 
 NO_CORPORA: Mapping[str, Corpus] = MappingProxyType({})
 FEW_RESAMPLES = 20

@@ -17,7 +17,7 @@ from rayad.evaluation.shown import DetectorMap, Healthy, View
 from rayad.evaluation.surface import distances
 from rayad.evaluation.table import marked
 from rayad.heatmaps.drawing import if_healthy
-from rayad.heatmaps.findings import ALARM, MarkedRegion, findings
+from rayad.heatmaps.findings import MarkedRegion, findings
 from rayad.imaging.picture import Preprocessing
 from rayad.imaging.spacing import resample_mask
 from rayad.patches.corpus import ALL_LANES, Corpus
@@ -27,6 +27,7 @@ from rayad.pool import Pool
 from rayad.scoring import counterfactual
 from rayad.scoring.calibrate import Calibration, image_score
 from rayad.scoring.detector import Detector
+from rayad.scoring.regions import ALARM
 from rayad.scoring.scores import LatentScore, ModelScore, scores_of
 from rayad.tensors import Patches
 
@@ -71,7 +72,10 @@ class Shown:
         scores = [image.scores[self.main.name] for image in self.images]
         quantiles = [self.calibration.healthy_quantile(grid) for grid in scores]
         steps = [image.step_mm for image in self.images]
-        return [findings(grid, q, ALARM, step) for grid, q, step in zip(scores, quantiles, steps, strict=True)]
+        return [
+            findings(grid, q, ALARM, step, calibration=self.calibration)
+            for grid, q, step in zip(scores, quantiles, steps, strict=True)
+        ]
 
     def drawn(self, pool: Pool) -> dict[str, bytes]:
         """Name -> PNG: the panel, the distributions of scores, a thumbnail an image with its findings numbered."""

@@ -9,14 +9,15 @@ Places of one patient resemble each other, and so do its images: only patients a
 Places and images therefore use hierarchical conformal prediction (Lee, Barber and Willett,
 arXiv 2306.06342), p = (1 + sum_k mean_i 1[s_ki >= s]) / (K + 1): valid for a place (image) drawn at
 random from a new healthy patient. An exam uses one number a patient, the maximum over its images,
-p = (1 + #{k: s_k >= s}) / (K + 1): valid where patients have about as many images as here.
+p = (1 + #{k: s_k >= s}) / (K + 1): valid where patients have about as many images as here. A finding is
+judged among findings, by its highest place, as images among images: of the patients that have any.
 
 Where no patient is left for calibration, validation patients say what healthy scores are: then K is 0 and every p 1.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,16 @@ from jaxtyping import Float, Int
 
 from rayad.arrays import Grid
 from rayad.errors import DatasetError, FormatError
+from rayad.scoring.regions import ALARM, peaks
 
 SURVIVAL_POINTS = 1024
 """Points of a patient's compressed survival function: a place's p is too large by less than 1/1024, never too small."""
 ENOUGH = 20
 """Healthy patients; with fewer no p-value is below 0.05."""
+
+
+LATER = ("image_means", "finding_scores", "finding_weights")
+"""Arrays that older bundles lack."""
 
 
 def image_score(scores: Grid, top: float = 0.01) -> float:
@@ -68,6 +74,10 @@ class Calibration:
     """Share of an image's places that its score is the mean of; see `image_score`."""
     image_means: Float[np.ndarray, " i"] = field(default_factory=lambda: np.zeros(0))
     """The mean over each image's places, ascending; none in bundles that were made before it was kept."""
+    finding_scores: Float[np.ndarray, " f"] = field(default_factory=lambda: np.zeros(0))
+    """The highest score of each region above the alarm, ascending; none in bundles from before it was kept."""
+    finding_weights: Float[np.ndarray, " f"] = field(default_factory=lambda: np.zeros(0))
+    """1 / (number of regions of that region's patient), in the order of `finding_scores`."""
     served: bool = False
     """Whether its patients have served something else, such as early stopping: no p-value can refer to them."""
 
@@ -126,6 +136,15 @@ class Calibration:
         p = np.minimum(1.0, (1 + at_least / SURVIVAL_POINTS) / (self.patients + 1))
         return np.where(np.isnan(scores), np.nan, p)
 
+    def finding_p(self, peaks: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"] | None:
+        """p of findings by their highest places, each by itself; None where healthy ones are not known."""
+        if not self.finding_scores.size:
+            return None
+        cumulative = np.concatenate([[0.0], np.cumsum(self.finding_weights[::-1])])
+        at_least = cumulative[self.finding_scores.size - np.searchsorted(self.finding_scores, peaks, side="left")]
+        with_findings = 0 if self.served else round(cumulative[-1])
+        return np.minimum(1.0, (1 + at_least) / (with_findings + 1))
+
     def healthy_quantile(self, scores: Grid) -> Grid:
         """The share of healthy places that score lower, in [0, 1]; for display, not a p-value. nan stays nan."""
         values, first, ties = np.unique(self.quantiles, return_index=True, return_counts=True)
@@ -147,8 +166,7 @@ class Calibration:
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Plain arrays for a safetensors file; `top` and K are arrays of one element."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("top", "served")}
-        if not self.image_means.size:
-            del arrays["image_means"]
+        arrays = {name: array for name, array in arrays.items() if name not in LATER or array.size}
         return arrays | {"top": np.array([self.top]), "patients": np.array([self.patients])}
 
     @classmethod
@@ -158,7 +176,7 @@ class Calibration:
         Raises:
             FormatError: an array is missing, is not what its name says, or their sizes do not fit together.
         """
-        names = [f.name for f in fields(cls) if f.name not in ("image_means", "served") or f.name in tensors]
+        names = [f.name for f in fields(cls) if f.name not in (*LATER, "served") or f.name in tensors]
         missing = sorted({*names, "patients"} - tensors.keys())
         if missing:
             raise FormatError(f"calibration: arrays {', '.join(missing)} are missing")
@@ -200,7 +218,7 @@ def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01, served:
     weights = np.array([1 / len(values) for values in images.values() for _ in values])
     order = np.argsort(scores, kind="stable")
     levels = _levels()
-    return Calibration(
+    calibration = Calibration(
         exam_scores=np.sort([max(values) for values in images.values()]),
         image_scores=scores[order],
         image_weights=weights[order],
@@ -211,6 +229,19 @@ def calibrate(patients: Mapping[str, Sequence[Grid]], top: float = 0.01, served:
         image_means=np.sort([image.mean() for values in places.values() for image in values]),
         served=served,
     )
+    return replace(calibration, **_findings(calibration, patients))
+
+
+def _findings(calibration: Calibration, patients: Mapping[str, Sequence[Grid]]) -> dict[str, np.ndarray]:
+    """Highest scores and weights of the regions that would be marked in the patients' own images."""
+    by_patient = [
+        np.concatenate([peaks(grid, np.nan_to_num(calibration.healthy_quantile(grid)) > ALARM) for grid in grids])
+        for grids in patients.values()
+    ]
+    scores = np.concatenate(by_patient)
+    weights = np.concatenate([np.full(values.size, 1 / max(1, values.size)) for values in by_patient])
+    order = np.argsort(scores, kind="stable")
+    return {"finding_scores": scores[order], "finding_weights": weights[order]}
 
 
 def survival_points(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " s"]:
@@ -233,16 +264,17 @@ def _require_numbers(name: str, array: np.ndarray) -> None:
         raise FormatError(f"calibration: {name} is a row of numbers, not {array.dtype} of shape {array.shape}")
     if not np.isfinite(array).all():
         raise FormatError(f"calibration: {name} holds numbers that are not finite")
-    if name != "image_weights" and (array[1:] < array[:-1]).any():
+    if name not in ("image_weights", "finding_weights") and (array[1:] < array[:-1]).any():
         raise FormatError(f"calibration: {name} is not ascending")
 
 
 def _require_shares(tensors: Mapping[str, np.ndarray]) -> None:
     """FormatError unless arrays that belong together have one size, and shares are between 0 and 1."""
-    for first, second in (("image_scores", "image_weights"), ("levels", "quantiles")):
-        if tensors[first].size != tensors[second].size:
+    pairs = (("image_scores", "image_weights"), ("levels", "quantiles"), ("finding_scores", "finding_weights"))
+    for first, second in pairs:
+        if np.size(tensors.get(first, ())) != np.size(tensors.get(second, ())):
             raise FormatError(f"calibration: {first} and {second} have different sizes")
-    for name in ("image_weights", "levels", "top"):
+    for name in ("image_weights", "levels", "top", *(["finding_weights"] if "finding_weights" in tensors else [])):
         lowest, highest = tensors[name].min(), tensors[name].max()
         if lowest < 0 or highest > 1:
             raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {lowest:g} to {highest:g}")

@@ -76,7 +76,9 @@ export function renderFindings(centre) {
     const shown = { type: "button", id: `finding-${i}`, onclick: () => centre(i) };
     const p = pText(found.p_value, result().answer.p_value_floor);
     const cells = [String(i + 1), `x ${x}, y ${y} mm`, `${digits(found.size_mm2, 2)} mm²`, p];
-    const title = `${x} mm from the left, ${y} mm from the top; score ${digits(found.score)}, healthy quantile ${digits(found.healthy_quantile, 4)}`;
+    const known = found.false_discovery_rate ?? null;
+    const rate = known === null ? "" : `, false discovery rate ${digits(known, 2)}`;
+    const title = `${x} mm from the left, ${y} mm from the top; score ${digits(found.score)}, healthy quantile ${digits(found.healthy_quantile, 4)}${rate}`;
     const button = h("button", { ...shown, title, "aria-current": String(i === state.finding) });
     button.append(...cells.map((cell) => h("span", {}, cell)));
     return h("li", { className: atMost(found.p_value, state.limit) ? "" : "hidden-place" }, button);

@@ -5,9 +5,12 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from rayad.errors import DatasetError, FormatError
+from rayad.heatmaps.findings import findings
 from rayad.scoring.calibrate import SURVIVAL_POINTS, Calibration, calibrate, image_score, survival_points
+from rayad.scoring.regions import ALARM
 
 rng = np.random.default_rng
 
@@ -206,3 +209,85 @@ def test_patients_that_served_something_else_give_no_p_value():
         assert reference.threshold(0.99) == usual.threshold(0.99)
         assert "every p-value is 1" in reference.few
     assert not Calibration.from_tensors(usual.to_tensors()).served
+
+
+def fields_of(patients, images, seed, lesions=0):
+    """Smooth noise on 24x24 places with an effect of the patient, and lesions in it; where these are."""
+    generator = rng(seed)
+    for _ in range(patients):
+        effect, grids, truths = 0.3 * generator.normal(), [], []
+        for _ in range(images):
+            smooth = ndimage.gaussian_filter(generator.normal(size=(24, 24)), 1)
+            truth = np.zeros((24, 24), bool)
+            for _ in range(lesions):
+                row, column = generator.integers(2, 21, 2)
+                truth[row : row + 2, column : column + 2] = True
+            grids.append(smooth / smooth.std() + effect + generator.uniform(2, 6) * truth)
+            truths.append(truth)
+        yield grids, truths
+
+
+def test_a_finding_is_judged_among_the_findings_of_healthy_patients():
+    """By the formula, over regions that are grown place by place."""
+    patients = {f"p{i}": grids for i, (grids, _) in enumerate(fields_of(12, 2, seed=3))}
+    calibration = calibrate(patients)
+    alarm = calibration.threshold(ALARM)
+    by_patient = [np.concatenate([grown(grid, alarm) for grid in grids]) for grids in patients.values()]
+    by_patient = [values for values in by_patient if values.size]
+    asked = np.array([alarm, 3.0, 3.5, 4.0, 99.0])
+    expected = [hierarchical(by_patient, s) for s in asked]
+    np.testing.assert_allclose(calibration.finding_p(asked), expected)
+    assert calibration.finding_p(asked)[-1] == pytest.approx(1 / (len(by_patient) + 1))
+
+
+def grown(grid, alarm):
+    """Highest scores of regions above the alarm whose places touch, corners too."""
+    left, tops = {tuple(place) for place in np.argwhere(grid > alarm)}, []
+    while left:
+        region, edge = [], [left.pop()]
+        while edge:
+            row, column = edge.pop()
+            region.append(grid[row, column])
+            near = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+        tops.append(max(region))
+    return np.array(tops)
+
+
+def test_the_false_discovery_rate_holds_for_new_patients():
+    """Of the findings that are kept at a rate, the mean share outside of lesions; with lesions and without."""
+    calibration = calibrate({f"p{i}": grids for i, (grids, _) in enumerate(fields_of(150, 2, seed=0))})
+    for rate in (0.1, 0.3):
+        shares, kept_lesions = [], 0
+        for number in (0, 2):
+            for grids, truths in fields_of(300, 1, seed=1 + number, lesions=number):
+                quantile = calibration.healthy_quantile(grids[0])
+                listed, _ = findings(grids[0], quantile, ALARM, 1.0, most=99, calibration=calibration)
+                kept = [one for one in listed if one.false_discovery_rate <= rate]
+                false = [not truths[0][int(one.row_mm), int(one.col_mm)] for one in kept]
+                shares.append(np.mean(false) if kept else 0.0)
+                kept_lesions += len(kept) - sum(false)
+        assert np.mean(shares) < rate + 2 * np.std(shares) / np.sqrt(len(shares))
+        assert kept_lesions > 100
+
+
+def test_a_calibration_from_before_knows_no_findings():
+    calibration = calibrate({"a": [np.arange(400.0).reshape(20, 20)]})
+    assert calibration.finding_p(np.array([3.0])) is not None
+    tensors = {name: array for name, array in calibration.to_tensors().items() if not name.startswith("finding")}
+    older = Calibration.from_tensors(tensors)
+    assert older.finding_p(np.array([3.0])) is None
+    grid = np.arange(400.0).reshape(20, 20)
+    listed, number = findings(grid, older.healthy_quantile(grid), ALARM, 1.0, calibration=older)
+    assert (number, listed[0].false_discovery_rate) == (1, None)
+
+
+def test_a_damaged_list_of_findings_is_refused():
+    tensors = calibrate({"a": [np.arange(400.0).reshape(20, 20)]}).to_tensors()
+    with pytest.raises(FormatError, match="finding_scores and finding_weights have different sizes"):
+        Calibration.from_tensors({**tensors, "finding_weights": np.ones(3)})
+    with pytest.raises(FormatError, match="finding_scores and finding_weights have different sizes"):
+        Calibration.from_tensors({k: v for k, v in tensors.items() if k != "finding_weights"})
+    with pytest.raises(FormatError, match="finding_weights are shares"):
+        Calibration.from_tensors({**tensors, "finding_weights": np.full(tensors["finding_scores"].shape, 2.0)})
