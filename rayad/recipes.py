@@ -295,10 +295,15 @@ def _of_specks(run: Run) -> list[Detector]:
     return [floor, run.ask(cae, "specks-cae"), run.ask(spn, "specks-cae-spn")]
 
 
-def drawn_lesions(run: Run) -> list[Detector]:
-    """What learned to find lesions drawn into healthy tissue: masses at 0.8 mm, specks at 0.2 mm."""
+def drawn_lesions(run: Run, *names: str) -> list[Detector]:
+    """What learned to find lesions drawn into healthy tissue: masses at 0.8 mm, specks at 0.2 mm.
+
+    Args:
+        names: some of `DRAWN`; all, where none is given.
+    """
     detectors = []
-    for name, (picture, settings) in DRAWN.items():
+    for name in names or DRAWN:
+        picture, settings = DRAWN[name]
         corpus = run.corpus(Ingest(picture, Sampling(contour=0.2), shard_patches=2048), name)
         request = TrainRequest("synthetic_lesions", settings, Schedule(epochs=12))
         spread = Aggregation("maximum", 6.4) if name == "unet-masses" else PLAIN

@@ -58,7 +58,6 @@ class Config:
             raise OptionError(f"largest_px must be at least 1 px, not {self.largest_px}")
         if not 0 < self.faintest < self.brightest:
             raise OptionError(f"faintest must be above 0 and below brightest, not {self.faintest} and {self.brightest}")
-
         if self.middle_px % 2 or not self._fits(1):
             raise OptionError(
                 f"middle_px must be even and {2 * reach(1)} px less than the side of a patch at most, not "
@@ -67,11 +66,11 @@ class Config:
 
     @property
     def depth(self) -> int:
-        """Halvings: 1 for patches of 32 px, 2 for 64, 3 for 128, 4 for 256."""
+        """Halvings: 1 for patches of 32 px, 2 for 64, 3 for 128, 4 for 256, each of which divides the side."""
         return max(depth for depth in range(1, 6) if self._fits(depth))
 
     def _fits(self, depth: int) -> bool:
-        return reach(depth) + self.middle_px // 2 <= self.patch_px // 2
+        return self.patch_px % 2**depth == 0 and reach(depth) + self.middle_px // 2 <= self.patch_px // 2
 
     def build(self) -> "SyntheticLesions":
         """An untrained network of this size."""
