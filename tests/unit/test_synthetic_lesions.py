@@ -128,7 +128,10 @@ def test_a_lesion_lies_in_no_background():
     assert stats.binomtest(int(inside.sum()), 400, 1 - 0.75**4).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("patch_px", "middle_px"), [(32, 8), (40, 8), (64, 8), (64, 16), (128, 16), (232, 8), (256, 8)])
+SIDES = [(32, 8), (40, 8), (64, 8), (64, 16), (128, 16), (232, 8), (256, 8)]
+
+
+@pytest.mark.parametrize(("patch_px", "middle_px"), SIDES)
 def test_the_middle_depends_on_nothing_outside_the_patch(patch_px, middle_px):
     torch.manual_seed(0)
     model = Config(width=2, patch_px=patch_px, middle_px=middle_px).build().double().eval()
