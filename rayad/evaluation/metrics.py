@@ -8,7 +8,7 @@ Counts have a row for each resample, one row for the figure itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -132,6 +132,32 @@ def pool(scored: Sequence[Scored], kind: str, *, with_healthy: bool = False) -> 
         patients=patients,
         diseased=np.isin(patients, [image.patient_id for image in with_kind]),
     )
+
+
+def at_common_places(a: Sequence[Scored], b: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
+    """The same images at the places that both detectors scored, with the truth of the first.
+
+    Pictures of another resolution have another tissue mask, and a place more or less at their edges.
+
+    Raises:
+        Undefined: their places are not as far apart, so that none are the same.
+    """
+    pairs = [_in_common(*pair) for pair in zip(a, b, strict=True)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _in_common(a: Scored, b: Scored) -> tuple[Scored, Scored]:
+    if not np.isclose(a.step_mm, b.step_mm):
+        raise Undefined(f"places are {a.step_mm:.4g} and {b.step_mm:.4g} mm apart")
+    h, w = (min(sides) for sides in zip(a.tissue.shape, b.tissue.shape, strict=True))
+    tissue = a.tissue[:h, :w] & b.tissue[:h, :w]
+    if not tissue.any():
+        raise Undefined(f"{a.exam_id}: no place was scored by both")
+    truth = {kind: mask[:h, :w] for kind, mask in a.truth.items()}
+    first, second = (
+        replace(one, scores=np.where(tissue, one.scores[:h, :w], np.nan), tissue=tissue, truth=truth) for one in (a, b)
+    )
+    return first, second
 
 
 def usable(image: Scored, kind: str) -> bool:

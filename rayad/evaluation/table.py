@@ -127,7 +127,7 @@ def comparisons(
     Args:
         scored: detector -> the test images, the same ones in the same order for every detector.
         kinds: kinds of lesion.
-        pairs: which detectors, of which both must have scored the same places; None compares each with each.
+        pairs: which detectors, compared at the places that both have scored; None compares each with each.
         options: resamples, shares.
         over: calls a function with each of some items, here a pair, as `map` does.
     """
@@ -303,7 +303,7 @@ def _froc(scored: Sequence[Scored], kind: str, options: Options) -> Row:
 
 
 def _compare_pixels(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
-    pools = metrics.pool(a, kind), metrics.pool(b, kind)
+    pools = (metrics.pool(scored, kind) for scored in metrics.at_common_places(a, b))
     return significance.paired_bootstrap(*pools, options.comparison_resamples, options.seed)
 
 
@@ -313,7 +313,7 @@ def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options
         owner = {image.exam_id: image.patient_id for image in scored}
         return {p: [auc for exam, auc in aucs.items() if owner[exam] == p] for p in {owner[exam] for exam in aucs}}
 
-    return significance.wilcoxon(by_patient(a), by_patient(b))
+    return significance.wilcoxon(*map(by_patient, metrics.at_common_places(a, b)))
 
 
 def _compare_exams(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:

@@ -127,3 +127,35 @@ def test_comparisons_adjust_over_the_whole_list_and_skip_what_is_undefined():
     assert all(c["note"] and c["p_holm"] is None for c in found if c["lesion"] == "distortion")
     only = comparisons(scored, ["mass"], pairs=[("c", "a")], options=FEW)
     assert {(c["a"], c["b"]) for c in only} == {("c", "a")}
+
+
+def test_detectors_of_other_resolutions_are_compared_at_the_places_that_both_scored():
+    """One of them has a row of places more, and tissue elsewhere; by scikit-learn on what both have."""
+    one, other = cohort(2.0), []
+    for image in cohort(1.0, seed=3):
+        grow = ((0, 1), (0, 0))
+        tissue = np.pad(image.tissue, grow, constant_values=True)
+        tissue[2, :4] = False
+        scores = np.where(tissue, np.pad(image.scores, grow, constant_values=9.0), np.nan)
+        truth = {kind: np.pad(mask, grow) for kind, mask in image.truth.items()}
+        other.append(replace(image, scores=scores, tissue=tissue, truth=truth))
+    pixels, images, _ = comparisons({"one": one, "other": other}, ["mass"], options=FEW)
+    pooled, by_image = {"one": [], "other": []}, {"one": [], "other": []}
+    for a, b in zip(one, other, strict=True):
+        if "mass" in a.truth:
+            both = a.tissue & b.tissue[:-1]
+            truth = a.truth["mass"][both]
+            for name, scores in (("one", a.scores), ("other", b.scores[:-1])):
+                pooled[name] += list(zip(truth, scores[both], strict=True))
+                by_image[name].append(roc_auc_score(truth, scores[both]))
+    areas = {name: roc_auc_score(*zip(*values, strict=True)) for name, values in pooled.items()}
+    assert pixels["difference"] == pytest.approx(areas["one"] - areas["other"])
+    assert images["difference"] == pytest.approx(np.mean(by_image["one"]) - np.mean(by_image["other"]))
+
+
+def test_places_that_are_not_as_far_apart_are_not_compared():
+    scored = {"one": cohort(2.0), "other": [replace(image, step_mm=3.3) for image in cohort(1.0)]}
+    pixels, images, exams = comparisons(scored, ["mass"], options=FEW)
+    assert pixels["note"] == images["note"] == f"places are {scored['one'][0].step_mm:.4g} and 3.3 mm apart"
+    assert pixels["p"] is None
+    assert exams["p"] is not None
