@@ -303,8 +303,8 @@ def _froc(scored: Sequence[Scored], kind: str, options: Options) -> Row:
 
 
 def _compare_pixels(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
-    pools = (metrics.pool(scored, kind) for scored in metrics.at_common_places(a, b))
-    return significance.paired_bootstrap(*pools, options.comparison_resamples, options.seed)
+    first, second = (metrics.pool(scored, kind) for scored in metrics.at_common_places(a, b))
+    return significance.paired_bootstrap(first, second, options.comparison_resamples, options.seed)
 
 
 def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
