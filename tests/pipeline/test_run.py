@@ -159,7 +159,7 @@ def test_a_collapsed_model_and_what_is_made_of_it_say_so_in_their_rows(learned):
 
 def test_the_page_does_not_say_that_none_was_shown_a_lesion(learned, place):
     pages = [storage.read_bytes(f"{url}/report/index.html").decode() for url in (learned, place)]
-    assert ["none was shown a lesion, but those whose row says so." in page for page in pages] == [True, False]
+    assert ["none was shown a real lesion, but those whose row says so." in page for page in pages] == [True, False]
 
 
 def test_the_page_shows_what_models_and_circuits_draw(learned):
