@@ -35,13 +35,13 @@ class Config:
     width: Size = 8
     """Channels of the widest maps; each halving doubles them."""
     lesions: Literal["all", "masses", "specks"] = "all"
-    """What is drawn."""
+    """Lesions that are drawn into the patches: masses, clusters of specks, or both."""
     largest_px: Annotated[float, Within(1, 256)] = 16.0
     """Radius of the largest mass, px; the smallest has an eighth of it."""
     faintest: Share = 0.05
     """Least brightness that is added to a lesion, full scales; above 0."""
     brightest: Share = 0.5
-    """Most."""
+    """Most brightness that is added to a lesion, full scales."""
     middle_px: Annotated[int, Within(2, 64)] = 8
     """Even side of the middle of a patch, px: as large as the places are apart, or specks between them are not seen."""
     channels: Channels = 1
