@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from damaged import damaged
 
 from rayad import storage
+from rayad.datasets import phantom
 from rayad.errors import DatasetError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.calibrate import calibrate_detectors
@@ -35,6 +37,19 @@ def test_calibration_goes_on_without_as_many_images_as_are_allowed(tmp_path):
     (whole,) = calibrate_detectors(Here(), [calibrated], replace(dataset, damaged=""), 3.2, str(tmp_path))
     assert whole.calibration is not None
     assert len(whole.calibration.image_scores) == images
+
+
+def test_a_detector_that_was_calibrated_before_findings_were_kept_is_calibrated_again(tmp_path):
+    how = phantom.Dataset(patients=12), 3.2, str(tmp_path)
+    (calibrated,) = calibrate_detectors(Here(), [BRIGHT], *how)
+    assert calibrated.calibration is not None
+    assert calibrate_detectors(Here(), [calibrated], *how) == [calibrated]
+    nothing = {"finding_scores": np.zeros(0), "finding_weights": np.zeros(0)}
+    older = replace(calibrated, calibration=replace(calibrated.calibration, **nothing))
+    (again,) = calibrate_detectors(Here(), [older], *how)
+    assert again.calibration is not None
+    assert np.array_equal(again.calibration.finding_scores, calibrated.calibration.finding_scores)
+    assert len(again.calibration.finding_scores) > 0
 
 
 def test_a_combination_goes_on_without_them(tmp_path):
