@@ -45,7 +45,7 @@ def calibrate_detectors(
     exam_contents = contents(dataset, exams)
     requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
     if all(
-        d.calibration and d.calibration.finding_scores.size and d.provenance.get("calibrated_on") == request
+        d.calibration and d.calibration.finding_scores is not None and d.provenance.get("calibrated_on") == request
         for d, request in zip(detectors, requests, strict=True)
     ):
         return list(detectors)

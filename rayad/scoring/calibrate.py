@@ -35,6 +35,8 @@ ENOUGH = 20
 
 LATER = ("image_means", "finding_scores", "finding_weights")
 """Arrays that older bundles lack."""
+MAY_BE_EMPTY = ("finding_scores", "finding_weights")
+"""Where nothing is marked in any healthy image."""
 
 
 def image_score(scores: Grid, top: float = 0.01) -> float:
@@ -74,9 +76,9 @@ class Calibration:
     """Share of an image's places that its score is the mean of; see `image_score`."""
     image_means: Float[np.ndarray, " i"] = field(default_factory=lambda: np.zeros(0))
     """The mean over each image's places, ascending; none in bundles that were made before it was kept."""
-    finding_scores: Float[np.ndarray, " f"] = field(default_factory=lambda: np.zeros(0))
-    """The highest score of each region above the alarm, ascending; none in bundles from before it was kept."""
-    finding_weights: Float[np.ndarray, " f"] = field(default_factory=lambda: np.zeros(0))
+    finding_scores: Float[np.ndarray, " f"] | None = None
+    """The highest score of each region above the alarm, ascending; None in bundles from before it was kept."""
+    finding_weights: Float[np.ndarray, " f"] | None = None
     """1 / (number of regions of that region's patient), in the order of `finding_scores`."""
     served: bool = False
     """Whether its patients have served something else, such as early stopping: no p-value can refer to them."""
@@ -138,7 +140,7 @@ class Calibration:
 
     def finding_p(self, peaks: Float[np.ndarray, " r"]) -> Float[np.ndarray, " r"] | None:
         """p of findings by their highest places, each by itself; None where healthy ones are not known."""
-        if not self.finding_scores.size:
+        if self.finding_scores is None or self.finding_weights is None:
             return None
         cumulative = np.concatenate([[0.0], np.cumsum(self.finding_weights[::-1])])
         at_least = cumulative[self.finding_scores.size - np.searchsorted(self.finding_scores, peaks, side="left")]
@@ -166,7 +168,9 @@ class Calibration:
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Plain arrays for a safetensors file; `top` and K are arrays of one element."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("top", "served")}
-        arrays = {name: array for name, array in arrays.items() if name not in LATER or array.size}
+        if not self.image_means.size:
+            del arrays["image_means"]
+        arrays = {name: array for name, array in arrays.items() if array is not None}
         return arrays | {"top": np.array([self.top]), "patients": np.array([self.patients])}
 
     @classmethod
@@ -260,7 +264,7 @@ def _ranks(size: int) -> Int[np.ndarray, " s"]:
 
 def _require_numbers(name: str, array: np.ndarray) -> None:
     """FormatError unless an array is a row of finite numbers, ascending where numbers are looked up in it."""
-    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiu":
+    if array.ndim != 1 or (array.size == 0 and name not in MAY_BE_EMPTY) or array.dtype.kind not in "fiu":
         raise FormatError(f"calibration: {name} is a row of numbers, not {array.dtype} of shape {array.shape}")
     if not np.isfinite(array).all():
         raise FormatError(f"calibration: {name} holds numbers that are not finite")
@@ -275,7 +279,7 @@ def _require_shares(tensors: Mapping[str, np.ndarray]) -> None:
         if np.size(tensors.get(first, ())) != np.size(tensors.get(second, ())):
             raise FormatError(f"calibration: {first} and {second} have different sizes")
     for name in ("image_weights", "levels", "top", *(["finding_weights"] if "finding_weights" in tensors else [])):
-        lowest, highest = tensors[name].min(), tensors[name].max()
+        lowest, highest = tensors[name].min(initial=0), tensors[name].max(initial=0)
         if lowest < 0 or highest > 1:
             raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {lowest:g} to {highest:g}")
 

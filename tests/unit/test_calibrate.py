@@ -283,6 +283,16 @@ def test_a_calibration_from_before_knows_no_findings():
     assert (number, listed[0].false_discovery_rate) == (1, None)
 
 
+def test_where_nothing_healthy_is_marked_every_finding_has_p_1():
+    """Too few places for one above 99 of 100."""
+    calibration = calibrate({"a": [np.array([[0.0, 1.0]])], "b": [np.array([[2.0, 2.0]])]})
+    again = Calibration.from_tensors(safetensors.numpy.load(safetensors.numpy.save(calibration.to_tensors())))
+    for one in (calibration, again):
+        assert one.finding_scores is not None
+        assert one.finding_scores.size == 0
+        assert one.finding_p(np.array([3.0, 9.0])).tolist() == [1, 1]
+
+
 def test_a_damaged_list_of_findings_is_refused():
     tensors = calibrate({"a": [np.arange(400.0).reshape(20, 20)]}).to_tensors()
     with pytest.raises(FormatError, match="finding_scores and finding_weights have different sizes"):
