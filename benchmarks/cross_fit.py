@@ -11,8 +11,7 @@ from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.run import Recipe, Run
-from rayad.recipes import PLACE_SMOOTH_MM
-from rayad.scoring.combine import Aggregation
+from rayad.recipes import PLACE_SMOOTH_MM, WIDE
 from rayad.scoring.detector import Detector
 
 
@@ -22,7 +21,7 @@ def cross_fit(run: Run) -> list[Detector]:
     specks = run.corpus(Ingest(Preprocessing(spacing_mm=0.2, intensity="specks"), Sampling(patches=2)), "specks")
     cae = run.train(tissue, TrainRequest("cae", schedule=Schedule(epochs=6)))
     plain = [
-        run.floor(tissue, "relative-brightness", "relative-maximum", Aggregation("maximum", 6.4)),
+        run.floor(tissue, "relative-brightness", "relative-maximum", WIDE),
         run.floor(specks, "top-hat", "fine-top-hat"),
         run.ask(run.fit(tissue, cae, DensityRequest()), "cae-spn"),
     ]

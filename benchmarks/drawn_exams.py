@@ -7,15 +7,14 @@ from rayad.imaging.mammogram import Preprocessing
 from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.run import Recipe, Run
-from rayad.recipes import PLACE_SMOOTH_MM, drawn_lesions
-from rayad.scoring.combine import Aggregation
+from rayad.recipes import PLACE_SMOOTH_MM, WIDE, drawn_lesions
 from rayad.scoring.detector import Detector
 
 
 def exams(run: Run) -> list[Detector]:
     """The floor of masses and the network, as they are and adjusted for the place."""
     tissue = run.corpus(Ingest(Preprocessing(intensity="relative"), Sampling(), shard_patches=2048))
-    floor = run.floor(tissue, "relative-brightness", "relative-maximum", Aggregation("maximum", 6.4))
+    floor = run.floor(tissue, "relative-brightness", "relative-maximum", WIDE)
     plain = [floor, *drawn_lesions(run, "unet-masses")]
     return [*plain, *run.adjust({f"{detector.name}-place": (detector, PLACE_SMOOTH_MM) for detector in plain})]
 

@@ -11,8 +11,7 @@ from rayad.patches.corpus import Ingest
 from rayad.patches.sample import Sampling
 from rayad.pipeline.requests import DensityRequest, TrainRequest
 from rayad.pipeline.run import Recipe, Run
-from rayad.recipes import PLACE_SMOOTH_MM, drawn_lesions
-from rayad.scoring.combine import Aggregation
+from rayad.recipes import PLACE_SMOOTH_MM, WIDE, drawn_lesions
 from rayad.scoring.detector import Detector
 
 
@@ -24,7 +23,7 @@ def ablation(run: Run) -> list[Detector]:
     )
     learns = TrainRequest("cae", schedule=Schedule(epochs=6))
     plain = [
-        run.floor(tissue, "relative-brightness", "relative-maximum", Aggregation("maximum", 6.4)),
+        run.floor(tissue, "relative-brightness", "relative-maximum", WIDE),
         run.floor(specks, "top-hat", "fine-top-hat"),
         run.ask(run.fit(tissue, run.train(tissue, learns), DensityRequest()), "cae-spn"),
         run.ask(run.fit(specks, run.train(specks, learns), DensityRequest()), "specks-cae-spn"),

@@ -3,11 +3,11 @@
     python benchmarks/realism.py --source mini-mias
 
 Real are all masses and calcifications of mini-MIAS that have a place, by the circle of the label; drawn are those in
-patches of healthy training patients, by the circle of the same area, of specks the one that
-holds them. Contrast is the mean inside the circle minus the
-mean of a ring around it (1.2 to 1.8 radii), texture the standard deviation inside over that of the ring, peak the
-highest pixel inside minus the ring's 99 % quantile; in full scales of the picture. AUC: how well the number alone tells
-real from drawn (0.5: not at all); all: a logistic regression on the four, a tenth of the lesions left out in turn.
+patches of healthy training patients, by the circle of the same area, of specks the one that holds them. Contrast is the
+mean inside the circle minus the mean of a ring around it (1.2 to 1.8 radii), texture the standard deviation inside over
+that of the ring, peak the highest pixel inside minus the ring's 99 % quantile; in full scales of the picture. AUC: how
+well the number alone tells real from drawn (0.5: not at all); all: a logistic regression on the four, a tenth of the
+lesions left out in turn.
 """
 
 import json
@@ -30,6 +30,7 @@ from rayad.errors import RayadError
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.spacing import resample
 from rayad.models._lesions import NUMBERS, SHARE, with_lesions
+from rayad.options import Settings
 from rayad.patches.sample import Sampling, choose, cut
 from rayad.pipeline.score import source_of
 from rayad.recipes import DRAWN
@@ -83,7 +84,7 @@ def real(options: Options, kind: str, picture: Preprocessing) -> Iterator[tuple[
                 yield found
 
 
-def drawn(options: Options, settings: dict[str, str], picture: Preprocessing) -> Iterator[tuple[float, ...]]:
+def drawn(options: Options, settings: Settings, picture: Preprocessing) -> Iterator[tuple[float, ...]]:
     """Of each lesion that is drawn into patches of healthy training patients."""
     dataset = catalog.configure("datasets", "mias", {"source": options.source})
     exams, config = dataset.exams(), catalog.configure("models", "synthetic_lesions", settings)
@@ -121,12 +122,9 @@ def main(options: Options) -> None:
     """Print and keep."""
     rows = {}
     for kind, name in (("mass", "unet-masses"), ("calcification", "unet-specks")):
-        picture, settings = DRAWN[name]
-        pair = [
-            np.array(list(of))
-            for of in (real(options, kind, picture), drawn(options, dict(s.split("=") for s in settings), picture))
-        ]
-        rows[kind] = compared(*pair)
+        picture, settings, _ = DRAWN[name]
+        measured = real(options, kind, picture), drawn(options, settings, picture)
+        rows[kind] = compared(*(np.array(list(lesions)) for lesions in measured))
         print(kind, json.dumps(rows[kind], indent=1), flush=True)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -41,14 +41,17 @@ LATENT_DETECTORS = {
 PLACE = ("skin_mm", "rel_row", "rel_col", "ring_density", "image_density")
 PLACE_SMOOTH_MM = 3.0
 """Smoothing of scores that are adjusted for the place, chosen on pasted lesions (benchmarks/place.py)."""
+WIDE = Aggregation("maximum", 6.4)
+"""Of what finds masses: the highest score nearby."""
 DRAWN = {
-    "unet-masses": (Preprocessing(spacing_mm=0.8, intensity="relative"), ("lesions=masses",)),
+    "unet-masses": (Preprocessing(spacing_mm=0.8, intensity="relative"), ("lesions=masses",), WIDE),
     "unet-specks": (
         Preprocessing(spacing_mm=0.2, intensity="relative"),
         ("lesions=specks", "middle_px=16", "faintest=0.02", "brightest=0.3"),
+        PLAIN,
     ),
 }
-"""Detector that learned to find drawn lesions -> the picture that it sees, and the settings of its model."""
+"""Detector that learned to find drawn lesions -> the picture that it sees, settings of its model, its aggregation."""
 SEVEN = ("cae", "bvae", "vqvae", "fanogan", "cae-spn", "bvae-spn", "vqvae-spn")
 """The detectors of Dietrichstein et al. 2022."""
 
@@ -121,7 +124,7 @@ def own(run: Run) -> list[Detector]:
 
 
 def mias(run: Run) -> list[Detector]:
-    """Mini-MIAS: autoencoders, circuits and what learned from drawn lesions, on the tissue and on specks, in place."""
+    """Mini-MIAS: floors, autoencoders, circuits and what learned to find drawn lesions; some given the place."""
     corpus = run.corpus(_relative())
     cae, bvae = run.train(corpus, _learns("cae")), run.train(corpus, _learns("bvae"))
     table = [
@@ -275,7 +278,7 @@ def _floors(run: Run, corpus: Corpus) -> list[Detector]:
     return [
         run.floor(corpus, "brightness"),
         run.floor(corpus, "relative-brightness"),
-        run.floor(corpus, "relative-brightness", "relative-maximum", Aggregation("maximum", 6.4)),
+        run.floor(corpus, "relative-brightness", "relative-maximum", WIDE),
         run.floor(corpus, "top-hat"),
     ]
 
@@ -303,11 +306,10 @@ def drawn_lesions(run: Run, *names: str) -> list[Detector]:
     """
     detectors = []
     for name in names or DRAWN:
-        picture, settings = DRAWN[name]
+        picture, settings, aggregation = DRAWN[name]
         corpus = run.corpus(Ingest(picture, Sampling(contour=0.2), shard_patches=2048), name)
         request = TrainRequest("synthetic_lesions", settings, Schedule(epochs=12))
-        spread = Aggregation("maximum", 6.4) if name == "unet-masses" else PLAIN
-        detectors.append(run.ask(run.train(corpus, request), name, aggregation=spread))
+        detectors.append(run.ask(run.train(corpus, request), name, aggregation=aggregation))
     return detectors
 
 

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from skimage.morphology import local_maxima
 
 from rayad.arrays import GridMask
-from rayad.evaluation.metrics import ANY, Scored, Undefined, components, usable
+from rayad.evaluation.metrics import ANY, Scored, Undefined, usable
+from rayad.scoring.regions import regions
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False alarms an image at which the sensitivity is given."""
@@ -38,7 +39,7 @@ def peaks(image: Scored) -> GridMask:
     """One place for each local maximum (of eight neighbors) of the scores inside the tissue."""
     lowest = image.scores[image.tissue].min() - 1
     padded = np.pad(np.where(image.tissue, image.scores, lowest), 1, constant_values=lowest)
-    plateaus, _ = components(np.asarray(local_maxima(padded, connectivity=2), dtype=bool)[1:-1, 1:-1])
+    plateaus, _ = regions(np.asarray(local_maxima(padded, connectivity=2), dtype=bool)[1:-1, 1:-1])
     _, first = np.unique(plateaus, return_index=True)
     one_each = np.zeros(plateaus.size, dtype=bool)
     one_each[first] = True
@@ -89,7 +90,7 @@ def sensitivity(
 
 def _marks_of(image: Scored, kind: str) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     peak_places = peaks(image)
-    lesions, count = components(image.lesion(kind))
+    lesions, count = regions(image.lesion(kind))
     best = np.full(count + 1, -np.inf)
     np.maximum.at(best, lesions[peak_places], image.scores[peak_places])
     alarms = image.scores[peak_places & ~image.lesion(ANY)]

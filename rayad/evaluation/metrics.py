@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from rayad.arrays import Grid, GridMask, Mask
 from rayad.scoring.calibrate import image_score
+from rayad.scoring.regions import regions
 
 ANY = "any"
 """The kind that stands for a lesion of whatever kind."""
@@ -266,14 +267,7 @@ def dice_counts(image: Scored, kind: str, threshold: float) -> tuple[int, int]:
     return 2 * int((marked & lesion).sum()), int(marked.sum()) + int((lesion & counted).sum())
 
 
-def components(mask: GridMask) -> tuple[Int[np.ndarray, "gh gw"], int]:
-    """Number the lesions of a mask 1, 2, ...; places that touch by an edge or a corner are one lesion."""
-    labels = np.zeros(mask.shape, dtype=np.int64)
-    count = ndimage.label(mask, structure=np.ones((3, 3)), output=labels)
-    return labels, int(count)  # type: ignore[reportArgumentType]  with an output given it returns the number
-
-
 def _shares(lesions: GridMask) -> Grid:
-    labels, _ = components(lesions)
+    labels, _ = regions(lesions)
     sizes = np.bincount(labels.ravel())
     return np.where(lesions, 1 / sizes[labels], 0.0)

@@ -6,7 +6,7 @@ Every figure is {"value" or "mean", "low", "high", ...}: null where the images d
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import combinations, product
 from typing import Any
 
@@ -140,12 +140,17 @@ def _compared(
     kinds: Sequence[str], options: Options, pair: tuple[str, str, Sequence[Scored], Sequence[Scored]]
 ) -> list[Row]:
     """One pair, two names and their images, before p is adjusted."""
-    (a, b, scored_a, scored_b), rows = pair, list[Row]()
-    tests = {"pixel_auc": _compare_pixels, "image_wise_auc": _compare_images, "exam_auc": _compare_exams}
-    for kind, (figure, test) in product(kinds, tests.items()):
+    (a, b, *whole), rows = pair, list[Row]()
+    at_common_places = cache(partial(metrics.at_common_places, *whole))  # or Undefined, in each row
+    tests = {
+        "pixel_auc": (_compare_pixels, at_common_places),
+        "image_wise_auc": (_compare_images, at_common_places),
+        "exam_auc": (_compare_exams, lambda: whole),
+    }
+    for kind, (figure, (test, images)) in product(kinds, tests.items()):
         head: Row = {"a": a, "b": b, "lesion": kind, "figure": figure}
         try:
-            rows.append(head | vars(test(scored_a, scored_b, kind, options)))
+            rows.append(head | vars(test(*images(), kind, options)))
         except Undefined as reason:
             rows.append(head | {"difference": None, "p": None, "note": str(reason)})
     return rows
@@ -303,8 +308,8 @@ def _froc(scored: Sequence[Scored], kind: str, options: Options) -> Row:
 
 
 def _compare_pixels(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
-    first, second = (metrics.pool(scored, kind) for scored in metrics.at_common_places(a, b))
-    return significance.paired_bootstrap(first, second, options.comparison_resamples, options.seed)
+    pools = metrics.pool(a, kind), metrics.pool(b, kind)
+    return significance.paired_bootstrap(*pools, options.comparison_resamples, options.seed)
 
 
 def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:
@@ -313,7 +318,7 @@ def _compare_images(a: Sequence[Scored], b: Sequence[Scored], kind: str, options
         owner = {image.exam_id: image.patient_id for image in scored}
         return {p: [auc for exam, auc in aucs.items() if owner[exam] == p] for p in {owner[exam] for exam in aucs}}
 
-    return significance.wilcoxon(*map(by_patient, metrics.at_common_places(a, b)))
+    return significance.wilcoxon(by_patient(a), by_patient(b))
 
 
 def _compare_exams(a: Sequence[Scored], b: Sequence[Scored], kind: str, options: Options) -> significance.Difference:

@@ -10,7 +10,7 @@ in a projection. Outlines are ellipses with lobes whose border is sharp or fades
 them in all directions. A cluster of specks is made of such lesions of a pixel or two, bright and without f.
 
 All is computed from numbers that are uniform in [0, 1], a row a patch, so that whoever draws these has the same
-lesions.
+lesions. Those of the phantom (rayad/datasets/phantom_lesions.py), on which settings are chosen, are drawn otherwise.
 """
 
 import math

@@ -190,7 +190,6 @@ def _middle(maps: Maps, side: int) -> Float[Tensor, "n k side side"]:
 
 def _turned(x: Patches, u: Float[Tensor, "n 3"]) -> Patches:
     """Patches mirrored at their axes and their diagonal, each half of the time: lesions have no side."""
-    for k, (axis, other) in enumerate([(2, 2), (3, 3), (2, 3)]):
-        mirrored = x.flip(axis) if axis == other else x.transpose(axis, other)
-        x = torch.where((u[:, k] < 0.5)[:, None, None, None], x, mirrored)
+    for number, mirrored in zip(u.T, (lambda y: y.flip(2), lambda y: y.flip(3), lambda y: y.mT), strict=True):
+        x = torch.where((number < 0.5)[:, None, None, None], x, mirrored(x))
     return x

@@ -17,7 +17,7 @@ Where no patient is left for calibration, validation patients say what healthy s
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,10 @@ SURVIVAL_POINTS = 1024
 """Points of a patient's compressed survival function: a place's p is too large by less than 1/1024, never too small."""
 ENOUGH = 20
 """Healthy patients; with fewer no p-value is below 0.05."""
-
-
-LATER = ("image_means", "finding_scores", "finding_weights")
+FINDINGS = ("finding_scores", "finding_weights")
+"""Arrays that are empty where nothing is marked in any healthy image."""
+LATER = ("image_means", *FINDINGS)
 """Arrays that older bundles lack."""
-MAY_BE_EMPTY = ("finding_scores", "finding_weights")
-"""Where nothing is marked in any healthy image."""
 
 
 def image_score(scores: Grid, top: float = 0.01) -> float:
@@ -74,8 +72,8 @@ class Calibration:
     """The healthy score at each level; every patient weighs the same."""
     top: float = 0.01
     """Share of an image's places that its score is the mean of; see `image_score`."""
-    image_means: Float[np.ndarray, " i"] = field(default_factory=lambda: np.zeros(0))
-    """The mean over each image's places, ascending; none in bundles that were made before it was kept."""
+    image_means: Float[np.ndarray, " i"] | None = None
+    """The mean over each image's places, ascending; None in bundles from before it was kept."""
     finding_scores: Float[np.ndarray, " f"] | None = None
     """The highest score of each region above the alarm, ascending; None in bundles from before it was kept."""
     finding_weights: Float[np.ndarray, " f"] | None = None
@@ -111,7 +109,7 @@ class Calibration:
         out-of-distribution inputs to deep generative models using typicality", 2019). A lesion is too small a part of
         an image for that.
         """
-        if not self.image_means.size:
+        if self.image_means is None:
             return ""
         mean, median = float(np.nanmean(scores)), float(np.median(self.image_means))
         lowest, highest = self.image_means[0], self.image_means[-1]
@@ -142,9 +140,9 @@ class Calibration:
         """p of findings by their highest places, each by itself; None where healthy ones are not known."""
         if self.finding_scores is None or self.finding_weights is None:
             return None
-        cumulative = np.concatenate([[0.0], np.cumsum(self.finding_weights[::-1])])
-        at_least = cumulative[self.finding_scores.size - np.searchsorted(self.finding_scores, peaks, side="left")]
-        with_findings = 0 if self.served else round(cumulative[-1])
+        first = np.searchsorted(self.finding_scores, peaks, side="left")
+        at_least = np.array([self.finding_weights[i:].sum() for i in first])
+        with_findings = 0 if self.served else round(self.finding_weights.sum())
         return np.minimum(1.0, (1 + at_least) / (with_findings + 1))
 
     def healthy_quantile(self, scores: Grid) -> Grid:
@@ -168,8 +166,6 @@ class Calibration:
     def to_tensors(self) -> dict[str, np.ndarray]:
         """Plain arrays for a safetensors file; `top` and K are arrays of one element."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("top", "served")}
-        if not self.image_means.size:
-            del arrays["image_means"]
         arrays = {name: array for name, array in arrays.items() if array is not None}
         return arrays | {"top": np.array([self.top]), "patients": np.array([self.patients])}
 
@@ -264,7 +260,7 @@ def _ranks(size: int) -> Int[np.ndarray, " s"]:
 
 def _require_numbers(name: str, array: np.ndarray) -> None:
     """FormatError unless an array is a row of finite numbers, ascending where numbers are looked up in it."""
-    if array.ndim != 1 or (array.size == 0 and name not in MAY_BE_EMPTY) or array.dtype.kind not in "fiu":
+    if array.ndim != 1 or (array.size == 0 and name not in FINDINGS) or array.dtype.kind not in "fiu":
         raise FormatError(f"calibration: {name} is a row of numbers, not {array.dtype} of shape {array.shape}")
     if not np.isfinite(array).all():
         raise FormatError(f"calibration: {name} holds numbers that are not finite")
@@ -274,12 +270,13 @@ def _require_numbers(name: str, array: np.ndarray) -> None:
 
 def _require_shares(tensors: Mapping[str, np.ndarray]) -> None:
     """FormatError unless arrays that belong together have one size, and shares are between 0 and 1."""
-    pairs = (("image_scores", "image_weights"), ("levels", "quantiles"), ("finding_scores", "finding_weights"))
-    for first, second in pairs:
+    for first, second in (("image_scores", "image_weights"), ("levels", "quantiles"), FINDINGS):
         if np.size(tensors.get(first, ())) != np.size(tensors.get(second, ())):
             raise FormatError(f"calibration: {first} and {second} have different sizes")
-    for name in ("image_weights", "levels", "top", *(["finding_weights"] if "finding_weights" in tensors else [])):
-        lowest, highest = tensors[name].min(initial=0), tensors[name].max(initial=0)
+    for name in ("image_weights", "levels", "top", "finding_weights"):
+        if not np.size(tensors.get(name, ())):
+            continue
+        lowest, highest = tensors[name].min(), tensors[name].max()
         if lowest < 0 or highest > 1:
             raise FormatError(f"calibration: {name} are shares, from 0 to 1, not {lowest:g} to {highest:g}")
 

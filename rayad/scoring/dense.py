@@ -195,21 +195,35 @@ def _parts(model: nn.Module, pixels: Image, step: int, selected: GridMask) -> It
 
     There is at least one part, maybe empty.
     """
-    index = np.arange(selected.size).reshape(selected.shape)
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, Sliding) or not encoder.slides or step % STRIDE or not selected.any():
+        index = np.arange(selected.size).reshape(selected.shape)
         yield index[selected], encode_patches(model, pixels, step, selected)
         return
-    side = patch_of(model)
+
+    def latents(crop: Patches) -> Tensor:
+        return encoder.windows(encoder.cells(crop), step // STRIDE)[0].permute(1, 2, 0)
+
+    yield from _tiled(model, pixels, step, selected, latents)
+
+
+def _tiled(
+    model: nn.Module, pixels: Image, step: int, selected: GridMask, of_crop: Callable[[Patches], Tensor]
+) -> Iterator[tuple[Indices, Tensor]]:
+    """What is made of an image tile by tile, at the wanted places, with these places' indices in the grid.
+
+    Args:
+        of_crop: of the pixels of a tile's patches, 1 c h w, a value of each of its places, gh gw or gh gw m.
+    """
+    side, index = patch_of(model), np.arange(selected.size).reshape(selected.shape)
     rows, columns, _ = _grid(pixels, step, side, selected)
     image = _continued(pixels, model)[None]
     for tile in _tiles(selected, step, side):
         bounds.go_on()
         (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
         with torch.no_grad():
-            cells = encoder.cells(image[:, :, top : bottom + side, left : right + side])
-            latents = encoder.windows(cells, step // STRIDE)[0].permute(1, 2, 0)
-        yield index[tile][selected[tile]], _full_precision(latents[torch.from_numpy(selected[tile])])
+            values = of_crop(image[:, :, top : bottom + side, left : right + side])
+        yield index[tile][selected[tile]], _full_precision(values[torch.from_numpy(selected[tile])])
 
 
 def _row_by_row(indices: Sequence[Indices]) -> Tensor:
@@ -260,21 +274,12 @@ def pixel_scores(model: nn.Module, name: str, pixels: Image, step: int, mask: Gr
     Raises:
         ImageError: the image is smaller than a patch.
     """
-    network, side = cast(OfPixels, model), patch_of(model)
-    rows, columns, selected = _grid(pixels, step, side, mask)
+    network, selected = cast(OfPixels, model), _grid(pixels, step, patch_of(model), mask)[2]
     if step % network.stride or not selected.any():
         return patch_scores(model, lambda x: cast(ImageModel, model).scores(x)[name], pixels, step, mask)
-    image = _continued(pixels, model)[None]
-    index, indices, scores = np.arange(selected.size).reshape(selected.shape), [], []
-    for tile in _tiles(selected, step, side):
-        bounds.go_on()
-        (top, bottom), (left, right) = rows[tile[0]][[0, -1]], columns[tile[1]][[0, -1]]
-        with torch.no_grad():
-            log_odds = network.log_odds(image[:, :, top : bottom + side, left : right + side])
-            tile_scores = network.windows(log_odds, step)[0]
-        indices.append(index[tile][selected[tile]])
-        scores.append(tile_scores[torch.from_numpy(selected[tile])])
-    return _full_precision(torch.cat(scores)[_row_by_row(indices)])
+    parts = _tiled(model, pixels, step, selected, lambda crop: network.windows(network.log_odds(crop), step)[0])
+    indices, scores = zip(*parts, strict=True)
+    return torch.cat(scores)[_row_by_row(indices)]
 
 
 def residual_scores(

@@ -1,4 +1,4 @@
-"""Regions of marked places: what a detector marks in an image, and how high such regions score."""
+"""Regions of places that touch: of what a detector marks in an image, and of lesions; how high they score."""
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -11,7 +11,7 @@ ALARM = 0.99
 
 
 def regions(marked: GridMask) -> tuple[Int64[np.ndarray, "gh gw"], int]:
-    """The number of each place's region, 0 where none is marked, and how many regions there are; corners touch."""
+    """The number of each place's region, from 1, 0 outside of all, and how many there are; corners touch too."""
     labels = np.zeros(marked.shape, dtype=np.int64)
     number = int(ndimage.label(marked, structure=np.ones((3, 3)), output=labels))  # type: ignore[reportArgumentType]
     return labels, number
@@ -20,6 +20,4 @@ def regions(marked: GridMask) -> tuple[Int64[np.ndarray, "gh gw"], int]:
 def peaks(scores: Grid, marked: GridMask) -> Float[np.ndarray, " r"]:
     """The highest score of each region."""
     labels, number = regions(marked)
-    highest = np.full(number + 1, -np.inf)
-    np.maximum.at(highest, labels[marked], scores[marked].astype(np.float64))
-    return highest[1:]
+    return np.asarray(ndimage.maximum(scores, labels, np.arange(1, number + 1)), np.float64).reshape(number)
