@@ -1,6 +1,6 @@
-"""A U-Net that learned to find lesions drawn into healthy patches (rayad/models/_lesions.py).
+"""A U-Net that learned to find lesions drawn into healthy patches.
 
-Its score is not how improbable a place is but how much it looks like a drawn lesion: the log-odds of the mean
+How they are drawn: rayad/models/_lesions.py. Its score is not how improbable a place is but how much it looks like a drawn lesion: the log-odds of the mean
 probability in the middle of a patch. What it was not shown it may not find; it is meant beside a likelihood, not in its
 place.
 
