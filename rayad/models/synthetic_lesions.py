@@ -1,8 +1,8 @@
 """A U-Net that learned to find lesions drawn into healthy patches.
 
-How they are drawn: rayad/models/_lesions.py. Its score is not how improbable a place is but how much it looks like a drawn lesion: the log-odds of the mean
-probability in the middle of a patch. What it was not shown it may not find; it is meant beside a likelihood, not in its
-place.
+How they are drawn: rayad/models/_lesions.py. The score is not how improbable a place is but how much it looks like a
+drawn lesion: the log-odds of the mean probability in the middle of a patch. What it was not shown it may not find; it
+is meant beside a likelihood, not in its place.
 
 The network after Ronneberger et al., "U-Net", MICCAI 2015: two convolutions of 3x3 a level, halvings by means, as many
 as let it see no further from the middle of a patch than to its border. So a whole image goes through it at once.
