@@ -51,9 +51,9 @@ def png(data: phantom.Dataset, exam: Any) -> bytes:
     return buffer.getvalue()
 
 
-def dicom(exam: Any) -> bytes:
+def dicom(exam: Any, **attributes: Any) -> bytes:
     """The same image as a complete DICOM mammogram."""
-    dataset = complete((PATIENTS.pixels(exam) * 4095).astype(np.uint16), PixelSpacing=[0.8, 0.8])
+    dataset = complete((PATIENTS.pixels(exam) * 4095).astype(np.uint16), PixelSpacing=[0.8, 0.8], **attributes)
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

@@ -97,6 +97,10 @@ class ImageSize(Value):
     columns: int
     spacing_mm: float
     """mm a pixel."""
+    view: str = ""
+    """MLO, CC, ... by its file or by who asked; empty: nobody says it."""
+    laterality: str = ""
+    """L or R by its file; empty: it does not say it."""
 
 
 class Finding(Value):
@@ -136,6 +140,10 @@ class Verdict(Value):
     """When an image is abnormal, in words."""
     threshold: float | None = None
     """The score above which an image is abnormal."""
+    patient_p_value: float | None = None
+    """Of a patient whose highest image scores this, among healthy patients by their highest; None: an older server."""
+    patient_images: int = 0
+    """Images of a patient for which `patient_p_value` holds at most: as many as each healthy patient has."""
 
     def of(self, image: str, name: str) -> "Result":
         """The same as the row of an image of many."""
@@ -145,6 +153,7 @@ class Verdict(Value):
 VERDICT = {
     **{"score": 12.5, "p_value": 0.05, "p_value_floor": 0.05, "calibration_patients": 19, "doubts": []},
     **{"verdict": "abnormal", "rule": "above 0.95 of healthy images", "threshold": 11.9},
+    **{"patient_p_value": 0.1, "patient_images": 2},
 }
 PLACE = {"row": 812.0, "column": 405.5, "size_mm2": 81.9, "score": 12.5, "p_value": 0.05, "healthy_quantile": 0.999}
 ANSWER = {
@@ -171,6 +180,43 @@ class Answer(Verdict):
     """How many regions there are, listed or not."""
     seconds: Mapping[str, float]
     """What took how long."""
+
+
+class StudyImage(Value):
+    """An image of a study: what is said of it, or why nothing is."""
+
+    answer: Answer | None = None
+    problem: str = ""
+    """Why it was not scored; empty: it was."""
+
+
+STUDY = {
+    **{"score": 12.5, "p_value": 0.1, "p_value_floor": 0.05, "calibration_patients": 19, "verdict": "abnormal"},
+    "images": [{"answer": ANSWER, "problem": ""}],
+    "failed": 0,
+    "research_use_only": RESEARCH_USE,
+}
+
+
+class Study(Value):
+    """What a detector says of the images of one patient together."""
+
+    model_config = example(STUDY)
+    score: float
+    """The highest of the images'."""
+    p_value: float
+    """The share of healthy patients of whose images one scores as high; see `rayad.heatmaps.studies`."""
+    p_value_floor: float
+    """The smallest p-value that the calibration can give for so many images."""
+    calibration_patients: int
+    """Healthy patients of the calibration."""
+    verdict: str = ""
+    """abnormal where an image is, else normal; empty: the detector has no rule for that."""
+    images: tuple[StudyImage, ...]
+    """In the order in which they were sent."""
+    failed: int
+    """Images that were not scored, of which nothing is known."""
+    research_use_only: str = RESEARCH_USE
 
 
 class Result(Verdict):

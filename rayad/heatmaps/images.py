@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rayad import storage, tables
 from rayad.errors import DatasetError, ImageError, OptionError, StorageError
+from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
 from rayad.imaging.files import kind_of
 from rayad.imaging.picture import Source
@@ -68,8 +69,16 @@ def _of_raster(image: raster.Raster, name: str, channels: int, request: HeatmapR
 def _of_dicom(data: bytes, name: str, request: HeatmapRequest) -> Source:
     header, pixels = dicom.mammogram(data, name, "kind" in request.force)
     spacing_mm = _spacing(header.spacing_mm, name, request, header.spacing_fault)
-    view = header.view or request.view
-    return Source(pixels, spacing_mm, view, force=request.force, doubts=dicom.doubts(header), wall=header.wall)
+    return Source(
+        pixels,
+        spacing_mm,
+        header.view or request.view,
+        force=request.force,
+        doubts=dicom.doubts(header),
+        wall=header.wall,
+        laterality=header.laterality,
+        patient=fingerprint(header.patient_id) if header.patient_id else "",
+    )
 
 
 def _spacing(file_spacing_mm: float, name: str, request: HeatmapRequest, fault: str = "") -> float:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,16 @@ class Judgement:
     """By which it is normal or abnormal."""
     threshold: float | None = None
     """The score above which it is abnormal."""
+    patient_p: float = 1.0
+    """Of a patient whose highest image this is."""
+    patient_images: int = 0
+    """Images of a patient for which that holds at most."""
+    view: str = ""
+    """MLO, CC, ... or empty."""
+    laterality: str = ""
+    """L, R or empty."""
+    patient: str = field(default="", repr=False)
+    """Hash of the patient's identifier; empty: the file has none."""
 
     @property
     def word(self) -> str:
@@ -90,7 +100,13 @@ class Judgement:
         return Answer(
             **self._whole(),
             detector=detector,
-            image=ImageSize(rows=self.shape[0], columns=self.shape[1], spacing_mm=self.spacing_mm),
+            image=ImageSize(
+                rows=self.shape[0],
+                columns=self.shape[1],
+                spacing_mm=self.spacing_mm,
+                view=self.view,
+                laterality=self.laterality,
+            ),
             findings=tuple(map(self._finding, self.findings)),
             findings_total=self.marked_regions,
             seconds={name: round(value, 4) for name, value in seconds.items()},
@@ -107,6 +123,8 @@ class Judgement:
             "verdict": self.word,
             "rule": self.rule.sentence if self.rule else "",
             "threshold": self.threshold,
+            "patient_p_value": self.patient_p,
+            "patient_images": self.patient_images,
         }
 
     def _finding(self, region: MarkedRegion) -> Finding:
@@ -154,6 +172,11 @@ def judge(prepared: Prepared, heatmap: Heatmap, calibration: Calibration, rule: 
         doubts=(*prepared.doubts, *([Doubt("far", far)] if (far := calibration.far(heatmap.scores)) else ())),
         rule=rule,
         threshold=rule.threshold(calibration) if rule else None,
+        patient_p=calibration.exam_p(score),
+        patient_images=calibration.images_each,
+        view=prepared.source.view,
+        laterality=prepared.source.laterality,
+        patient=prepared.source.patient,
     )
 
 

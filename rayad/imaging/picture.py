@@ -4,7 +4,7 @@ How it gets there is a module of this folder with a frozen dataclass ``Preproces
 A detector bundle keeps its settings, so an image is prepared in scoring as it was in training.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from rayad import catalog
@@ -31,6 +31,10 @@ class Source:
     """What is known to be wrong with it already."""
     wall: str = ""
     """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
+    laterality: str = ""
+    """L, R or "" where it is not known."""
+    patient: str = field(default="", repr=False)
+    """Hash of the patient's identifier, for comparison; empty: the file has none."""
 
 
 @dataclass(frozen=True)

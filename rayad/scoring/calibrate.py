@@ -120,6 +120,11 @@ class Calibration:
             f"{highest:.4g}: it is unlike what was learned from"
         )
 
+    @property
+    def images_each(self) -> int:
+        """Images that every calibration patient has at least."""
+        return round(1 / float(self.image_weights.max()))
+
     def exam_p(self, score: float) -> float:
         """p of an exam whose highest image score this is."""
         at_least = len(self.exam_scores) - np.searchsorted(self.exam_scores, score, side="left")

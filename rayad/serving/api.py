@@ -3,6 +3,7 @@
 Answers follow the request's Accept header; errors are problem details (problems.py).
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,12 +15,10 @@ from uuid import uuid4
 import numpy as np
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from rayad.errors import OptionError
-from rayad.heatmaps import answers
+from rayad.errors import ImageError, OptionError
+from rayad.heatmaps import answers, studies
 from rayad.heatmaps.answers import (
     Answer,
     Batch,
@@ -27,18 +26,18 @@ from rayad.heatmaps.answers import (
     BatchRequest,
     BatchSummary,
     Card,
-    Closed,
     Detectors,
-    example,
+    Study,
+    StudyImage,
 )
 from rayad.heatmaps.images import HeatmapRequest
 from rayad.heatmaps.judgement import Judgement
 from rayad.imaging import plausibility
 from rayad.outputs import require_apart
-from rayad.serving import RESEARCH_USE, document, problems
+from rayad.serving import RESEARCH_USE, document, problems, uploads
 from rayad.serving.access import Limits
 from rayad.serving.cards import Served
-from rayad.serving.fetch import PORTS, AllowList, fetch
+from rayad.serving.fetch import PORTS, AllowList
 from rayad.serving.problems import Problem
 
 JSON, PNG, NPZ, DICOM = "application/json", "image/png", "application/x-npz", "application/dicom"
@@ -118,13 +117,6 @@ class Backend(Protocol):
         ...
 
 
-class ImageUrl(Closed):
-    """An image by its URL."""
-
-    model_config = example({"url": "s3://hospital/inbox/0001.dcm"}, additionalProperties=False)
-    url: str = Field(max_length=2000)
-
-
 FORCE = f"^(({'|'.join(plausibility.KINDS)})(,|$))*$"
 
 
@@ -145,7 +137,7 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
         redoc_url=None,
         responses=document.problems(),
     )
-    document.complete(app, ImageUrl)
+    document.complete(app, uploads.ImageUrl, uploads.StudyUrls)
     problems.install(app)
     app.include_router(_scoring(backend, reading, limits), prefix="/v1")
     app.include_router(_batches(backend, reading, writing), prefix="/v1")
@@ -157,6 +149,10 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
 STEP = "distance of the places, mm; 0: that of the detector's calibration, which p-values are for"
 Number = Annotated[str, Path(description="id of a batch", examples=[answers.BATCH["id"]])]
 Detector = Annotated[str, Query(max_length=200, description="name of a detector; empty: the default")]
+SpacingMm = Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")]
+View = Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")]
+StepMm = Annotated[float, Query(ge=0, le=100, description=STEP)]
+Force = Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")]
 SCORE = {
     "requestBody": {
         "required": True,
@@ -173,6 +169,23 @@ SCORE = {
                 "schema": {"$ref": "#/components/schemas/ImageUrl"},
                 "example": {"url": "s3://hospital/inbox/0001.dcm"},
             },
+        },
+    }
+}
+
+
+STUDY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            uploads.FORM: {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "array", "items": document.BINARY, "maxItems": studies.MOST}},
+                }
+            },
+            uploads.BY_URL: {"schema": {"$ref": "#/components/schemas/StudyUrls"}},
         },
     }
 }
@@ -198,10 +211,10 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
     async def score(
         http: Request,
         detector: Detector = "",
-        spacing_mm: Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")] = 0.0,
-        view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
-        step_mm: Annotated[float, Query(ge=0, le=100, description=STEP)] = 0.0,
-        force: Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")] = "",
+        spacing_mm: SpacingMm = 0.0,
+        view: View = "",
+        step_mm: StepMm = 0.0,
+        force: Force = "",
         include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of npz, png")] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:
@@ -212,13 +225,50 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         _require_able(served, extra)
         caller = http.state.caller
         backend.check_room(caller)
-        data = await _image(http, reading, limits)
+        data = await uploads.image(http, reading, limits)
         with backend.room(caller):
             request = HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
             scored = await backend.score(served, data, request, caller)
             return await _answer(backend, scored, kind, data, extra, object)
 
+    @router.post("/studies", openapi_extra=STUDY, responses=document.problems(415))
+    async def study(
+        http: Request,
+        detector: Detector = "",
+        spacing_mm: SpacingMm = 0.0,
+        view: View = "",
+        step_mm: StepMm = 0.0,
+        force: Force = "",
+    ) -> Study:
+        """Score the images of one patient together: a form with a field image for each file, or {"urls": [...]}."""
+        served, caller = _chosen(backend, detector), http.state.caller
+        backend.check_room(caller)
+        request = HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
+
+        async def score(data: bytes) -> ServedScore:
+            if not data:
+                raise Problem(422, "the image is empty")
+            with backend.room(caller):
+                return await backend.score(served, data, request, caller)
+
+        images = await uploads.images(http, reading, limits)
+        return _together(await asyncio.gather(*map(score, images), return_exceptions=True))
+
     return router
+
+
+def _together(scored: Sequence[ServedScore | BaseException]) -> Study:
+    """The study of images that were scored or not; only what an image lacks is its own fault."""
+    images = []
+    for one in scored:
+        if isinstance(one, ServedScore):
+            images.append(StudyImage(answer=one.answer()))
+        elif isinstance(one, Problem | ImageError | OptionError) and problems.of(one).status == 422:
+            images.append(StudyImage(problem=problems.of(one).detail))
+        else:
+            raise one
+    studies.require_one_patient(one.judged.patient for one in scored if isinstance(one, ServedScore))
+    return studies.study(images)
 
 
 async def _answer(
@@ -282,37 +332,6 @@ def _kind(accept: str) -> str:
             if weight and name in (kind, kind.split("/")[0] + "/*", "*/*", ""):
                 return kind
     raise Problem(406, f"an answer is {', '.join(KINDS)}")
-
-
-async def _image(http: Request, reading: AllowList, limits: Limits) -> bytes:
-    """The bytes of the image's file; no part of a form goes to a disk."""
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == JSON:
-        try:
-            place = ImageUrl.model_validate_json(await http.body())
-        except ValidationError as error:
-            raise Problem(422, f'{error.errors()[0]["msg"]}: an image by its URL is {{"url": ...}}') from error
-        data = await fetch(place.url, reading, limits)
-        http.state.hold(len(data))
-        return data
-    data = await _of_form(http) if kind == "multipart/form-data" else await http.body()
-    if not data:
-        raise Problem(422, "the image is empty")
-    return data
-
-
-async def _of_form(http: Request) -> bytes:
-    class InMemory(MultiPartParser):
-        spool_max_size = 2**40
-
-    try:
-        form = await InMemory(http.headers, http.stream(), max_files=1, max_fields=10).parse()
-    except MultiPartException as error:
-        raise Problem(400, f"the form is damaged: {error.message}") from error
-    part = form.get("image")
-    if part is None or isinstance(part, str):
-        raise Problem(422, "a form needs the field image with a file")
-    return await part.read()
 
 
 def _batches(backend: Backend, reading: AllowList, writing: AllowList) -> APIRouter:

@@ -22,7 +22,7 @@ from pydicom import Dataset
 
 from rayad import bounded
 from rayad.errors import FormatError, ImageError, ServiceError, StorageError
-from rayad.heatmaps.answers import Answer, Batch, BatchList, BatchSummary, Card, Detectors, ResultKind
+from rayad.heatmaps.answers import Answer, Batch, BatchList, BatchSummary, Card, Detectors, ResultKind, Study
 from rayad.imaging.dicom import explained
 from rayad.imaging.plausibility import Kind
 
@@ -86,6 +86,26 @@ class Client:
             options: see `ScoreOptions`.
         """
         return _understood(Answer, self._scored(JSON, image, url, options).content)
+
+    def study(
+        self,
+        images: Sequence[str | Path | bytes] = (),
+        *,
+        urls: Sequence[str] = (),
+        **options: Unpack[ScoreOptions],
+    ) -> Study:
+        """Score the images of one patient together.
+
+        Args:
+            images: files, or the bytes of some.
+            urls: of images that the server fetches, in place of `images`.
+            options: see `ScoreOptions`.
+        """
+        if bool(images) == bool(urls):
+            raise ImageError("a study is files, bytes or URLs, one of them")
+        form = [("image", (f"{number}", _bytes(image))) for number, image in enumerate(images)]
+        body: dict[str, Any] = {"json": {"urls": list(urls)}} if urls else {"files": form}
+        return self._asked(Study, "POST", "/v1/studies", params=_query(options), **body)
 
     def heatmap(
         self,
@@ -182,10 +202,7 @@ class Client:
         if bool(image) == bool(url):
             raise ImageError("an image is a file, bytes or a URL, one of them")
         body: dict[str, Any] = {"json": {"url": url}} if url else {"data": _bytes(image)}
-        query = {**options, **more}
-        if forced := query.pop("force", ()):
-            query["force"] = ",".join(forced)
-        return self._ask("POST", "/v1/score", params=query, headers={"Accept": kind}, **body)
+        return self._ask("POST", "/v1/score", params=_query(options) | more, headers={"Accept": kind}, **body)
 
     def _asked(self, kind: type[T], method: str, path: str, **request: Any) -> T:
         return _understood(kind, self._ask(method, path, **request).content)
@@ -271,6 +288,14 @@ def _problem(answer: requests.Response) -> ServiceError:
     return ServiceError(
         answer.status_code, title[:200], detail[:500], float(retry_after) if retry_after.isdecimal() else 0.0
     )
+
+
+def _query(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How an image is scored, as the API takes it."""
+    query = dict(options)
+    if forced := query.pop("force", ()):
+        query["force"] = ",".join(forced)
+    return query
 
 
 def _bytes(image: str | Path | bytes) -> bytes:

@@ -144,6 +144,44 @@ def test_an_image_comes_as_a_body_as_a_form_or_by_its_url(served, images):
     assert outside.status_code == 403
 
 
+def test_the_images_of_a_patient_are_one_study(served, images):
+    alone = [served.score(image).json() for image in images[:2]]
+    query, url = {"spacing_mm": 0.8, "view": "MLO"}, f"{served.url}/v1/studies"
+
+    def asked(**body: Any) -> requests.Response:
+        return requests.post(url, params=query, headers=ME, timeout=60, **body)
+
+    form = asked(files=[("image", image) for image in (images[0], b"no image", images[1])])
+    study = form.json()
+    assert form.status_code == 200
+    assert [one["answer"] and one["answer"]["score"] for one in study["images"]] == [
+        alone[0]["score"],
+        None,
+        alone[1]["score"],
+    ]
+    assert "no image" not in study["images"][1]["problem"]
+    assert study["failed"] == 1
+    highest = max(alone, key=lambda answer: answer["score"])
+    assert (study["score"], study["p_value"]) == (highest["score"], highest["patient_p_value"])
+    assert highest["patient_images"] == 2
+    for number, image in enumerate(images[:2]):
+        (served.folder / "in" / f"study-{number}.png").write_bytes(image)
+    named = asked(json={"urls": [f"file://{served.folder}/in/study-{number}.png" for number in (0, 1)]}).json()
+    assert (named["score"], named["p_value"], named["failed"]) == (study["score"], study["p_value"], 0)
+    assert asked(json={"urls": ["file:///etc/passwd"]}).status_code == 403
+    assert asked(files={"image": b"no image"}).status_code == 422
+    assert asked(data=images[0]).status_code == 415
+    first, second = PATIENTS.exams()[0], PATIENTS.exams()[2]
+    mine, hers = dicom(first, PatientID="1"), dicom(second, PatientID="2")
+    mixed = asked(files=[("image", mine), ("image", hers)])
+    assert (mixed.status_code, mixed.json()["detail"]) == (
+        422,
+        "the images of a study are of one patient; the files name 2",
+    )
+    own = asked(files=[("image", mine), ("image", mine)]).json()
+    assert {one["answer"]["image"]["laterality"] for one in own["images"]} <= {"L", "R"}
+
+
 def test_a_dicom_image_is_answered_by_dicom_objects(served):
     exam = next(exam for exam in PATIENTS.exams() if exam.lesions)
     data = dicom(exam)

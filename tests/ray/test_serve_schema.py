@@ -22,7 +22,8 @@ PROMISES: list[Any] = [
 ]
 pytestmark = pytest.mark.long
 OPERATIONS = [
-    *(("GET", "/v1/detectors"), ("GET", "/v1/detectors/{name}"), ("POST", "/v1/score"), ("POST", "/v1/batches")),
+    *(("GET", "/v1/detectors"), ("GET", "/v1/detectors/{name}"), ("POST", "/v1/score"), ("POST", "/v1/studies")),
+    ("POST", "/v1/batches"),
     *(("GET", "/v1/batches"), ("GET", "/v1/batches/{number}"), ("DELETE", "/v1/batches/{number}")),
     *(("GET", "/v1/health"), ("GET", "/v1/ready"), ("GET", "/metrics")),
 ]

@@ -72,6 +72,16 @@ def test_an_answer_is_what_http_says(client, served, image, tmp_path):
     assert client.score(url=f"file://{served.folder}/in/image.png", **ASKED).score == whole.score
 
 
+def test_a_study_is_that_of_http(served, image, tmp_path):
+    (tmp_path / "image.png").write_bytes(image)
+    with serving(tmp_path, "--replicas.queue", "4") as wider:
+        client = Client(wider.url, TOKEN)
+        study = client.study([image, tmp_path / "image.png"], **ASKED)
+        assert [one.answer and one.answer.score for one in study.images] == [client.score(image, **ASKED).score] * 2
+    with pytest.raises(ServiceError, match="too many images are waiting"):
+        Client(served.url, TOKEN, attempts=1).study([image] * 3, **ASKED)
+
+
 def test_arrays_pictures_and_objects_are_those_of_http(client, served, image, exam):
     heatmap = client.heatmap(image, include=("pixels", "counterfactual"), **ASKED)
     answer = served.score(image, "application/x-npz", include="pixels,counterfactual")

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from rayad.errors import DatasetError, FormatError
 from rayad.heatmaps.findings import findings
+from rayad.heatmaps.studies import study_p
 from rayad.scoring.calibrate import SURVIVAL_POINTS, Calibration, calibrate, image_score, survival_points
 from rayad.scoring.regions import ALARM
 
@@ -93,6 +94,21 @@ def test_p_values_are_valid_for_new_clustered_patients():
             error = rate.std() / np.sqrt(draws)
             assert rate.mean() <= a + 3 * error, (kind, a)
     assert (np.array(found["exam"]) <= 0.1 + 1e-12).mean() == pytest.approx(0.1, abs=0.025)  # exact, not just valid
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5])
+def test_the_p_value_of_a_study_is_valid_for_any_number_of_images(images):
+    """Calibration patients have two or three images each."""
+    draws, K, p = 400, 9, []
+    for seed in range(draws):
+        scores = healthy(K + 20, 5, 30, seed)
+        calibration = of([patient[: 2 + i % 2] for i, patient in enumerate(scores[:K])], top=0.0)
+        assert calibration.images_each == 2
+        highest = scores[K:, :images].max(axis=(1, 2))
+        p.append([study_p(calibration.exam_p(s), images, calibration.images_each) for s in highest])
+    for a in (0.1, 0.2, 0.5):
+        rate = (np.array(p) <= a + 1e-12).mean(axis=1)
+        assert rate.mean() <= a + 3 * rate.std() / np.sqrt(draws), a
 
 
 def test_pooled_ranks_would_not_be_valid_where_the_hierarchical_p_is():
