@@ -5,10 +5,9 @@ const { key, detector, sha256 } = by("reader-panel").dataset;
 const place = `rayad-reading-${key}`;
 /** None where the page is locked in. */
 const kept = (() => { try { return localStorage; } catch { return null; } })();
-const { reader = "", comment = "", answers = {}, drawn = [] } = JSON.parse(kept?.getItem(place) || "{}");
-const about = { reader, comment };
+const about = { reader: "", comment: "" };
 /** `answers`: name of a finding's buttons -> accept, reject or undecided; `drawn`: circles of missed lesions. */
-const history = new History({ answers, drawn });
+const history = new History(read(kept?.getItem(place) || "{}"));
 const findings = [...document.querySelectorAll(".finding")];
 const inputs = [...document.querySelectorAll(".finding input")];
 const asked = (finding) => finding.querySelector("input").name;
@@ -17,6 +16,15 @@ const missed = by("missed");
 const svg = missed.querySelector("svg");
 const fields = Object.fromEntries([...missed.querySelectorAll("input")].map((input) => [input.name, input]));
 let article = null;
+
+/** Answers that were written down; reader and comment are set, and circles that are of no image here left out. */
+function read(text) {
+  const { reader = "", comment = "", answers = {}, drawn = [] } = JSON.parse(text);
+  Object.assign(about, { reader, comment });
+  const images = new Set([...document.querySelectorAll(".missed")].map(({ dataset }) => dataset.image));
+  const whole = ({ row, col, radius }) => [row, col, radius].every(Number.isFinite);
+  return { answers, drawn: drawn.filter((circle) => images.has(circle.image) && whole(circle)) };
+}
 
 function change(next) {
   history.change({ ...history.now, ...next });
@@ -48,7 +56,11 @@ function item(circle) {
   const text = `missed lesion: row ${row}, column ${col}, radius ${radius} px`;
   Object.assign(button, { type: "button", textContent: "×", title: "Take it back" });
   button.setAttribute("aria-label", `take back ${text}`);
-  button.addEventListener("click", () => change({ drawn: history.now.drawn.filter((other) => other !== circle) }));
+  button.addEventListener("click", () => {
+    const box = line.closest(".missed");
+    change({ drawn: history.now.drawn.filter((other) => other !== circle) });
+    box.querySelector(":scope > button").focus();
+  });
   line.append(`${text} `, button);
   return line;
 }
@@ -173,11 +185,7 @@ by("export-json").addEventListener("click", () => {
   const read = { request: place, ...about, ...history.now, findings: table() };
   saveAs("reading.json", "application/json", JSON.stringify(read, null, 2));
 });
-by("import").addEventListener("change", async (event) => {
-  const { reader = "", comment = "", answers = {}, drawn = [] } = JSON.parse(await event.target.files[0].text());
-  Object.assign(about, { reader, comment });
-  change({ answers, drawn });
-});
+by("import").addEventListener("change", async (event) => change(read(await event.target.files[0].text())));
 window.addEventListener("beforeunload", (event) => history.unsaved && event.preventDefault());
 if (!kept) {
   by("kept").textContent = "Export your answers before you leave this page: the dashboard does not keep them.";

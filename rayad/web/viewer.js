@@ -238,13 +238,18 @@ function setLimit(share) {
 
 // Answers
 
-const READER = { centre, judge, look, unmark: (one) => renewed(() => unmark(one)) };
+const READER = { centre, judge, look, unmark: takeBack };
 
 /** Do what changes answers, and show them. */
 function renewed(change) {
   change();
   renderFindings(READER);
   repaint();
+}
+
+function takeBack(one) {
+  renewed(() => unmark(one));
+  if (document.activeElement === document.body) document.querySelector("#answers button").focus();
 }
 
 function judge(index, reading) {

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -216,8 +215,7 @@ def test_the_table_is_read_by_csv_and_by_rayads_own_tables_and_no_cell_begins_li
     header, cells, separator = tables.cells(str(file))
     assert (header, separator) == (COLUMNS, ",")
     assert cells == [[cell.strip() for cell in row.values()] for row in by_csv]
-    with warnings.catch_warnings(record=True):
-        table = labels.read(str(file), NAMES)
+    table = labels.read(str(file), NAMES)
     assert set(table) == set(NAMES)
     assert labels.facts(NAMES[2], table[NAMES[2]], {}).lesions[0].circle == (0.33, 0.0, 20.0)
 
