@@ -54,7 +54,7 @@ export class Pane {
       fingers.set(event.pointerId, fromMiddle(event));
       activate(this.detector);
       point(...fromMiddle(event), this);
-      if (event.button === 0) press();
+      if (event.button === 0) press(fingers.size === 1);
     });
     canvas.addEventListener("pointermove", (event) => {
       if (fingers.has(event.pointerId)) {
@@ -152,7 +152,7 @@ export class Pane {
   }
 
   /** Missed lesions that the reader marked, and dashed the one that he is about to mark. */
-  circle({ view, cursor, drawing }, study) {
+  circle({ view, cursor, drawing, marks }, study) {
     const context = this.canvas.getContext("2d");
     const { scale, left, top } = place(view, this.canvas);
     const round = (x, y, radius) => {
@@ -160,7 +160,7 @@ export class Pane {
       context.arc(left + x * scale, top + y * scale, radius * scale, 0, 2 * Math.PI);
       stroke(context, 1.5, "#7cc4f0");
     };
-    for (const { row, col, radius } of drawnIn(study)) round(col + 0.5, row + 0.5, radius);
+    for (const { row, col, radius } of marks ? drawnIn(study) : []) round(col + 0.5, row + 0.5, radius);
     const centre = drawing && (drawing.centre ?? cursor);
     if (!centre) return;
     context.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);

@@ -118,7 +118,11 @@ function look(view) {
 }
 
 const controls = {
-  pan: (dx, dy) => state.drawing?.centre || look({ x: state.view.x - dx / state.view.scale, y: state.view.y - dy / state.view.scale }),
+  /** While a circle is drawn the picture stays. */
+  pan(dx, dy) {
+    const { drawing, view: { x, y, scale } } = state;
+    if (!drawing?.centre) look({ x: x - dx / scale, y: y - dy / scale });
+  },
   /** The place at (x, y) stays where it is. */
   zoom(factor, x = 0, y = 0) {
     const scale = Math.min(Math.max(state.view.scale * factor, 0.01), 64);
@@ -139,8 +143,9 @@ const controls = {
     if (state.drawing?.centre && state.cursor) stretch(state.cursor);
     repaint();
   },
-  press() {
-    if (state.drawing) state.drawing.centre = state.cursor;
+  /** @param {boolean} alone no other finger is down */
+  press(alone) {
+    if (state.drawing) state.drawing.centre = alone ? state.cursor : null;
   },
   /** @param {boolean} whole the pointer was let go, and not taken away */
   release(whole) {
@@ -232,23 +237,21 @@ function setLimit(share) {
   const floors = state.cards.filter(({ name }) => state.chosen.includes(name)).map((one) => one.p_value_floor);
   state.limit = Math.min(1, ...floors) ** (1 - share);
   byId("limit-text").textContent = `p ≤ ${digits(state.limit, 2)}`;
-  renderFindings(READER);
-  repaint();
+  showAnswers();
 }
 
 // Answers
 
 const READER = { centre, judge, look, unmark: takeBack };
 
-/** Do what changes answers, and show them. */
-function renewed(change) {
-  change();
+function showAnswers() {
   renderFindings(READER);
   repaint();
 }
 
 function takeBack(one) {
-  renewed(() => unmark(one));
+  unmark(one);
+  showAnswers();
   if (document.activeElement === document.body) document.querySelector("#answers button").focus();
 }
 
@@ -256,7 +259,8 @@ function judge(index, reading) {
   const finding = result()?.answer.findings[index];
   if (!finding) return;
   if (state.finding !== index) centre(index);
-  renewed(() => answer(finding, reading));
+  answer(finding, reading);
+  showAnswers();
 }
 
 /** Begin or end to mark missed lesions, the first circle of a twentieth of the image. */
@@ -268,7 +272,7 @@ function toggleDrawing() {
     state.cursor ??= { x: state.view.x, y: state.view.y, pane: null };
     canvas()?.focus();
   }
-  renewed(() => {});
+  showAnswers();
 }
 
 /** As wide as the pointer was dragged. */
@@ -284,8 +288,19 @@ function resize(factor) {
 }
 
 function markAt({ x, y }) {
-  if (mark({ x, y, radius: state.drawing.radius })) renewed(() => {});
-  else say("That is outside the image.");
+  const inside = mark({ x, y, radius: state.drawing.radius });
+  say(inside ? "" : "That is outside the image.");
+  showAnswers();
+}
+
+function undo() {
+  answers.undo();
+  showAnswers();
+}
+
+function saveAll() {
+  if (answers.now.length) saveReadings();
+  showAnswers();
 }
 
 // Keys and buttons
@@ -304,8 +319,8 @@ const ACTIONS = {
   draw: ["g", "mark missed lesions", toggleDrawing],
   smaller: ["<", "a smaller circle", () => resize(2 ** -0.25)],
   larger: [">", "a larger circle", () => resize(2 ** 0.25)],
-  undo: ["Backspace", "take back the last answer", () => renewed(() => answers.undo())],
-  save: ["s", "save all answers as readings.csv", () => answers.now.length && renewed(saveReadings)],
+  undo: ["Backspace", "take back the last answer", undo],
+  save: ["s", "save all answers as readings.csv", saveAll],
   detector: ["d", "next chosen detector", nextDetector],
   compare: ["c", "detectors side by side", () => toggle("compare")],
   image: ["q", "the image", () => showBase("image")],

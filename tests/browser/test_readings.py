@@ -139,6 +139,25 @@ def test_a_missed_lesion_is_drawn_by_keys_and_taken_back(page):
     expect(page.locator("#drawn li")).to_have_count(2)
 
 
+def test_two_fingers_zoom_and_draw_nothing(chromium, server):
+    with opened(chromium, server, has_touch=True) as page:
+        scored(page)
+        press(page, "zg")
+        percent = page.locator(".pane .top.right").inner_text()
+        box = page.locator(".pane canvas").bounding_box()
+        fingers = page.context.new_cdp_session(page)
+        for kind, points in (
+            ("touchStart", [(400, 300)]),
+            ("touchStart", [(400, 300), (460, 300)]),
+            ("touchMove", [(370, 300), (490, 300)]),
+            ("touchEnd", []),
+        ):
+            points = [{"x": box["x"] + x, "y": box["y"] + y, "id": i} for i, (x, y) in enumerate(points)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        expect(page.locator(".pane .top.right")).not_to_have_text(percent, use_inner_text=True)
+        expect(page.locator("#drawn li")).to_have_count(0)
+
+
 def test_nothing_is_drawn_outside_of_the_image(page):
     scored(page)
     with canvas_of(page) as at:
