@@ -4,8 +4,9 @@ It has at least the column ``image``, the file's path below the folder, whose en
 may be missing or empty: ``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``,
 ``spacing_mm``, ``split`` (train, validation, calibration or test: rayad/datasets/splits.py), and of a lesion ``kind``,
 ``finding``, ``malignant`` (yes or no), and where it is: ``mask`` (path of an image of two values, the higher is the
-lesion), ``polygon`` (column and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``), ``left``, ``top``,
-``right`` and ``bottom`` of a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes the column ``patient``.
+lesion), ``polygon`` (column and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``), ``left``,
+``top``, ``right`` and ``bottom`` of a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes the column
+``patient``.
 
 Tables come from many programs: columns are separated by commas, semicolons or tabs, the text is UTF-8, UTF-16 or
 Windows-1252, numbers may have a decimal comma, names of columns and files any case; words for labels, views and sides
