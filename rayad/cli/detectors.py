@@ -166,7 +166,10 @@ class Evaluate(OfDataset, OnGpu, MayFail):
         urls, out = [storage.absolute(url) for url in self.detector], storage.absolute(self.out)
         detectors = [bundle.load(url) for url in urls]
         step_mm = self.step_mm or detectors[0].provenance.get("step_mm", STEP_MM)
-        options = Evaluation(*self.named(dataset), self.split, step_mm, self.max_failures, dense=self.dense)
+        bundles = {detector.name: url for detector, url in zip(detectors, urls, strict=True)}
+        options = Evaluation(
+            *self.named(dataset), self.split, step_mm, self.max_failures, dense=self.dense, bundles=bundles
+        )
         require_names(detectors)
         _warn_of_few(detectors)
         with (

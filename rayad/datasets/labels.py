@@ -1,11 +1,12 @@
 """labels.csv: a table of what is in a folder's images, a row an image or a row a lesion.
 
-It has at least the column ``image``, the file's path below the folder. The other columns may be missing or empty:
-``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``, ``spacing_mm``, ``split``
-(train, validation, calibration or test: rayad/datasets/splits.py), and of a lesion ``kind``, ``finding``, ``malignant``
-(yes or no), and where it is: ``mask`` (path of an image of two values, the higher is the lesion), ``polygon`` (column
-and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``), ``left``, ``top``, ``right`` and ``bottom`` of
-a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes the column ``patient``.
+It has at least the column ``image``, the file's path below the folder, whose ending may be missing. The other columns
+may be missing or empty: ``patient``, ``label`` (normal or anomalous), ``view``, ``laterality`` (L or R), ``density``,
+``spacing_mm``, ``split`` (train, validation, calibration or test: rayad/datasets/splits.py), and of a lesion ``kind``,
+``finding``, ``malignant`` (yes or no), and where it is: ``mask`` (path of an image of two values, the higher is the
+lesion), ``polygon`` (column and row of each corner in px, as COCO has them: ``12 30 14.5 31 13 35``), ``left``,
+``top``, ``right`` and ``bottom`` of a box, or ``row``, ``col`` and ``radius`` of a circle. No message quotes the column
+``patient``.
 
 Tables come from many programs: columns are separated by commas, semicolons or tabs, the text is UTF-8, UTF-16 or
 Windows-1252, numbers may have a decimal comma, names of columns and files any case; words for labels, views and sides
@@ -15,7 +16,7 @@ are those below and in rayad/imaging/views.py. Other columns are named and not u
 import math
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -93,7 +94,10 @@ def read(url: str, files: Collection[str]) -> dict[str, list[Row]]:
             raise DatasetError(f"{url}: a column {name!r}; is {similar[0]} meant?")
     if unused_columns:
         warn_once(f"{url}: columns that are not used: {', '.join(unused_columns)}")
-    spellings = {file.lower(): file for file in files}
+    stems = {file: posixpath.splitext(file.lower())[0] for file in files}
+    frequency = Counter(stems.values())
+    spellings = {stem: file for file, stem in stems.items() if frequency[stem] == 1}
+    spellings |= {file.lower(): file for file in files}
     table: dict[str, list[Row]] = defaultdict(list)
     for number, values in enumerate(rows, start=1):
         row = dict.fromkeys(COLUMNS, "") | dict(zip(header, values, strict=False))

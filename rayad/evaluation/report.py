@@ -1,7 +1,7 @@
 """The page of a report, made from its results alone: one that a radiologist would be shown.
 
-The page needs no font and no file but the pictures beside it. A small script of its own keeps a reader's answers to the
-findings; without scripts everything else is the same.
+The page needs no font and no file but the pictures beside it. A small script of its own (reading.js) keeps a reader's
+answers to the findings; without scripts everything else is the same.
 """
 
 import base64
@@ -161,7 +161,16 @@ def render(results: Results, figures: list[str]) -> str:
         drawings=drawings(results),
         beside=beside(results),
         mixed=any(MIXED in remark for remark in results.remarks.values()),
+        answerable=any(image.get("findings") or image.get("shape") for image in results.images),
+        reader_script=reader_script(),
     )
+
+
+def reader_script() -> Markup:
+    """The script that keeps a reader's answers: the viewer's table of readings, and what this page does with it."""
+    package = resources.files("rayad")
+    texts = [(package / file).read_text(encoding="utf-8") for file in ("web/readings.js", "evaluation/reading.js")]
+    return Markup("(() => {\n" + "\n".join(texts).replace("\nexport ", "\n") + "})();")
 
 
 def beside(results: Results) -> list[dict]:

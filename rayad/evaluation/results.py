@@ -34,7 +34,8 @@ class Results:
     """Split -> its images, patients, ..."""
     images: list[Row] = field(default_factory=list)
     """An image: `exam_id`, `patient_id`, `diseased`, `lesions` (kinds), `thumbnail` (name of a picture), `p` (detector
-    -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py), `more_findings` (those not listed),
+    -> p of the image and of the exam), `findings` (rayad/heatmaps/findings.py, and the circle `row`, `col`, `radius` in
+    px of the image as it came), `more_findings` (those not listed), `shape` (rows and columns of the image as it came),
     `verdict` (normal or abnormal) where the detector has a rule."""
     scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Detector -> `score`, the mean of the highest hundredth of its places, `image_p` and `exam_p` of each of `images`,
@@ -43,6 +44,8 @@ class Results:
     """When an image is abnormal, in words."""
     heatmap_detector: str = ""
     """Whose heatmaps the thumbnails show."""
+    heatmap_sha256: str = ""
+    """Hash of that detector's bundle; empty: not known."""
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     row_provenance: dict[str, dict[str, Any]] = field(default_factory=dict)

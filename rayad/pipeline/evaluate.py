@@ -23,6 +23,7 @@ from rayad.pipeline import pictures
 from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.score import ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
+from rayad.scoring import bundle
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 from rayad.scoring.regions import ALARM
@@ -56,6 +57,8 @@ class Evaluation:
     """Detector -> heading under which the table has it."""
     notes: tuple[str, ...] = ()
     """Sentences that stand below the tables."""
+    bundles: dict[str, str] = field(default_factory=dict, repr=False)
+    """Detector -> URL of its bundle, whose hash a reader's answers bear; results do not depend on it."""
 
 
 def evaluate(
@@ -113,6 +116,7 @@ def evaluate(
     rows = _rows(pool, detectors, on_grid, kinds)
     grouped = [table.group_rows(d.name, on_grid[d.name], kinds) for d in detectors if options.dense]
     main_detector = _main(detectors)
+    main_url = options.bundles.get(main_detector.name, "")
     strips = pictures.strips_of(detectors, corpora)
     shown = pictures.Shown(main_detector, tuple(detectors), calibrations, dataset, scored, on_grid, tuple(kinds))
     results = Results(
@@ -139,6 +143,7 @@ def evaluate(
         images=shown.listed(),
         scores=shown.scores,
         heatmap_detector=main_detector.name,
+        heatmap_sha256=main_url and bundle.sha256(main_url),
         rule=main_detector.rule.sentence if main_detector.rule else "",
         settings=_settings(detectors, options),
         groups=options.groups,

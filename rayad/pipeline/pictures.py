@@ -1,5 +1,6 @@
 """The pictures of a report and its list of images, an image an item of the pool."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from rayad.evaluation.surface import distances
 from rayad.evaluation.table import marked
 from rayad.heatmaps.drawing import if_healthy
 from rayad.heatmaps.findings import MarkedRegion, findings
-from rayad.imaging.picture import Preprocessing
+from rayad.imaging.picture import Preprocessing, step_px
 from rayad.imaging.spacing import resample_mask
 from rayad.patches.corpus import ALL_LANES, Corpus
 from rayad.pipeline.score import ScoredImage
@@ -113,7 +114,7 @@ class Shown:
         own, rows = self.scores[self.main.name], []
         scored = zip(self.images, own["score"], own["image_p"], own["exam_p"], self.found, strict=True)
         for image, score, image_p, exam_p, (listed_findings, number) in scored:
-            exam = image.exam
+            exam, step = image.exam, step_px(self.main.preprocessing, image.step_mm)
             rows.append(
                 {
                     "exam_id": exam.exam_id,
@@ -121,7 +122,8 @@ class Shown:
                     "diseased": exam.anomalous,
                     "lesions": sorted({lesion.kind for lesion in exam.lesions}),
                     "thumbnail": f"image-{exam.exam_id}",
-                    "findings": [asdict(finding) for finding in listed_findings],
+                    "shape": list(image.shape),
+                    "findings": [asdict(finding) | circle(image, finding, step) for finding in listed_findings],
                     "more_findings": number - len(listed_findings),
                     "p": {self.main.name: {"image": image_p, "exam": exam_p}},
                     **({"verdict": self.main.rule.verdict(score, self.calibration)} if self.main.rule else {}),
@@ -193,6 +195,22 @@ def draw(item: tuple[ScoredImage, DetectorMap, Sequence[MarkedRegion]]) -> bytes
     small = image.small_view
     marks = [(finding.row_mm / small.spacing_mm, finding.col_mm / small.spacing_mm) for finding in listed]
     return figures.thumbnail(small, detector_map, marks=marks)
+
+
+def circle(image: ScoredImage, finding: MarkedRegion, step: int) -> dict[str, float]:
+    """The circle of a finding's area around its highest place: `row`, `col` and `radius`, px of the image as it came.
+
+    Its radius is at least the distance of neighbouring places.
+
+    Args:
+        step: of the grid, px of the working resolution.
+    """
+    place = int(finding.row_mm / image.step_mm), int(finding.col_mm / image.step_mm)
+    centre = image.rows[place[0]], image.columns[place[1]]
+    row, col = ((px + 0.5) * scale - 0.5 for px, scale in zip(centre, image.scale, strict=True))
+    area = finding.size_mm2 / image.step_mm**2 * step**2 * math.prod(image.scale)
+    radius = max(math.sqrt(area / math.pi), step * max(image.scale))
+    return {"row": float(row), "col": float(col), "radius": radius}
 
 
 def _overview(overview: Overview) -> bytes:

@@ -232,7 +232,7 @@ class Run:
         return adjust_detectors(self.pool, detectors, smoothings, self.dataset, self.step_mm, urls, failures)
 
     def _calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
-        urls = [storage.join(self._home, "detectors", d.name) for d in detectors]
+        urls = [self.bundle_url(detector) for detector in detectors]
         ready = [saved(d, url) for d, url in zip(detectors, urls, strict=True)]
         scores_url, failures = storage.join(self.url, "scores"), self.changes.max_failures
         calibrated = calibrate_detectors(self.pool, ready, self.dataset, self.step_mm, scores_url, failures)
@@ -244,6 +244,10 @@ class Run:
             if after.calibration and after.calibration.few:
                 warn_once(f"detectors are {after.calibration.few}")
         return calibrated
+
+    def bundle_url(self, detector: Detector) -> str:
+        """URL of the bundle of a calibrated detector."""
+        return storage.join(self._home, "detectors", detector.name)
 
     @property
     def _home(self) -> str:
@@ -446,6 +450,7 @@ def _run(pool: Pool, request: RunRequest, url: str) -> str:
         literature=recipe.literature,
         groups=headings,
         notes=tuple(filter(None, [request.changes.sentence, *counted])),
+        bundles={d.name: seeds[0].bundle_url(d) for d in detectors[0]},
     )
     report_url = storage.join(url, "report" if split in ("test", EVERY) else f"report-{split}")
     scores_url, corpora = storage.join(url, "scores"), seeds[0].corpora

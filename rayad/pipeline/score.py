@@ -30,7 +30,7 @@ from rayad.terminal import say
 
 Preparation = Callable[[], Prepared | None]
 """Returns an image as a detector needs it, or raises why it cannot be had."""
-PLACES = 4
+PLACES = 5
 """Version of what is kept of an image's places."""
 
 
@@ -61,6 +61,10 @@ class ScoredImage:
     """What may be wrong with the image."""
     places_url: str = ""
     """Where the places are kept, and a small picture of the image."""
+    shape: tuple[int, int] = (0, 0)
+    """Rows and columns of the image as it came."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """px of the image as it came for one of the working resolution, down and across."""
 
     @property
     def small_view(self) -> View:
@@ -239,6 +243,7 @@ class KeptScores:
         """The kept result of an image."""
         places = _load(self.places(exam))
         loaded = {d.name: _load(self.scores(d, exam)) for d in self.detectors}
+        (height, width), (down, across) = places["source_shape"], places["source_shape"] / places["shape"]
         return ScoredImage(
             exam=exam,
             rows=places["rows"],
@@ -253,6 +258,8 @@ class KeptScores:
             outside=int(places["outside"]),
             doubts=tuple(Doubt(*doubt) for doubt in json.loads(places["doubts"].tobytes())),
             places_url=self.places(exam),
+            shape=(int(height), int(width)),
+            scale=(float(down), float(across)),
         )
 
 
@@ -337,6 +344,7 @@ def _places(dataset: Images, exam: Exam, prepared: Prepared, keep: KeptScores) -
             arrays[f"truth.{lesion.kind}"] = np.zeros_like(tissue)
     arrays["picture"], arrays["lesions"] = reduced(prepared.shown, lesions)
     arrays["shape"], arrays["spacing_mm"] = (h, w), prepared.spacing_mm
+    arrays["source_shape"] = prepared.source.pixels.shape[:2]
     return arrays
 
 

@@ -3,13 +3,16 @@
 import { changeTable, grayTable } from "./colors.js";
 import { digits, h, pText } from "./page.js";
 import { place } from "./picture.js";
+import { answered, drawnIn } from "./reader.js";
 
+const SIGNS = { accepted: "✓", rejected: "✗" };
 const LENGTHS_MM = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100];
 
 export class Pane {
   /**
    * @param {string} detector
-   * @param {Object} controls pan, zoom, adjust, point and activate: all by screen px from the pane's middle
+   * @param {Object} controls pan, zoom, adjust, point, press, release and activate: all by screen px from the pane's
+   * middle
    */
   constructor(detector, controls) {
     this.detector = detector;
@@ -35,7 +38,7 @@ export class Pane {
     controls.resized();
   }
 
-  listen({ pan, zoom, adjust, point, activate }) {
+  listen({ pan, zoom, adjust, point, press, release, activate }) {
     const { canvas } = this;
     const fingers = new Map();
     const fromMiddle = (event) => [
@@ -51,6 +54,7 @@ export class Pane {
       fingers.set(event.pointerId, fromMiddle(event));
       activate(this.detector);
       point(...fromMiddle(event), this);
+      if (event.button === 0) press(fingers.size === 1);
     });
     canvas.addEventListener("pointermove", (event) => {
       if (fingers.has(event.pointerId)) {
@@ -63,7 +67,10 @@ export class Pane {
       point(...fromMiddle(event), this);
     });
     for (const ended of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(ended, (event) => fingers.delete(event.pointerId));
+      canvas.addEventListener(ended, (event) => {
+        fingers.delete(event.pointerId);
+        if (event.button === 0) release(ended === "pointerup");
+      });
     }
     canvas.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && point(null, null, this));
     canvas.addEventListener("wheel", (event) => {
@@ -87,8 +94,9 @@ export class Pane {
     if (state.marks) {
       result.heatmap.outlineTissue(canvas, state.view);
       result.heatmap.outline(canvas, state.view, state.limit);
-      this.number(state, result.answer.findings);
+      this.number(state, study, result.answer.findings);
     }
+    this.circle(state, study);
     this.scaleBar(state.view.scale, result.answer.image.spacing_mm);
     if (state.cursor && state.cursor.pane !== this) this.cross(state);
   }
@@ -115,17 +123,18 @@ export class Pane {
     this.canvas.setAttribute("aria-label", `${study?.name ?? "no image"}, ${this.detector}: ${said || "not scored"}`);
   }
 
-  /** Numbers at the findings' peaks. */
-  number(state, findings) {
+  /** Numbers at the findings' peaks, with the reader's answers. */
+  number(state, study, findings) {
     const context = this.canvas.getContext("2d");
     const { scale, left, top } = place(state.view, this.canvas);
-    const radius = 9 * devicePixelRatio;
     context.font = `600 ${11 * devicePixelRatio}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
     findings.forEach((finding, i) => {
       if (finding.p_value > state.limit * (1 + 1e-6)) return;
       const [x, y] = [left + finding.column * scale, top + finding.row * scale];
+      const sign = SIGNS[answered(study, this.detector, finding)?.reading] ?? "";
+      const radius = (sign ? 12 : 9) * devicePixelRatio;
       const chosen = state.active === this.detector && state.finding === i;
       const side = y > 3 * radius ? -1 : 1; // of the peak, where the number is seen
       context.beginPath();
@@ -138,8 +147,25 @@ export class Pane {
       context.fill();
       context.stroke();
       context.fillStyle = chosen ? "#000" : "#fff";
-      context.fillText(String(i + 1), x + 1.6 * radius, y + side * 1.6 * radius + 0.05 * radius);
+      context.fillText(`${i + 1}${sign}`, x + 1.6 * radius, y + side * 1.6 * radius + 0.05 * radius);
     });
+  }
+
+  /** Missed lesions that the reader marked, and dashed the one that he is about to mark. */
+  circle({ view, cursor, drawing, marks }, study) {
+    const context = this.canvas.getContext("2d");
+    const { scale, left, top } = place(view, this.canvas);
+    const round = (x, y, radius) => {
+      context.beginPath();
+      context.arc(left + x * scale, top + y * scale, radius * scale, 0, 2 * Math.PI);
+      stroke(context, 1.5, "#7cc4f0");
+    };
+    for (const { row, col, radius } of marks ? drawnIn(study) : []) round(col + 0.5, row + 0.5, radius);
+    const centre = drawing && (drawing.centre ?? cursor);
+    if (!centre) return;
+    context.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);
+    round(centre.x, centre.y, drawing.radius);
+    context.setLineDash([]);
   }
 
   /** A bar of a round length, at most a quarter of the pane. */
@@ -177,8 +203,13 @@ function line(context, [fromX, fromY, toX, toY], width) {
   context.beginPath();
   context.moveTo(fromX, fromY);
   context.lineTo(toX, toY);
-  for (const [color, more] of [["#000", 2], ["#fff", 0]]) {
-    context.strokeStyle = color;
+  stroke(context, width, "#fff");
+}
+
+/** The path in a color, with a dark rim. */
+function stroke(context, width, color) {
+  for (const [shade, more] of [["#000", 2], [color, 0]]) {
+    context.strokeStyle = shade;
     context.lineWidth = (width + more) * devicePixelRatio;
     context.stroke();
   }

@@ -1,6 +1,7 @@
 /** The lists beside and below the picture; each is made anew from the state. */
 
 import { atMost, attempt, byId, digits, h, pText, save } from "./page.js";
+import { answered, answers, drawnIn } from "./reader.js";
 import { card, result, state } from "./state.js";
 
 const DICOM_OBJECTS = { sc: "secondary capture", seg: "segmentation", sr: "report", pm: "parametric map" };
@@ -12,12 +13,13 @@ export function fill(parent, ...children) {
   if (id) byId(id)?.focus();
 }
 
-/** @param {{choose, select, remove, centre}} actions what their buttons do */
-export function renderLists({ choose, select, remove, centre }) {
+/** @param {{choose, select, remove, centre, judge, look, unmark}} actions what their buttons do */
+export function renderLists(actions) {
+  const { choose, select, remove } = actions;
   renderDetectors(choose);
   renderStrip(select, remove);
   renderResult();
-  renderFindings(centre);
+  renderFindings(actions);
   renderCard();
   renderDownloads();
 }
@@ -69,7 +71,13 @@ function renderResult() {
   fill(byId("result"), ...word, figures, ...doubts, h("p", { className: "soft" }, least));
 }
 
-export function renderFindings(centre) {
+export function renderFindings(actions) {
+  renderFound(actions);
+  renderDrawn(actions);
+  renderAnswers();
+}
+
+function renderFound({ centre, judge }) {
   const { findings = [], findings_total: total = 0, image } = result()?.answer ?? {};
   const item = (found, i) => {
     const [x, y] = [found.column, found.row].map((px) => (px * image.spacing_mm).toFixed(0));
@@ -81,12 +89,48 @@ export function renderFindings(centre) {
     const title = `${x} mm from the left, ${y} mm from the top; score ${digits(found.score)}, healthy quantile ${digits(found.healthy_quantile, 4)}${rate}`;
     const button = h("button", { ...shown, title, "aria-current": String(i === state.finding) });
     button.append(...cells.map((cell) => h("span", {}, cell)));
-    return h("li", { className: atMost(found.p_value, state.limit) ? "" : "hidden-place" }, button);
+    const reading = answered(state.current, state.active, found)?.reading;
+    const choice = (word, text, done, key) => {
+      const chosen = { type: "button", id: `${word}-${i}`, className: "answer", title: `${text} (${key})` };
+      const pressed = { "aria-label": `${word} finding ${i + 1}`, "aria-pressed": String(reading === done) };
+      return h("button", { ...chosen, ...pressed, onclick: () => judge(i, done) }, done === "accepted" ? "✓" : "✗");
+    };
+    const choices = [choice("accept", "Accept", "accepted", "y"), choice("reject", "Reject", "rejected", "x")];
+    return h("li", { className: atMost(found.p_value, state.limit) ? "" : "hidden-place" }, button, ...choices);
   };
   fill(byId("findings"), ...findings.map(item));
   const more = total > findings.length ? `${findings.length} of ${total}, the most unusual` : "";
   const none = result() ? "None: nothing is marked." : "After scoring.";
   byId("findings-more").textContent = findings.length ? more : none;
+}
+
+function renderDrawn({ look, unmark }) {
+  const spacing = result()?.answer.image.spacing_mm;
+  const item = (one, i) => {
+    const [x, y, radius] = [one.col, one.row, one.radius].map((px) => (px * (spacing ?? 1)).toFixed(0));
+    const unit = spacing ? "mm" : "px";
+    const shown = { type: "button", id: `drawn-${i}`, onclick: () => look({ x: one.col + 0.5, y: one.row + 0.5 }) };
+    const text = `missed: x ${x}, y ${y}, radius ${radius} ${unit}`;
+    const closing = { type: "button", id: `unmark-${i}`, className: "answer", onclick: () => unmark(one) };
+    const named = { title: "Take it back", "aria-label": `take back missed lesion ${i + 1}` };
+    return h("li", {}, h("button", shown, text), h("button", { ...closing, ...named }, "×"));
+  };
+  fill(byId("drawn"), ...drawnIn(state.current).map(item));
+}
+
+/** How much was answered, and what can be done with it. */
+function renderAnswers() {
+  const [count, images] = [answers.now.length, new Set(answers.now.map(({ study }) => study)).size];
+  const amount = `${count} ${count === 1 ? "answer" : "answers"}, ${images} ${images === 1 ? "image" : "images"}`;
+  byId("answered").textContent = count || answers.unsaved ? `${amount}${answers.unsaved ? ", not saved yet" : ""}` : "";
+  byId("drawing").hidden = state.drawing === null;
+  for (const button of document.querySelectorAll("#answers button")) {
+    const { action } = button.dataset;
+    if (action === "draw") button.disabled = !state.current?.picture;
+    if (action === "draw") button.setAttribute("aria-pressed", String(state.drawing !== null));
+    if (action === "undo") button.disabled = !answers.before.length;
+    if (action === "save") button.disabled = !count;
+  }
 }
 
 function renderCard() {

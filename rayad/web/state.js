@@ -23,6 +23,8 @@ export const state = {
   limit: 1,
   finding: -1,
   cursor: null,
+  /** While missed lesions are marked: `radius` of the next circle, its `centre` while the pointer is down. */
+  drawing: null,
 };
 
 /** Card of a detector, or of the one that is looked at. */

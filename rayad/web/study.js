@@ -17,6 +17,8 @@ export class Study {
    * @param {{spacing_mm: string, view: string}} said what the image may not say
    */
   constructor(source, said) {
+    /** What the reader's answers know it by; they keep no image. */
+    this.key = Symbol();
     this.file = typeof source === "string" ? null : source;
     this.name = this.file?.name ?? source.replace(/[?#].*/, "").replace(/.*\/(?=.)/, "");
     this.body = this.file ?? JSON.stringify({ url: source });

@@ -5,6 +5,7 @@ import { paintScale } from "./colors.js";
 import { attempt, byId, digits, h, themeButton } from "./page.js";
 import { Pane } from "./pane.js";
 import { place } from "./picture.js";
+import { answer, answers, mark, saveReadings, unmark } from "./reader.js";
 import { fill, renderFindings, renderLists } from "./sidebar.js";
 import { BASES, card, result, state } from "./state.js";
 import { Study } from "./study.js";
@@ -34,7 +35,7 @@ function remove(study) {
 
 async function select(study) {
   if (state.current && state.current !== study) state.current.picture = null;
-  Object.assign(state, { current: study, finding: -1, cursor: null, framed: null });
+  Object.assign(state, { current: study, finding: -1, cursor: null, framed: null, drawing: null });
   render();
   if (!study) return;
   byId("spacing").value = study.said.spacing_mm;
@@ -117,7 +118,11 @@ function look(view) {
 }
 
 const controls = {
-  pan: (dx, dy) => look({ x: state.view.x - dx / state.view.scale, y: state.view.y - dy / state.view.scale }),
+  /** While a circle is drawn the picture stays. */
+  pan(dx, dy) {
+    const { drawing, view: { x, y, scale } } = state;
+    if (!drawing?.centre) look({ x: x - dx / scale, y: y - dy / scale });
+  },
   /** The place at (x, y) stays where it is. */
   zoom(factor, x = 0, y = 0) {
     const scale = Math.min(Math.max(state.view.scale * factor, 0.01), 64);
@@ -135,7 +140,19 @@ const controls = {
     const { canvas: { width, height } } = pane;
     const { scale, left, top } = place(state.view, pane.canvas);
     state.cursor = x === null ? null : { x: (x + width / 2 - left) / scale, y: (y + height / 2 - top) / scale, pane };
+    if (state.drawing?.centre && state.cursor) stretch(state.cursor);
     repaint();
+  },
+  /** @param {boolean} alone no other finger is down */
+  press(alone) {
+    if (state.drawing) state.drawing.centre = alone ? state.cursor : null;
+  },
+  /** @param {boolean} whole the pointer was let go, and not taken away */
+  release(whole) {
+    const { drawing } = state;
+    if (!drawing?.centre) return;
+    if (whole) markAt(drawing.centre);
+    drawing.centre = null;
   },
   activate(detector) {
     if (state.active === detector) return;
@@ -182,7 +199,7 @@ function centre(index) {
   if (x === undefined) return;
   Object.assign(state, { finding: index, cursor: { x, y, pane: null } });
   look({ x, y });
-  renderFindings(centre);
+  renderFindings(READER);
 }
 
 function nextFinding(by) {
@@ -220,8 +237,70 @@ function setLimit(share) {
   const floors = state.cards.filter(({ name }) => state.chosen.includes(name)).map((one) => one.p_value_floor);
   state.limit = Math.min(1, ...floors) ** (1 - share);
   byId("limit-text").textContent = `p ≤ ${digits(state.limit, 2)}`;
-  renderFindings(centre);
+  showAnswers();
+}
+
+// Answers
+
+const READER = { centre, judge, look, unmark: takeBack };
+
+function showAnswers() {
+  renderFindings(READER);
   repaint();
+}
+
+function takeBack(one) {
+  unmark(one);
+  showAnswers();
+  if (document.activeElement === document.body) document.querySelector("#answers button").focus();
+}
+
+function judge(index, reading) {
+  const finding = result()?.answer.findings[index];
+  if (!finding) return;
+  if (state.finding !== index) centre(index);
+  answer(finding, reading);
+  showAnswers();
+}
+
+/** Begin or end to mark missed lesions, the first circle of a twentieth of the image. */
+function toggleDrawing() {
+  const { picture } = state.current ?? {};
+  const [{ rows, columns }] = picture?.levels ?? [{ rows: 0, columns: 0 }];
+  state.drawing = state.drawing || !picture ? null : { radius: Math.min(rows, columns) / 20, centre: null };
+  if (state.drawing) {
+    state.cursor ??= { x: state.view.x, y: state.view.y, pane: null };
+    canvas()?.focus();
+  }
+  showAnswers();
+}
+
+/** As wide as the pointer was dragged. */
+function stretch({ x, y }) {
+  const { centre, radius } = state.drawing;
+  const far = Math.hypot(x - centre.x, y - centre.y);
+  state.drawing.radius = far * state.view.scale > 4 * devicePixelRatio ? far : radius;
+}
+
+function resize(factor) {
+  if (state.drawing) state.drawing.radius = Math.max(1, state.drawing.radius * factor);
+  repaint();
+}
+
+function markAt({ x, y }) {
+  const inside = mark({ x, y, radius: state.drawing.radius });
+  say(inside ? "" : "That is outside the image.");
+  showAnswers();
+}
+
+function undo() {
+  answers.undo();
+  showAnswers();
+}
+
+function saveAll() {
+  if (answers.now.length) saveReadings();
+  showAnswers();
 }
 
 // Keys and buttons
@@ -235,6 +314,13 @@ const ACTIONS = {
   previousStudy: ["PageUp", "previous image", () => nextStudy(-1)],
   next: ["n", "next finding", () => nextFinding(1)],
   previous: ["b", "previous finding", () => nextFinding(-1)],
+  accept: ["y", "accept the finding, or take that back", () => judge(state.finding, "accepted")],
+  reject: ["x", "reject the finding, or take that back", () => judge(state.finding, "rejected")],
+  draw: ["g", "mark missed lesions", toggleDrawing],
+  smaller: ["<", "a smaller circle", () => resize(2 ** -0.25)],
+  larger: [">", "a larger circle", () => resize(2 ** 0.25)],
+  undo: ["Backspace", "take back the last answer", undo],
+  save: ["s", "save all answers as readings.csv", saveAll],
   detector: ["d", "next chosen detector", nextDetector],
   compare: ["c", "detectors side by side", () => toggle("compare")],
   image: ["q", "the image", () => showBase("image")],
@@ -275,10 +361,13 @@ function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (target.matches("input:not([type=range], [type=checkbox]), select, textarea")) return;
   if (key in ARROWS && target.matches("input")) return;
+  if (state.drawing && key === "Enter" && target.matches("button, a, summary, input")) return;
   const [, , action] = Object.values(ACTIONS).find(([known]) => known === key) ?? [];
   if (key in ARROWS) (event.shiftKey ? moveCursor : step)(...ARROWS[key]);
   else if (/^[1-9]$/.test(key)) centre(Number(key) - 1);
   else if (action) action();
+  else if (state.drawing && key === "Enter") state.cursor && markAt(state.cursor);
+  else if (state.drawing && key === "Escape") toggleDrawing();
   else return;
   event.preventDefault();
 }
@@ -297,7 +386,7 @@ function paint() {
 }
 
 function render() {
-  renderLists({ choose, select, remove, centre });
+  renderLists({ choose, select, remove, ...READER });
   renderStage();
   const problems = [...(state.current?.problems.values() ?? [])];
   byId("spacing").setAttribute("aria-invalid", String(problems.some((problem) => /spacing/i.test(problem))));
@@ -332,6 +421,7 @@ function listen() {
     button.addEventListener("click", () => action());
   }
   document.addEventListener("keydown", pressed);
+  window.addEventListener("beforeunload", (event) => answers.unsaved && event.preventDefault());
   byId("files").addEventListener("change", ({ target }) => {
     add(target.files);
     target.value = "";

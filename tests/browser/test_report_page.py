@@ -1,9 +1,13 @@
 """The written page in a real browser: Debian's chromium, without a network."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from rayad.dashboard import serve
 from rayad.evaluation import report, table
 from rayad.evaluation.figures import distributions, panel, thumbnail
 from rayad.evaluation.metrics import Scored
@@ -81,19 +85,107 @@ def test_images_load_and_the_page_fits_the_window(written, chromium, width):
     assert all(wide > 100 for wide in loaded.values())
 
 
-def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload(written, chromium):
+FINDING = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
+PLACED = FINDING | {"row": 24.5, "col": 49.25, "radius": 8.0}
+
+
+def to_answer(written, name, findings, **more):
+    """A page of two findings, whose file is called so."""
     folder, results = written
-    finding = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
-    images = [results["images"][0] | {"findings": [finding, finding], "more_findings": 0}]
+    images = [results["images"][0] | {"findings": findings, "more_findings": 0} | more]
     text = report.render(read({**results, "images": images}, "results"), ["panel", "distributions", "image-e9"])
-    (folder / "reading.html").write_text(text, encoding="utf-8")
-    with read_offline(chromium, folder / "reading.html") as page:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def saved(page, button):
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return download.value.suggested_filename, download.value.path().read_bytes().decode()
+
+
+def test_a_reader_rejects_a_finding_exports_it_and_finds_it_again_after_a_reload(written, chromium):
+    file = to_answer(written, "reading.html", [PLACED, PLACED])
+    with read_offline(chromium, file) as page:
         page.locator(".finding input[value=reject]").first.check()
         page.reload()
         expect(page.locator(".finding input[value=reject]").first).to_be_checked()
         expect(page.locator("#count")).to_have_text("1 of 2 findings answered")
-        with page.expect_download() as download:
-            page.locator("#export-csv").click()
-        table_of_answers = download.value.path().read_text(encoding="utf-8")
-    assert '"e9","1"' in table_of_answers
-    assert '"reject"' in table_of_answers
+        name, table_of_answers = saved(page, "#export-csv")
+        answers = json.loads(saved(page, "#export-json")[1])
+    assert name == "readings.csv"
+    assert table_of_answers.split("\r\n")[1:] == ["e9,24.5,49.25,8,rejected,,", ""]
+    assert [finding["answer"] for finding in answers["findings"]] == ["reject", ""]
+    assert answers["findings"][0]["exam_id"] == "e9"
+
+
+def test_results_without_places_in_px_say_why_there_is_no_table(written, chromium):
+    with read_offline(chromium, to_answer(written, "old.html", [FINDING])) as page:
+        page.locator(".finding input[value=accept]").check()
+        expect(page.locator("#export-csv")).to_be_disabled()
+        expect(page.locator("#kept")).to_contain_text("evaluate again")
+
+
+def test_a_missed_lesion_is_drawn_on_the_picture_and_taken_back(written, chromium):
+    file = to_answer(written, "missed.html", [], shape=[480, 960])  # the picture is square: px are not
+    with read_offline(chromium, file) as page:
+        page.get_by_role("button", name="Mark a missed lesion").press("Enter")
+        box = page.locator(".frame svg").bounding_box()
+        page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.75 * box["height"], steps=4)
+        page.mouse.up()
+        page.get_by_role("button", name="Mark", exact=True).click()
+        expect(page.locator(".missed li")).to_contain_text(
+            re.compile(r"row (239|240), column (239|240), radius 1(19|20) px")
+        )
+        page.get_by_role("button", name="Mark a missed lesion").press("Enter")
+        expect(page.locator(".frame circle")).to_have_count(2)
+        for key, value in (("Row", "12"), ("Column", "34"), ("Radius", "5.5")):
+            page.get_by_label(key, exact=True).fill(value)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="take back missed lesion: row 2").press("Enter")
+        assert saved(page, "#export-csv")[1].split("\r\n")[1:] == ["e9,12,34,5.5,accepted,,", ""]
+        page.locator("#undo").click()
+        expect(page.locator(".missed li")).to_have_count(2)
+        page.locator("#undo").click()
+        page.locator("#undo").click()
+        expect(page.locator(".missed li")).to_have_count(0)
+        expect(page.locator("#undo")).to_be_disabled()
+
+
+def test_leaving_a_report_with_answers_that_were_not_exported_asks(written, chromium):
+    with read_offline(chromium, to_answer(written, "leaving.html", [PLACED])) as page:
+        asked = []
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+        page.locator(".finding input[value=accept]").check()
+        page.reload()
+        assert asked == ["beforeunload"]
+        page.locator(".finding input[value=reject]").check()
+        saved(page, "#export-csv")
+        page.reload()
+        assert asked == ["beforeunload"]
+
+
+def test_answers_are_given_in_the_sandbox_of_the_dashboard_too(written, chromium):
+    file = to_answer(written, "locked.html", [PLACED], shape=[96, 96])
+    with read_offline(chromium, file) as page:
+        page.context.set_offline(False)
+        policy = {"Content-Security-Policy": serve.REPORT, "Content-Type": "text/html"}
+        page.route("http://locked.test/*", lambda route: answer_from(route, file, policy))
+        page.goto("http://locked.test/locked.html")
+        expect(page.locator("#kept")).to_contain_text("Export your answers before you leave")
+        page.locator(".finding input[value=accept]").check()
+        page.get_by_role("button", name="Mark a missed lesion").click()
+        page.get_by_role("button", name="Mark", exact=True).click()
+        lines = saved(page, "#export-csv")[1].split("\r\n")
+    assert lines[1:] == ["e9,24.5,49.25,8,accepted,,", "e9,48,48,4.8,accepted,,", ""]
+
+
+def answer_from(route, file, headers):
+    """The page under a policy; its pictures are those beside it."""
+    name = route.request.url.rsplit("/", 1)[1]
+    if name == file.name:
+        route.fulfill(body=file.read_text(encoding="utf-8"), headers=headers)
+    else:
+        route.fulfill(path=file.parent / name)

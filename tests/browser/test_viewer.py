@@ -186,7 +186,7 @@ def test_the_cursor_reads_pixel_place_and_figures(page, server):
 def test_a_finding_is_centred_by_click_and_by_key(page, server):
     found = server.answers["context-spn"].described["findings"]
     scored(page)
-    page.locator("#findings button").nth(1).click()
+    page.locator("#findings #finding-1").click()
     row, column = int(found[1]["row"]), int(found[1]["column"])
     expect(page.locator(".pane output")).to_contain_text(f"row {row}, column {column}")
     expect(page.locator("#findings [aria-current=true]")).to_have_attribute("id", "finding-1")

@@ -93,6 +93,16 @@ def test_images_that_the_table_leaves_out_have_no_label(folder):
     assert (found["a"].anomalous, found["b/c"].anomalous) == (False, None)
 
 
+def test_a_readers_answers_are_a_table_whose_names_may_lack_their_endings(folder, capsys):
+    table = "image,row,col,radius,reading,detector,sha256\r\nb/c,2,5.5,1.5,accepted,cae-spn,\r\n"
+    found = exams(labels(folder, table))
+    assert "not used: reading, detector, sha256" in capsys.readouterr().err
+    assert found["b/c"].lesions == (Lesion("lesion", "", None, (2.0, 5.5, 1.5)),)
+    (folder / "b/c.png").write_bytes((folder / "a.png").read_bytes())  # now b/c may be either
+    with pytest.raises(DatasetError, match="not there: b/c"):
+        exams(labels(folder, table))
+
+
 def test_pixels_keep_their_depth(folder):
     dataset = Dataset(str(folder), spacing_mm=0.1)
     pixels = dataset.pixels(exams(dataset)["b/c"])

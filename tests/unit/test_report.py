@@ -270,6 +270,25 @@ def test_findings_bring_the_readers_controls_and_their_script():
     assert text.count("<script>") == 1
 
 
+def test_names_are_text_where_a_reader_answers_and_its_script_is_the_only_one():
+    evil = '"><script>alert(1)</script>'
+    finding = {"row_mm": 10.0, "col_mm": 20.0, "size_mm2": 30.0, "score": 4.0, "healthy_quantile": 0.999}
+    placed = finding | {"row": 24.5, "col": 49.5, "radius": 8.0}
+    image = results()["images"][0] | {"exam_id": evil, "findings": [placed], "shape": [480, 360], "more_findings": 0}
+    text = render(results(images=[image], heatmap_detector=evil, request=evil), list(FIGURES))
+    assert evil not in text
+    assert text.count("<script") == text.count("</script") == 1
+    assert 'data-row="24.5" data-col="49.5" data-radius="8.0"' in text
+    assert "export " not in text[text.index("<script>") :]  # it is no module
+
+
+def test_missed_lesions_are_marked_in_images_whose_picture_shows_the_whole_of_them():
+    image = results()["images"][0]
+    shapes = {"whole": [480, 360], "long": [480, 2000]}
+    pages = {name: render(results(images=[image | {"shape": shape}]), list(FIGURES)) for name, shape in shapes.items()}
+    assert {name: text.count('<div class="missed"') for name, text in pages.items()} == {"whole": 1, "long": 0}
+
+
 def test_building_does_not_change_the_results(tmp_path):
     given = results()
     before = copy.deepcopy(given)
