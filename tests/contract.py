@@ -18,6 +18,8 @@ from rayad.serving import RESEARCH_USE
 
 CSP = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'"
 TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
+MIRRORED = b"the other breast"
+"""The file of an image that is the phantom's other side."""
 PAGES = {"/": "index.html", "/batches": "batches.html"}
 
 
@@ -27,6 +29,14 @@ class Answer:
 
     arrays: dict[str, np.ndarray]
     described: dict
+
+    def mirrored(self) -> "Answer":
+        """Of the phantom's other side."""
+        columns = self.described["image"]["columns"]
+        arrays = {name: array[:, ::-1] if array.ndim == 2 else array for name, array in self.arrays.items()}
+        arrays["cols"] = columns - self.arrays["cols"][::-1]
+        findings = [found | {"column": columns - found["column"]} for found in self.described["findings"]]
+        return Answer(arrays, self.described | {"findings": findings})
 
     def npz(self, include: str, compressed: bool) -> bytes:
         known = {"scores", "p_values", "healthy_quantile", "rows", "cols", "tissue", *include.split(",")}
@@ -86,13 +96,16 @@ def answer(card: dict, data: Dataset, seed: int, step_mm: float = 3.2) -> Answer
         {
             "research_use_only": RESEARCH_USE,
             "detector": {"name": card["name"], "sha256": card["sha256"]},
-            "image": {"rows": pixels.shape[0], "columns": pixels.shape[1], "spacing_mm": data.spacing_mm},
+            "image": {"rows": pixels.shape[0], "columns": pixels.shape[1], "spacing_mm": data.spacing_mm}
+            | {"view": "MLO", "laterality": ""},
             "score": float(np.nanmax(scores)),
             "p_value": float(np.nanmin(p_values)),
             "p_value_floor": card["p_value_floor"],
             "calibration_patients": card["calibration_patients"],
             "findings": [_finding(one, step_mm, rows, cols, p_values) for one in found],
             "findings_total": total,
+            "patient_p_value": float(np.nanmin(p_values)),
+            "patient_images": 2,
             "doubts": [],
             "seconds": {"read": 0.1, "score": 0.4},
         },
@@ -166,16 +179,17 @@ class _Handler(BaseHTTPRequestHandler):
             first = contract.cards[0]["name"]
             return self._json({"detectors": contract.cards, "default": first, "research_use_only": RESEARCH_USE})
         if path == "/v1/score":
-            return self._score()
+            return self._score(body)
         if path.startswith("/v1/batches"):
             return self._batches(path.removeprefix("/v1/batches").strip("/"), body)
         return self._problem(404, f"there is no {path}")
 
-    def _score(self):
+    def _score(self, body: bytes):
         query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
         if self.contract.refusal and "spacing_mm" not in query:
             return self._problem(422, self.contract.refusal)
         found = self.contract.answers[query["detector"]]
+        found = found.mirrored() if body == MIRRORED else found
         kind = self.headers["Accept"]
         if kind == "application/x-npz":
             include = query.get("include", "")

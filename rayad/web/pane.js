@@ -13,9 +13,10 @@ export class Pane {
    * @param {string} detector
    * @param {Object} controls pan, zoom, adjust, point, press, release and activate: all by screen px from the pane's
    * middle
+   * @param {Film?} film that hangs here; null: whichever is looked at
    */
-  constructor(detector, controls) {
-    this.detector = detector;
+  constructor(detector, controls, film = null) {
+    Object.assign(this, { detector, film });
     this.canvas = h("canvas", { tabIndex: 0, role: "img" });
     this.name = h("b", {}, detector);
     this.said = h("span");
@@ -48,11 +49,11 @@ export class Pane {
     const middle = () => [0, 1].map((side) => mean([...fingers.values()].map((finger) => finger[side])));
     const apart = ([one, two] = [...fingers.values()]) => (two ? Math.hypot(one[0] - two[0], one[1] - two[1]) : 1);
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
-    canvas.addEventListener("focus", () => activate(this.detector));
+    canvas.addEventListener("focus", () => activate(this));
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       fingers.set(event.pointerId, fromMiddle(event));
-      activate(this.detector);
+      activate(this);
       point(...fromMiddle(event), this);
       if (event.button === 0) press(fingers.size === 1);
     });
@@ -75,18 +76,19 @@ export class Pane {
     canvas.addEventListener("pointerleave", ({ pointerType }) => pointerType === "mouse" && point(null, null, this));
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
+      activate(this);
       zoom(2 ** (-Math.max(-100, Math.min(event.deltaY, 100)) / 400), ...fromMiddle(event));
     }, { passive: false });
   }
 
-  /** Paint what the state of the viewer says of a study. */
-  paint(state, study) {
+  /** Paint what the state of the viewer says of a film. */
+  paint(state, film) {
     const { canvas } = this;
-    const result = study?.results.get(this.detector);
-    const picture = this.picture(state, study, result);
+    const result = film?.results.get(this.detector);
+    const picture = this.picture(state, film, result);
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
-    this.element.classList.toggle("active", state.active === this.detector);
-    this.write(state, study, result, picture);
+    this.element.classList.toggle("active", state.active === this.detector && film === state.current);
+    this.write(state, film, result, picture);
     if (!picture) return;
     picture.draw(canvas, state.view, table(state, picture));
     if (!result) return;
@@ -94,37 +96,39 @@ export class Pane {
     if (state.marks) {
       result.heatmap.outlineTissue(canvas, state.view);
       result.heatmap.outline(canvas, state.view, state.limit);
-      this.number(state, study, result.answer.findings);
+      this.number(state, film, result.answer.findings);
     }
-    this.circle(state, study);
+    this.circle(state, film);
     this.scaleBar(state.view.scale, result.answer.image.spacing_mm);
     if (state.cursor && state.cursor.pane !== this) this.cross(state);
   }
 
-  picture(state, study, result) {
-    if (!study?.picture) return null;
-    return state.base === "image" ? study.picture : result?.healthy?.[state.base] ?? null;
+  picture(state, film, result) {
+    if (!film?.picture) return null;
+    return state.base === "image" ? film.picture : result?.healthy?.[state.base] ?? null;
   }
 
-  write(state, study, result, picture) {
+  write(state, film, result, picture) {
     const answer = result?.answer;
     const said = answer ? `score ${digits(answer.score)} · ${pText(answer.p_value, answer.p_value_floor)}` : "";
-    const waiting = study && !result ? "scoring…" : "";
+    const waiting = film && !result ? "scoring…" : "";
     const drawing = result?.explained && !result.healthy;
     const none = drawing ? "drawing…" : "This detector has no such picture of this image.";
-    const lacking = result && !picture && study.picture ? none : "";
-    const problem = study?.problems.get(this.detector);
+    const lacking = result && !picture && film.picture ? none : "";
+    const problem = film?.problems.get(this.detector);
     const mend = /spacing/i.test(problem) ? "\nGive mm a pixel above, then score again." : "";
+    const { laterality = "", view = "" } = this.film?.image ?? {};
+    write(this.name, this.film ? [laterality, view, film.name].filter(Boolean).join(" ") : this.detector);
     write(this.said, said);
     write(this.message, problem ? problem + mend : waiting || lacking);
     this.message.classList.toggle("problem", Boolean(problem));
     write(this.window, picture ? looking(state) : "");
-    write(this.readout, picture && state.cursor ? reading(state, picture, study.picture, result) : "");
-    this.canvas.setAttribute("aria-label", `${study?.name ?? "no image"}, ${this.detector}: ${said || "not scored"}`);
+    write(this.readout, picture && state.cursor ? reading(state, picture, film.picture, result) : "");
+    this.canvas.setAttribute("aria-label", `${film?.name ?? "no image"}, ${this.detector}: ${said || "not scored"}`);
   }
 
   /** Numbers at the findings' peaks, with the reader's answers. */
-  number(state, study, findings) {
+  number(state, film, findings) {
     const context = this.canvas.getContext("2d");
     const { scale, left, top } = place(state.view, this.canvas);
     context.font = `600 ${11 * devicePixelRatio}px system-ui, sans-serif`;
@@ -133,7 +137,7 @@ export class Pane {
     findings.forEach((finding, i) => {
       if (finding.p_value > state.limit * (1 + 1e-6)) return;
       const [x, y] = [left + finding.column * scale, top + finding.row * scale];
-      const sign = SIGNS[answered(study, this.detector, finding)?.reading] ?? "";
+      const sign = SIGNS[answered(film, this.detector, finding)?.reading] ?? "";
       const radius = (sign ? 12 : 9) * devicePixelRatio;
       const chosen = state.active === this.detector && state.finding === i;
       const side = y > 3 * radius ? -1 : 1; // of the peak, where the number is seen
@@ -152,7 +156,7 @@ export class Pane {
   }
 
   /** Missed lesions that the reader marked, and dashed the one that he is about to mark. */
-  circle({ view, cursor, drawing, marks }, study) {
+  circle({ view, cursor, drawing, marks }, film) {
     const context = this.canvas.getContext("2d");
     const { scale, left, top } = place(view, this.canvas);
     const round = (x, y, radius) => {
@@ -160,7 +164,7 @@ export class Pane {
       context.arc(left + x * scale, top + y * scale, radius * scale, 0, 2 * Math.PI);
       stroke(context, 1.5, "#7cc4f0");
     };
-    for (const { row, col, radius } of marks ? drawnIn(study) : []) round(col + 0.5, row + 0.5, radius);
+    for (const { row, col, radius } of marks ? drawnIn(film) : []) round(col + 0.5, row + 0.5, radius);
     const centre = drawing && (drawing.centre ?? cursor);
     if (!centre) return;
     context.setLineDash([4 * devicePixelRatio, 4 * devicePixelRatio]);

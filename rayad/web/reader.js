@@ -4,33 +4,33 @@ import { save } from "./page.js";
 import { History, csv } from "./readings.js";
 import { card, state } from "./state.js";
 
-/** A list of readings as `csv` takes them; each has the `study` that it is of, and whether it was `drawn`. */
+/** A list of readings as `csv` takes them; each has the `film` that it is of, and whether it was `drawn`. */
 export const answers = new History([]);
 
 /** What was said of a detector's finding; it is known by its place, so that it outlives another scoring. */
-export const answered = (study, detector, { row, column }) =>
+export const answered = (film, detector, { row, column }) =>
   answers.now.find(
-    (one) => one.study === study.key && one.detector === detector && !one.drawn && one.row === row && one.col === column,
+    (one) => one.film === film.key && one.detector === detector && !one.drawn && one.row === row && one.col === column,
   );
 
 /** The missed lesions that were marked in an image, whichever detector missed them. */
-export const drawnIn = (study) => answers.now.filter((one) => one.drawn && one.study === study?.key);
+export const drawnIn = (film) => answers.now.filter((one) => one.drawn && one.film === film?.key);
 
 /** Accept or reject a finding of the active detector; the same answer once more takes it back. */
 export function answer(finding, reading) {
-  const { current: study, active: detector } = state;
-  const before = answered(study, detector, finding);
+  const { current: film, active: detector } = state;
+  const before = answered(film, detector, finding);
   const rest = answers.now.filter((one) => one !== before);
-  const circle = circleOf(finding, study.results.get(detector), card(detector).step_mm);
-  answers.change(before?.reading === reading ? rest : [...rest, { ...of(study, detector), ...circle, reading }]);
+  const circle = circleOf(finding, film.results.get(detector), card(detector).step_mm);
+  answers.change(before?.reading === reading ? rest : [...rest, { ...of(film, detector), ...circle, reading }]);
 }
 
 /** Mark a missed lesion in the image that is looked at, px from its upper left corner; false: it is not in it. */
 export function mark({ x, y, radius }) {
-  const { current: study, active: detector } = state;
-  if (!study?.picture?.at(x, y)) return false;
+  const { current: film, active: detector } = state;
+  if (!film?.picture?.at(x, y)) return false;
   const circle = { row: Math.max(0, y - 0.5), col: Math.max(0, x - 0.5), radius };
-  answers.change([...answers.now, { ...of(study, detector), ...circle, reading: "accepted", drawn: true }]);
+  answers.change([...answers.now, { ...of(film, detector), ...circle, reading: "accepted", drawn: true }]);
   return true;
 }
 
@@ -41,9 +41,9 @@ export function saveReadings() {
   answers.saved = answers.now;
 }
 
-function of(study, detector) {
-  const { sha256 } = study.results.get(detector)?.answer.detector ?? card(detector);
-  return { study: study.key, image: study.name, detector, sha256: sha256 ?? "" };
+function of(film, detector) {
+  const { sha256 } = film.results.get(detector)?.answer.detector ?? card(detector);
+  return { film: film.key, image: film.name, detector, sha256: sha256 ?? "" };
 }
 
 /** The circle of a finding's area around its highest place, at least a place's step wide, px of the image as it came. */

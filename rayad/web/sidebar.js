@@ -42,20 +42,20 @@ function renderDetectors(choose) {
 }
 
 function renderStrip(select, remove) {
-  const item = (study, i) => {
-    const found = study.results.get(state.active)?.answer;
-    const pending = study.problems.has(state.active) ? "failed" : "…";
+  const item = (film, i) => {
+    const found = film.results.get(state.active)?.answer;
+    const pending = film.problems.has(state.active) ? "failed" : "…";
     const text = found ? pText(found.p_value, found.p_value_floor) : pending;
-    const shown = { type: "button", id: `study-${i}`, title: study.name, onclick: () => select(study) };
-    const name = h("span", { className: "name" }, study.name);
-    const current = String(study === state.current);
+    const shown = { type: "button", id: `film-${i}`, title: film.name, onclick: () => select(film) };
+    const name = h("span", { className: "name" }, film.name);
+    const current = String(film === state.current);
     const button = h("button", { ...shown, "aria-current": current }, name, h("span", {}, text));
-    if (study.thumbnail) button.prepend(study.thumbnail);
-    const closing = { type: "button", className: "close", "aria-label": `close ${study.name}` };
-    return h("li", {}, button, h("button", { ...closing, title: "Close (Delete)", onclick: () => remove(study) }, "×"));
+    if (film.thumbnail) button.prepend(film.thumbnail);
+    const closing = { type: "button", className: "close", "aria-label": `close ${film.name}` };
+    return h("li", {}, button, h("button", { ...closing, title: "Close (Delete)", onclick: () => remove(film) }, "×"));
   };
-  byId("strip").hidden = state.studies.length < 2;
-  fill(byId("strip"), ...state.studies.map(item));
+  byId("strip").hidden = state.films.length < 2;
+  fill(byId("strip"), ...state.films.map(item));
 }
 
 function renderResult() {
@@ -68,7 +68,19 @@ function renderResult() {
   const figures = h("dl", { className: "figures" }, figure("score", digits(score)), figure("p-value", pText(p, floor)));
   const word = answer.verdict ? [h("p", { className: `verdict ${answer.verdict}`, title: `Abnormal: a score ${answer.rule}` }, answer.verdict)] : [];
   const doubts = (answer.doubts ?? []).map(({ sentence }) => h("p", { className: "doubt" }, `Doubtful: ${sentence}.`));
-  fill(byId("result"), ...word, figures, ...doubts, h("p", { className: "soft" }, least));
+  fill(byId("result"), ...word, figures, ...doubts, h("p", { className: "soft" }, least), ...together());
+}
+
+/** What the images that hang say together, by the formula of rayad/heatmaps/studies.py. */
+function together() {
+  const found = (state.hang ? state.films : []).map((film) => film.results.get(state.active)?.answer).filter(Boolean);
+  if (found.length < 2) return [];
+  const highest = found.reduce((most, answer) => (answer.score > most.score ? answer : most));
+  const { patient_p_value: p, patient_images: each, p_value_floor: floor } = highest;
+  if (p === null || !each) return [];
+  const groups = Math.ceil(found.length / each);
+  const text = `If all ${found.length} images are of one patient, together:`;
+  return [h("p", { id: "together" }, `${text} ${pText(Math.min(1, groups * p), Math.min(1, groups * floor))}`)];
 }
 
 export function renderFindings(actions) {
@@ -120,7 +132,7 @@ function renderDrawn({ look, unmark }) {
 
 /** How much was answered, and what can be done with it. */
 function renderAnswers() {
-  const [count, images] = [answers.now.length, new Set(answers.now.map(({ study }) => study)).size];
+  const [count, images] = [answers.now.length, new Set(answers.now.map(({ film }) => film)).size];
   const amount = `${count} ${count === 1 ? "answer" : "answers"}, ${images} ${images === 1 ? "image" : "images"}`;
   byId("answered").textContent = count || answers.unsaved ? `${amount}${answers.unsaved ? ", not saved yet" : ""}` : "";
   byId("drawing").hidden = state.drawing === null;
@@ -145,19 +157,19 @@ function renderCard() {
 }
 
 function renderDownloads() {
-  const { current: study, active: detector } = state;
+  const { current: film, active: detector } = state;
   const found = result();
   if (!found) return fill(byId("downloads"), h("p", { className: "soft" }, "After scoring."));
-  const name = `${study.name.replace(/\.[^.]*$/, "")}-${detector}`;
+  const name = `${film.name.replace(/\.[^.]*$/, "")}-${detector}`;
   const fetched = (headers, more, ending) => () =>
-    attempt(async () => save(await (await study.ask(detector, headers, more)).blob(), `${name}${ending}`));
+    attempt(async () => save(await (await film.ask(detector, headers, more)).blob(), `${name}${ending}`));
   const text = JSON.stringify(found.answer, null, 1);
   const kinds = [
     ["npz", "numpy arrays", () => save(found.blob, `${name}.npz`)],
     ["JSON", "figures and findings", () => save(new Blob([text], { type: "application/json" }), `${name}.json`)],
     ["PNG", "overlay as the server draws it", fetched({ Accept: "image/png" }, {}, ".png")],
   ];
-  for (const [object, title] of study.dicom ? Object.entries(DICOM_OBJECTS) : []) {
+  for (const [object, title] of film.dicom ? Object.entries(DICOM_OBJECTS) : []) {
     const headers = { Accept: "application/dicom" };
     kinds.push([`DICOM ${object.toUpperCase()}`, title, fetched(headers, { object }, `-${object}.dcm`)]);
   }

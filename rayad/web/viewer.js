@@ -2,55 +2,65 @@
 
 import { served, tokenButton } from "./api.js";
 import { paintScale } from "./colors.js";
+import { inOrder } from "./frame.js";
 import { attempt, byId, digits, h, themeButton } from "./page.js";
 import { Pane } from "./pane.js";
 import { place } from "./picture.js";
 import { answer, answers, mark, saveReadings, unmark } from "./reader.js";
 import { fill, renderFindings, renderLists } from "./sidebar.js";
 import { BASES, card, result, state } from "./state.js";
-import { Study } from "./study.js";
+import { Film } from "./film.js";
 
+/** Images that hang at once. */
+const MOST = 6;
+/** Panes of detectors, by name, and of images that hang, by film. */
 const panes = new Map();
 let frame = 0;
 
-const shownPanes = () => (state.compare ? state.chosen : [state.active]).map((name) => panes.get(name)).filter(Boolean);
+const shown = () => (state.hang ? hung() : state.compare ? state.chosen : [state.active]);
+const shownPanes = () => shown().map((key) => panes.get(key)).filter(Boolean);
+const filmOf = (pane) => pane.film ?? state.current;
 const said = () => ({ spacing_mm: byId("spacing").value, view: byId("projection").value });
 
 // Images and requests
 
 /** @param {Iterable<File|string>} sources files, or URLs */
 function add(sources) {
-  const studies = [...sources].map((source) => new Study(source, said()));
-  state.studies.push(...studies);
-  if (studies.length) select(studies[0]);
+  const films = [...sources].map((source) => new Film(source, said()));
+  state.films.push(...films);
+  if (films.length) select(films[0]);
 }
 
-function remove(study) {
-  const at = state.studies.indexOf(study);
+function remove(film) {
+  const at = state.films.indexOf(film);
   if (at < 0) return;
-  state.studies.splice(at, 1);
-  if (study === state.current) select(state.studies[Math.min(at, state.studies.length - 1)] ?? null);
+  state.films.splice(at, 1);
+  panes.delete(film);
+  if (film === state.current) select(state.films[Math.min(at, state.films.length - 1)] ?? null);
   else render();
 }
 
-async function select(study) {
-  if (state.current && state.current !== study) state.current.picture = null;
-  Object.assign(state, { current: study, finding: -1, cursor: null, framed: null, drawing: null });
+async function select(film) {
+  const stays = state.hang && hung().includes(film);
+  if (stays) Object.assign(state, { view: viewOf(film, panes.get(film)), framed: film });
+  else if (state.current && state.current !== film) state.current.picture = null;
+  Object.assign(state, { current: film, finding: -1, cursor: null, drawing: null }, stays ? {} : { framed: null });
   render();
-  if (!study) return;
-  byId("spacing").value = study.said.spacing_mm;
-  byId("projection").value = study.said.view;
-  await unpack(study);
+  if (!film) return;
+  byId("spacing").value = film.said.spacing_mm;
+  byId("projection").value = film.said.view;
+  await unpack(film);
   work();
 }
 
 /** Pixels of the image that is looked at; of the others only a small picture is kept. */
-async function unpack(study) {
-  if (study.packed) await attempt(() => study.unpack());
-  if (!study.picture) return;
-  if (study !== state.current) study.picture = null;
-  else if (state.framed !== study) {
-    state.framed = study;
+async function unpack(film) {
+  if (film.packed) await attempt(() => film.unpack());
+  if (!film.picture) return;
+  if (film !== state.current) {
+    if (!(state.hang && hung().includes(film))) film.picture = null;
+  } else if (state.framed !== film) {
+    state.framed = film;
     fit();
     tissueWindow("image");
   }
@@ -62,11 +72,11 @@ async function work() {
   if (state.working) return;
   state.working = true;
   for (let job = nextJob(); job; job = nextJob()) {
-    const [study, detector] = job;
-    say(`Scoring ${study.name} by ${detector} …`);
-    await study.score(detector);
-    await unpack(study);
-    if (study === state.current) await explain();
+    const [film, detector] = job;
+    say(`Scoring ${film.name} by ${detector} …`);
+    await film.score(detector);
+    await unpack(film);
+    if (film === state.current) await explain();
     render();
   }
   state.working = false;
@@ -74,24 +84,24 @@ async function work() {
 }
 
 function nextJob() {
-  for (const study of [state.current, ...state.studies]) {
-    const detector = study && state.chosen.find((name) => !study.results.has(name) && !study.problems.has(name));
-    if (detector) return [study, detector];
+  for (const film of [state.current, ...state.films]) {
+    const detector = film && state.chosen.find((name) => !film.results.has(name) && !film.problems.has(name));
+    if (detector) return [film, detector];
   }
   return null;
 }
 
 /** The healthy counterfactuals, once they are looked at. */
 async function explain() {
-  const study = state.current;
-  if (state.base === "image" || !study) return;
-  for (const { detector } of shownPanes()) {
-    const found = study.results.get(detector);
+  if (state.base === "image" || !state.current) return;
+  for (const pane of shownPanes()) {
+    const [{ detector }, film] = [pane, filmOf(pane)];
+    const found = film.results.get(detector);
     if (!found || found.explained || !card(detector).counterfactual) continue;
-    say(`Asking ${detector} for the healthy version of ${study.name} …`);
+    say(`Asking ${detector} for the healthy version of ${film.name} …`);
     repaint();
-    await attempt(() => study.explain(detector).finally(() => (found.healthy ??= {})));
-    tissueWindow("healthy", detector);
+    await attempt(() => film.explain(detector).finally(() => (found.healthy ??= {})));
+    if (film === state.current) tissueWindow("healthy", detector);
     say("");
   }
   repaint();
@@ -101,15 +111,53 @@ const say = (text) => (byId("status").textContent = text);
 
 // Looking
 
-const canvas = () => shownPanes()[0]?.canvas;
+const canvas = () => shownPanes().find((pane) => filmOf(pane) === state.current)?.canvas;
 
 function fit() {
   const { picture } = state.current ?? {};
   if (!picture || !canvas()?.width) return;
-  const [{ rows, columns }] = picture.levels;
-  const scale = Math.min(canvas().width / columns, canvas().height / rows);
-  Object.assign(state, { view: { x: columns / 2, y: rows / 2, scale }, fitted: true });
+  Object.assign(state, { view: whole(picture, canvas()), fitted: true });
   repaint();
+}
+
+/** The view that shows all of a picture. */
+function whole({ levels: [{ rows, columns }] }, { width, height }) {
+  return { x: columns / 2, y: rows / 2, scale: Math.min(width / columns, height / rows) };
+}
+
+// Images that hang side by side
+
+/** The images that are opened together with the current one, at most MOST at once, as they hang. */
+function hung() {
+  const first = Math.floor(Math.max(0, state.films.indexOf(state.current)) / MOST) * MOST;
+  return inOrder(state.films.slice(first, first + MOST));
+}
+
+/** How an image is looked at while the current one is looked at as the state says. */
+function viewOf(film, { canvas }) {
+  const { current, view, fitted } = state;
+  if (film === current) return view;
+  if (film.picture && (fitted || !current?.frame || !film.frame)) return whole(film.picture, canvas);
+  return current?.frame && film.frame ? current.frame.view(film.frame, view) : view;
+}
+
+/** The state as a pane shows it: the place under the cursor is where such a place is in its own image. */
+function seenBy(pane) {
+  const film = filmOf(pane);
+  if (film === state.current) return state;
+  const [from, to] = [state.current?.frame, film.frame];
+  const cursor = state.cursor && from && to ? { ...from.to(to, state.cursor), pane: state.cursor.pane } : null;
+  return { ...state, view: viewOf(film, pane), cursor, finding: -1, drawing: null };
+}
+
+async function hang() {
+  state.compare = false;
+  toggle("hang");
+  for (const film of hung()) {
+    if (state.hang) await unpack(film);
+    else if (film !== state.current) film.picture = null;
+  }
+  fit();
 }
 
 function look(view) {
@@ -138,8 +186,12 @@ const controls = {
   },
   point(x, y, pane) {
     const { canvas: { width, height } } = pane;
-    const { scale, left, top } = place(state.view, pane.canvas);
-    state.cursor = x === null ? null : { x: (x + width / 2 - left) / scale, y: (y + height / 2 - top) / scale, pane };
+    const film = filmOf(pane);
+    const { scale, left, top } = place(viewOf(film, pane), pane.canvas);
+    const here = { x: (x + width / 2 - left) / scale, y: (y + height / 2 - top) / scale };
+    const [from, to] = [film?.frame, state.current?.frame];
+    const there = film === state.current ? here : from && to ? from.to(to, here) : null;
+    state.cursor = x === null || !there ? null : { ...there, pane };
     if (state.drawing?.centre && state.cursor) stretch(state.cursor);
     repaint();
   },
@@ -154,7 +206,8 @@ const controls = {
     if (whole) markAt(drawing.centre);
     drawing.centre = null;
   },
-  activate(detector) {
+  activate({ film, detector }) {
+    if (film && film !== state.current) select(film);
     if (state.active === detector) return;
     Object.assign(state, { active: detector, finding: -1 });
     render();
@@ -207,14 +260,14 @@ function nextFinding(by) {
   if (count) centre(state.finding < 0 ? 0 : (state.finding + by + count) % count);
 }
 
-function nextStudy(by) {
-  const at = state.studies.indexOf(state.current) + by;
-  if (state.studies[at]) select(state.studies[at]);
+function nextFilm(by) {
+  const at = state.films.indexOf(state.current) + by;
+  if (state.films[at]) select(state.films[at]);
 }
 
 function nextDetector() {
   const { chosen, active } = state;
-  if (chosen.length) controls.activate(chosen[(chosen.indexOf(active) + 1) % chosen.length]);
+  if (chosen.length) controls.activate({ detector: chosen[(chosen.indexOf(active) + 1) % chosen.length] });
 }
 
 function choose(name, wanted) {
@@ -310,8 +363,8 @@ const ACTIONS = {
   open: ["o", "open images", () => byId("files").click()],
   address: ["u", "open images by their URLs", () => byId("address").showModal()],
   remove: ["Delete", "close the image", () => remove(state.current)],
-  nextStudy: ["PageDown", "next image", () => nextStudy(1)],
-  previousStudy: ["PageUp", "previous image", () => nextStudy(-1)],
+  nextFilm: ["PageDown", "next image", () => nextFilm(1)],
+  previousFilm: ["PageUp", "previous image", () => nextFilm(-1)],
   next: ["n", "next finding", () => nextFinding(1)],
   previous: ["b", "previous finding", () => nextFinding(-1)],
   accept: ["y", "accept the finding, or take that back", () => judge(state.finding, "accepted")],
@@ -322,7 +375,8 @@ const ACTIONS = {
   undo: ["Backspace", "take back the last answer", undo],
   save: ["s", "save all answers as readings.csv", saveAll],
   detector: ["d", "next chosen detector", nextDetector],
-  compare: ["c", "detectors side by side", () => toggle("compare")],
+  compare: ["c", "detectors side by side", compare],
+  hang: ["v", "open images side by side, breasts back to back", hang],
   image: ["q", "the image", () => showBase("image")],
   healthy: ["w", "its healthy version", () => showBase("healthy")],
   change: ["e", "the difference", () => showBase("change")],
@@ -349,6 +403,11 @@ function toggle(what) {
   state[what] = !state[what];
   render();
   explain();
+}
+
+function compare() {
+  state.hang = false;
+  toggle("compare");
 }
 
 function toggleHeat() {
@@ -382,7 +441,7 @@ function repaint() {
 function paint() {
   cancelAnimationFrame(frame);
   frame = 0;
-  for (const pane of shownPanes()) pane.paint(state, state.current);
+  for (const pane of shownPanes()) pane.paint(seenBy(pane), filmOf(pane));
 }
 
 function render() {
@@ -403,6 +462,10 @@ function render() {
 
 function renderStage() {
   for (const name of state.chosen) if (!panes.has(name)) panes.set(name, new Pane(name, controls));
+  for (const film of state.hang ? hung() : []) {
+    if (!panes.has(film)) panes.set(film, new Pane(state.active, controls, film));
+    panes.get(film).detector = state.active;
+  }
   const elements = shownPanes().map(({ element }) => element);
   const stage = byId("panes");
   if (elements.length !== stage.children.length || elements.some((element, i) => stage.children[i] !== element)) {
@@ -460,7 +523,7 @@ function begin() {
 
 /** The detectors; what could not be asked of them before is asked again. */
 async function load() {
-  for (const study of state.studies) study.problems.clear();
+  for (const film of state.films) film.problems.clear();
   await attempt(async () => {
     const { detectors, default: first } = await served();
     if (state.cards.length) return;

@@ -2,6 +2,7 @@
 
 import { request } from "./api.js";
 import { grayTable } from "./colors.js";
+import { Frame } from "./frame.js";
 import { Heatmap, NAMES } from "./heatmap.js";
 import { readNpz } from "./npz.js";
 import { h } from "./page.js";
@@ -11,7 +12,7 @@ const NPZ = { Accept: "application/x-npz" };
 /** Difference to the healthy version where its colour is strongest, share of the full scale. */
 const CHANGE = 0.5;
 
-export class Study {
+export class Film {
   /**
    * @param {File|string} source a file, or a URL that the server fetches
    * @param {{spacing_mm: string, view: string}} said what the image may not say
@@ -35,6 +36,17 @@ export class Study {
     this.said = said;
     this.results = new Map();
     this.problems = new Map();
+  }
+
+  /** What the first detector to score it says of its size, view and side; undefined before. */
+  get image() {
+    return this.results.values().next().value?.answer.image;
+  }
+
+  /** Where its breast lies; null before a detector has scored it. */
+  get frame() {
+    const result = this.results.values().next().value;
+    return result ? (result.frame ??= new Frame(result.heatmap, result.answer.image)) : null;
   }
 
   /** Ask a detector; its answer or the problem is kept. */
