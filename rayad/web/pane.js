@@ -89,7 +89,7 @@ export class Pane {
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
     this.element.classList.toggle("active", state.active === this.detector && film === state.current);
     this.write(state, film, result, picture);
-    if (!picture) return;
+    if (!picture || !canvas.width || !canvas.height) return; // it has just come back, and gets its size after this
     picture.draw(canvas, state.view, table(state, picture));
     if (!result) return;
     if (state.heat[state.base]) result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
