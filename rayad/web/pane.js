@@ -89,16 +89,21 @@ export class Pane {
     this.write(state, study, result, picture);
     if (!picture) return;
     picture.draw(canvas, state.view, table(state, picture));
-    if (!result) return;
+    if (result) this.overlay(state, study, result);
+    this.circle(state, study);
+    if (state.cursor && state.cursor.pane !== this) this.cross(state);
+  }
+
+  /** What the detector says. */
+  overlay(state, study, result) {
+    const { canvas } = this;
     if (state.heat[state.base]) result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
     if (state.marks) {
       result.heatmap.outlineTissue(canvas, state.view);
       result.heatmap.outline(canvas, state.view, state.limit);
       this.number(state, study, result.answer.findings);
     }
-    this.circle(state, study);
     this.scaleBar(state.view.scale, result.answer.image.spacing_mm);
-    if (state.cursor && state.cursor.pane !== this) this.cross(state);
   }
 
   picture(state, study, result) {
