@@ -91,16 +91,21 @@ export class Pane {
     this.write(state, film, result, picture);
     if (!picture || !canvas.width || !canvas.height) return; // it has just come back, and gets its size after this
     picture.draw(canvas, state.view, table(state, picture));
-    if (!result) return;
+    if (result) this.overlay(state, film, result);
+    this.circle(state, film);
+    if (state.cursor && state.cursor.pane !== this) this.cross(state);
+  }
+
+  /** What the detector says. */
+  overlay(state, film, result) {
+    const { canvas } = this;
     if (state.heat[state.base]) result.heatmap.draw(canvas, state.view, state.limit, state.opacity);
     if (state.marks) {
       result.heatmap.outlineTissue(canvas, state.view);
       result.heatmap.outline(canvas, state.view, state.limit);
       this.number(state, film, result.answer.findings);
     }
-    this.circle(state, film);
     this.scaleBar(state.view.scale, result.answer.image.spacing_mm);
-    if (state.cursor && state.cursor.pane !== this) this.cross(state);
   }
 
   picture(state, film, result) {
