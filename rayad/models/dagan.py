@@ -86,7 +86,7 @@ class DualAutoencoderGAN(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.latents = config, config.latents
-        self.generator = Generator(config.channels, config.width, config.patch_px)
+        self.generator = SkipGenerator(config.channels, config.width, config.patch_px)
         sizes = (config.channels, config.width, config.latents, "valid", config.patch_px)
         self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
 
@@ -103,12 +103,10 @@ class DualAutoencoderGAN(nn.Module):
         return self.decoder(self.encoder(x)).to(x)  # from the lower precision of autocast
 
     def scores(self, x: Patches) -> dict[str, Scores]:
-        """|x - G(x)| of each patch; |x - D(x)| of the discriminator; |D(x) - D(G(x))|; in full scales of a pixel."""
-        generated, repeated = self.generator(x), self.discriminate(x)
+        """|x - G(x)| of each patch; "discriminator" is |x - D(x)|; both in full scales of a pixel."""
         return {
-            "reconstruction": difference(x, generated),
-            "discriminator": difference(x, repeated),
-            "adversarial": difference(repeated, self.discriminate(generated)),
+            "reconstruction": difference(x, self.generator(x)),
+            "discriminator": difference(x, self.discriminate(x)),
         }
 
     def stages(self) -> list[list[Objective | Pass]]:
@@ -162,7 +160,7 @@ class DualAutoencoderGAN(nn.Module):
         return shares
 
 
-class Generator(nn.Module):
+class SkipGenerator(nn.Module):
     """Patches to patches: maps of every size are handed over to where they are doubled back."""
 
     def __init__(self, channels: int, width: int, side: int) -> None:
