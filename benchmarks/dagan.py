@@ -1,4 +1,4 @@
-"""A recipe that sets DAGAN beside the CAE and a floor, with the settings of the recipe `detectors` and places 9.6 mm apart.
+"""A recipe that sets DAGAN beside the CAE and a floor: settings of the recipe `detectors`, places 9.6 mm apart.
 
 rayad benchmark benchmarks/dagan.py --source mini-mias --split label-free --seeds 1 --out dagan
 """
