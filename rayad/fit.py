@@ -148,7 +148,7 @@ class Schedule:
     """Consequence of a collapse: an error, or a warning, for rehearsals of too few epochs."""
     accumulate: Count = 1
     """Parts of a worker's share of a batch that go through the model one after the other: less memory, the same step
-    but for rounding. A model that normalizes by its batch (fanogan, batch_norm of bvae) sees smaller ones."""
+    but for rounding. A model that normalizes by its batch (fanogan, dagan, batch_norm of bvae) sees smaller ones."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "patience", "threads", "accumulate"):

@@ -147,7 +147,7 @@ def detectors(run: Run) -> list[Detector]:
         **{name: run.train(corpus, _learns(name)) for name in ("cae", "bvae", "cvad", "deep_svdd", "implicit_field")},
         **{name: run.train(corpus, _learns(name)) for name in ("mddpm", "conditional_vae", "pca", "lbp", "glcm")},
         "vqvae": run.train(corpus, _learns("vqvae", 8, ("padding=same", "book=ema"))),
-        "fanogan": run.train(corpus, _learns("fanogan", 8)),
+        **{name: run.train(corpus, _learns(name, 8)) for name in ("fanogan", "dagan")},
     }
     spn = {name: run.fit(corpus, models[name], DensityRequest()) for name in ("cae", "bvae", "vqvae")}
     context = run.fit(corpus, models["cae"], DensityRequest(context=PLACE), "context")
@@ -162,7 +162,7 @@ def detectors(run: Run) -> list[Detector]:
         run.ask(context, "cae-spn-context"),
         run.ask(background, "cae-background"),
         *_on_latents(run, corpus, models["cae"]),
-        *(run.ask(models[name], name) for name in ("cvad", "deep_svdd", "implicit_field", "mddpm")),
+        *(run.ask(models[name], name) for name in ("cvad", "dagan", "deep_svdd", "implicit_field", "mddpm")),
         *(run.ask(models[name], name) for name in ("conditional_vae", "pca", "lbp", "glcm")),
         *_of_specks(run),
     ]

@@ -62,8 +62,8 @@ class Config:
         return DeepSVDD(self)
 
 
-PRESETS = {"paper": ("joint=1",)}
-"""The joint loss of Zhou et al. 2021; its weight is ours."""
+PRESETS = {"paper": ("joint=1", "width=32", "latents=128", "padding=same", "learning_rate=1e-4")}
+"""The joint loss of Zhou et al. 2021, whose weight is ours, with Ruff's network of colour images and its first rate."""
 
 
 class DeepSVDD(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from rayad import catalog
 from rayad.errors import OptionError, TrainingError
 from rayad.fit import Objective, Pass, Schedule, batches, fit
 from rayad.models._blocks import BOUND
@@ -111,6 +112,16 @@ def test_moments_add_over_batches(model, x):
     parts = [a + b for a, b in zip(model.moments(x[:2]), model.moments(x[2:]), strict=True)]
     for part, whole in zip(parts, model.moments(x), strict=True):
         torch.testing.assert_close(part, whole)
+
+
+def test_the_sizes_of_the_paper():
+    """Ruff's network of colour images, 32, 64 and 128 filters of 5x5 and 128 numbers; Zhou's joint loss trains all."""
+    model = catalog.configure("models", "deep_svdd", ["preset=paper", "channels=3"]).build()
+    shapes = [tuple(layer.weight.shape) for layer in model.encoder.cells if isinstance(layer, nn.Conv2d)]
+    assert shapes == [(32, 3, 5, 5), (64, 32, 5, 5), (128, 64, 5, 5)]
+    assert model.encoder.head.weight.shape == (128, 128 * 8 * 8)
+    (describe,) = [item for item in model.stages()[1] if isinstance(item, Objective)]
+    assert len(describe.parameters) == len(list(model.parameters()))
 
 
 def test_negative_weights_are_an_error():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rayad import catalog
 from rayad.errors import OptionError
 from rayad.fit import Schedule, batches, fit
 from rayad.models.mddpm import Config, signal, without_band
@@ -80,3 +81,28 @@ def test_impossible_sizes_are_refused():
         Config(width=0)
     with pytest.raises(OptionError, match="boxes divide 64"):
         Config(boxes=3)
+    with pytest.raises(OptionError, match="blocks and each of multiples of a diffusion model must be at least 1"):
+        Config(multiples=())
+    with pytest.raises(OptionError, match="maps of 40 px cannot be halved 4 times"):
+        Config(multiples=(1, 1, 1, 1, 1), patch_px=40)
+
+
+def test_maps_of_each_size_have_their_blocks_and_multiples():
+    model, shapes = Config(width=2, multiples=(1, 3, 2), blocks=2).build().eval(), []
+    for block in [*model.down, *model.up]:
+        block.register_forward_hook(lambda block, given, maps: shapes.append((given[0].shape[1:], maps.shape[1:])))
+    x = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    predicted = model.predict(x, torch.tensor([1.0, 500.0]))
+    assert predicted.shape == x.shape
+    down = [((2, 64), (2, 64)), ((2, 64), (2, 64)), ((2, 32), (6, 32)), ((6, 32), (6, 32)), ((6, 16), (4, 16))]
+    up = [((4, 16), (4, 16)), ((10, 32), (6, 32)), ((6, 32), (6, 32)), ((8, 64), (2, 64)), ((2, 64), (2, 64))]
+    assert [(tuple(given[:2]), tuple(maps[:2])) for given, maps in shapes] == [*down, *up]
+    assert model.encode(x).shape == (2, model.latents) == (2, 4)
+
+
+def test_the_sizes_of_the_authors():
+    """unet_dim, dim_mults and num_res_blocks of their code."""
+    with torch.device("meta"):
+        model = catalog.configure("models", "mddpm", ["preset=paper"]).build()
+    assert [block.two[2].out_channels for block in model.down] == [128] * 3 + [256] * 6
+    assert [block.two[2].out_channels for block in model.up] == [256] * 3 + [128] * 3

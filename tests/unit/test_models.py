@@ -51,6 +51,21 @@ def narrow(module: ModuleType) -> Any:
     return replace(module.Config(), **{field.name: 4 for field in fields(module.Config) if field.name == "width"})
 
 
+PRESETS = [(name, preset) for name in MODELS for preset in catalog.presets(catalog.find("models", name))]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_a_preset_takes_a_step(name, preset, patches):
+    """Of every objective, with the sizes that a command has by --settings preset=NAME."""
+    torch.manual_seed(0)
+    model, x = catalog.configure("models", name, [f"preset={preset}"]).build(), patches[:2]
+    for objective in objectives(model):
+        loss = objective.loss(told(model, x), noise(2)).sum()
+        gradients = torch.autograd.grad(loss, objective.parameters)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
 @pytest.fixture
 def model(config) -> nn.Module:
     torch.manual_seed(0)
