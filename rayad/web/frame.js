@@ -39,18 +39,3 @@ export class Frame {
     return { ...this.to(other, view), scale: (view.scale * other.spacing) / this.spacing };
   }
 }
-
-/** Images as they hang: a row a view, the breast whose chest wall is at the right first, back to back. */
-export function inOrder(films) {
-  const rows = new Map();
-  for (const film of films) {
-    const view = film.image?.view ?? "";
-    rows.set(view, [...(rows.get(view) ?? []), film]);
-  }
-  const side = ({ image, frame }) => image?.laterality || (frame?.towards === -1 ? "R" : "L");
-  return [...rows.keys()].sort().flatMap((view) => {
-    const [right, left] = ["R", "L"].map((wanted) => rows.get(view).filter((film) => side(film) === wanted));
-    const pairs = Array.from({ length: Math.max(right.length, left.length) }, (_, i) => [right[i], left[i]]);
-    return pairs.flat().filter(Boolean);
-  });
-}

@@ -2,7 +2,7 @@
 
 import { served, tokenButton } from "./api.js";
 import { paintScale } from "./colors.js";
-import { inOrder } from "./frame.js";
+import { hung, seenBy, viewOf, whole } from "./hanging.js";
 import { attempt, byId, digits, h, themeButton } from "./page.js";
 import { Pane } from "./pane.js";
 import { place } from "./picture.js";
@@ -11,8 +11,6 @@ import { fill, renderFindings, renderLists } from "./sidebar.js";
 import { BASES, card, result, state } from "./state.js";
 import { Film } from "./film.js";
 
-/** Images that hang at once. */
-const MOST = 6;
 /** Panes of detectors, by name, and of images that hang, by film. */
 const panes = new Map();
 let frame = 0;
@@ -42,7 +40,7 @@ function remove(film) {
 
 async function select(film) {
   const stays = state.hang && hung().includes(film);
-  if (stays) Object.assign(state, { view: viewOf(film, panes.get(film)), framed: film });
+  if (stays) Object.assign(state, { view: viewOf(film, panes.get(film).canvas), framed: film });
   else if (state.current && state.current !== film) state.current.picture = null;
   Object.assign(state, { current: film, finding: -1, cursor: null, drawing: null }, stays ? {} : { framed: null });
   render();
@@ -120,35 +118,7 @@ function fit() {
   repaint();
 }
 
-/** The view that shows all of a picture. */
-function whole({ levels: [{ rows, columns }] }, { width, height }) {
-  return { x: columns / 2, y: rows / 2, scale: Math.min(width / columns, height / rows) };
-}
-
 // Images that hang side by side
-
-/** The images that are opened together with the current one, at most MOST at once, as they hang. */
-function hung() {
-  const first = Math.floor(Math.max(0, state.films.indexOf(state.current)) / MOST) * MOST;
-  return inOrder(state.films.slice(first, first + MOST));
-}
-
-/** How an image is looked at while the current one is looked at as the state says. */
-function viewOf(film, { canvas }) {
-  const { current, view, fitted } = state;
-  if (film === current) return view;
-  if (film.picture && (fitted || !current?.frame || !film.frame)) return whole(film.picture, canvas);
-  return current?.frame && film.frame ? current.frame.view(film.frame, view) : view;
-}
-
-/** The state as a pane shows it: the place under the cursor is where such a place is in its own image. */
-function seenBy(pane) {
-  const film = filmOf(pane);
-  if (film === state.current) return state;
-  const [from, to] = [state.current?.frame, film.frame];
-  const cursor = state.cursor && from && to ? { ...from.to(to, state.cursor), pane: state.cursor.pane } : null;
-  return { ...state, view: viewOf(film, pane), cursor, finding: -1, drawing: null };
-}
 
 async function hang() {
   state.compare = false;
@@ -187,7 +157,7 @@ const controls = {
   point(x, y, pane) {
     const { canvas: { width, height } } = pane;
     const film = filmOf(pane);
-    const { scale, left, top } = place(viewOf(film, pane), pane.canvas);
+    const { scale, left, top } = place(viewOf(film, pane.canvas), pane.canvas);
     const here = { x: (x + width / 2 - left) / scale, y: (y + height / 2 - top) / scale };
     const [from, to] = [film?.frame, state.current?.frame];
     const there = film === state.current ? here : from && to ? from.to(to, here) : null;
@@ -441,7 +411,7 @@ function repaint() {
 function paint() {
   cancelAnimationFrame(frame);
   frame = 0;
-  for (const pane of shownPanes()) pane.paint(seenBy(pane), filmOf(pane));
+  for (const pane of shownPanes()) pane.paint(seenBy(filmOf(pane), pane.canvas), filmOf(pane));
 }
 
 function render() {
