@@ -37,8 +37,8 @@ AXES = 16
 """Principal axes of latents that become features, at most."""
 
 Described = dict[str, np.ndarray]
-"""Of some places of one image: ``rarities`` and ``latents`` (a row each), ``role``, and ``number`` of the image's lesion
-or rejected finding."""
+"""Of some places of one image: ``rarities`` and ``latents`` (a row each), ``role``, and ``number`` of the image's
+lesion or rejected finding."""
 
 
 def teach(

@@ -2,7 +2,8 @@
 
 ``detector.json`` names the parts, their configurations, the hashes of the tensor files, and where it all comes from;
 ``model-HASH.safetensors``, ``density-HASH.safetensors``, ``adjustment-HASH.safetensors``,
-``calibration-HASH.safetensors`` and ``taught-HASH.safetensors`` hold the numbers. docs/formats.md has every field, and what is refused. No pickle.
+``calibration-HASH.safetensors`` and ``taught-HASH.safetensors`` hold the numbers. docs/formats.md has every field, and
+what is refused. No pickle.
 
 A bundle may be a stranger's. So every field is checked against what it becomes, and a model or density is first built
 without memory, on torch's device "meta": only one whose tensors are those of the file takes any.

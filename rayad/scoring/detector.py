@@ -274,8 +274,8 @@ def described(
     member_heatmaps: Mapping[str, Heatmap],
     with_latents: bool,
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n m"]]:
-    """What a taught detector knows of the tissue's places, row by row: the rarity of each member's score, and the latents
-    of the first model that has some; nan where a member scored none.
+    """What a taught detector knows of the tissue's places, row by row: the rarity of each member's score, and the
+    latents of the first model that has some; nan where a member scored none.
 
     Args:
         with_latents: else there are no columns of latents.

@@ -12,7 +12,7 @@ arrays of numbers, and a bundle that holds others than are meant here is refused
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -26,26 +26,6 @@ MOST_LATENTS, MOST_AXES, MOST_UNITS = 65_536, 64, 1024
 """Of a bundle: latents that are reduced, axes that are left of them, units of a network."""
 TREES = tuple(Trees.__dataclass_fields__)
 """Names of the arrays of trees."""
-
-
-class Odds(Protocol):
-    """Log-odds of a lesion, up to a constant, given features whose first is the first detector's rarity."""
-
-    ARRAYS: ClassVar[tuple[str, ...]]
-    """Names of its arrays in a bundle."""
-
-    @property
-    def features(self) -> int:
-        """How many features it is of."""
-        ...
-
-    def log_odds(self, x: Features) -> LogOdds:
-        """Of n places."""
-        ...
-
-    def to_tensors(self) -> dict[str, np.ndarray]:
-        """Plain arrays for a safetensors file."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +109,9 @@ class BoostedTrees:
         return self.trees.to_tensors() | numbers | {"features": np.array([self.features])}
 
 
+Odds = Logistic | Perceptron | RandomForest | BoostedTrees
+"""Log-odds of a lesion, up to a constant, given features whose first is the first detector's rarity. `ARRAYS` are the
+names of its arrays in a bundle, `features` is how many it is of."""
 KINDS: dict[str, type[Odds]] = {
     "logistic": Logistic,
     "network": Perceptron,

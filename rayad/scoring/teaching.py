@@ -13,9 +13,9 @@ may go is its strength, of a few candidates of which the first is 0, the first d
 are held out once (in at most 10 groups); a lesion's figure is the mean AUC of its places against healthy places, the
 unlabelled places of its image and the rejected findings, all by a function that saw no label of its patient. Against
 unlabelled places an AUC orders functions as against true negatives (Menon et al., "Learning from corrupted binary
-labels via class-probability estimation", ICML 2015). Taken is the least strength whose mean is within one standard error of
-the best (Hastie et al., *The Elements of Statistical Learning* (2009), 7.10): where a few lesions do not show that
-learning helps, nothing is learned.
+labels via class-probability estimation", ICML 2015). Taken is the least strength whose mean is within one standard
+error, or 0.005, of the best (Hastie et al., *The Elements of Statistical Learning* (2009), 7.10): where a few lesions do
+not show that learning helps, nothing is learned.
 
 **Labels of images alone**: multiple-instance learning by the witnesses of each image, as MI-SVM of Andrews et al.,
 "Support vector machines for multiple-instance learning", NIPS 2002. The highest hundredth of a positive image's places
@@ -47,6 +47,8 @@ WITNESSES = 0.01
 """Share of a positive image's places that are taken for its lesion."""
 ROUNDS = 10
 """How often witnesses are chosen anew, at most."""
+MARGIN = 0.005
+"""By which a figure must be better than that of less strength."""
 UNITS = 8
 """Of the network's hidden layer."""
 TREES, RATE = 60, 0.1
@@ -223,12 +225,13 @@ def auc(positive: Float[np.ndarray, " p"], negative: Float[np.ndarray, " n"]) ->
 
 
 def _least_as_good(table: Float[np.ndarray, "l s"]) -> int:
-    """The first strength whose mean figure is within a standard error of the difference of the best; 0 without two."""
+    """The first strength whose mean figure is as good as the best, but for a standard error of the difference or the
+    margin; 0 without two figures."""
     if len(table) < 2:
         return 0
     best = table[:, table.mean(0).argmax(), None] - table
     error = best.std(0, ddof=1) / np.sqrt(len(table))
-    return int(np.argmax(best.mean(0) <= error))
+    return int(np.argmax(best.mean(0) <= np.maximum(error, MARGIN)))
 
 
 def _bias(offset: LogOdds, positive: Bool[np.ndarray, " n"], weights: Float[np.ndarray, " n"]) -> float:
@@ -360,7 +363,7 @@ class FirstFeature(BaseEstimator):
 
     def predict_proba(self, x: Features) -> Float[np.ndarray, "n 2"]:
         """Of both classes."""
-        p = expit(x[:, 0] + self.bias)
+        p = expit(x[:, 0].astype(np.float64) + self.bias)
         return np.column_stack([1 - p, p])
 
 
