@@ -14,8 +14,8 @@ are held out once (in at most 10 groups); a lesion's figure is the mean AUC of i
 unlabelled places of its image and the rejected findings, all by a function that saw no label of its patient. Against
 unlabelled places an AUC orders functions as against true negatives (Menon et al., "Learning from corrupted binary
 labels via class-probability estimation", ICML 2015). Taken is the least strength whose mean is within one standard
-error, or 0.005, of the best (Hastie et al., *The Elements of Statistical Learning* (2009), 7.10): where a few lesions do
-not show that learning helps, nothing is learned.
+error, or 0.005, of the best (Hastie et al., *The Elements of Statistical Learning* (2009), 7.10): where a few lesions
+do not show that learning helps, nothing is learned.
 
 **Labels of images alone**: multiple-instance learning by the witnesses of each image, as MI-SVM of Andrews et al.,
 "Support vector machines for multiple-instance learning", NIPS 2002. The highest hundredth of a positive image's places
