@@ -184,11 +184,11 @@ def _draw(
     halves = [[i for i in images if i.exam.patient_id in half] for half in np.array_split(patients, 2)]
     pairs = [(halves[0], halves[1]), (halves[1], halves[0])]
     kind, found = options.lesion, {}
-    rules = {"floor": lambda r: r[:, 0], "fisher": lambda r: np.nanmean(r, 1)}
+    rules = {"floor": lambda r: r[:, 0], "fisher": lambda r: r.mean(1)}
     rules |= {f"member {n}": lambda r, n=n: r[:, n] for n in range(images[0].places["rarities"].shape[1])}
     for name, rule in rules.items():
         found[name] = {
-            "0": _figures([_scores(test, lambda i, rule=rule: rule(i.places["rarities"])) for _, test in pairs], kind)
+            "0": _figures([_scores(test, lambda i, rule=rule: rule(_features(i, None))) for _, test in pairs], kind)
         }
     for method in options.methods:
         axes = reduction if method.endswith("-latents") else None

@@ -30,7 +30,7 @@ TREES = tuple(Trees.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Logistic:
-    """r + w x + b: logistic regression with the rarity as offset."""
+    """Logistic regression with the rarity as offset, r + w x + b."""
 
     weights: Float[np.ndarray, " f"]
     bias: Float[np.ndarray, "1"]
@@ -50,7 +50,7 @@ class Logistic:
 
 @dataclass(frozen=True)
 class Perceptron:
-    """r + v tanh(W x + a) + b: a network of one hidden layer."""
+    """A network of one hidden layer, r + v tanh(W x + a) + b."""
 
     hidden: Float[np.ndarray, "f u"]
     hidden_bias: Float[np.ndarray, " u"]
@@ -72,7 +72,7 @@ class Perceptron:
 
 @dataclass(frozen=True)
 class RandomForest:
-    """r + s log(p / (1 - p)), p the mean of the trees' shares of lesions with one half for each class added."""
+    """A random forest, r + s log(p / (1 - p)), p the mean share of lesions in the leaves, one half added for each class."""
 
     trees: Trees
     features: int
@@ -92,7 +92,7 @@ class RandomForest:
 
 @dataclass(frozen=True)
 class BoostedTrees:
-    """r + b + rate * the sum of the trees: gradient boosting that begins with the rarity."""
+    """Gradient boosting that begins with the rarity, r + b + rate * the sum of the trees."""
 
     trees: Trees
     features: int
