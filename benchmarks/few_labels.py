@@ -12,7 +12,10 @@ and validation patients. No setting was chosen by these figures.
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +50,7 @@ FLOORS = {
     "calcification": ("fine-top-hat", Floor("top-hat"), Preprocessing(spacing_mm=0.2, intensity="specks"), ("none", 0)),
 }
 """Kind of lesion -> name, score, picture and aggregation of its floor, as in the recipe `mias`."""
-MOST_HEALTHY, MOST_UNLABELLED = 3000, 200
+MOST_HEALTHY, MOST_UNLABELLED = 2000, 200
 """Places of all healthy images, and of a teaching image, that are learned from or compared to."""
 RESULTS = Path(__file__).parent / "results" / "few_labels.json"
 
@@ -66,6 +69,8 @@ class Options:
     adjust: tuple[str, ...] = ()
     """Those of them that are taken given their place, by name."""
     draws: int = 5
+    workers: int = 2
+    """Processes, a draw each."""
     methods: tuple[str, ...] = METHODS
     show: bool = False
     """Print the tables of what was measured, and measure nothing."""
@@ -83,18 +88,17 @@ class Judged:
 
 def main(options: Options) -> None:
     """Measure, keep, and print a table."""
-    measured = {} if options.show else {options.lesion: _measured(Here(), options)}
-    kept = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | measured
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    for lesion, measured in kept.items():
-        print(
-            f"\n**{lesion}**: {measured['images']} images, {measured['lesions']} lesions, {measured['draws']} draws\n"
-        )
+    if not options.show:
+        _measure(Here(), options)
+    for lesion, measured in json.loads(RESULTS.read_text()).items():
+        draws = len(measured["of_draws"])
+        print(f"\n**{lesion}**: {measured['images']} images, {measured['lesions']} lesions, {draws} draws\n")
         for line in _table(measured):
             print(line)
 
 
-def _measured(pool: Pool, options: Options) -> dict:
+def _measure(pool: Pool, options: Options) -> None:
+    """Each draw is kept when it is done."""
     url, began = storage.absolute(options.out), time.perf_counter()
     dataset = catalog.configure("datasets", "mias", {"source": storage.absolute(options.source)})
     members = compared_with_healthy(pool, _members(pool, options, dataset, url), dataset, STEP_MM, f"{url}/scores")
@@ -103,20 +107,36 @@ def _measured(pool: Pool, options: Options) -> dict:
     healthy = healthy_images(dataset, labelled)
     images = _judged(pool, members, dataset, labelled, f"{url}/scores", options)
     each = max(20, MOST_HEALTHY // len(healthy))
-    negatives = [places for _, places in _described(pool, members, dataset, [], healthy, f"{url}/scores", each)]
+    with_latents = _with_latents(options)
+    negatives = [
+        places for _, places in _described(pool, members, dataset, [], healthy, f"{url}/scores", each, with_latents)
+    ]
     print(f"described after {time.perf_counter() - began:.0f} s", flush=True)
-    reduction = reduction_of(negatives) if "logistic-latents" in options.methods else None
-    draws = [_draw(images, negatives, healthy, reduction, options, seed) for seed in range(options.draws)]
-    return {
+    reduction = reduction_of(negatives) if with_latents else None
+    measured = {
         "members": [member.name for member in members],
         "images": len(images),
         "patients": len({image.exam.patient_id for image in images}),
         "lesions": sum(len(image.lesions) for image in labelled),
-        "draws": options.draws,
-        "of_draws": draws,
         "commit": provenance.commit(),
-        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "of_draws": [],
     }
+    work = partial(_draw, images, negatives, healthy, reduction, options)
+    with ProcessPoolExecutor(options.workers, get_context("fork")) as processes:
+        for done in as_completed([processes.submit(work, seed) for seed in range(options.draws)]):
+            measured["of_draws"].append(done.result())
+            measured["minutes"] = round((time.perf_counter() - began) / 60, 1)
+            _keep(options.lesion, measured)
+
+
+def _keep(lesion: str, measured: dict) -> None:
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(kept | {lesion: measured}, indent=1) + "\n")
+
+
+def _with_latents(options: Options) -> bool:
+    """Whether a method needs latents."""
+    return any(method.endswith("-latents") for method in options.methods)
 
 
 def _members(pool: Pool, options: Options, dataset: Images, url: str) -> list[Detector]:
@@ -142,7 +162,7 @@ def _judged(
     for member in members:
         score(pool, [member], dataset, exams, STEP_MM, url, f"diseased images, {member.name}")
     scored, _ = score(pool, members[:1], dataset, exams, STEP_MM, url, "diseased images")
-    described = _described(pool, members, dataset, labelled, exams, url, 10**9)
+    described = _described(pool, members, dataset, labelled, exams, url, 10**9, _with_latents(options))
     by_exam = {image.exam.exam_id: image.of(members[0].name) for image in scored}
     judged = [Judged(exam, places, by_exam[exam.exam_id]) for exam, places in described]
     return [image for image in judged if metrics.usable(image.scored, options.lesion)]
@@ -156,6 +176,7 @@ def _described(
     exams: Sequence[Exam],
     url: str,
     each: int,
+    with_latents: bool,
 ) -> list[tuple[Exam, Described]]:
     """Places of images as a taught detector sees them, row by row of the tissue where all are taken."""
     for member in members:
@@ -163,7 +184,6 @@ def _described(
     step = step_px(members[0].preprocessing, STEP_MM)
     keep = KeptScores.of(dataset, exams, url, [first_member(members)], step)
     marks, most = {image.exam.exam_id: image for image in labelled}, {HEALTHY: each, UNLABELLED: each}
-    with_latents = any(member.model for member in members)
     work = (dataset, keep, marks, most, with_latents, pool.device)
     outcomes = list(pool.map(PlacesThatTeach, exams, "places", work))
     if failures := [outcome for outcome in outcomes if isinstance(outcome, str)]:

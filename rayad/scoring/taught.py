@@ -72,7 +72,7 @@ class Perceptron:
 
 @dataclass(frozen=True)
 class RandomForest:
-    """A random forest, r + s log(p / (1 - p)), p the mean share of lesions in the leaves, one half added for each class."""
+    """A random forest, r + s log(p / (1 - p)), p the mean share of lesions in leaves, a half added to each class."""
 
     trees: Trees
     features: int

@@ -10,14 +10,13 @@ from rayad.datasets import folder, phantom
 from rayad.datasets.exam import source_of
 from rayad.datasets.splits import assign
 from rayad.errors import DatasetError, OptionError
-from rayad.evaluation import metrics
 from rayad.imaging.mammogram import Preprocessing
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
 from rayad.pipeline.detectors import not_taught_by, patient_hash
 from rayad.pipeline.evaluate import Evaluation, evaluate
 from rayad.pipeline.requests import TeachRequest
-from rayad.pipeline.score import exams_of, score
+from rayad.pipeline.score import exams_of
 from rayad.pipeline.streamed import streamed
 from rayad.pipeline.teach import teach
 from rayad.pool import Here
@@ -66,7 +65,7 @@ def test_a_bundle_scores_as_what_was_taught(scores, tmp_path, kind):
     assert np.isnan(heatmaps[0].scores[~heatmaps[0].tissue]).all()
 
 
-def test_labels_change_nothing_where_they_show_nothing_and_help_where_they_do(scores):
+def test_labels_of_one_patient_leave_the_places_in_the_order_of_the_first_detector(scores):
     one = taught(scores, TeachRequest(marked=1))
     (exam, *_) = exams_of(DATASET, "test")
     image = one.preprocessing.prepare(source_of(DATASET, exam))
@@ -75,11 +74,6 @@ def test_labels_change_nothing_where_they_show_nothing_and_help_where_they_do(sc
     own = one.heatmap(image, 4)
     order = np.argsort(first.scores[first.tissue], kind="stable")
     assert (np.diff(own.scores[own.tissue][order]) >= -1e-5).all()  # the same order of places
-    many = taught(scores)
-    judged = exams_of(DATASET, "test")
-    scored, _ = score(Here(), [many, BRIGHT], DATASET, judged, 3.2, scores, "test images")
-    aucs = [metrics.image_wise_auc([image.of(name) for image in scored], "mass") for name in ("taught", "bright")]
-    assert np.mean([*aucs[0].values()]) > np.mean([*aucs[1].values()])
 
 
 def test_a_patient_who_taught_is_never_judged(scores, tmp_path, capsys):
