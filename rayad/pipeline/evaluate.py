@@ -299,6 +299,8 @@ def _remark(detector: Detector) -> str:
         remarks.append("its model has collapsed: its scores mean nothing")
     if mixed := detector.provenance.get("mixed"):
         remarks.append(f"{MIXED} ({mixed:.0%} of those for choices)")
+    if patients := detector.provenance.get("taught_by"):
+        remarks.append(f"labels of {len(patients)} patients taught it")
     return "; ".join(remarks)
 
 

@@ -93,6 +93,7 @@ def test_a_patient_who_taught_is_never_judged(scores, tmp_path, capsys):
     results = storage.read_json(f"{tmp_path}/results.json")
     assert first not in {image["patient_id"] for image in results["images"]}
     assert len(results["images"]) == len(left)
+    assert results["remarks"] == {"taught": "labels of 1 patients taught it"}
     assert sentence.replace("both", "taught") + "." in results["notes"]
     assert "test: " + sentence.replace("both", "taught") in capsys.readouterr().err
     streamed(Here(), [made], DATASET, Evaluation("phantom", ""), str(tmp_path / "streamed"))
