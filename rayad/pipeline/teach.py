@@ -67,6 +67,8 @@ def teach(
     """
     require_names(members)
     require_shares(members, dataset)
+    origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "commit", "versions", "machine")}
+    origin |= inherited(*(member.provenance for member in members))
     with_latents = request.features == "scores-and-latents"
     if with_latents:
         latents_of(members)
@@ -86,8 +88,6 @@ def teach(
     made_of = fingerprint(
         [[identity(d), d.origin("calibrated_on")] for d in calibrated] + [_asked(request), learned_from]
     )
-    origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "commit", "versions", "machine")}
-    origin |= inherited(*(member.provenance for member in members))
     patients = sorted({patient_hash(image.exam.patient_id) for image in taught} | set(origin.get("taught_by", ())))
     origin |= {
         "made_of": made_of,
