@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rayad import catalog, recipes
 from rayad.errors import OptionError
-from rayad.scoring import combine, floors, residuals
+from rayad.scoring import combine, floors, residuals, taught
 from rayad.scoring.scores import LATENT, Part, scores_of
 
 FOLDERS = {"models": "models", "densities": "density", "datasets": "datasets", "preprocessings": "imaging"}
@@ -92,6 +92,7 @@ def _scores() -> Iterator[str]:
         "residuals of models that reconstruct": residuals.OPERATORS,
         "latents": latent,
         "combinations of detectors": combine.RULES,
+        "what labels teach": taught.KINDS,
     }
     for title, scores in groups.items():
         yield f"{title}:"

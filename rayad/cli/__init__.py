@@ -43,6 +43,7 @@ COMMANDS = {
     "rescore": "detectors.Rescore",
     "combine": "detectors.Combine",
     "adjust": "detectors.Adjust",
+    "teach": "detectors.Teach",
     "calibrate": "detectors.Calibrate",
     "evaluate": "detectors.Evaluate",
     "report": "detectors.Report",

@@ -12,6 +12,7 @@ from rayad.datasets.exam import read_by
 from rayad.errors import RayadError
 from rayad.options import MillimetresOrNone, Names, SpacingOrNone
 from rayad.outputs import claimed, require_apart
+from rayad.pipeline.requests import TeachRequest, part
 from rayad.scoring import bundle
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import STEP_MM, Detector
@@ -98,6 +99,39 @@ class Adjust(OfDataset, OnGpu, WithStep, MayFail):
         with claimed(out, "a detector", [url, *read_by(dataset)]), connected(self.address, self.scorers) as pool:
             adjust_detectors(pool, *work)
         say(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teach(TeachRequest, OfDataset, OnGpu, WithStep, MayFail):
+    """Teach a detector by a few labels what the scores of others say of lesions; the others do not learn anew."""
+
+    detector: Several
+    """URLs of the detectors whose scores are used; what is learned corrects those of the first."""
+    out: str
+    """Folder or URL of the new detector; it is not calibrated."""
+    name: str
+    """Name of the new detector."""
+    scores: str
+    """Folder for the detectors' scores."""
+
+    def __call__(self) -> None:
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.labelled import labelled_images
+        from rayad.pipeline.teach import teach
+
+        urls = [storage.absolute(url) for url in self.detector]
+        out, scores = storage.absolute(self.out), storage.absolute(self.scores)
+        request = replace(part(TeachRequest, self), readings=storage.absolute(self.readings) if self.readings else "")
+        members = [bundle.load(url) for url in urls]
+        dataset = self.opened()
+        labelled_images(request, dataset)  # what is wrong with the labels is said before Ray starts
+        inputs = [*urls, *read_by(dataset), *filter(None, [request.readings])]
+        require_apart(scores, inputs)
+        with claimed(out, "a detector", inputs), connected(self.address, self.scorers) as pool:
+            made = teach(pool, self.name, request, members, dataset, self.step_mm, scores, self.max_failures)
+            bundle.save(made, out)
+        say(f"{made.name}: {made.provenance['settings']}")
+        say(f"The detector is at {self.out}; calibrate it, on healthy patients that serve nothing else")
 
 
 @dataclass(frozen=True, kw_only=True)

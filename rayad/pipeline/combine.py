@@ -40,10 +40,7 @@ def combine(
     if rule not in RULES:
         raise OptionError(f"no rule {rule!r}; detectors are combined by {', '.join(RULES)}")
     require_names(members)
-    calibrated: list[Detector] = []
-    for _, group in groupby(members, key=lambda d: d.preprocessing):
-        uncalibrated = [replace(d, calibration=None) for d in group]
-        calibrated += calibrate_detectors(pool, uncalibrated, dataset, step_mm, url, max_failures, "validation")
+    calibrated = compared_with_healthy(pool, members, dataset, step_mm, url, max_failures)
     origin = {k: members[0].origin(k) for k in ("corpus", "dataset", "seed", "commit", "versions", "machine")}
     request = fingerprint([rule, *[[identity(d), d.origin("calibrated_on")] for d in calibrated]])
     minutes = sum(d.provenance.get("train_minutes", 0.0) for d in members)
@@ -51,3 +48,18 @@ def combine(
         *(member.provenance for member in members)
     )
     return Detector(name, Combined(rule, tuple(calibrated)), members[0].preprocessing, provenance=origin)
+
+
+def compared_with_healthy(
+    pool: Pool, members: Sequence[Detector], dataset: Images, step_mm: float, url: str, max_failures: int = 0
+) -> list[Detector]:
+    """The members, each calibrated on the validation patients: by which a score has a rarity, and no p-value.
+
+    Raises:
+        DatasetError: more images failed.
+    """
+    calibrated: list[Detector] = []
+    for _, group in groupby(members, key=lambda d: d.preprocessing):
+        uncalibrated = [replace(d, calibration=None) for d in group]
+        calibrated += calibrate_detectors(pool, uncalibrated, dataset, step_mm, url, max_failures, "validation")
+    return calibrated

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from rayad import catalog, provenance, storage
-from rayad.datasets.exam import Images, name_of
+from rayad.datasets.exam import Exam, Images, name_of
 from rayad.datasets.exam import origin_of as images_of
 from rayad.datasets.splits import LABEL_FREE, USUAL, Division, division_of
 from rayad.errors import OptionError
@@ -45,7 +45,9 @@ def asked(detector: Detector, name: str, score: str) -> Detector:
     request = fingerprint(["asked", detector.origin("made_of"), score])
     provenance = detector.provenance | {"made_of": request}
     context = detector.score.context if isinstance(detector.score, LatentScore) else ()
-    value = score_named(score, detector.model, detector.density, context, detector.members, detector.patch_px)
+    value = score_named(
+        score, detector.model, detector.density, context, detector.members, detector.patch_px, detector.teaching
+    )
     return replace(detector, name=name, score=value, adjustment=None, calibration=None, provenance=provenance)
 
 
@@ -109,7 +111,8 @@ def preprocessing_of(corpus: Corpus) -> Preprocessing:
 
 def inherited(*origins: Mapping[str, Any]) -> dict[str, Any]:
     """What is true of whatever is made of detectors of these origins: the data sets that one learned from and how each
-    was divided, the largest share of diseased patients that one learned from, and whether the model of one collapsed.
+    was divided, the largest share of diseased patients that one learned from, whether the model of one collapsed, and
+    whose labels taught one.
 
     Raises:
         OptionError: one data set was divided in two ways: a patient whom one is tested with may have taught another.
@@ -122,11 +125,43 @@ def inherited(*origins: Mapping[str, Any]) -> dict[str, Any]:
                 f"the data set {name} was divided by --shares {one} for one part and by --shares {other} for another: "
                 "the one may have learned from patients who are held out for the other"
             )
+    patients = sorted({str(patient) for origin in origins for patient in origin.get("taught_by", ())})
     return {
         "learned_from": {name: asdict(division) for name, division in learned_from.items()},
         "mixed": max(origin.get("mixed", 0.0) for origin in origins),
         "collapsed": any(origin.get("collapsed", False) for origin in origins),
-    }
+    } | ({"taught_by": patients} if patients else {})
+
+
+def patient_hash(patient_id: str) -> str:
+    """How the provenance of a taught detector names a patient whose labels it learned from."""
+    return fingerprint(["patient", patient_id])
+
+
+def not_taught_by(detectors: Sequence[Detector], exams: Sequence[Exam]) -> tuple[list[Exam], str]:
+    """The exams of patients whose labels taught none of the detectors, and a sentence that counts the others.
+
+    Raises:
+        OptionError: all patients of these exams did.
+    """
+    taught = {detector.name: set(map(str, detector.provenance.get("taught_by", ()))) for detector in detectors}
+    hashes = {patient: patient_hash(patient) for patient in {exam.patient_id for exam in exams}}
+    teachers = {patient for patient, named in hashes.items() if any(named in by for by in taught.values())}
+    if not teachers:
+        return list(exams), ""
+    names = [name for name, by in taught.items() if by & {hashes[patient] for patient in teachers}]
+    left = [exam for exam in exams if exam.patient_id not in teachers]
+    images, patients = len(exams) - len(left), len(teachers)
+    sentence = f"{images} images of {patients} patients are left out: their labels taught {', '.join(names)}"
+    if not left:
+        raise OptionError(f"{sentence}; no other patient is there")
+    return left, sentence
+
+
+def alike(detectors: Sequence[Detector]) -> list[list[Detector]]:
+    """Those that share their preprocessing together."""
+    pictures = dict.fromkeys(detector.preprocessing for detector in detectors)
+    return [[d for d in detectors if d.preprocessing == picture] for picture in pictures]
 
 
 def require_unseen(detectors: Sequence[Detector], split: str) -> None:

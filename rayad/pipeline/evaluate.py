@@ -1,8 +1,10 @@
 """Detectors on the images of a labelled data set: the figures, the pictures and the page."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -20,13 +22,14 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
-from rayad.pipeline.detectors import require_names, require_shares, require_unseen
+from rayad.pipeline.detectors import not_taught_by, require_names, require_shares, require_unseen
 from rayad.pipeline.score import ScoredImage, exams_of, identity, score
 from rayad.pool import Pool
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 from rayad.scoring.regions import ALARM
+from rayad.terminal import say
 
 NO_CORPORA: Mapping[str, Corpus] = MappingProxyType({})
 FEW_RESAMPLES = 20
@@ -80,7 +83,8 @@ def evaluate(
         corpora: content -> the corpora that detectors learned from; strips show what their models make of patches.
 
     Returns:
-        The URL of the page. A report that is there and was made of the same things is left as it is, unless images
+        The URL of the page. Patients whose labels taught a detector are not on it: a line on the terminal and a note on
+        the page count them. A report that is there and was made of the same things is left as it is, unless images
         failed, which are tried again.
 
     Raises:
@@ -95,7 +99,10 @@ def evaluate(
     calibrations = {d.name: calibration_of(d) for d in detectors}
     for detector in detectors:
         detector.step(options.step_mm)
-    exams = exams_of(dataset, options.split)
+    judged = [*detectors, *chain.from_iterable(other_seeds)]
+    exams, left_out = not_taught_by(judged, exams_of(dataset, options.split))
+    if left_out:
+        say(f"{options.split}: {left_out}", sys.stderr)
     detector_hashes = [
         [(identity(d), d.origin("calibrated_on"), *filter(None, [d.rule])) for d in run]
         for run in (detectors, *other_seeds)
@@ -156,6 +163,7 @@ def evaluate(
         failures=failures,
         notes=[
             *options.notes,
+            *([f"{left_out}."] if left_out else []),
             *_notes(next(iter(scored.values())), options),
             *_doubtful(main_detector.name, calibrations[main_detector.name], scored[main_detector.name]),
         ],
@@ -296,6 +304,8 @@ def _remark(detector: Detector) -> str:
         remarks.append("its model has collapsed: its scores mean nothing")
     if mixed := detector.provenance.get("mixed"):
         remarks.append(f"{MIXED} ({mixed:.0%} of those for choices)")
+    if patients := detector.provenance.get("taught_by"):
+        remarks.append(f"labels of {len(patients)} patients taught it")
     return "; ".join(remarks)
 
 

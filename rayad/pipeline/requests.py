@@ -1,7 +1,7 @@
 """What is asked of the stages."""
 
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rayad.density.em import EM
 from rayad.errors import OptionError
@@ -60,6 +60,36 @@ class DensityRequest:
     """Column of the index, such as density, whose values are classes: a circuit with as many roots as values learns one
     root for each."""
     em: EM = EM()
+
+
+@dataclass(frozen=True)
+class TeachRequest:
+    """What is learned from labels, and from which ones."""
+
+    kind: Literal["logistic", "network", "forest", "boosting"] = "logistic"
+    """How scores become one: logistic regression, a network of one hidden layer, a random forest, gradient boosting."""
+    features: Literal["scores", "scores-and-latents"] = "scores"
+    """Describe a place by the detectors' scores alone, or also by the latents of the first that has a model."""
+    labels: Literal["lesions", "images"] = "lesions"
+    """Learn from marked lesions, or from images of which it is known alone that there is a lesion."""
+    readings: str = ""
+    """Table of findings that a reader accepted or rejected, which teach; empty: the data set's own lesions do."""
+    marked: Amount = 0
+    """Number of the data set's marked lesions that teach, drawn by the seed; 0: all of those for choices."""
+    patients: Names = ()
+    """Patients of the data set whose lesions teach; none: those of the development split."""
+    lesions: Names = ()
+    """Kinds of lesion that teach, such as mass; none: all kinds."""
+    seed: Seed = 0
+    """Random seed of what is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.readings and (self.labels == "images" or self.marked or self.patients or self.lesions):
+            raise OptionError(
+                "readings say which findings teach: give no labels=images, marked, patients or lesions too"
+            )
+        if self.labels == "images" and self.marked:
+            raise OptionError("marked counts lesions with a known place; labels of images have none")
 
 
 @dataclass(frozen=True)

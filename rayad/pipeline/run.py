@@ -25,6 +25,7 @@ from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
 from rayad.pipeline.detectors import (
     aggregated,
+    alike,
     asked,
     floor_detector,
     model_of,
@@ -44,7 +45,7 @@ from rayad.pool import Here, Pool
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.combine import PLAIN, Aggregation
-from rayad.scoring.detector import Combined, Detector
+from rayad.scoring.detector import Combined, Detector, Taught
 from rayad.scoring.rule import parse
 from rayad.scoring.scores import LatentScore, ModelScore, Part, scores_of
 from rayad.terminal import say, warn_once
@@ -184,21 +185,21 @@ class Run:
         """
         smoothings = {name: Aggregation("gaussian", smooth_mm) for name, (_, smooth_mm) in detectors.items()}
         by_name: dict[str, Detector] = {}
-        for group in _alike([replace(detector, name=name) for name, (detector, _) in detectors.items()]):
+        for group in alike([replace(detector, name=name) for name, (detector, _) in detectors.items()]):
             by_name |= {d.name: d for d in self._adjusted(group, [smoothings[d.name] for d in group])}
         return [by_name[name] for name in detectors]
 
     def calibrated(self, detectors: Sequence[Detector]) -> list[Detector]:
         """With their p-values, saved; those that have them already are loaded."""
         by_name: dict[str, Detector] = {}
-        for group in [*_alike([d for d in detectors if not d.members]), *([d] for d in detectors if d.members)]:
+        for group in [*alike([d for d in detectors if not d.members]), *([d] for d in detectors if d.members)]:
             by_name |= {d.name: d for d in self._calibrated(group)}
         return [by_name[d.name] for d in detectors]
 
     def heading(self, detector: Detector) -> str:
         """The heading under which the table has a detector."""
-        if isinstance(detector.score, Combined):
-            return "Combined"
+        if isinstance(detector.score, Combined | Taught):
+            return "Combined" if isinstance(detector.score, Combined) else "Taught by labels"
         learned = {ModelScore: "Image models", LatentScore: "Latents"}.get(type(detector.score), "Learn nothing")
         return ", ".join(filter(None, [learned, self._pictures[detector.origin("corpus")]]))
 
@@ -499,12 +500,6 @@ def rehearse(request: RunRequest) -> list[Detector]:
         request.of_fold(fold).data.opened()
     readings_of(request.readings)
     return detectors
-
-
-def _alike(detectors: Sequence[Detector]) -> list[list[Detector]]:
-    """Those that share their preprocessing together."""
-    pictures = dict.fromkeys(detector.preprocessing for detector in detectors)
-    return [[d for d in detectors if d.preprocessing == picture] for picture in pictures]
 
 
 def _in_order(detectors: Sequence[Detector], first: Sequence[str], headings: dict[str, str]) -> list[Detector]:

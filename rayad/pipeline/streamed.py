@@ -4,6 +4,7 @@ No score leaves its worker, so memory does not grow with the images. Figures ove
 precision, best Dice), without intervals; for those, and for figures of single images and exams, see `evaluate`.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from rayad.datasets.exam import Exam, Images
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
-from rayad.pipeline.detectors import require_names, require_shares, require_unseen
+from rayad.pipeline.detectors import not_taught_by, require_names, require_shares, require_unseen
 from rayad.pipeline.evaluate import Evaluation, calibration_of
 from rayad.pipeline.score import KeptScores, Preparation, ScoreExam, exams_of, score_exam, tolerate, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
+from rayad.terminal import say
 
 Counts = dict[tuple[str, str], Histogram]
 """Detector and kind of lesion -> counts of places; only of images that hold the kind."""
@@ -41,7 +43,9 @@ def streamed(
     require_shares(detectors, dataset)
     for detector in detectors:
         detector.step(options.step_mm)
-    exams = exams_of(dataset, options.split)
+    exams, left_out = not_taught_by(detectors, exams_of(dataset, options.split))
+    if left_out:
+        say(f"{options.split}: {left_out}", sys.stderr)
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:
@@ -67,6 +71,7 @@ def streamed(
     tolerate(failed, len(exams), options.max_failures, f"{options.split} images")
     rows = [_row(d.name, kind, images[d.name, kind], counts.get((d.name, kind))) for d in detectors for kind in kinds]
     content = {"rows": rows, "failures": failures, "split": options.split, "step_mm": options.step_mm}
+    content |= {"left_out": left_out} if left_out else {}
     storage.write_json(storage.join(url, "streamed.json"), content | {"provenance": provenance.versions()})
     return rows
 

@@ -1,8 +1,9 @@
 """The detector bundle: a detector in JSON and safetensors.
 
 ``detector.json`` names the parts, their configurations, the hashes of the tensor files, and where it all comes from;
-``model-HASH.safetensors``, ``density-HASH.safetensors``, ``adjustment-HASH.safetensors`` and
-``calibration-HASH.safetensors`` hold the numbers. docs/formats.md has every field, and what is refused. No pickle.
+``model-HASH.safetensors``, ``density-HASH.safetensors``, ``adjustment-HASH.safetensors``,
+``calibration-HASH.safetensors`` and ``taught-HASH.safetensors`` hold the numbers. docs/formats.md has every field, and
+what is refused. No pickle.
 
 A bundle may be a stranger's. So every field is checked against what it becomes, and a model or density is first built
 without memory, on torch's device "meta": only one whose tensors are those of the file takes any.
@@ -16,6 +17,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -27,13 +29,14 @@ from rayad.errors import FormatError, OptionError, RayadError
 from rayad.imaging.context import CONTEXT
 from rayad.imaging.picture import described
 from rayad.models._blocks import PATCH_PX
-from rayad.scoring import files
+from rayad.scoring import files, taught
 from rayad.scoring.adjustment import Adjustment
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import Aggregation
 from rayad.scoring.detector import Detector, score_named
 from rayad.scoring.files import BundleFolder
 from rayad.scoring.scores import LatentScore, Part
+from rayad.scoring.taught import Teaching
 from rayad.terminal import shortened
 
 SCHEMA = 5
@@ -59,6 +62,7 @@ ORIGIN: dict[str, type | tuple[type, ...]] = {
     "faults": list,
     "step_mm": (int, float),
     "rule": str,
+    "taught_by": list,
 }
 """Field of ``provenance`` that rayad uses -> its type, where it is there."""
 MOST_VARIABLES = 65_536
@@ -131,6 +135,9 @@ def _tensors(detector: Detector) -> Iterator[tuple[str, bytes]]:
         yield "adjustment", safetensors.numpy.save(detector.adjustment.to_tensors())
     if detector.calibration is not None:
         yield "calibration", safetensors.numpy.save(detector.calibration.to_tensors())
+    if detector.teaching is not None:
+        arrays = {name: np.ascontiguousarray(array) for name, array in detector.teaching.to_tensors().items()}
+        yield "taught", safetensors.numpy.save(arrays)
 
 
 def describe(url: str) -> dict[str, Any]:
@@ -266,9 +273,17 @@ def _built(folder: BundleFolder, description: dict[str, Any], members: list[Dete
         aggregation = catalog.restored(Aggregation, description["aggregation"])
     parts = {kind: _part(folder, kind, description) for kind in ("model", "density")}
     adjustment, calibration = _adjustment(folder, description), _calibration(folder, description)
+    teaching = _teaching(folder, description)
     with _explained(f"{folder.name}: 'score'"):
         context, patch_px = tuple(description["context"]), description["patch_px"]
-        score = score_named(description["score"], context=context, members=tuple(members), patch_px=patch_px, **parts)
+        score = score_named(
+            description["score"],
+            context=context,
+            members=tuple(members),
+            patch_px=patch_px,
+            teaching=teaching,
+            **parts,
+        )
     detector = Detector(
         name=description["name"],
         score=score,
@@ -303,6 +318,20 @@ def _calibration(folder: BundleFolder, description: dict[str, Any]) -> Calibrati
     files.header(data, tensor_url)
     with _explained(tensor_url):
         return Calibration.from_tensors(safetensors.numpy.load(data))
+
+
+def _teaching(folder: BundleFolder, description: dict[str, Any]) -> Teaching | None:
+    """What labels taught; none where the score is of another kind, whose bundle has no such file."""
+    is_taught = description["score"] in taught.KINDS
+    if is_taught != ("taught" in description["sha256"]):
+        file = "has no hash of" if is_taught else "needs no"
+        raise FormatError(f"{folder.name}: a detector by {shortened(description['score'])} {file} taught.safetensors")
+    if not is_taught:
+        return None
+    tensor_url, data = folder.tensors("taught", description)
+    files.header(data, tensor_url)
+    with _explained(tensor_url):
+        return Teaching.from_tensors(description["score"], safetensors.numpy.load(data))
 
 
 def _part(folder: BundleFolder, kind: str, description: dict[str, Any]) -> Part | None:

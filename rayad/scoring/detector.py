@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 
 from rayad import bounds
 from rayad.arrays import Grid, GridMask
@@ -19,7 +21,8 @@ from rayad.scoring.calibrate import Calibration
 from rayad.scoring.combine import PLAIN, Aggregation, aggregate
 from rayad.scoring.files import DEEPEST, LONGEST_NAME, MOST_MEMBERS, is_plain
 from rayad.scoring.rule import Rule, parse
-from rayad.scoring.scores import LATENT, Floor, LatentScore, ModelScore, Part, scores_of
+from rayad.scoring.scores import LATENT, Floor, LatentScore, ModelScore, Part, scores_of, told
+from rayad.scoring.taught import Teaching
 from rayad.terminal import printable
 
 STEP_MM = 3.2
@@ -43,7 +46,7 @@ class Detector:
     """One way to score an image; a frozen value, so scoring an image depends on nothing else."""
 
     name: str
-    score: "Floor | ModelScore | LatentScore | Combined"
+    score: "Floor | ModelScore | LatentScore | Combined | Taught"
     preprocessing: Preprocessing
     aggregation: Aggregation = PLAIN
     adjustment: Adjustment | None = None
@@ -64,7 +67,12 @@ class Detector:
     @property
     def members(self) -> "tuple[Detector, ...]":
         """The detectors whose scores are combined."""
-        return self.score.members if isinstance(self.score, Combined) else ()
+        return self.score.members if isinstance(self.score, Combined | Taught) else ()
+
+    @property
+    def teaching(self) -> Teaching | None:
+        """What labels taught."""
+        return self.score.teaching if isinstance(self.score, Taught) else None
 
     @property
     def patch_px(self) -> int:
@@ -140,7 +148,7 @@ class Detector:
             ImageError: the image is smaller than a patch, no place lies in the tissue, or more than may be scored.
         """
         tissue = _tissue(prepared, step)
-        if isinstance(self.score, Combined):
+        if isinstance(self.score, Combined | Taught):
             values = self.score.places(prepared, step, tissue, self.preprocessing, member_heatmaps)
         else:
             values = self.score.places(prepared, step, tissue)
@@ -199,23 +207,7 @@ class Combined:
         if len(self.members) < 2 or (self.name == "difference" and len(self.members) > 2):
             number = "two" if self.name == "difference" else "at least two"
             raise OptionError(f"{self.name} combines {number} detectors, not {len(self.members)}")
-        names = [member.name for member in self.members]
-        unsuitable = [name for name in names if not is_plain(name)]
-        if unsuitable:
-            raise OptionError(
-                f"the member {unsuitable[0]!r} has a folder of its name in the bundle, which may have {LONGEST_NAME} "
-                "letters, digits, blanks and _ . -; give it such a name"
-            )
-        if len(set(names)) < len(names):
-            raise OptionError("two members have the same name; give them others")
-        if _members(self) > MOST_MEMBERS or _levels(self) > DEEPEST:
-            raise OptionError(
-                f"these are {_members(self)} members in {_levels(self)} levels; a bundle has at most {MOST_MEMBERS} in "
-                f"{DEEPEST}"
-            )
-        uncalibrated = [member.name for member in self.members if member.calibration is None]
-        if uncalibrated:
-            raise OptionError(f"the members {', '.join(uncalibrated)} are not calibrated")
+        _require_members(self)
 
     def places(
         self,
@@ -231,22 +223,88 @@ class Combined:
             preprocessing: that of the prepared image.
             member_heatmaps: heatmaps of this image that members need not compute again, by name.
         """
-        scored = []
-        for member in self.members:
-            heatmap = member_heatmaps.get(member.name)
-            if heatmap is None:
-                is_same = member.preprocessing == preprocessing
-                picture = prepared if is_same else member.preprocessing.prepare(prepared.source)
-                heatmap = member.heatmap(
-                    picture, step_px(member.preprocessing, step * prepared.spacing_mm), member_heatmaps
-                )
-            ratio = prepared.spacing_mm / member.preprocessing.spacing_mm
-            assert member.calibration is not None  # __post_init__ saw to it
-            scored.append((_onto(heatmap, _grid(prepared, step), ratio), member.calibration))
-        return combine.RULES[self.name](scored)[tissue]
+        return combine.RULES[self.name](_scored(self.members, prepared, step, preprocessing, member_heatmaps))[tissue]
 
 
-Score = Floor | ModelScore | LatentScore | Combined
+@dataclass(frozen=True)
+class Taught:
+    """What labels taught about the scores of one or more detectors, each calibrated on healthy patients."""
+
+    members: tuple[Detector, ...]
+    teaching: Teaching
+
+    def __post_init__(self) -> None:
+        if not self.members or len(self.members) != self.teaching.rarities:
+            raise OptionError(
+                f"what was taught is of {self.teaching.rarities} detectors, and {len(self.members)} are there"
+            )
+        _require_members(self)
+        latents = latents_of(self.members) if self.teaching.latents else None
+        if latents and latents.module.latents != self.teaching.latents:
+            raise OptionError(
+                f"what was taught is of {self.teaching.latents} latents, {latents.name} has {latents.module.latents}"
+            )
+
+    @property
+    def name(self) -> str:
+        """How it was learned: one of `taught.KINDS`."""
+        return self.teaching.kind
+
+    def places(
+        self,
+        prepared: Prepared,
+        step: int,
+        tissue: GridMask,
+        preprocessing: Preprocessing,
+        member_heatmaps: Mapping[str, Heatmap] = MappingProxyType({}),
+    ) -> np.ndarray:
+        """Log-odds of a lesion, up to a constant, at the tissue's places; see `Combined.places`."""
+        places = described(
+            self.members, prepared, step, tissue, preprocessing, member_heatmaps, bool(self.teaching.latents)
+        )
+        return self.teaching.log_odds(*places)
+
+
+def described(
+    members: Sequence[Detector],
+    prepared: Prepared,
+    step: int,
+    tissue: GridMask,
+    preprocessing: Preprocessing,
+    member_heatmaps: Mapping[str, Heatmap],
+    with_latents: bool,
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n m"]]:
+    """What a taught detector knows of the tissue's places, row by row: the rarity of each member's score, and the
+    latents of the first model that has some; nan where a member scored none.
+
+    Args:
+        with_latents: else there are no columns of latents.
+    """
+    scored = _scored(members, prepared, step, preprocessing, member_heatmaps)
+    rarities = np.stack([combine.rarity(scores, calibration)[tissue] for scores, calibration in scored], 1)
+    if not with_latents:
+        return rarities, np.zeros((len(rarities), 0), np.float32)
+    model = latents_of(members)
+    member = next(member for member in members if member.model is model)
+    picture, member_step = _picture(member, prepared, step, preprocessing)
+    inside, grid = _tissue(picture, member_step), _grid(picture, member_step)
+    latents = np.full((*inside.shape, model.module.latents), np.nan, np.float32)
+    with torch.inference_mode():
+        encoded = dense.encode(told(model.module, picture), picture.pixels, member_step, inside)
+    latents[inside] = encoded.cpu().numpy()
+    ratio = prepared.spacing_mm / member.preprocessing.spacing_mm
+    return rarities, latents[np.ix_(*_nearest(grid, _grid(prepared, step), ratio))][tissue]
+
+
+def latents_of(members: Sequence[Detector]) -> Part:
+    """The first model of these detectors that has latents; OptionError where none has."""
+    for member in members:
+        if member.model is not None and getattr(member.model.module, "latents", 0):
+            return member.model
+    raise OptionError(f"none of {', '.join(member.name for member in members)} has a model with latents")
+
+
+Score = Floor | ModelScore | LatentScore | Combined | Taught
 
 
 def score_named(
@@ -256,11 +314,13 @@ def score_named(
     context: tuple[str, ...] = (),
     members: tuple[Detector, ...] = (),
     patch_px: int = PATCH_PX,
+    teaching: Teaching | None = None,
 ) -> Score:
     """The score of this name that these parts have.
 
     Args:
         patch_px: of a floor.
+        teaching: what labels taught, of a taught detector.
 
     Raises:
         OptionError: they have no such score, or lack what it needs.
@@ -269,6 +329,8 @@ def score_named(
         return Floor(name, patch_px)
     if name in combine.RULES:
         return Combined(name, members)
+    if teaching is not None and name == teaching.kind:
+        return Taught(members, teaching)
     if name in LATENT:
         if model is None or density is None:
             raise OptionError(f"the {name} score needs a trained model and density")
@@ -281,12 +343,60 @@ def score_named(
 
 def _members(score: Score) -> int:
     """How many members there are, with those of members."""
-    return sum(1 + _members(member.score) for member in score.members) if isinstance(score, Combined) else 0
+    return sum(1 + _members(member.score) for member in score.members) if isinstance(score, Combined | Taught) else 0
 
 
 def _levels(score: Score) -> int:
     """How deep members have members."""
-    return 1 + max(_levels(member.score) for member in score.members) if isinstance(score, Combined) else 0
+    return 1 + max(_levels(member.score) for member in score.members) if isinstance(score, Combined | Taught) else 0
+
+
+def _require_members(score: Combined | Taught) -> None:
+    """OptionError unless these are detectors that a bundle can hold, each calibrated."""
+    names = [member.name for member in score.members]
+    unsuitable = [name for name in names if not is_plain(name)]
+    if unsuitable:
+        raise OptionError(
+            f"the member {unsuitable[0]!r} has a folder of its name in the bundle, which may have {LONGEST_NAME} "
+            "letters, digits, blanks and _ . -; give it such a name"
+        )
+    if len(set(names)) < len(names):
+        raise OptionError("two members have the same name; give them others")
+    if _members(score) > MOST_MEMBERS or _levels(score) > DEEPEST:
+        raise OptionError(
+            f"these are {_members(score)} members in {_levels(score)} levels; a bundle has at most {MOST_MEMBERS} in "
+            f"{DEEPEST}"
+        )
+    uncalibrated = [member.name for member in score.members if member.calibration is None]
+    if uncalibrated:
+        raise OptionError(f"the members {', '.join(uncalibrated)} are not calibrated")
+
+
+def _scored(
+    members: Sequence[Detector],
+    prepared: Prepared,
+    step: int,
+    preprocessing: Preprocessing,
+    member_heatmaps: Mapping[str, Heatmap],
+) -> list[tuple[Grid, Calibration]]:
+    """The scores of each member at the places of the prepared image's grid, and what healthy patients score with it."""
+    scored = []
+    for member in members:
+        heatmap = member_heatmaps.get(member.name)
+        if heatmap is None:
+            picture, member_step = _picture(member, prepared, step, preprocessing)
+            heatmap = member.heatmap(picture, member_step, member_heatmaps)
+        ratio = prepared.spacing_mm / member.preprocessing.spacing_mm
+        assert member.calibration is not None  # _require_members saw to it
+        indices = _nearest((heatmap.rows, heatmap.columns), _grid(prepared, step), ratio)
+        scored.append((heatmap.scores[np.ix_(*indices)], member.calibration))
+    return scored
+
+
+def _picture(member: Detector, prepared: Prepared, step: int, preprocessing: Preprocessing) -> tuple[Prepared, int]:
+    """The image as a member sees it, and the distance of its places in px of that."""
+    picture = prepared if member.preprocessing == preprocessing else member.preprocessing.prepare(prepared.source)
+    return picture, step_px(member.preprocessing, step * prepared.spacing_mm)
 
 
 def _tissue(prepared: Prepared, step: int) -> GridMask:
@@ -298,18 +408,16 @@ def _tissue(prepared: Prepared, step: int) -> GridMask:
     return tissue
 
 
-def _onto(heatmap: Heatmap, grid: tuple[np.ndarray, np.ndarray], ratio: float) -> Grid:
-    """The heatmap of another picture of the same image, at the nearest of its places, where that is in its tissue.
+def _nearest(
+    places: tuple[np.ndarray, np.ndarray], grid: tuple[np.ndarray, np.ndarray], ratio: float
+) -> list[np.ndarray]:
+    """Of each row and column of a grid, the number of the nearest row and column of another picture's places.
 
     Args:
-        grid: rows and columns of the wanted places.
-        ratio: px of the heatmap's picture to a px of theirs.
+        ratio: px of the other picture to a px of the grid's.
     """
-    indices = []
-    for heatmap_places, grid_places in zip((heatmap.rows, heatmap.columns), grid, strict=True):
-        positions = (grid_places + 0.5) * ratio - 0.5
-        indices.append(np.abs(heatmap_places[None, :] - positions[:, None]).argmin(1))
-    return heatmap.scores[np.ix_(*indices)]
+    positions = [(own + 0.5) * ratio - 0.5 for own in grid]
+    return [np.abs(other[None, :] - own[:, None]).argmin(1) for other, own in zip(places, positions, strict=True)]
 
 
 def _grid(prepared: Prepared, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ TYPES = {
 HASHED = 16
 """Digits of a file's hash that its name has."""
 _HASH = re.compile("[0-9a-f]{64}")
-_OWN = re.compile(rf"detector\.json|(model|density|adjustment|calibration)(-[0-9a-f]{{{HASHED}}})?\.safetensors")
+_OWN = re.compile(rf"detector\.json|(model|density|adjustment|calibration|taught)(-[0-9a-f]{{{HASHED}}})?\.safetensors")
 _NAME = re.compile(rf"[\w.\- ]{{1,{LONGEST_NAME}}}")
 
 
@@ -103,7 +103,7 @@ class BundleFolder:
         """URL and content of a tensor file.
 
         Args:
-            kind: model, density, adjustment or calibration.
+            kind: model, density, adjustment, calibration or taught.
             description: what detector.json says.
 
         Raises:
@@ -152,7 +152,7 @@ def is_hashed(description: dict[str, Any]) -> bool:
 
 
 def tensor_file(kind: str, description: dict[str, Any]) -> str:
-    """Name of the file of model, density, adjustment or calibration, relative to the bundle."""
+    """Name of the file of model, density, adjustment, calibration or what was taught, relative to the bundle."""
     hashed = f"-{description['sha256'][kind][:HASHED]}" if is_hashed(description) else ""
     return f"{kind}{hashed}.safetensors"
 

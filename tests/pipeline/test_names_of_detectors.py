@@ -14,7 +14,9 @@ from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.combine import combine
 from rayad.pipeline.detectors import inherited, require_shares
 from rayad.pipeline.evaluate import Evaluation, evaluate
+from rayad.pipeline.requests import TeachRequest
 from rayad.pipeline.streamed import streamed
+from rayad.pipeline.teach import teach
 from rayad.pool import Here
 from rayad.scoring import bundle
 from rayad.scoring.combine import PLAIN
@@ -32,10 +34,11 @@ PHANTOM = phantom.Dataset(patients=4)
         lambda both, out: calibrate_detectors(Here(), both, PHANTOM, 3.2, out),
         lambda both, out: adjust_detectors(Here(), both, [PLAIN] * 2, PHANTOM, 3.2, [out, out]),
         lambda both, out: combine(Here(), "both", "fisher", both, PHANTOM, 3.2, out),
+        lambda both, out: teach(Here(), "taught", TeachRequest(), both, PHANTOM, 3.2, out),
         lambda both, out: evaluate(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
         lambda both, out: streamed(Here(), both, PHANTOM, Evaluation("phantom", "", "test", 3.2), out),
     ],
-    ids=["calibrate", "adjust", "combine", "evaluate", "streamed"],
+    ids=["calibrate", "adjust", "combine", "teach", "evaluate", "streamed"],
 )
 def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
     with pytest.raises(OptionError, match="two detectors are called 'same'"):
@@ -48,6 +51,7 @@ def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
     [
         lambda one, images, out: calibrate_detectors(Here(), [one], images, 3.2, out),
         lambda one, images, out: adjust_detectors(Here(), [one], [PLAIN], images, 3.2, [out]),
+        lambda one, images, out: teach(Here(), "taught", TeachRequest(), [one], images, 3.2, out),
         lambda one, images, out: evaluate(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
         lambda one, images, out: streamed(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
     ],

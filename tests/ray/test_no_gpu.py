@@ -20,6 +20,7 @@ MAPPED = {
     "calibrate": (*PHANTOM, "--scores", "scores", "--gpu", "64"),
     "combine": (*PHANTOM, "--scores", "scores", "--out", "out", "--name", "both", "--gpu", "64"),
     "adjust": (*PHANTOM, "--out", "out", "--name", "adjusted", "--gpu", "64"),
+    "teach": (*PHANTOM, "--scores", "scores", "--out", "out", "--name", "taught", "--gpu", "64"),
     "evaluate": (*PHANTOM, "--out", "out", "--gpu", "64"),
 }
 

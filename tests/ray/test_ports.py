@@ -43,6 +43,7 @@ def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
         "calibrate": (*others, *PHANTOMS, "--scores", scores),
         "combine": (*others, *PHANTOMS, "--scores", scores, "--out", str(tmp_path / "both"), "--name", "both"),
         "adjust": ("--detector", fitted, *PHANTOMS, "--out", str(tmp_path / "adjusted"), "--name", "adjusted"),
+        "teach": (*others, *PHANTOMS, "--scores", scores, "--out", str(tmp_path / "taught"), "--name", "taught"),
         "evaluate": (*others, *PHANTOMS, "--out", str(tmp_path / "report")),
         "heatmap": ("--detector", fitted, "--images", exported(tmp_path / "in"), "--out", str(tmp_path / "maps"),
                     "--spacing-mm", "0.8"),

@@ -14,6 +14,7 @@ from typing import Any
 import memory
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -25,6 +26,7 @@ from rayad.scoring.calibrate import Calibration, calibrate
 from rayad.scoring.check import faults
 from rayad.scoring.detector import Combined, Detector
 from rayad.scoring.scores import Floor, LatentScore, ModelScore, Part, scores_of
+from rayad.scoring.taught import Logistic, Teaching
 from rayad.serving import cards
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -214,6 +216,28 @@ def test_a_detector_whose_members_could_not_be_kept_is_not_made():
         Combined("fisher", tuple(floor(f"m{i}") for i in range(65)))
     with pytest.raises(OptionError, match="two members have the same name"):
         Combined("fisher", (floor("one"), floor("one")))
+
+
+def test_what_labels_taught_is_checked_as_everything_else(combined, tmp_path):
+    teaching = Teaching(Logistic(np.array([0.5, -0.5]), np.zeros(1)))
+    arrays = teaching.to_tensors()
+
+    def taught(name: str, score: str = "logistic", **change: np.ndarray) -> str:
+        data = safetensors.numpy.save(arrays | change)
+        return edited(combined, tmp_path / name, put("score", score), {"taught": data})
+
+    loaded = bundle.load(taught("good"))
+    assert loaded.teaching is not None
+    assert loaded.teaching.kind == "logistic"
+    assert faults(str(tmp_path / "good")) == []
+    assert "not finite" in refusal(taught("nan", weights=np.array([np.nan, 0.0])))
+    assert "is of 3 detectors, and 2 are there" in refusal(taught("three", weights=np.zeros(3)))
+    assert "'more' is not as it should be" in refusal(taught("more", more=np.zeros(1)))
+    assert "'bias' is not as it should be" in refusal(taught("forest", "forest"))
+    assert "needs no taught.safetensors" in refusal(taught("fisher", "fisher"))
+    assert "has no hash of taught.safetensors" in refusal(edited(combined, tmp_path / "none", put("score", "boosting")))
+    latents = {"latent_mean": np.zeros(4), "latent_axes": np.zeros((4, 2)), "weights": np.zeros(4)}
+    assert "none of one, two has a model with latents" in refusal(taught("latents", **latents))
 
 
 def test_a_bundle_has_at_most_64_members_in_4_levels(combined, tmp_path):
