@@ -31,6 +31,8 @@ class Source:
     """What is known to be wrong with it already."""
     wall: str = ""
     """At which edge its header says that the chest wall is, left or right; empty: nothing says it."""
+    other: "Source | None" = None
+    """The image of the patient's other breast in the same view, where there is one and it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Prepared:
     """Where labels and text were painted over; None: nowhere."""
     doubts: tuple[Doubt, ...] = ()
     """What may be wrong with the image."""
+    other: "Prepared | None" = None
+    """The other breast, where its source has one that can be prepared."""
 
     @property
     def shown(self) -> Image:

@@ -41,7 +41,7 @@ def calibrate_detectors(
             member.step(step_mm)
     served = split == "calibration" and not division_of(dataset).calibration
     split = "validation" if served else split
-    exams = exams_of(dataset, split)
+    exams = exams_of(dataset, split, detectors)
     exam_contents = contents(dataset, exams)
     requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
     if all(

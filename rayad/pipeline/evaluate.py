@@ -92,7 +92,7 @@ def evaluate(
     calibrations = {d.name: calibration_of(d) for d in detectors}
     for detector in detectors:
         detector.step(options.step_mm)
-    exams = exams_of(dataset, options.split)
+    exams = exams_of(dataset, options.split, detectors)
     detector_hashes = [
         [(identity(d), d.origin("calibrated_on"), *filter(None, [d.rule])) for d in run]
         for run in (detectors, *other_seeds)

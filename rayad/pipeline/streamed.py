@@ -41,7 +41,7 @@ def streamed(
     require_shares(detectors, dataset)
     for detector in detectors:
         detector.step(options.step_mm)
-    exams = exams_of(dataset, options.split)
+    exams = exams_of(dataset, options.split, detectors)
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:
