@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -83,8 +84,30 @@ class Mixture(Learned):
         }
 
     def log_prob(self, z: Latents) -> Scores:
-        """log p(z), in nats."""
-        return in_parts(self._log_prob, z, self.means.numel())
+        """log p(z), in nats; where values are missing (nan), of the others (the marginal)."""
+        if not z.isnan().any():
+            return in_parts(self._log_prob, z, self.means.numel())
+        patterns, pattern_of = z.isnan().unique(dim=0, return_inverse=True)
+        scores = z.new_empty(len(z))
+        for number, missing in enumerate(patterns):
+            rows, marginal = pattern_of == number, self._without(missing)
+            scores[rows] = in_parts(marginal._log_prob, z[rows][:, ~missing], self.means.numel())
+        return scores
+
+    def _without(self, missing: Bool[Tensor, " m"]) -> "Mixture":
+        """The mixture of the other variables alone."""
+        known = ~missing
+        inverse = torch.linalg.inv(self.factors)
+        covariances = (inverse.mT @ inverse)[:, known][:, :, known]
+        marginal = Mixture(self.config, int(known.sum()))
+        marginal.keep(
+            centre=self.centre[known],
+            scale=self.scale[known],
+            log_weights=self.log_weights,
+            means=self.means[:, known],
+            factors=torch.linalg.inv(torch.linalg.cholesky(covariances)).mT,
+        )
+        return marginal
 
     def _log_prob(self, z: Latents) -> Scores:
         deviations = self.standardized(z) @ self.factors - (self.means[:, None] @ self.factors)  # k n m

@@ -43,15 +43,19 @@ def other_latents(model: nn.Module, prepared: Prepared, step: int, tissue: GridM
     other = prepared.other
     if other is None:
         return latents
-    grid, other_grid = (dense.places(*image.stored.shape, step) for image in (prepared, other))
+    grid, other_grid = (dense.places(image.stored.shape[0], image.stored.shape[1], step) for image in (prepared, other))
     other_tissue = other.tissue[np.ix_(*other_grid)]
     if not other_tissue.any():
         return latents
-    others = dense.encode(model, other.pixels, step, other_tissue)
-    indices = np.argwhere(other_tissue)
-    around = KDTree(indices).query_ball_point(indices, WITHIN_MM / (step * other.spacing_mm))
-    means = torch.stack([others[near].mean(0) for near in around])
+    means = means_around(dense.encode(model, other.pixels, step, other_tissue), other_tissue, step * other.spacing_mm)
     return means[torch.from_numpy(counterparts(prepared, other, grid, other_grid))]
+
+
+def means_around(latents: Latents, tissue: GridMask, step_mm: float) -> Latents:
+    """The mean latents within `WITHIN_MM` of each place of the tissue."""
+    indices = np.argwhere(tissue)
+    around = KDTree(indices).query_ball_point(indices, WITHIN_MM / step_mm)
+    return torch.stack([latents[near].mean(0) for near in around])
 
 
 def given_other(density: Any, latents: Latents, others: Latents, context: Latents) -> Scores:
