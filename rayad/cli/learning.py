@@ -97,8 +97,8 @@ class Pair(OfDataset, WithStep, MayFail):
     """Name of the detector; empty: the trained detector's and the density's, such as cae-spn-other."""
     density: str = "spn"
     """A density that answers with variables left out: spn, mixture or gaussian_mixture."""
-    density_settings: Settings = APART
-    """Fields of the density's Config; those that stand here by themselves are of spn and 64 latents."""
+    density_settings: Settings = ()
+    """Fields of the density's Config, such as components=4; of spn those of a circuit that cuts between the sides."""
     context: Names = ("skin_mm", "rel_row", "rel_col")
     """Facts about a place that are given too: skin_mm, rel_row, rel_col, ring_density, image_density."""
     em: EM = EM()
@@ -111,10 +111,7 @@ class Pair(OfDataset, WithStep, MayFail):
 
         url, out = storage.absolute(self.detector), storage.absolute(self.out)
         trained = bundle.load(url)
-        of_spn = self.density == "spn" or self.density_settings != APART
-        request = DensityRequest(
-            self.density, self.density_settings if of_spn else (), context=self.context, em=self.em
-        )
+        request = DensityRequest(self.density, self.density_settings, context=self.context, em=self.em)
         pair_config(request, model_of(trained))  # what is wrong with it is said before Ray starts
         name, dataset = self.name or f"{trained.name}-{self.density}-other", self.opened()
         work = name, trained, dataset, request, self.step_mm, out, self.max_failures

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from rayad.datasets.exam import Exam
-
-OPPOSITE = {"L": "R", "R": "L"}
+from rayad.imaging.views import other_sides
 
 
 def with_other_sides(exams: Iterable[Exam], among: Sequence[Exam] = ()) -> list[Exam]:
@@ -16,11 +15,7 @@ def with_other_sides(exams: Iterable[Exam], among: Sequence[Exam] = ()) -> list[
     Args:
         among: where the other breasts are looked for, beside the exams themselves.
     """
-    exams = list(exams)
-    first: dict[tuple[str, str, str], Exam] = {}
-    for exam in sorted([*exams, *among], key=lambda exam: exam.exam_id):
-        first.setdefault((exam.patient_id, exam.view, exam.laterality), replace(exam, other=None))
-    return [
-        replace(exam, other=first.get((exam.patient_id, exam.view, OPPOSITE.get(exam.laterality, "none"))))
-        for exam in exams
-    ]
+    exams = [replace(exam, other=None) for exam in exams]
+    by_id = {exam.exam_id: replace(exam, other=None) for exam in (*exams, *among)}
+    others = other_sides({name: (exam.patient_id, exam.view, exam.laterality) for name, exam in by_id.items()})
+    return [replace(exam, other=by_id.get(others.get(exam.exam_id, ""))) for exam in exams]

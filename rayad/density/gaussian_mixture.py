@@ -90,7 +90,11 @@ class Mixture(Learned):
         patterns, pattern_of = z.isnan().unique(dim=0, return_inverse=True)
         scores = z.new_empty(len(z))
         for number, missing in enumerate(patterns):
-            rows, marginal = pattern_of == number, self._without(missing)
+            rows = pattern_of == number
+            if missing.all():
+                scores[rows] = 0.0
+                continue
+            marginal = self._without(missing)
             scores[rows] = in_parts(marginal._log_prob, z[rows][:, ~missing], self.means.numel())
         return scores
 

@@ -35,6 +35,11 @@ from rayad.tensors import Latents
 
 EACH = 240
 """Places of an image that are learned from, at most."""
+APART = ("replicas=1", "inputs=150")
+"""Of a circuit whose first cut is between the two sides: with one replica any of the distributions of one side goes
+with any of the other. Where both sides share a replica or a region, a place is taken to be far more like its
+counterpart than it is: held-out likelihood falls by 10 to 29 nats (docs/benchmark.md, "The other breast").
+"""
 
 
 def pair_detector(
@@ -96,8 +101,11 @@ def pair_config(request: DensityRequest, model: Part) -> Any:
         raise OptionError(f"the latents of {model.name} are codes, of which there is no mean around a place")
     if request.smooth or request.classes:
         raise OptionError("smooth and classes are for densities of patches; one of both breasts has neither")
+    if request.density == "spn" and not request.settings:
+        request = replace(request, settings=(f"first={model.module.latents}", *APART))
     config = density_config(request, model)
-    if getattr(config, "axes", "") == "principal" or not hasattr(config.build(2), "log_prob"):
+    variables = 2 * model.module.latents + len(request.context)
+    if getattr(config, "axes", "") == "principal" or not hasattr(config.build(variables), "log_prob"):
         raise OptionError(
             f"{request.density} with these settings cannot leave variables out, as a missing breast is: take spn over "
             "variables, mixture or gaussian_mixture"

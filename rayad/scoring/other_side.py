@@ -21,7 +21,7 @@ from rayad.arrays import GridMask
 from rayad.imaging.counterpart import counterparts
 from rayad.imaging.picture import Prepared
 from rayad.scoring import dense
-from rayad.tensors import Latents, Scores
+from rayad.tensors import Context, Latents, Scores
 
 WITHIN_MM = 8.0
 """Around a counterpart, the mean of whose latents is compared with: correspondences are no better than that. On healthy
@@ -58,7 +58,7 @@ def means_around(latents: Latents, tissue: GridMask, step_mm: float) -> Latents:
     return torch.stack([latents[near].mean(0) for near in around])
 
 
-def given_other(density: Any, latents: Latents, others: Latents, context: Latents) -> Scores:
+def given_other(density: Any, latents: Latents, others: Latents, context: Context) -> Scores:
     """-log p(z | z', c), in nats; what is missing (nan) in z' or c is left out.
 
     Args:
@@ -67,7 +67,7 @@ def given_other(density: Any, latents: Latents, others: Latents, context: Latent
     return _log_prob(density, None, others, context) - _log_prob(density, latents, others, context)
 
 
-def asymmetry(density: Any, latents: Latents, others: Latents, context: Latents) -> Scores:
+def asymmetry(density: Any, latents: Latents, others: Latents, context: Context) -> Scores:
     """log p(z | c) - log p(z | z', c), in nats: the negative pointwise mutual information of the two sides.
 
     Args:
@@ -77,6 +77,6 @@ def asymmetry(density: Any, latents: Latents, others: Latents, context: Latents)
     return given_other(density, latents, others, context) - given_other(density, latents, without, context)
 
 
-def _log_prob(density: Any, latents: Latents | None, others: Latents, context: Latents) -> Scores:
+def _log_prob(density: Any, latents: Latents | None, others: Latents, context: Context) -> Scores:
     known = torch.full_like(others, torch.nan) if latents is None else latents
     return density.log_prob(torch.cat([known, others, context], 1))

@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import nn
 
 from rayad.arrays import GridMask
@@ -20,15 +19,12 @@ from rayad.imaging.picture import Prepared
 from rayad.models._blocks import patch_of
 from rayad.options import PATCH_SIDES, PatchSide
 from rayad.scoring import dense, floors, other_side, residuals
-from rayad.tensors import Latents, Patches, Scores, like
+from rayad.tensors import Context, Latents, Patches, Scores, like
 
 BOTH_SIDES = ("other-side", "asymmetry")
 """Names of the scores of a density of both breasts (rayad/scoring/other_side.py)."""
 LATENT = ("likelihood", "novelty", "context", *BOTH_SIDES)
 """Names of a density's scores of latents."""
-
-Context = Float[torch.Tensor, "n k"]
-"""What is known of n places: a column a name."""
 
 
 @dataclass(frozen=True)
