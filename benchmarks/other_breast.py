@@ -292,6 +292,11 @@ def scores_of(density: Any, images: Sequence[Places]) -> Maps:
         maps[f"{name}, adjusted"] = {
             image.exam.exam_id: _adjusted(learned, maps[name][image.exam.exam_id], image) for image in images
         }
+    for whose in JUDGED:
+        unlike = maps[f"asymmetry, {whose}, adjusted"]
+        maps[f"p(z | place) + asymmetry, {whose}, adjusted"] = {
+            exam_id: values + unlike[exam_id] for exam_id, values in maps["p(z | place), adjusted"].items()
+        }
     return maps
 
 
@@ -341,13 +346,20 @@ def detection(maps: Maps, images: Sequence[Places]) -> tuple[list[dict[str, Any]
             pixel_auc = metrics.auroc(pooled.scores, pooled.anomalous)
             row[kind] = [len(each), round(pixel_auc, 3), round(mean(each.values()), 3)]
         rows.append(row)
-    tests = []
-    for adjusted in ("", ", adjusted"):
-        own = f"p(z | other, place), own{adjusted}"
-        for than in (f"p(z | place){adjusted}", f"p(z | other, place), another{adjusted}"):
-            tests += [
-                {"score": own, "than": than, "kind": kind, **_test(scored[own], scored[than], kind)} for kind in KINDS
-            ]
+    pairs = [
+        ("p(z | other, place), own", "p(z | place)"),
+        ("p(z | other, place), own", "p(z | other, place), another"),
+        ("p(z | other, place), own, adjusted", "p(z | place), adjusted"),
+        ("p(z | other, place), own, adjusted", "p(z | other, place), another, adjusted"),
+        ("asymmetry, own, adjusted", "asymmetry, another, adjusted"),
+        ("p(z | place) + asymmetry, own, adjusted", "p(z | place), adjusted"),
+        ("p(z | place) + asymmetry, own, adjusted", "p(z | place) + asymmetry, another, adjusted"),
+    ]
+    tests = [
+        {"score": name, "than": than, "kind": kind, **_test(scored[name], scored[than], kind)}
+        for name, than in pairs
+        for kind in KINDS
+    ]
     return rows, tests
 
 

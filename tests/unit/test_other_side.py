@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from rayad import storage
@@ -15,14 +16,19 @@ from rayad.density import gaussian_mixture, spn
 from rayad.density.em import EM, fit
 from rayad.errors import DatasetError, FormatError, OptionError
 from rayad.evaluation.metrics import auroc
+from rayad.heatmaps.answers import Result
+from rayad.heatmaps.drawing import Written
+from rayad.heatmaps.images import HeatmapRequest, asked_of
 from rayad.imaging.mammogram import Preprocessing
 from rayad.imaging.picture import Prepared
 from rayad.pipeline.calibrate import calibrate_detectors
 from rayad.pipeline.detectors import asked
+from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pipeline.pair import pair_detector
 from rayad.pipeline.requests import DensityRequest
 from rayad.pool import Here
 from rayad.scoring import bundle
+from rayad.scoring.calibrate import calibrate
 from rayad.scoring.check import faults
 from rayad.scoring.detector import Detector
 from rayad.scoring.other_side import asymmetry, given_other, means_around
@@ -30,6 +36,7 @@ from rayad.scoring.scores import LatentScore, ModelScore
 from tests.untrained import parts
 
 M, K = 3, 1
+MLO = HeatmapRequest(0.8, "MLO", 6.4)
 PHANTOMS = Dataset(patients=12, diseased=0.25, height=256, width=192, spacing_mm=0.8)
 
 
@@ -213,6 +220,31 @@ def test_images_of_a_data_set_come_with_their_other_side(paired, tmp_path):
     kept = [np.load(file)["scores"] for file in tmp_path.rglob(f"cae-other-*/{exam.exam_id}-*.npz")]
     assert np.array_equal(kept[0], detector.heatmap(prepared, 8).scores, equal_nan=True)
     assert calibrated.calibration is not None
+
+
+def test_a_table_says_which_image_shows_the_other_breast(paired, tmp_path):
+    detector, _ = paired
+    calibrated = detector.calibrated(calibrate({"a": [np.arange(4.0).reshape(2, 2)]}))
+    rows = ["url,patient,laterality,view"]
+    for exam in PHANTOMS.exams()[:3]:
+        pixels = (PHANTOMS.pixels(exam) * 65535).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{exam.exam_id}.png")
+        rows.append(f"{exam.exam_id}.png,{exam.patient_id},{exam.laterality},MLO")
+    (tmp_path / "images.csv").write_text("\n".join(rows))
+    table, request = str(tmp_path / "images.csv"), HeatmapRequest(0.8, "", 6.4)
+    asked_for, _ = asked_of([table], request)
+    assert [image.other and image.other.name[-6:] for image in asked_for] == ["0000-R", "0000-L", None]
+    done = list(write_heatmaps(Here(), calibrated, [table], request, str(tmp_path / "out"), Written(picture=False)))
+    alone = list(
+        write_heatmaps(
+            Here(), calibrated, [row.image for row in done], MLO, str(tmp_path / "alone"), Written(picture=False)
+        )
+    )
+    assert [isinstance(row, Result) for row in (*done, *alone)] == [True] * 6
+    assert [a.score == b.score for a, b in zip(done, alone, strict=True)] == [False, False, True]
+    (tmp_path / "images.csv").write_text("\n".join([*rows[:2], rows[2].replace(",R,", ",both,")]))
+    with pytest.raises(DatasetError, match=r"images\.csv: row 2: 'both' is no side"):
+        asked_of([table], request)
 
 
 def test_what_cannot_be_paired_is_refused(trained, paired, tmp_path):
