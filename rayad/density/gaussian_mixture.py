@@ -100,15 +100,15 @@ class Mixture(Learned):
 
     def _without(self, missing: Bool[Tensor, " m"]) -> "Mixture":
         """The mixture of the other variables alone."""
-        known = ~missing
+        observed = ~missing
         inverse = torch.linalg.inv(self.factors)
-        covariances = (inverse.mT @ inverse)[:, known][:, :, known]
-        marginal = Mixture(self.config, int(known.sum()))
+        covariances = (inverse.mT @ inverse)[:, observed][:, :, observed]
+        marginal = Mixture(self.config, int(observed.sum()))
         marginal.keep(
-            centre=self.centre[known],
-            scale=self.scale[known],
+            centre=self.centre[observed],
+            scale=self.scale[observed],
             log_weights=self.log_weights,
-            means=self.means[:, known],
+            means=self.means[:, observed],
             factors=torch.linalg.inv(torch.linalg.cholesky(covariances)).mT,
         )
         return marginal

@@ -58,8 +58,8 @@ def other_sides(images: Mapping[str, Shown]) -> dict[str, str]:
     first: dict[Shown, str] = {}
     for name in sorted(images):
         first.setdefault(images[name], name)
-    wanted = {name: (patient, view, OPPOSITE.get(side, "none")) for name, (patient, view, side) in images.items()}
-    return {name: first[shown] for name, shown in wanted.items() if shown in first}
+    opposite = {name: (patient, view, OPPOSITE.get(side, "none")) for name, (patient, view, side) in images.items()}
+    return {name: first[shown] for name, shown in opposite.items() if shown in first}
 
 
 def _letters(text: str) -> str:

@@ -78,5 +78,5 @@ def asymmetry(density: Any, latents: Latents, others: Latents, context: Context)
 
 
 def _log_prob(density: Any, latents: Latents | None, others: Latents, context: Context) -> Scores:
-    known = torch.full_like(others, torch.nan) if latents is None else latents
-    return density.log_prob(torch.cat([known, others, context], 1))
+    latents = torch.full_like(others, torch.nan) if latents is None else latents
+    return density.log_prob(torch.cat([latents, others, context], 1))
