@@ -109,7 +109,7 @@ def densities(latents: int) -> dict[str, Callable[[int], Any]]:
     }
 
 
-SCORED = ("spn, sides apart", "one Gaussian", "four Gaussians")
+SCORED = ("spn, sides apart", "one Gaussian")
 """Densities whose scores are judged."""
 
 
