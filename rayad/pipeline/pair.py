@@ -1,6 +1,7 @@
 """A trained model's latents of both breasts of healthy women to a detector that compares them."""
 
 import io
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,9 +33,12 @@ from rayad.scoring import bundle, dense
 from rayad.scoring.detector import Detector
 from rayad.scoring.scores import LatentScore, Part, paired_rows
 from rayad.tensors import Latents
+from rayad.terminal import say
 
 EACH = 240
 """Places of an image that are learned from, at most."""
+MARGINAL = ("spn", "mixture", "gaussian_mixture")
+"""Densities that answer with variables left out."""
 APART = ("replicas=1", "inputs=150")
 """Of a circuit whose first cut is between the two sides: with one replica any of the distributions of one side goes
 with any of the other. Where both sides share a replica or a region, a place is taken to be far more like its
@@ -86,7 +90,16 @@ def pair_detector(
         files[split] = tuple(_file(rows_url, exam) for exam, why in pairs if not why)
     density, history = _fitted(pool, files, config, request, rows_url, 2 * model.module.latents + len(request.context))
     storage.remove(rows_url)
-    training = {"density_training": history, "settings": repr(request.em), "seed": request.em.seed, "made_of": made_of}
+    for warning in history.get("warnings", ()):
+        say(f"rayad: {name}: {warning}", sys.stderr)
+    faults = [*trained.provenance.get("faults", []), *history.pop("faults")]
+    training = {
+        "faults": faults,
+        "density_training": history,
+        "settings": repr(request.em),
+        "seed": request.em.seed,
+        "made_of": made_of,
+    }
     origin = trained.provenance | training
     origin["train_minutes"] = origin.get("train_minutes", 0.0) + minutes_since(began)
     score = LatentScore(model, density, "other-side", request.context)
@@ -104,8 +117,7 @@ def pair_config(request: DensityRequest, model: Part) -> Any:
     if request.density == "spn" and not request.settings:
         request = replace(request, settings=(f"first={model.module.latents}", *APART))
     config = density_config(request, model)
-    variables = 2 * model.module.latents + len(request.context)
-    if getattr(config, "axes", "") == "principal" or not hasattr(config.build(variables), "log_prob"):
+    if getattr(config, "axes", "") == "principal" or request.density not in MARGINAL:
         raise OptionError(
             f"{request.density} with these settings cannot leave variables out, as a missing breast is: take spn over "
             "variables, mixture or gaussian_mixture"

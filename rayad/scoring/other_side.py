@@ -25,8 +25,9 @@ from rayad.tensors import Context, Latents, Scores
 
 WITHIN_MM = 8.0
 """Around a counterpart, the mean of whose latents is compared with: correspondences are no better than that. On healthy
-women of mini-MIAS the two sides have most in common so: 1.15 nats given the place, without a mean 0.98, with 20 mm
-0.94 (mutual information of Gaussians, measured on 14 women of whom nothing was learned)."""
+women of mini-MIAS, 14 of whom nothing was learned, the other breast then tells most of a place: by one Gaussian 1.30 nats
+given where the place lies, without a mean 0.96, with 20 mm 1.08.
+"""
 
 
 def other_latents(model: nn.Module, prepared: Prepared, step: int, tissue: GridMask) -> Latents:

@@ -254,9 +254,10 @@ def test_what_cannot_be_paired_is_refused(trained, paired, tmp_path):
 
     with pytest.raises(DatasetError, match=r"none of .* has one of the patient's other breast in the same view"):
         pair_detector(Here(), "x", trained, Onesided(patients=12), REQUEST, 6.4, str(tmp_path / "a"))
-    principal = replace(REQUEST, settings=("axes=principal",))
-    with pytest.raises(OptionError, match="cannot leave variables out"):
-        pair_detector(Here(), "x", trained, PHANTOMS, principal, 6.4, str(tmp_path / "a"))
+    for density, settings in (("spn", ("axes=principal",)), ("mahalanobis", ()), ("isolation_forest", ())):
+        request = replace(REQUEST, density=density, settings=settings)
+        with pytest.raises(OptionError, match=f"{density} with these settings cannot leave variables out"):
+            pair_detector(Here(), "x", trained, PHANTOMS, request, 6.4, str(tmp_path / "a"))
     with pytest.raises(OptionError, match="smooth and classes are for densities of patches"):
         pair_detector(Here(), "x", trained, PHANTOMS, replace(REQUEST, smooth=True), 6.4, str(tmp_path / "a"))
     detector, _ = paired
