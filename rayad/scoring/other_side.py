@@ -24,9 +24,9 @@ from rayad.scoring import dense
 from rayad.tensors import Context, Latents, Scores
 
 WITHIN_MM = 8.0
-"""Around a counterpart, the mean of whose latents is compared with: correspondences are no better than that. On healthy
-women of mini-MIAS, 14 of whom nothing was learned, the other breast then tells most of a place: by one Gaussian 1.30 nats
-given where the place lies, without a mean 0.96, with 20 mm 1.08.
+"""Around a counterpart, the mean of whose latents is compared with: correspondences are no better than that. To 14
+healthy women of mini-MIAS of whom nothing was learned the other breast then tells most of a place: by one Gaussian
+1.30 nats given where the place lies, without a mean 0.96, with 20 mm 1.08.
 """
 
 
