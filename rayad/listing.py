@@ -85,6 +85,8 @@ def _scores() -> Iterator[str]:
         "likelihood": "How unlikely the latents are, -log p(z); of densities.",
         "novelty": "How far the latents are from the healthy ones; of detectors without a density.",
         "context": "How unlikely the latents are for their place, -log p(z | place); of densities with a context.",
+        "other-side": "How unlikely the latents are for this woman, -log p(z | other breast, place); `rayad pair`.",
+        "asymmetry": "How much less likely her other breast makes the latents, log p(z) - log p(z | other breast).",
     }
     assert latent.keys() == set(LATENT)
     groups: dict[str, Mapping[str, str | Callable[..., Any]]] = {

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 Patches = Float[Tensor, "n c h w"]
 Latents = Float[Tensor, "n m"]
+Context = Float[Tensor, "n k"]
+"""What is known of n places: a column a fact."""
 Scores = Float[Tensor, " n"]
 
 

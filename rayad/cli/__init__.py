@@ -39,6 +39,7 @@ COMMANDS = {
     "ingest": "images.IngestCommand",
     "train": "learning.Train",
     "fit-density": "learning.FitDensity",
+    "pair": "learning.Pair",
     "sweep": "learning.Sweep",
     "rescore": "detectors.Rescore",
     "combine": "detectors.Combine",

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from rayad import catalog, storage
-from rayad.cli.shared import OnCluster, ReadsImages, open_dataset, place
+from rayad.cli.shared import MayFail, OfDataset, OnCluster, ReadsImages, WithStep, open_dataset, place
 from rayad.datasets.exam import read_by
 from rayad.density.em import EM
 from rayad.errors import FormatError, OptionError, TrainingError
 from rayad.fit import Schedule
-from rayad.options import Millimetres, Settings, SpacingOrNone
+from rayad.options import Millimetres, Names, Settings, SpacingOrNone
 from rayad.outputs import claimed
 from rayad.patches.corpus import Corpus
 from rayad.pipeline.requests import DensityRequest, Search, TrainRequest, part
@@ -82,6 +82,41 @@ class FitDensity(DensityRequest, OnCluster):
         require_fits(model.name, model.config, corpus)
         with claimed(out, "a detector", [detector, corpus.url]), connected(self.address, self.workers) as pool:
             fit_detector(pool, name, corpus, trained, request, out)
+        say(f"The detector is at {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(OfDataset, WithStep, MayFail):
+    """Fit a density to places of both breasts of healthy women, as a detector that scores a place given the other."""
+
+    detector: str
+    """URL of a trained detector, whose model gives the latents."""
+    out: str
+    """Folder or URL of the new detector; it is not calibrated."""
+    name: str = ""
+    """Name of the detector; empty: the trained detector's and the density's, such as cae-spn-other."""
+    density: str = "spn"
+    """A density that answers with variables left out: spn, mixture or gaussian_mixture."""
+    density_settings: Settings = ()
+    """Fields of the density's Config, such as components=4; of spn those of a circuit that cuts between the sides."""
+    context: Names = ("skin_mm", "rel_row", "rel_col")
+    """Facts about a place that are given too: skin_mm, rel_row, rel_col, ring_density, image_density."""
+    em: EM = EM()
+    workers: Workers = Workers()
+
+    def __call__(self) -> None:
+        from rayad.on_ray.pool import connected
+        from rayad.pipeline.detectors import model_of
+        from rayad.pipeline.pair import pair_config, pair_detector
+
+        url, out = storage.absolute(self.detector), storage.absolute(self.out)
+        trained = bundle.load(url)
+        request = DensityRequest(self.density, self.density_settings, context=self.context, em=self.em)
+        pair_config(request, model_of(trained))  # what is wrong with it is said before Ray starts
+        name, dataset = self.name or f"{trained.name}-{self.density}-other", self.opened()
+        work = name, trained, dataset, request, self.step_mm, out, self.max_failures
+        with claimed(out, "a detector", [url, *read_by(dataset)]), connected(self.address, self.workers) as pool:
+            pair_detector(pool, *work)
         say(f"The detector is at {self.out}")
 
 

@@ -45,6 +45,6 @@ def file_name(exam_id: str) -> str:
 
 def _files(exam: Exam) -> list[str]:
     """The URLs of image and masks, and of the files that URL#PART, as of a segment, may be a part of."""
-    urls = [exam.url, *(lesion.mask_url for lesion in exam.lesions)]
+    urls = [exam.url, *(lesion.mask_url for lesion in exam.lesions), *(_files(exam.other) if exam.other else ())]
     containers = (url.rpartition("#")[0] for url in urls if "#" in url)
     return [url for url in (*urls, *containers) if url]

@@ -7,7 +7,7 @@ A data set is a module of this folder that has a frozen dataclass ``Dataset`` wi
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,7 @@ from skimage.draw import polygon, polygon_perimeter
 
 from rayad import storage
 from rayad.arrays import Image, Mask, Pixels
-from rayad.errors import DatasetError
+from rayad.errors import DatasetError, ImageError
 from rayad.imaging import raster
 from rayad.imaging.picture import Source
 from rayad.imaging.plausibility import Doubt, forced
@@ -72,10 +72,14 @@ class Exam:
     """Part into which the data set's makers put it: train, validation, calibration or test; empty: into none."""
     split: str = field(default="", repr=False, compare=False)
     """Split that a list of images gives it; empty: `splits.assign` does."""
+    other: "Exam | None" = field(default=None, repr=False)
+    """The patient's other breast in the same view, where it is asked for (rayad/datasets/sides.py)."""
 
     def described(self) -> dict[str, Any]:
         """All that its image and its truth are made of, for JSON: no part or split, which change neither."""
-        return {name: value for name, value in asdict(self).items() if name not in ("part", "split")}
+        alone = asdict(replace(self, other=None))
+        facts = {name: value for name, value in alone.items() if name not in ("part", "split", "other")}
+        return facts | ({"other": self.other.described()} if self.other else {})
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,15 @@ def reasons(left_out: Iterable[Excluded]) -> list[dict[str, Any]]:
 
 
 def source_of(dataset: Images, exam: Exam) -> Source:
-    """The exam's image, and what is known of it."""
-    return Source(dataset.pixels(exam), exam.spacing_mm, exam.view, exam.density, forced(), exam.doubts, exam.wall)
+    """The exam's image and that of the other breast, where it has one, and what is known of them."""
+    other, doubts = None, exam.doubts
+    if exam.other:
+        try:
+            other = source_of(dataset, exam.other)
+        except ImageError as error:
+            doubts = (*doubts, Doubt("other", f"the other breast is left out: {error}"))
+    pixels = dataset.pixels(exam)
+    return Source(pixels, exam.spacing_mm, exam.view, exam.density, forced(), doubts, exam.wall, other)
 
 
 def in_order(exams: Iterable[Exam]) -> list[Exam]:

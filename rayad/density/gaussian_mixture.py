@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -83,8 +84,34 @@ class Mixture(Learned):
         }
 
     def log_prob(self, z: Latents) -> Scores:
-        """log p(z), in nats."""
-        return in_parts(self._log_prob, z, self.means.numel())
+        """log p(z), in nats; where values are missing (nan), of the others (the marginal)."""
+        if not z.isnan().any():
+            return in_parts(self._log_prob, z, self.means.numel())
+        patterns, pattern_of = z.isnan().unique(dim=0, return_inverse=True)
+        scores = z.new_empty(len(z))
+        for number, missing in enumerate(patterns):
+            rows = pattern_of == number
+            if missing.all():
+                scores[rows] = 0.0
+                continue
+            marginal = self._without(missing)
+            scores[rows] = in_parts(marginal._log_prob, z[rows][:, ~missing], self.means.numel())
+        return scores
+
+    def _without(self, missing: Bool[Tensor, " m"]) -> "Mixture":
+        """The mixture of the other variables alone."""
+        observed = ~missing
+        inverse = torch.linalg.inv(self.factors)
+        covariances = (inverse.mT @ inverse)[:, observed][:, :, observed]
+        marginal = Mixture(self.config, int(observed.sum()))
+        marginal.keep(
+            centre=self.centre[observed],
+            scale=self.scale[observed],
+            log_weights=self.log_weights,
+            means=self.means[:, observed],
+            factors=torch.linalg.inv(torch.linalg.cholesky(covariances)).mT,
+        )
+        return marginal
 
     def _log_prob(self, z: Latents) -> Scores:
         deviations = self.standardized(z) @ self.factors - (self.means[:, None] @ self.factors)  # k n m

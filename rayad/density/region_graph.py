@@ -26,8 +26,11 @@ Scopes = Int64[Tensor, "l w"]
 """The variables of each leaf region; places that a smaller region does not fill hold the number of variables."""
 
 
-def random_scopes(variables: int, depth: int, replicas: int, seed: int) -> Scopes:
+def random_scopes(variables: int, depth: int, replicas: int, seed: int, first: int = 0) -> Scopes:
     """Draw a region graph and return the scopes of its replicas * 2**depth leaf regions.
+
+    Args:
+        first: how many of the variables, the first ones, the first cut parts from the others; 0: it cuts at random.
 
     Raises:
         OptionError: fewer variables than the 2**depth leaf regions of a replica, or a size out of range.
@@ -46,9 +49,15 @@ def random_scopes(variables: int, depth: int, replicas: int, seed: int) -> Scope
             f"{replicas} replicas of {variables} variables in {2**depth} regions are too large a graph: at most"
             f" {MOST_PLACES} variables and {MOST_REGIONS} regions in all replicas"
         )
+    if first and not (depth and 2 ** (depth - 1) <= min(first, variables - first)):
+        raise OptionError(
+            f"a first cut behind {first} of {variables} variables leaves a side with fewer than the 2**{depth - 1} "
+            f"regions that depth {depth} makes of each; depth must be at least 1"
+        )
     generator = np.random.default_rng(seed)
-    level = [generator.permutation(variables) for _ in range(replicas)]
-    for _ in range(depth):
+    level = [generator.permutation(first) for _ in range(replicas) if first]
+    level += [first + generator.permutation(variables - first) for _ in range(replicas)]
+    for _ in range(depth - bool(first)):
         halves = [np.array_split(region, 2) for region in level]
         level = [left for left, _ in halves] + [right for _, right in halves]
     scopes = np.full((len(level), max(map(len, level))), variables)

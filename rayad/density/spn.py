@@ -75,6 +75,9 @@ class Config:
     """D: how often the variables are cut in two; 2**depth may not exceed their number."""
     replicas: Size = 50
     """R: random region graphs."""
+    first: Annotated[int, Within(0, 65_536)] = 0
+    """Variables, the first ones, that the first cut parts from the others, such as those of one of two images; 0: it
+    cuts at random."""
     seed: Seed = 0
     """Random seed of the region graphs."""
     min_variance: Share = 1e-3
@@ -203,7 +206,7 @@ class SPN(nn.Module):
     def __init__(self, config: Config, variables: int) -> None:
         super().__init__()
         self.config = config
-        scopes = random_scopes(variables, config.depth, config.replicas, config.seed)
+        scopes = random_scopes(variables, config.depth, config.replicas, config.seed, config.first)
         states = config.states_of(variables)
         principal = config.axes == "principal"
         self.standardization = PrincipalAxes(variables) if principal else Standardization(variables, states)
@@ -359,9 +362,8 @@ class SPN(nn.Module):
 
     def faults(self) -> Iterator[str]:
         """What no learning leaves behind: parameters that are none, or regions that do not follow from the seed."""
-        expected = random_scopes(
-            self.standardization.centre.numel(), self.config.depth, self.config.replicas, self.config.seed
-        )
+        config, variables = self.config, self.standardization.centre.numel()
+        expected = random_scopes(variables, config.depth, config.replicas, config.seed, config.first)
         if not torch.equal(self.leaves.scopes, expected.to(self.leaves.scopes)):
             yield f"the regions are not those of seed {self.config.seed}"
         for number, layer in enumerate(self.layers()):

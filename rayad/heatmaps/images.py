@@ -12,9 +12,10 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
 from rayad.imaging.files import kind_of
 from rayad.imaging.picture import Source
+from rayad.imaging.plausibility import Doubt
 from rayad.terminal import warn_once
 
-COLUMNS = ("url", "spacing_mm", "view")
+COLUMNS = ("url", "spacing_mm", "view", "patient", "laterality")
 """Of a table of images; but for the first they may be missing or empty."""
 LEAST_MM, MOST_MM = 0.01, 100.0
 """mm a pixel that an image can have."""
@@ -52,6 +53,22 @@ def opened(file: str, channels: int, request: HeatmapRequest) -> Source:
     if (unsuitable := dicom.header(file).unsuitable) and "kind" not in request.force:  # before a large file is read
         raise ImageError(f"{file}: {unsuitable}")
     return _of_dicom(dicom.read_bytes(file), file, request)
+
+
+def with_other(image: "ImageRequest", channels: int) -> Source:
+    """An image as `opened` gives it, with that of the other breast, where it has one that can be read.
+
+    Raises:
+        ImageError, StorageError: as `opened`, of the image itself.
+    """
+    source = opened(image.file, channels, image.request)
+    if image.other is None:
+        return source
+    try:
+        return replace(source, other=opened(image.other.file, channels, image.other.request))
+    except ImageError as error:
+        doubt = Doubt("other", f"the other breast is left out: {error}")
+        return replace(source, doubts=(*source.doubts, doubt))
 
 
 def decoded(data: bytes, name: str, channels: int, request: HeatmapRequest) -> Source:
@@ -96,13 +113,16 @@ class ImageRequest:
     """Of its heatmap."""
     request: HeatmapRequest
     """What is said of it."""
+    other: "ImageRequest | None" = None
+    """The patient's other breast in the same view, where a table says which image shows it."""
 
 
 def asked_of(places: Sequence[str], request: HeatmapRequest) -> tuple[list[ImageRequest], list[str]]:
     """The images of files, folders and tables, and what else is in the folders.
 
     A table (CSV or parquet, rayad/tables.py) has a row an image: its `url`, below the table's folder where it is
-    relative, and where they are known `spacing_mm` and `view`, which go before those of the request.
+    relative, and where they are known `spacing_mm` and `view`, which go before those of the request; by `patient`,
+    `view` and `laterality` (L or R) images find that of the other breast.
 
     Raises:
         DatasetError: a table that cannot be understood.
@@ -111,22 +131,25 @@ def asked_of(places: Sequence[str], request: HeatmapRequest) -> tuple[list[Image
         StorageError: a folder or table cannot be read.
     """
     table_requests: dict[str, HeatmapRequest] = {}
+    others: dict[str, str] = {}
     files_and_folders: list[str] = []
     for place in places:
         if place.lower().endswith(tables.ENDINGS):
-            rows = _rows(place, request)
+            rows, sides = _rows(place, request)
             table_requests |= rows
+            others |= views.other_sides(sides)
             files_and_folders += rows
         else:
             files_and_folders.append(place)
     files, left_out = found_in(files_and_folders)
-    return [
-        ImageRequest(file, name, table_requests.get(file, request)) for file, name in named(_some(files, places))
-    ], left_out
+    requests = {
+        file: ImageRequest(file, name, table_requests.get(file, request)) for file, name in named(_some(files, places))
+    }
+    return [replace(image, other=requests.get(others.get(file, ""))) for file, image in requests.items()], left_out
 
 
-def _rows(url: str, request: HeatmapRequest) -> dict[str, HeatmapRequest]:
-    """The images of a table, with what is said of each."""
+def _rows(url: str, request: HeatmapRequest) -> tuple[dict[str, HeatmapRequest], dict[str, views.Shown]]:
+    """The images of a table, with what is said of each, and whose side each is where the table says it."""
     header, rows, separator = tables.cells(url)
     if "url" not in header:
         columns = f"columns {', '.join(header)}" + f", separated by {separator!r}" * bool(separator)
@@ -134,6 +157,7 @@ def _rows(url: str, request: HeatmapRequest) -> dict[str, HeatmapRequest]:
     if unused := [name for name in header if name not in COLUMNS]:
         warn_once(f"{url}: columns that are not used: {', '.join(unused)}")
     images: dict[str, HeatmapRequest] = {}
+    sides: dict[str, views.Shown] = {}
     for line, cells in enumerate(rows, start=1):
         row = dict.fromkeys(COLUMNS, "") | dict(zip(header, cells, strict=False))
         if len(cells) != len(header) or not row["url"]:
@@ -142,7 +166,16 @@ def _rows(url: str, request: HeatmapRequest) -> dict[str, HeatmapRequest]:
         if file in images:
             raise OptionError(f"{file}: this image is given twice")
         images[file] = _of_row(f"{url}: row {line}", row, request)
-    return images
+        if row["patient"] and row["laterality"]:
+            sides[file] = row["patient"], images[file].view, _side(f"{url}: row {line}", row["laterality"])
+    return images, sides
+
+
+def _side(row_name: str, text: str) -> str:
+    try:
+        return views.side(text)
+    except ValueError as error:
+        raise DatasetError(f"{row_name}: {error}") from None
 
 
 def _of_row(row_name: str, row: Mapping[str, str], request: HeatmapRequest) -> HeatmapRequest:

@@ -14,6 +14,7 @@ from rayad.errors import ImageError, OptionError
 from rayad.imaging import plausibility
 from rayad.imaging.breast import find_breast, find_clutter, find_pectoral
 from rayad.imaging.picture import Prepared, Source
+from rayad.imaging.plausibility import Doubt
 from rayad.imaging.spacing import resample
 from rayad.options import Spacing, Within
 
@@ -95,7 +96,16 @@ class Preprocessing:
         background = working[~breast & ~hidden]
         stored = np.where(hidden, np.median(background) if background.size else np.float32(0), working)
         picture = intensity(stored, tissue, self)
-        return Prepared(stored, picture, breast, tissue, self.spacing_mm, source, hidden, tuple(doubts))
+        other, unreadable = self._other(source.other)
+        doubts += unreadable
+        return Prepared(stored, picture, breast, tissue, self.spacing_mm, source, hidden, tuple(doubts), other)
+
+    def _other(self, source: Source | None) -> tuple[Prepared | None, list[Doubt]]:
+        """The other breast, or why there is none; it is no reason to refuse this one."""
+        try:
+            return (self.prepare(source) if source else None), []
+        except ImageError as error:
+            return None, [Doubt("other", f"the other breast is left out: {error}")]
 
 
 def intensity(stored: Pixels, tissue: Mask, preprocessing: Preprocessing) -> Pixels:

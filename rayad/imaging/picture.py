@@ -35,6 +35,8 @@ class Source:
     """L, R or "" where it is not known."""
     patient: str = field(default="", repr=False)
     """Hash of the patient's identifier, for comparison; empty: the file has none."""
+    other: "Source | None" = None
+    """The image of the patient's other breast in the same view, where there is one and it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Prepared:
     """Where labels and text were painted over; None: nowhere."""
     doubts: tuple[Doubt, ...] = ()
     """What may be wrong with the image."""
+    other: "Prepared | None" = None
+    """The other breast, where its source has one that can be prepared."""
 
     @property
     def shown(self) -> Image:

@@ -17,7 +17,7 @@ from rayad.imaging.breast import chest_wall
 
 VARIABLE = "RAYAD_FORCE"
 """Of the environment: the kinds that are overruled, with commas."""
-Kind = Literal["polarity", "frame", "size", "depth", "side", "far", "kind"]
+Kind = Literal["polarity", "frame", "size", "depth", "side", "far", "kind", "other"]
 KINDS: dict[Kind, str] = {
     "polarity": "air is bright: an inverted image, or none of a breast",
     "frame": "a bright frame around the picture, as of a picture of a screen",
@@ -26,6 +26,7 @@ KINDS: dict[Kind, str] = {
     "side": "the header says two sides, or its chest wall is not where that of the picture is",
     "far": "as a whole it is unlike the healthy images that a detector was calibrated on; told, never refused",
     "kind": "no standard view of a whole breast: implant, spot, magnification, synthetic, specimen, test",
+    "other": "the image of the other breast cannot be compared with; told, never refused",
 }
 BRIGHT_AIR, PALE_AIR = 0.3, 0.15
 """What 40 of 100 places along the border are darker than, as a share of the brightest: of 829 real images 0.06 at most,

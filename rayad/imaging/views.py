@@ -1,7 +1,11 @@
 """Views of a mammogram and sides of the body, as tables, headers and people write them."""
 
 import re
+from collections.abc import Mapping
 
+Shown = tuple[str, str, str]
+"""Patient, view, and side (L, R or "") that an image shows."""
+OPPOSITE = {"L": "R", "R": "L"}
 WORDS = {
     "MLO": ("mlo", "oblique", "mediolateraloblique", "mediolateralobliqueview", "schräg", "schrägaufnahme"),
     "CC": ("cc", "craniocaudal", "cranialcaudal", "kraniokaudal"),
@@ -47,6 +51,15 @@ def view(text: str) -> tuple[str, str]:
             if rest != word and rest in _VIEW:
                 return _VIEW[rest], letter
     raise ValueError(f"{text!r} is no view of a breast, such as {', '.join(WORDS)}")
+
+
+def other_sides(images: Mapping[str, Shown]) -> dict[str, str]:
+    """Image -> that of the same patient's other breast in the same view, where there is one; of several, the first."""
+    first: dict[Shown, str] = {}
+    for name in sorted(images):
+        first.setdefault(images[name], name)
+    opposite = {name: (patient, view, OPPOSITE.get(side, "none")) for name, (patient, view, side) in images.items()}
+    return {name: first[shown] for name, shown in opposite.items() if shown in first}
 
 
 def _letters(text: str) -> str:

@@ -55,7 +55,7 @@ def adjust_detectors(
     """
     require_names(detectors)
     require_shares(detectors, dataset)
-    exams = exams_of(dataset, "train")
+    exams = exams_of(dataset, "train", detectors)
     plain = [replace(detector, adjustment=None, calibration=None) for detector in detectors]
     learned_from = fingerprint([contents(dataset, exams), step_mm])
     requests = [_request(d, smoothing, learned_from) for d, smoothing in zip(plain, smoothings, strict=True)]

@@ -44,7 +44,7 @@ def calibrate_detectors(
             member.step(step_mm)
     served = split == "calibration" and not division_of(dataset).calibration
     split = "validation" if served else split
-    exams, left_out = not_taught_by(detectors, exams_of(dataset, split))
+    exams, left_out = not_taught_by(detectors, exams_of(dataset, split, detectors))
     if left_out:
         say(f"{split}: {left_out}", sys.stderr)
     exam_contents = contents(dataset, exams)

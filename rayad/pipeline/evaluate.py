@@ -100,7 +100,7 @@ def evaluate(
     for detector in detectors:
         detector.step(options.step_mm)
     judged = [*detectors, *chain.from_iterable(other_seeds)]
-    exams, left_out = not_taught_by(judged, exams_of(dataset, options.split))
+    exams, left_out = not_taught_by(judged, exams_of(dataset, options.split, judged))
     if left_out:
         say(f"{options.split}: {left_out}", sys.stderr)
     detector_hashes = [

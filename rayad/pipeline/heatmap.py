@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from rayad import bounded, bounds, storage
@@ -16,7 +16,7 @@ from rayad.errors import FormatError, OptionError, reason
 from rayad.fingerprint import fingerprint
 from rayad.heatmaps.answers import ROW, Failure, Result, Row
 from rayad.heatmaps.drawing import USUAL, Written, arrays_and_picture
-from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, opened
+from rayad.heatmaps.images import HeatmapRequest, ImageRequest, asked_of, with_other
 from rayad.heatmaps.judgement import judge
 from rayad.imaging.picture import Prepared
 from rayad.outputs import require_apart
@@ -62,6 +62,8 @@ def write_heatmaps(
     if written.counterfactual and (lacking := counterfactual.lacking(detector)):
         raise OptionError(f"{lacking}: there is no healthy version of an image by it")
     image_requests, left_out = asked_of(images, request)
+    if not detector.both_sides:
+        image_requests = [replace(image, other=None) for image in image_requests]
     require_apart(url, [image.file for image in image_requests])  # a table may name what lies in the target
     if left_out:
         number = len(left_out) + len(image_requests)
@@ -73,7 +75,14 @@ def write_heatmaps(
         for heatmap_request in {image.request for image in image_requests}
     }
     made_of = {
-        image.file: fingerprint([request_hashes[image.request], versions[image.file]]) for image in image_requests
+        image.file: fingerprint(
+            [
+                fact
+                for each in filter(None, (image, image.other))
+                for fact in (request_hashes[each.request], versions[each.file])
+            ]
+        )
+        for image in image_requests
     }
     with Rows(url) as rows:
         rows.require_free([(image.file, image.name) for image in image_requests])
@@ -102,7 +111,7 @@ class Writer:
     @staticmethod
     def prepare(detector: Detector, url: str, written: Written, device: str, image: ImageRequest) -> Prepared:
         """The image as the call needs it."""
-        return detector.preprocessing.prepare(opened(image.file, detector.preprocessing.channels, image.request))
+        return detector.preprocessing.prepare(with_other(image, detector.preprocessing.channels))
 
     def __call__(self, image: ImageRequest, prepared: Callable[[], Prepared] | None = None) -> Row:
         prepared = prepared or partial(self.prepare, self.detector, self.url, self.written, self.device, image)

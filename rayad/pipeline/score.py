@@ -13,6 +13,7 @@ import numpy as np
 from rayad import bounded, bounds, storage
 from rayad.datasets.content import contents, file_name
 from rayad.datasets.exam import Exam, Images, listed, source_of
+from rayad.datasets.sides import with_other_sides
 from rayad.datasets.splits import SEVERAL, assign
 from rayad.errors import DatasetError, reason
 from rayad.evaluation.metrics import Scored, truth_on_grid
@@ -86,10 +87,16 @@ class ScoredImage:
         )
 
 
-def exams_of(dataset: Images, split: str) -> list[Exam]:
-    """The exams of a split, of `EVERY` or `LABEL_FREE`; DatasetError if there are none."""
+def exams_of(dataset: Images, split: str, detectors: Sequence[Detector] = ()) -> list[Exam]:
+    """The exams of a split, of `EVERY` or `LABEL_FREE`; DatasetError if there are none.
+
+    Args:
+        detectors: that will see them: where one looks at the other breast, each exam has it.
+    """
     exams, _ = listed(dataset)
     chosen = in_split(exams, split)
+    if any(detector.both_sides for detector in detectors):
+        chosen = with_other_sides(chosen, exams)
     if not chosen:
         raise DatasetError(f"no image of {len(exams)} is in the {split} split")
     return chosen

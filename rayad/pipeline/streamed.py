@@ -43,7 +43,7 @@ def streamed(
     require_shares(detectors, dataset)
     for detector in detectors:
         detector.step(options.step_mm)
-    exams, left_out = not_taught_by(detectors, exams_of(dataset, options.split))
+    exams, left_out = not_taught_by(detectors, exams_of(dataset, options.split, detectors))
     if left_out:
         say(f"{options.split}: {left_out}", sys.stderr)
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))

@@ -65,6 +65,12 @@ class Detector:
         return self.score.density if isinstance(self.score, LatentScore) else None
 
     @property
+    def both_sides(self) -> bool:
+        """Whether it looks at the other breast too, or a member does."""
+        own = isinstance(self.score, LatentScore) and self.score.both_sides
+        return own or any(member.both_sides for member in self.members)
+
+    @property
     def members(self) -> "tuple[Detector, ...]":
         """The detectors whose scores are combined."""
         return self.score.members if isinstance(self.score, Combined | Taught) else ()

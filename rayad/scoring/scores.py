@@ -10,7 +10,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import nn
 
 from rayad.arrays import GridMask
@@ -19,14 +18,13 @@ from rayad.imaging.context import context
 from rayad.imaging.picture import Prepared
 from rayad.models._blocks import patch_of
 from rayad.options import PATCH_SIDES, PatchSide
-from rayad.scoring import dense, floors, residuals
-from rayad.tensors import Latents, Patches, Scores, like
+from rayad.scoring import dense, floors, other_side, residuals
+from rayad.tensors import Context, Latents, Patches, Scores, like
 
-LATENT = ("likelihood", "novelty", "context")
+BOTH_SIDES = ("other-side", "asymmetry")
+"""Names of the scores of a density of both breasts (rayad/scoring/other_side.py)."""
+LATENT = ("likelihood", "novelty", "context", *BOTH_SIDES)
 """Names of a density's scores of latents."""
-
-Context = Float[torch.Tensor, "n k"]
-"""What is known of n places: a column a name."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,8 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class LatentScore:
-    """A score of a model's latents by a density: -log p(z), its own novelty, or -log p(z | c) given the place."""
+    """A score of a model's latents by a density: -log p(z), its own novelty, -log p(z | c) given the place, or what the
+    other breast says."""
 
     model: Part
     density: Part
@@ -126,11 +125,17 @@ class LatentScore:
             raise OptionError(f"no score {self.name!r} of latents; a density has {', '.join(LATENT)}")
         if not hasattr(self.density.module, "novelty" if self.name == "novelty" else "log_prob"):
             raise OptionError(f"{self.density.name} has no {self.name}")
-        variables = self.model.module.latents + len(self.context)
+        sides = 2 if self.both_sides else 1
+        variables = sides * self.model.module.latents + len(self.context)
         if self.density.variables != variables:
             raise OptionError(
                 f"the density is of {self.density.variables} variables, but model and context give {variables}"
             )
+
+    @property
+    def both_sides(self) -> bool:
+        """Whether the density is of both breasts: images come with that of the other one."""
+        return self.name in BOTH_SIDES
 
     def places(self, prepared: Prepared, step: int, tissue: GridMask) -> np.ndarray:
         """Scores of the tissue's places, row by row."""
@@ -140,16 +145,22 @@ class LatentScore:
                 scores = dense.likelihood(model, density.log_prob, prepared.pixels, step, tissue)
             elif self.name == "novelty":
                 scores = dense.latent_scores(model, density.novelty, prepared.pixels, step, tissue)
-            else:
+            elif self.name == "context":
                 latents = dense.encode(model, prepared.pixels, step, tissue)
                 scores = in_context(density, latents, self._context(prepared, step, tissue))
+            else:
+                rows = paired_rows(model, prepared, step, tissue, self.context)
+                score = other_side.asymmetry if self.name == "asymmetry" else other_side.given_other
+                scores = score(density, *(part.to(rows[0]) for part in rows))
         return scores.cpu().numpy()
 
     @property
     def faster_together(self) -> bool:
         """Whether several images take fewer passes: on a GPU. On a CPU a batch of tiles leaves the cache."""
         model = self.model.module
-        return self.name != "context" and not isinstance(model, Conditional) and like(model).device.type != "cpu"
+        if self.name not in ("likelihood", "novelty") or isinstance(model, Conditional):
+            return False
+        return like(model).device.type != "cpu"
 
     def places_together(self, images: Sequence[Prepared], step: int, tissues: Sequence[GridMask]) -> list[np.ndarray]:
         """Scores of several images' places, each as `places` gives it alone."""
@@ -162,8 +173,7 @@ class LatentScore:
 
     def _context(self, prepared: Prepared, step: int, tissue: GridMask) -> Context:
         """What is known of the tissue's places, n and a column a name."""
-        maps, grid = context(prepared, patch_of(self.model.module)), _grid(prepared, step)
-        return torch.from_numpy(np.stack([maps[name][grid][tissue] for name in self.context], 1))
+        return known_of(prepared, step, tissue, self.context, patch_of(self.model.module))
 
 
 def in_context(density: Any, latents: Latents, context: Context) -> Scores:
@@ -174,6 +184,24 @@ def in_context(density: Any, latents: Latents, context: Context) -> Scores:
     missing = torch.full_like(latents, torch.nan)
     context = context.to(latents)
     return density.log_prob(torch.cat([missing, context], 1)) - density.log_prob(torch.cat([latents, context], 1))
+
+
+def known_of(prepared: Prepared, step: int, tissue: GridMask, names: Sequence[str], patch_px: int) -> Context:
+    """What is known of the tissue's places, n and a column a name of `imaging.context.CONTEXT`."""
+    if not names:
+        return torch.empty(int(tissue.sum()), 0)
+    maps, grid = context(prepared, patch_px), _grid(prepared, step)
+    return torch.from_numpy(np.stack([maps[name][grid][tissue] for name in names], 1))
+
+
+def paired_rows(
+    model: nn.Module, prepared: Prepared, step: int, tissue: GridMask, names: Sequence[str]
+) -> tuple[Latents, Latents, Context]:
+    """Of the tissue's places: the latents, those of the other breast, and what is known of the place."""
+    model = told(model, prepared)
+    latents = dense.encode(model, prepared.pixels, step, tissue)
+    others = other_side.other_latents(model, prepared, step, tissue).to(latents)
+    return latents, others, known_of(prepared, step, tissue, names, patch_of(model))
 
 
 def scores_of(model: Part) -> list[str]:

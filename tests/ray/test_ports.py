@@ -40,6 +40,7 @@ def test_every_command_that_starts_ray_listens_on_the_loopback_alone(tmp_path):
         "fit-density": ("--detector", trained, "--corpus", corpus, "--out", fitted, "--em.epochs", "2"),
         "sweep": ("--detector", trained, "--corpus", corpus, "--out", str(tmp_path / "sweep"), "--space", "inputs=2..4",
                   "--search.trials", "2", "--search.seeds", "1", "--em.epochs", "2"),
+        "pair": ("--detector", trained, *PHANTOMS, "--out", str(tmp_path / "paired"), "--em.epochs", "2"),
         "calibrate": (*others, *PHANTOMS, "--scores", scores),
         "combine": (*others, *PHANTOMS, "--scores", scores, "--out", str(tmp_path / "both"), "--name", "both"),
         "adjust": ("--detector", fitted, *PHANTOMS, "--out", str(tmp_path / "adjusted"), "--name", "adjusted"),

@@ -43,3 +43,19 @@ def test_a_seed_gives_one_graph_and_replicas_differ():
 def test_impossible_graphs_are_refused(variables: int, depth: int, replicas: int, message: str):
     with pytest.raises(OptionError, match=message):
         random_scopes(variables, depth, replicas, seed=0)
+
+
+@pytest.mark.parametrize(("variables", "depth", "first"), [(9, 1, 4), (13, 3, 5), (2, 1, 1)])
+def test_a_first_cut_parts_the_first_variables_from_the_others(variables: int, depth: int, first: int):
+    rows = random_scopes(variables, depth, 3, 0, first).tolist()
+    level = [set(row) - {variables} for row in rows]
+    for _ in range(depth - 1):
+        half = len(level) // 2
+        level = [level[q] | level[q + half] for q in range(half)]
+    assert level == [set(range(first))] * 3 + [set(range(first, variables))] * 3
+
+
+def test_a_first_cut_that_leaves_a_side_too_small_is_refused():
+    for depth, first in ((0, 2), (2, 1), (2, 8), (1, 9), (1, 10)):
+        with pytest.raises(OptionError, match=f"a first cut behind {first} of 9 variables"):
+            random_scopes(9, depth, 1, 0, first)
