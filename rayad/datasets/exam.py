@@ -176,7 +176,8 @@ def source_of(dataset: Images, exam: Exam) -> Source:
         except ImageError as error:
             doubts = (*doubts, Doubt("other", f"the other breast is left out: {error}"))
     pixels = dataset.pixels(exam)
-    return Source(pixels, exam.spacing_mm, exam.view, exam.density, forced(), doubts, exam.wall, other)
+    facts = exam.spacing_mm, exam.view, exam.density, forced(), doubts, exam.wall, exam.laterality
+    return Source(pixels, *facts, other=other)
 
 
 def in_order(exams: Iterable[Exam]) -> list[Exam]:

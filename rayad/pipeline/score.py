@@ -94,12 +94,15 @@ def exams_of(dataset: Images, split: str, detectors: Sequence[Detector] = ()) ->
         detectors: that will see them: where one looks at the other breast, each exam has it.
     """
     exams, _ = listed(dataset)
-    chosen = in_split(exams, split)
-    if any(detector.both_sides for detector in detectors):
-        chosen = with_other_sides(chosen, exams)
+    chosen = seen_by(detectors, in_split(exams, split), exams)
     if not chosen:
         raise DatasetError(f"no image of {len(exams)} is in the {split} split")
     return chosen
+
+
+def seen_by(detectors: Sequence[Detector], chosen: Sequence[Exam], exams: Sequence[Exam]) -> list[Exam]:
+    """Some of a data set's exams, each with that of the other breast where a detector looks at it."""
+    return with_other_sides(chosen, exams) if any(d.both_sides for d in detectors) else list(chosen)
 
 
 def in_split(exams: Sequence[Exam], split: str) -> list[Exam]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rayad import bounds
 from rayad.datasets.content import contents
-from rayad.datasets.exam import Exam, Images, Lesion, circle_mask, source_of
+from rayad.datasets.exam import Exam, Images, Lesion, circle_mask, listed, source_of
 from rayad.errors import ImageError, reason
 from rayad.evaluation.metrics import truth_on_grid
 from rayad.fingerprint import fingerprint
@@ -19,7 +19,7 @@ from rayad.pipeline.combine import compared_with_healthy
 from rayad.pipeline.detectors import alike, identity, inherited, patient_hash, require_names, require_shares
 from rayad.pipeline.labelled import Labelled, healthy_images, labelled_images
 from rayad.pipeline.requests import TeachRequest
-from rayad.pipeline.score import KeptScores, Preparation, score, tolerate, unscored
+from rayad.pipeline.score import KeptScores, Preparation, score, seen_by, tolerate, unscored
 from rayad.pool import Pool
 from rayad.scoring import teaching
 from rayad.scoring.dense import places
@@ -136,7 +136,8 @@ def _described(
     max_failures: int,
 ) -> tuple[list[Described], list[Exam]]:
     """Places of the images that could be scored, and these images."""
-    exams, lost = [*(image.exam for image in labelled), *healthy], dict[str, str]()
+    exams = seen_by(members, [*(image.exam for image in labelled), *healthy], listed(dataset)[0])
+    lost = dict[str, str]()
     for group in alike(members):
         label = f"images that teach, {', '.join(d.name for d in group)}"
         _, failures = score(pool, group, dataset, exams, step_mm, url, label, max_failures)
