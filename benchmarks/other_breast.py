@@ -34,6 +34,7 @@ from rayad.imaging.picture import Prepared, step_px
 from rayad.imaging.position import position
 from rayad.imaging.spacing import resample_mask
 from rayad.patches.sample import generator
+from rayad.pipeline.detectors import model_of
 from rayad.pipeline.pair import EACH
 from rayad.scoring import bundle, dense
 from rayad.scoring.adjustment import Adjustment, adjust
@@ -149,7 +150,7 @@ def gathered(dataset: mias.Dataset, detector: Detector, out: Path) -> list[Place
         alone[exam.exam_id] = torch.load(file, weights_only=False)
     pairs_file = out / "counterparts.pt"
     if not pairs_file.exists():
-        pairs = [(exam, other) for exam in exams for other in (exam.other, strangers[exam.exam_id])]
+        pairs = [(exam, other) for exam in exams for other in (other_of(exam), strangers[exam.exam_id])]
         torch.save(
             {(a.exam_id, b.exam_id): _counterparts(alone[a.exam_id], alone[b.exam_id]) for a, b in pairs}, pairs_file
         )
@@ -180,10 +181,16 @@ def _diseased(exam: Exam, exams: Sequence[Exam]) -> bool:
     return any(other.anomalous for other in exams if other.patient_id == exam.patient_id)
 
 
+def other_of(exam: Exam) -> Exam:
+    """The image of the other breast, which every exam here has."""
+    assert exam.other is not None
+    return exam.other
+
+
 def _places(
     exam: Exam, split: str, stranger: Exam, alone: Mapping[str, "Alone"], found: Mapping[tuple[str, str], np.ndarray]
 ) -> Places:
-    image, others = alone[exam.exam_id], {"own": exam.other.exam_id, "another": stranger.exam_id}
+    image, others = alone[exam.exam_id], {"own": other_of(exam).exam_id, "another": stranger.exam_id}
     numbers = {whose: found[exam.exam_id, other] for whose, other in others.items()}
     return Places(
         exam,
@@ -218,7 +225,7 @@ def _alone(dataset: mias.Dataset, detector: Detector, exam: Exam) -> Alone:
     grid = dense.places(image.stored.shape[0], image.stored.shape[1], step)
     tissue = image.tissue[np.ix_(*grid)]
     with torch.inference_mode():
-        latents, _, context = paired_rows(detector.model.module, image, step, tissue, PLACE)
+        latents, _, context = paired_rows(model_of(detector).module, image, step, tissue, PLACE)
     truth: dict[str, np.ndarray] = {}
     for lesion in exam.lesions:
         places = np.zeros_like(tissue)
