@@ -55,7 +55,7 @@ def test_two_detectors_of_one_name_are_refused(stage, tmp_path):
         lambda one, images, out: evaluate(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
         lambda one, images, out: streamed(Here(), [one], images, Evaluation("phantom", "", "test", 3.2), out),
     ],
-    ids=["calibrate", "adjust", "evaluate", "streamed"],
+    ids=["calibrate", "adjust", "teach", "evaluate", "streamed"],
 )
 def test_patients_that_may_have_been_learned_from_are_refused(stage, tmp_path):
     shares = Division(train=0.7)
