@@ -156,6 +156,7 @@ def test_labels_of_images_alone_teach(scores):
     assert f"taught by labels of images in {len(images)} images" in made.provenance["settings"]
 
 
+@pytest.mark.long
 def test_as_many_lesions_teach_as_are_wanted_and_the_seed_draws_them(scores):
     drawn = [taught(scores, TeachRequest(marked=2, seed=seed)).provenance["taught_by"] for seed in (0, 0, 1, 2, 3)]
     assert drawn[0] == drawn[1]
@@ -170,6 +171,7 @@ def test_as_many_lesions_teach_as_are_wanted_and_the_seed_draws_them(scores):
         TeachRequest(readings="x.csv", marked=3)
 
 
+@pytest.mark.long
 def test_the_command(exported, tmp_path, capsys):
     bundle.save(BRIGHT, str(tmp_path / "bright"))
     bundle.save(TOP_HAT, str(tmp_path / "raised"))

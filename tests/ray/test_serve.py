@@ -117,7 +117,8 @@ def test_the_numbers_are_the_library_s_whatever_is_scored_beside(served, images)
 def test_an_answer_is_json_a_picture_or_arrays(served, images):
     answer = served.score(images[0])
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json()["image"] == {"rows": 256, "columns": 192, "spacing_mm": 0.8}
+    size = {"rows": 256, "columns": 192, "spacing_mm": 0.8}
+    assert answer.json()["image"] == size | {"view": "MLO", "laterality": ""}
     assert answer.json()["detector"]["name"] == "spn"
     picture = served.score(images[0], "image/png;q=0.9, text/plain")
     assert picture.headers["content-type"] == "image/png"

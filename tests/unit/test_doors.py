@@ -10,9 +10,9 @@ from PIL import Image
 from served import PATIENTS, made, png
 
 from rayad.errors import ImageError
+from rayad.heatmaps import images
 from rayad.heatmaps.answers import Failure, Result
 from rayad.heatmaps.images import HeatmapRequest, decoded
-from rayad.pipeline import heatmap
 from rayad.pipeline.heatmap import write_heatmaps
 from rayad.pool import Here
 from rayad.scoring import bundle
@@ -53,8 +53,8 @@ def test_an_error_that_nobody_expected_is_a_row_too(tmp_path, monkeypatch):
             raise ZeroDivisionError("division\nby zero")
         return opened(file, *arguments)
 
-    opened = heatmap.opened
-    monkeypatch.setattr(heatmap, "opened", broken)
+    opened = images.opened
+    monkeypatch.setattr(images, "opened", broken)
     rows = list(write_heatmaps(Here(), made(0), [str(tmp_path)], HeatmapRequest(0.8, "MLO"), str(tmp_path / "out")))
     assert [row.reason for row in rows if isinstance(row, Failure)] == ["it failed: ZeroDivisionError: division"]
     assert isinstance(rows[1], Failure)
