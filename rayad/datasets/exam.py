@@ -18,7 +18,7 @@ from rayad.arrays import Image, Mask, Pixels
 from rayad.errors import DatasetError, ImageError
 from rayad.imaging import raster
 from rayad.imaging.picture import Source
-from rayad.imaging.plausibility import Doubt, forced
+from rayad.imaging.plausibility import Doubt, forced, without_other
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def source_of(dataset: Images, exam: Exam) -> Source:
         try:
             other = source_of(dataset, exam.other)
         except ImageError as error:
-            doubts = (*doubts, Doubt("other", f"the other breast is left out: {error}"))
+            doubts = (*doubts, without_other(error))
     pixels = dataset.pixels(exam)
     facts = exam.spacing_mm, exam.view, exam.density, forced(), doubts, exam.wall, exam.laterality
     return Source(pixels, *facts, other=other)

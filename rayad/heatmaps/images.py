@@ -12,7 +12,7 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging import dicom, raster, views
 from rayad.imaging.files import kind_of
 from rayad.imaging.picture import Source
-from rayad.imaging.plausibility import Doubt
+from rayad.imaging.plausibility import without_other
 from rayad.terminal import warn_once
 
 COLUMNS = ("url", "spacing_mm", "view", "patient", "laterality")
@@ -67,8 +67,7 @@ def with_other(image: "ImageRequest", channels: int) -> Source:
     try:
         return replace(source, other=opened(image.other.file, channels, image.other.request))
     except ImageError as error:
-        doubt = Doubt("other", f"the other breast is left out: {error}")
-        return replace(source, doubts=(*source.doubts, doubt))
+        return replace(source, doubts=(*source.doubts, without_other(error)))
 
 
 def decoded(data: bytes, name: str, channels: int, request: HeatmapRequest) -> Source:

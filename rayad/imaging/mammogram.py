@@ -105,7 +105,7 @@ class Preprocessing:
         try:
             return (self.prepare(source) if source else None), []
         except ImageError as error:
-            return None, [Doubt("other", f"the other breast is left out: {error}")]
+            return None, [plausibility.without_other(error)]
 
 
 def intensity(stored: Pixels, tissue: Mask, preprocessing: Preprocessing) -> Pixels:

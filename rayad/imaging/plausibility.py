@@ -54,6 +54,11 @@ class Doubt:
     sentence: str
 
 
+def without_other(error: ImageError) -> Doubt:
+    """The doubt about an image whose other breast cannot be compared with, and why it cannot."""
+    return Doubt("other", f"the other breast is left out: {error}")
+
+
 def use(kinds: Iterable[str]) -> None:
     """Overrule doubts of these kinds, in this process and all that it starts.
 

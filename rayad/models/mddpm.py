@@ -61,7 +61,10 @@ class Config:
         if self.width < 1:
             raise OptionError(f"width of a diffusion model must be at least 1, not {self.width}")
         if self.blocks < 1 or min(self.multiples, default=0) < 1:
-            raise OptionError("blocks and each of multiples of a diffusion model must be at least 1")
+            raise OptionError(
+                "blocks and each of multiples of a diffusion model must be at least 1, not "
+                f"{self.blocks} and {self.multiples}"
+            )
         if self.patch_px % self.reduction:
             raise OptionError(
                 f"maps of {self.patch_px} px cannot be halved {len(self.multiples) - 1} times (multiples)"

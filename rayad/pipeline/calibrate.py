@@ -1,6 +1,5 @@
 """Detectors to calibrated detectors: scores of healthy patients that serve nothing else."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,12 +7,11 @@ from rayad.datasets.content import contents
 from rayad.datasets.exam import Images
 from rayad.datasets.splits import division_of
 from rayad.fingerprint import fingerprint
-from rayad.pipeline.detectors import identity, not_taught_by, require_names, require_shares
-from rayad.pipeline.score import exams_of, score
+from rayad.pipeline.detectors import identity, require_names, require_shares
+from rayad.pipeline.score import exams_to_judge, score
 from rayad.pool import Pool
 from rayad.scoring.calibrate import calibrate
 from rayad.scoring.detector import Detector
-from rayad.terminal import say
 
 
 def calibrate_detectors(
@@ -28,8 +26,7 @@ def calibrate_detectors(
     """Give detectors that share their preprocessing their p-values, from healthy patients that serve nothing else.
 
     Patients whose labels taught one of them are left out, which a line on the terminal says. Where the data set has no
-    share of patients for that, validation patients say what healthy scores are, and every
-    p-value is 1.
+    share of patients for that, validation patients say what healthy scores are, and every p-value is 1.
 
     Args:
         step_mm: distance of the scored places.
@@ -44,9 +41,7 @@ def calibrate_detectors(
             member.step(step_mm)
     served = split == "calibration" and not division_of(dataset).calibration
     split = "validation" if served else split
-    exams, left_out = not_taught_by(detectors, exams_of(dataset, split, detectors))
-    if left_out:
-        say(f"{split}: {left_out}", sys.stderr)
+    exams, _ = exams_to_judge(dataset, split, detectors)
     exam_contents = contents(dataset, exams)
     requests = [fingerprint([identity(d), step_mm, exam_contents]) for d in detectors]
     if all(

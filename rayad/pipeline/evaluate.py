@@ -1,6 +1,5 @@
 """Detectors on the images of a labelled data set: the figures, the pictures and the page."""
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +21,13 @@ from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
 from rayad.pipeline import pictures
-from rayad.pipeline.detectors import not_taught_by, require_names, require_shares, require_unseen
-from rayad.pipeline.score import ScoredImage, exams_of, identity, score
+from rayad.pipeline.detectors import require_names, require_shares, require_unseen
+from rayad.pipeline.score import ScoredImage, exams_to_judge, identity, score
 from rayad.pool import Pool
 from rayad.scoring import bundle
 from rayad.scoring.calibrate import Calibration
 from rayad.scoring.detector import Detector
 from rayad.scoring.regions import ALARM
-from rayad.terminal import say
 
 NO_CORPORA: Mapping[str, Corpus] = MappingProxyType({})
 FEW_RESAMPLES = 20
@@ -100,9 +98,7 @@ def evaluate(
     for detector in detectors:
         detector.step(options.step_mm)
     judged = [*detectors, *chain.from_iterable(other_seeds)]
-    exams, left_out = not_taught_by(judged, exams_of(dataset, options.split, judged))
-    if left_out:
-        say(f"{options.split}: {left_out}", sys.stderr)
+    exams, left_out = exams_to_judge(dataset, options.split, judged)
     detector_hashes = [
         [(identity(d), d.origin("calibrated_on"), *filter(None, [d.rule])) for d in run]
         for run in (detectors, *other_seeds)

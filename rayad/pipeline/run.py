@@ -198,8 +198,9 @@ class Run:
 
     def heading(self, detector: Detector) -> str:
         """The heading under which the table has a detector."""
-        if isinstance(detector.score, Combined | Taught):
-            return "Combined" if isinstance(detector.score, Combined) else "Taught by labels"
+        of_members = {Combined: "Combined", Taught: "Taught by labels"}.get(type(detector.score))
+        if of_members:
+            return of_members
         learned = {ModelScore: "Image models", LatentScore: "Latents"}.get(type(detector.score), "Learn nothing")
         return ", ".join(filter(None, [learned, self._pictures[detector.origin("corpus")]]))
 

@@ -23,7 +23,7 @@ from rayad.imaging.picture import Prepared, described, step_px
 from rayad.imaging.plausibility import Doubt
 from rayad.imaging.spacing import resample_mask
 from rayad.patches.sample import leaves_image
-from rayad.pipeline.detectors import identity
+from rayad.pipeline.detectors import identity, not_taught_by
 from rayad.pool import Pool
 from rayad.scoring.dense import places
 from rayad.scoring.detector import Detector, Heatmap
@@ -98,6 +98,20 @@ def exams_of(dataset: Images, split: str, detectors: Sequence[Detector] = ()) ->
     if not chosen:
         raise DatasetError(f"no image of {len(exams)} is in the {split} split")
     return chosen
+
+
+def exams_to_judge(dataset: Images, split: str, detectors: Sequence[Detector]) -> tuple[list[Exam], str]:
+    """The exams of a split but for patients whose labels taught a detector, and a sentence that counts these, which
+    stands on the terminal; empty: there are none.
+
+    Raises:
+        DatasetError: there is no exam in the split.
+        OptionError: all of its patients taught.
+    """
+    exams, left_out = not_taught_by(detectors, exams_of(dataset, split, detectors))
+    if left_out:
+        say(f"{split}: {left_out}", sys.stderr)
+    return exams, left_out
 
 
 def seen_by(detectors: Sequence[Detector], chosen: Sequence[Exam], exams: Sequence[Exam]) -> list[Exam]:

@@ -4,7 +4,6 @@ No score leaves its worker, so memory does not grow with the images. Figures ove
 precision, best Dice), without intervals; for those, and for figures of single images and exams, see `evaluate`.
 """
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from rayad.datasets.exam import Exam, Images
 from rayad.evaluation import metrics, streaming
 from rayad.evaluation.streaming import Histogram
 from rayad.imaging.picture import Prepared, Preprocessing, step_px
-from rayad.pipeline.detectors import not_taught_by, require_names, require_shares, require_unseen
+from rayad.pipeline.detectors import require_names, require_shares, require_unseen
 from rayad.pipeline.evaluate import Evaluation, calibration_of
-from rayad.pipeline.score import KeptScores, Preparation, ScoreExam, exams_of, score_exam, tolerate, unscored
+from rayad.pipeline.score import KeptScores, Preparation, ScoreExam, exams_to_judge, score_exam, tolerate, unscored
 from rayad.pool import Pool
 from rayad.scoring.detector import Detector
-from rayad.terminal import say
 
 Counts = dict[tuple[str, str], Histogram]
 """Detector and kind of lesion -> counts of places; only of images that hold the kind."""
@@ -43,9 +41,7 @@ def streamed(
     require_shares(detectors, dataset)
     for detector in detectors:
         detector.step(options.step_mm)
-    exams, left_out = not_taught_by(detectors, exams_of(dataset, options.split, detectors))
-    if left_out:
-        say(f"{options.split}: {left_out}", sys.stderr)
+    exams, left_out = exams_to_judge(dataset, options.split, detectors)
     kinds = options.kinds or tuple(sorted({lesion.kind for e in exams for lesion in e.lesions}))
     groups: dict[Preprocessing, list[Detector]] = defaultdict(list)
     for detector in detectors:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 from uuid import uuid4
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -149,10 +149,19 @@ def build(backend: Backend, reading: AllowList, writing: AllowList, limits: Limi
 STEP = "distance of the places, mm; 0: that of the detector's calibration, which p-values are for"
 Number = Annotated[str, Path(description="id of a batch", examples=[answers.BATCH["id"]])]
 Detector = Annotated[str, Query(max_length=200, description="name of a detector; empty: the default")]
-SpacingMm = Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")]
-View = Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")]
-StepMm = Annotated[float, Query(ge=0, le=100, description=STEP)]
-Force = Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")]
+
+
+async def _asked(
+    spacing_mm: Annotated[float, Query(ge=0, le=10, description="mm a pixel, if the image does not say it")] = 0.0,
+    view: Annotated[Literal["", "MLO", "CC"], Query(description="if the image does not say it")] = "",
+    step_mm: Annotated[float, Query(ge=0, le=100, description=STEP)] = 0.0,
+    force: Annotated[str, Query(pattern=FORCE, description="doubts about the image that are overruled")] = "",
+) -> HeatmapRequest:
+    """How images are scored, by the query."""
+    return HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
+
+
+Asked = Annotated[HeatmapRequest, Depends(_asked)]
 SCORE = {
     "requestBody": {
         "required": True,
@@ -210,11 +219,8 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
     @router.post("/score", openapi_extra=SCORE, response_class=Response, responses=responses)
     async def score(
         http: Request,
+        request: Asked,
         detector: Detector = "",
-        spacing_mm: SpacingMm = 0.0,
-        view: View = "",
-        step_mm: StepMm = 0.0,
-        force: Force = "",
         include: Annotated[str, Query(pattern="^((pixels|counterfactual)(,|$))*$", description="of npz, png")] = "",
         object: Annotated[Literal["", "sc", "seg", "sr", "pm"], Query(description="one DICOM object alone")] = "",
     ) -> Response:
@@ -227,23 +233,14 @@ def _scoring(backend: Backend, reading: AllowList, limits: Limits) -> APIRouter:
         backend.check_room(caller)
         data = await uploads.image(http, reading, limits)
         with backend.room(caller):
-            request = HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
             scored = await backend.score(served, data, request, caller)
             return await _answer(backend, scored, kind, data, extra, object)
 
     @router.post("/studies", openapi_extra=STUDY, responses=document.problems(415))
-    async def study(
-        http: Request,
-        detector: Detector = "",
-        spacing_mm: SpacingMm = 0.0,
-        view: View = "",
-        step_mm: StepMm = 0.0,
-        force: Force = "",
-    ) -> Study:
+    async def study(http: Request, request: Asked, detector: Detector = "") -> Study:
         """Score the images of one patient together: a form with a field image for each file, or {"urls": [...]}."""
         served, caller = _chosen(backend, detector), http.state.caller
         backend.check_room(caller)
-        request = HeatmapRequest(spacing_mm, view, step_mm, tuple(filter(None, force.split(","))))
 
         async def score(data: bytes) -> ServedScore:
             if not data:

@@ -2,11 +2,14 @@
 
 import os
 from contextlib import contextmanager
+from copy import deepcopy
 
 import pytest
 from playwright.sync_api import sync_playwright
 
+from rayad.datasets.phantom import Dataset
 from tests.conftest import missing
+from tests.contract import phantom
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -19,6 +22,21 @@ def chromium():
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return phantom(Dataset(patients=4))
+
+
+@pytest.fixture
+def server(drawn):
+    """Two detectors of one phantom, whose answers a test may change."""
+    contract = deepcopy(drawn)
+    running = contract.start()
+    yield contract
+    running.shutdown()
+    running.server_close()
 
 
 @contextmanager

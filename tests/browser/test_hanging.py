@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from rayad.datasets.phantom import Dataset
 from tests.browser.test_viewer import give, opened, press, scored, screen
-from tests.contract import MIRRORED, phantom
-
-
-@pytest.fixture(scope="module")
-def server():
-    contract = phantom(Dataset(patients=4))
-    running = contract.start()
-    yield contract
-    running.shutdown()
-    running.server_close()
+from tests.contract import MIRRORED
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import csv
 import io
 from contextlib import contextmanager
-from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -11,27 +10,11 @@ from playwright.sync_api import expect
 
 from rayad import tables
 from rayad.datasets import labels
-from rayad.datasets.phantom import Dataset
 from tests.browser.test_viewer import opened, press, scored
-from tests.contract import phantom
 
 COLUMNS = ["image", "row", "col", "radius", "reading", "detector", "sha256"]
 SHA256 = "0123456789abcdef" * 4
 ROWS, COLS = 512, 384
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    return phantom(Dataset(patients=4))
-
-
-@pytest.fixture
-def server(drawn):
-    contract = deepcopy(drawn)
-    running = contract.start()
-    yield contract
-    running.shutdown()
-    running.server_close()
 
 
 @pytest.fixture

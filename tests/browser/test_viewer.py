@@ -4,34 +4,17 @@ import base64
 import json
 import re
 from contextlib import contextmanager
-from copy import deepcopy
 
 import numpy as np
 import pytest
 from matplotlib import colormaps
 from playwright.sync_api import expect
 
-from rayad.datasets.phantom import Dataset
 from rayad.evaluation import figures
-from tests.contract import CSP, batch, phantom
+from tests.contract import CSP, batch
 
 PNG = b"\x89PNG\r\n"
 HOSTILE = '<img src="x" onerror="document.title=1"><script>document.title=1</script>'
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    return phantom(Dataset(patients=4))
-
-
-@pytest.fixture
-def server(drawn):
-    """Two detectors of one phantom, whose answers a test may change."""
-    contract = deepcopy(drawn)
-    running = contract.start()
-    yield contract
-    running.shutdown()
-    running.server_close()
 
 
 @contextmanager
