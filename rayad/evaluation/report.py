@@ -18,7 +18,7 @@ from PIL import Image
 from rayad import storage
 from rayad.errors import FormatError
 from rayad.evaluation import images_of, svg
-from rayad.evaluation.results import MIXED, Results, read
+from rayad.evaluation.results import MIXED, TAUGHT, Results, read
 from rayad.terminal import shortened
 
 QUALITY = 85
@@ -160,7 +160,7 @@ def render(results: Results, figures: list[str]) -> str:
         costs=results.costs,
         drawings=drawings(results),
         beside=beside(results),
-        mixed=any(MIXED in remark for remark in results.remarks.values()),
+        shown_lesions=any(word in remark for remark in results.remarks.values() for word in (MIXED, TAUGHT)),
         answerable=any(image.get("findings") or image.get("shape") for image in results.images),
         reader_script=reader_script(),
     )

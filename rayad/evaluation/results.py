@@ -9,8 +9,8 @@ from rayad.terminal import shortened
 
 SCHEMA = 1
 """Of results.json; those that say none are of this one too."""
-MIXED = "learned from diseased patients too"
-"""How a remark on a row says so."""
+MIXED, TAUGHT = "learned from diseased patients too", "patients taught it"
+"""How a remark on a row says that its detector was shown lesions: in training, or by labels."""
 Row = dict[str, Any]
 
 

@@ -16,7 +16,7 @@ from rayad.datasets.splits import EVERY, LABEL_FREE, assign
 from rayad.errors import OptionError
 from rayad.evaluation import ranks, report, seeds, table, verdicts
 from rayad.evaluation.metrics import ANY, Scored
-from rayad.evaluation.results import MIXED, Results
+from rayad.evaluation.results import MIXED, TAUGHT, Results
 from rayad.fingerprint import fingerprint
 from rayad.imaging.picture import Preprocessing, described
 from rayad.patches.corpus import Corpus
@@ -301,7 +301,7 @@ def _remark(detector: Detector) -> str:
     if mixed := detector.provenance.get("mixed"):
         remarks.append(f"{MIXED} ({mixed:.0%} of those for choices)")
     if patients := detector.provenance.get("taught_by"):
-        remarks.append(f"labels of {len(patients)} patients taught it")
+        remarks.append(f"labels of {len(patients)} {TAUGHT}")
     return "; ".join(remarks)
 
 

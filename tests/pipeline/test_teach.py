@@ -94,6 +94,8 @@ def test_a_patient_who_taught_is_never_judged(scores, tmp_path, capsys):
     assert first not in {image["patient_id"] for image in results["images"]}
     assert len(results["images"]) == len(left)
     assert results["remarks"] == {"taught": "labels of 1 patients taught it"}
+    page = storage.read_bytes(f"{tmp_path}/index.html").decode()
+    assert "none was shown a real lesion, but those whose row says so." in page
     assert sentence.replace("both", "taught") + "." in results["notes"]
     assert "test: " + sentence.replace("both", "taught") in capsys.readouterr().err
     streamed(Here(), [made], DATASET, Evaluation("phantom", ""), str(tmp_path / "streamed"))
